@@ -1,0 +1,65 @@
+// The stages' common vocabulary on the host: tensors as pointer, length, dtype; options; results.
+//
+// Ownership: pointers are borrowed for the call. `current` and `reference` are only read and may be
+// the same memory; `out` may equal `reference` (every new value is computed before the first is
+// written). All functions are reentrant; parallelism inside a call never changes a result.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/frame.hpp"
+#include "core/residual.hpp"
+#include "status.hpp"
+
+namespace resfed {
+
+enum class Role : uint8_t {
+  kMatrix = 0,    // lossy, two or more dimensions
+  kVector = 1,    // lossy, scaled per tensor: biases, norms, running statistics
+  kLossless = 2,  // integers, bool, excluded tensors
+};
+
+struct Tensor {
+  const void* current = nullptr;  // encode only
+  const void* reference = nullptr;
+  void* out = nullptr;  // receives the recovered tensor; may be null
+  uint64_t n_elems = 0;
+  uint32_t elem_bytes = 4;  // 1, 2, 4 or 8
+  DType dtype = DType::kFloat32;  // of lossy tensors
+  Role role = Role::kMatrix;
+};
+
+// Threshold, step: how the quantizer follows the selection.
+struct StepRule {
+  double ratio = 0.55;   // threshold / step
+  unsigned bits = 0;     // if not 0: 2^(bits - 1) levels between threshold and maximum
+  bool automatic = true; // ratio is a default: keep the step from falling far below the data
+};
+
+struct EncodeOptions {
+  uint64_t layout_digest = 0;
+  uint64_t k_matrix = 0;  // the target when neither of the two below is set
+  uint64_t k_vector = 0;
+  uint64_t max_bytes = 0;    // 0: no bound
+  double max_error = -1.0;   // < 0: no bound
+  uint64_t vector_share = 1; // with max_bytes: vectors are sent this many times as densely
+  StepRule step;
+  unsigned slice_log2 = kDefaultSliceLog2;
+  std::vector<uint64_t> exclusions;  // for the frame; those tensors have role kLossless
+};
+
+// Throws Failure. On success the recovered tensors stand in `out` where that is not null.
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options);
+
+// Verifies the checksum and reads the frame. Throws Failure.
+Frame open_payload(const uint8_t* payload, size_t n_bytes);
+
+// All or nothing: throws Failure before the first write to any `out`.
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
+            const std::vector<Tensor>& tensors);
+
+int num_threads();
+void set_num_threads(int n);  // n >= 1
+
+}  // namespace resfed

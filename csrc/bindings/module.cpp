@@ -1,0 +1,141 @@
+// The native module: a table of contents. Public documentation is in the Python layer.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "api.hpp"
+#include "bindings/tensor_view.hpp"
+#include "core/initial_states.hpp"
+#include "cpu/residual.hpp"
+#include "cpu/slice.hpp"
+#if defined(RESFED_CUDA)
+#include "cuda/probe.hpp"
+#endif
+
+namespace py = pybind11;
+using namespace resfed;
+
+namespace {
+
+py::bytes encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
+  const std::vector<Tensor> tensors = tensors_from(rows);
+  std::vector<uint8_t> payload;
+  {
+    const py::gil_scoped_release unlocked;
+    payload = encode(tensors, options);
+  }
+  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+}
+
+std::string_view view(const py::bytes& payload) { return payload; }
+const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8_t*>(v.data()); }
+
+void decode_tensors(const py::bytes& payload, uint64_t layout_digest, const py::sequence& rows) {
+  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::string_view bytes = view(payload);
+  const py::gil_scoped_release unlocked;
+  decode(data_of(bytes), bytes.size(), layout_digest, tensors);
+}
+
+py::dict quantizer_dict(const Quantizer& q) {
+  py::list offsets;
+  for (uint32_t i = 0; i < q.n_offsets; ++i) offsets.append(q.offsets[i]);
+  return py::dict(py::arg("threshold") = q.threshold, py::arg("step") = q.step,
+                  py::arg("offsets") = offsets);
+}
+
+py::dict inspect_payload(const py::bytes& payload) {
+  const std::string_view bytes = view(payload);
+  const Frame f = open_payload(data_of(bytes), bytes.size());
+  py::dict d;
+  d["format_version"] = kFormatVersion;
+  d["slice_log2"] = f.slice_log2;
+  d["layout_digest"] = f.layout_digest;
+  d["reference_check"] = f.reference_check;
+  d["n_matrix"] = f.n_matrix;
+  d["n_vector"] = f.n_vector;
+  d["n_lossless"] = f.n_lossless;
+  d["k_matrix"] = f.k_matrix;
+  d["k_vector"] = f.k_vector;
+  d["n_changed"] = f.n_changed;
+  d["matrix"] = quantizer_dict(f.matrix);
+  d["vector"] = quantizer_dict(f.vector);
+  d["exponents"] = f.exponents;
+  d["exclusions"] = f.exclusions;
+  d["slice_bytes"] = f.slice_bytes;
+  d["n_lossy_slices"] = f.lossy_partition().n_slices;
+  d["quantizer_offset"] = f.quantizer_offset;
+  d["table_offset"] = f.table_offset;
+  d["slices_offset"] = f.slices_offset;
+  return d;
+}
+
+py::list state_list(const InitialState* states, uint32_t n) {
+  py::list list;
+  for (uint32_t i = 0; i < n; ++i) list.append(py::make_tuple(states[i].probability, states[i].count));
+  return list;
+}
+
+py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
+                unsigned slice_log2) {
+  std::vector<SentSymbol> symbols;
+  for (size_t i = 0; i < indices.size(); ++i) symbols.push_back({indices[i], levels[i]});
+  std::vector<uint64_t> ends;
+  const std::vector<uint16_t> decisions = trace_decisions(symbols, slice_log2, &ends);
+  return py::make_tuple(
+      py::bytes(reinterpret_cast<const char*>(decisions.data()), 2 * decisions.size()), ends);
+}
+
+std::string cuda_reason() {
+#if defined(RESFED_CUDA)
+  return cuda_unavailable_reason();
+#else
+  return "built without CUDA";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native part of resfed_codec. Not public: use the package's functions.";
+
+  static py::exception<Failure> native_error(m, "NativeError");
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Failure& f) {
+      py::set_error(native_error,
+                    py::make_tuple(static_cast<uint32_t>(f.code), f.where, f.detail));
+    }
+  });
+
+  py::class_<StepRule>(m, "StepRule")
+      .def(py::init<>())
+      .def_readwrite("ratio", &StepRule::ratio)
+      .def_readwrite("bits", &StepRule::bits)
+      .def_readwrite("automatic", &StepRule::automatic);
+  py::class_<EncodeOptions>(m, "EncodeOptions")
+      .def(py::init<>())
+      .def_readwrite("layout_digest", &EncodeOptions::layout_digest)
+      .def_readwrite("k_matrix", &EncodeOptions::k_matrix)
+      .def_readwrite("k_vector", &EncodeOptions::k_vector)
+      .def_readwrite("max_bytes", &EncodeOptions::max_bytes)
+      .def_readwrite("max_error", &EncodeOptions::max_error)
+      .def_readwrite("vector_share", &EncodeOptions::vector_share)
+      .def_readwrite("step", &EncodeOptions::step)
+      .def_readwrite("slice_log2", &EncodeOptions::slice_log2)
+      .def_readwrite("exclusions", &EncodeOptions::exclusions);
+
+  m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
+  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("layout_digest"), py::arg("tensors"));
+  m.def("inspect", &inspect_payload, py::arg("payload"));
+  m.def("num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("n"));
+  m.def("kernels", [] { return collect_kernels().name; });
+  m.def("choose_kernels", [](const std::string& name) { return choose_kernels(name.c_str()); }, py::arg("name"));
+  m.def("cuda_unavailable_reason", &cuda_reason);
+  m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("slice_log2"));
+  m.def("initial_states", [] {
+    return py::make_tuple(state_list(kInitialSliceStates, kSliceContexts),
+                          state_list(kInitialLosslessStates, kLosslessContexts));
+  });
+}

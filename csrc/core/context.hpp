@@ -1,0 +1,79 @@
+// Which adaptive probability serves which decision.
+//
+// A slice is a run of nonzeros. Each nonzero is coded as gap (distance to the one before, >= 1),
+// sign, level (>= 1); nonzeros of a trained model cluster, so the contexts are what the last few
+// nonzeros looked like: the size class of the last gap, a moving average of size classes
+// ("activity"), the last sign and the last level. The table of tried contexts is in docs/design.md.
+#pragma once
+
+#include "core/hd.hpp"
+
+namespace resfed {
+
+// What the contexts remember; reset at the start of each slice.
+struct History {
+  uint32_t gap_class = 0;  // floor(log2(gap)) of the last nonzero
+  uint32_t activity = 0;   // moving average of min(gap_class, 15), in 1/16
+  uint32_t sign = 0;       // 0 none yet, 1 negative, 2 positive
+  uint32_t level = 1;
+};
+
+RESFED_HD void remember(History& h, uint32_t gap_class, bool positive, uint32_t level) {
+  h.gap_class = gap_class;
+  h.activity = h.activity - (h.activity >> 3) + 2 * min_of(gap_class, 15u);
+  h.sign = positive ? 2 : 1;
+  h.level = level;
+}
+
+RESFED_HD uint32_t activity_class(uint32_t activity) {
+  return activity < 4    ? 0
+         : activity < 8  ? 1
+         : activity < 16 ? 2
+         : activity < 24 ? 3
+         : activity < 40 ? 4
+         : activity < 56 ? 5
+         : activity < 80 ? 6
+                         : 7;
+}
+
+// Sizes of the context families, in the order in which they lie in the table.
+constexpr uint32_t kGapUnary = 16;     // unary position of the gap class, last one shared
+constexpr uint32_t kGapMantissa = 24;  // first bit below the leading one, by gap class
+constexpr uint32_t kLevelUnary = 14;   // unary positions before the escape
+constexpr uint32_t kEscapeUnary = 24;  // unary positions of the escape's size class
+constexpr uint32_t kLevelClasses = 7;
+
+constexpr uint32_t kGapBase = 0;
+constexpr uint32_t kGapMantissaBase = kGapBase + 3 * 8 * kGapUnary;
+constexpr uint32_t kSignBase = kGapMantissaBase + kGapMantissa;
+constexpr uint32_t kLevelBase = kSignBase + 3 * 3;
+constexpr uint32_t kEscapeBase = kLevelBase + kLevelClasses * 3 * kLevelUnary;
+constexpr uint32_t kSliceContexts = kEscapeBase + kEscapeUnary;
+
+RESFED_HD uint32_t gap_context(const History& h, uint32_t position) {
+  return kGapBase +
+         (min_of(h.gap_class, 2u) * 8 + activity_class(h.activity)) * kGapUnary +
+         min_of(position, kGapUnary - 1);
+}
+RESFED_HD uint32_t gap_mantissa_context(uint32_t gap_class) {
+  return kGapMantissaBase + min_of(gap_class, kGapMantissa) - 1;
+}
+RESFED_HD uint32_t sign_context(const History& h, uint32_t gap_class) {
+  return kSignBase + h.sign * 3 + min_of(gap_class, 2u);
+}
+RESFED_HD uint32_t level_context(const History& h, uint32_t gap_class, uint32_t position) {
+  return kLevelBase +
+         ((min_of(h.level, kLevelClasses) - 1) * 3 + min_of(gap_class, 2u)) * kLevelUnary +
+         position;
+}
+RESFED_HD uint32_t escape_context(uint32_t position) {
+  return kEscapeBase + min_of(position, kEscapeUnary - 1);
+}
+
+// The lossless part has its own small family: gap as above without history, then the change.
+constexpr uint32_t kLosslessGapBase = 0;  // 2 (last gap was 1 or more) x unary
+constexpr uint32_t kLosslessRepeatBase = kLosslessGapBase + 2 * kGapUnary;
+constexpr uint32_t kLosslessSizeBase = kLosslessRepeatBase + 2;
+constexpr uint32_t kLosslessContexts = kLosslessSizeBase + 64;
+
+}  // namespace resfed

@@ -1,0 +1,124 @@
+// Slices: bounded runs of symbols, each coded with fresh contexts and its own rANS state, so that
+// every slice can be coded by another thread. A slice on the wire is
+//
+//   [32 bits] final encoder state (low word first), then 16-bit words in the order of reading.
+//
+// Memory contract: the coders below never allocate. A decoder reads only inside [next, end) and
+// reports underrun instead of reading past it.
+#pragma once
+
+#include "core/context.hpp"
+#include "core/hd.hpp"
+#include "core/probability.hpp"
+#include "core/rans.hpp"
+#include "core/symbols.hpp"
+
+namespace resfed {
+
+constexpr unsigned kDefaultSliceLog2 = 11;
+constexpr unsigned kMinSliceLog2 = 6;
+constexpr unsigned kMaxSliceLog2 = 20;
+
+// How n_symbols are dealt to slices: as many slices as come nearest to the nominal size, of sizes
+// that differ by one at most, the longer ones first.
+struct Partition {
+  uint64_t n_symbols;
+  uint64_t n_slices;
+};
+
+RESFED_HD Partition partition(uint64_t n_symbols, unsigned slice_log2) {
+  if (n_symbols == 0) return {0, 0};
+  return {n_symbols, max_of<uint64_t>((n_symbols >> slice_log2) + ((n_symbols >> (slice_log2 - 1)) & 1u), 1)};
+}
+RESFED_HD uint64_t slice_begin(const Partition& p, uint64_t slice) {
+  return slice * (p.n_symbols / p.n_slices) + min_of(slice, p.n_symbols % p.n_slices);
+}
+
+// A decision as the encoder keeps it between the forward and the backward pass.
+struct Decision {
+  uint16_t prob_and_bit;  // [14 bits] probability of a 1, [1 bit] the bit
+};
+static_assert(kProbBits < 16);
+
+template <class Sink>
+struct RecordingCoder {
+  Probability* contexts;
+  Sink& sink;
+
+  RESFED_HD bool decide(uint32_t context, bool bit) {
+    Probability& p = contexts[context];
+    sink.put(pack(prob_of_one(p), bit));
+    update(p, bit);
+    return bit;
+  }
+  RESFED_HD bool decide_raw(bool bit) {
+    sink.put(pack(kProbOne / 2, bit));
+    return bit;
+  }
+  RESFED_HD static Decision pack(uint32_t prob, bool bit) {
+    return {static_cast<uint16_t>((prob << 1) | (bit ? 1u : 0u))};
+  }
+};
+
+struct DecodingCoder {
+  Probability* contexts;
+  uint32_t state;
+  const uint8_t* next;
+  const uint8_t* end;
+  bool underrun = false;
+
+  RESFED_HD bool decide(uint32_t context, bool) {
+    Probability& p = contexts[context];
+    const bool bit = take(prob_of_one(p));
+    update(p, bit);
+    return bit;
+  }
+  RESFED_HD bool decide_raw(bool) { return take(kProbOne / 2); }
+
+  // True when the stream ended exactly where its encoder began.
+  RESFED_HD bool finished() const { return !underrun && next == end && state == kRansLow; }
+
+ private:
+  RESFED_HD bool take(uint32_t prob) {
+    const bool bit = rans_take(state, prob);
+    if (rans_needs_word(state)) {
+      if (end - next < 2) {
+        underrun = true;
+        state = kRansLow;
+      } else {
+        state = rans_refilled(state, load_le<uint16_t>(next));
+        next += 2;
+      }
+    }
+    return bit;
+  }
+};
+
+constexpr size_t kSliceStateBytes = 4;
+
+// Runs the recorded decisions backwards. `end` is one past the buffer, which must hold
+// 2 * n_decisions + kSliceStateBytes bytes; returns the first byte written.
+RESFED_HD uint8_t* encode_decisions(const Decision* decisions, size_t n_decisions, uint8_t* end) {
+  uint32_t state = kRansLow;
+  for (size_t i = n_decisions; i-- > 0;) {
+    const uint16_t packed = decisions[i].prob_and_bit;
+    uint16_t word;
+    if (rans_put(state, packed & 1u, packed >> 1, &word)) {
+      end -= 2;
+      store_le(end, word);
+    }
+  }
+  end -= kSliceStateBytes;
+  store_le(end, state);
+  return end;
+}
+
+// Opens a slice of n_bytes. False when it cannot hold a state, or holds half a word.
+RESFED_HD bool open_slice(const uint8_t* slice, size_t n_bytes, Probability* contexts,
+                          DecodingCoder* coder) {
+  if (n_bytes < kSliceStateBytes || n_bytes % 2 != 0) return false;
+  *coder = {contexts, load_le<uint32_t>(slice), slice + kSliceStateBytes, slice + n_bytes};
+  return coder->state >= kRansLow;
+}
+
+}  // namespace resfed

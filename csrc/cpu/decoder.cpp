@@ -1,0 +1,87 @@
+// Decode: frame -> slices -> levels -> recover, check, and only then write.
+#include "api.hpp"
+#include "cpu/crc32c.hpp"
+#include "cpu/float_mode.hpp"
+#include "cpu/groups.hpp"
+#include "cpu/lossless.hpp"
+#include "cpu/quantize.hpp"
+#include "cpu/slice.hpp"
+
+namespace resfed {
+namespace {
+
+// The symbols [begin, end) that fall into a group, by segment.
+SentSegments split_by_segment(const Group& group, const std::vector<SentSymbol>& symbols,
+                              uint64_t begin, uint64_t end, uint64_t base) {
+  SentSegments sent(n_segments(group));
+  for (uint64_t i = begin; i < end; ++i) {
+    const uint64_t index = symbols[i].index - base;
+    sent[index / kSegment].push_back({static_cast<uint32_t>(index % kSegment), symbols[i].level});
+  }
+  return sent;
+}
+
+}  // namespace
+
+Frame open_payload(const uint8_t* payload, size_t n_bytes) {
+  if (n_bytes < kFixedHeaderBytes + kChecksumBytes) throw Failure{Code::kTruncated, n_bytes};
+  for (size_t i = 0; i < sizeof kMagic; ++i) {
+    if (payload[i] != kMagic[i]) throw Failure{Code::kBadMagic, i};
+  }
+  const size_t n_checked = n_bytes - kChecksumBytes;
+  if (payload[3] == kFormatVersion &&
+      crc32c(payload, n_checked) != load_le<uint32_t>(payload + n_checked)) {
+    throw Failure{Code::kBadChecksum, n_checked};
+  }
+  return read_frame(payload, n_checked);
+}
+
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
+            const std::vector<Tensor>& tensors) {
+  const DefaultFloatMode mode;
+  const Frame frame = open_payload(payload, n_bytes);
+  Groups groups = make_groups(tensors);
+  if (frame.layout_digest != layout_digest) {
+    throw Failure{Code::kWrongLayout, frame.layout_digest, layout_digest};
+  }
+  if (frame.n_matrix != groups.matrix.n_elems || frame.n_vector != groups.vector.n_elems ||
+      frame.n_lossless != groups.lossless.n_elems ||
+      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.pieces.size())) {
+    throw Failure{Code::kBadField, kFixedHeaderBytes, frame.n_matrix};
+  }
+  if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
+
+  const uint8_t* const slices = payload + frame.slices_offset;
+  const Partition lossy = frame.lossy_partition(), lossless = frame.lossless_partition();
+  uint64_t lossy_bytes = 0;
+  for (uint64_t s = 0; s < lossy.n_slices; ++s) lossy_bytes += frame.slice_bytes[s];
+  const std::vector<SentSymbol> symbols = decode_symbols(
+      slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector);
+  const std::vector<ChangedElement> changes =
+      decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices, lossless,
+                     frame.n_lossless, lossy.n_slices);
+
+  const bool split_is_right =
+      (frame.k_matrix == 0 || symbols[frame.k_matrix - 1].index < frame.n_matrix) &&
+      (frame.k_vector == 0 || symbols[frame.k_matrix].index >= frame.n_matrix);
+  if (!split_is_right) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
+
+  const SentSegments sent_matrix =
+      split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0);
+  const SentSegments sent_vector =
+      split_by_segment(groups.vector, symbols, frame.k_matrix, symbols.size(), frame.n_matrix);
+  const Recovered matrix = recover_all(groups.matrix, sent_matrix, frame.matrix, nullptr);
+  const Recovered vector = recover_all(groups.vector, sent_vector, frame.vector, nullptr);
+  const RestoredElements restored = restore_changes(groups.lossless, changes);
+  const uint32_t check = matrix.check + vector.check + restored.check;
+  if (check != frame.reference_check) {
+    throw Failure{Code::kWrongReference, frame.reference_check, check};
+  }
+
+  copy_references(groups);
+  write_recovered(groups.matrix, sent_matrix, matrix);
+  write_recovered(groups.vector, sent_vector, vector);
+  write_changes(groups.lossless, changes, restored);
+}
+
+}  // namespace resfed

@@ -1,0 +1,175 @@
+#include "cpu/quantize.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <numeric>
+
+#include "core/check.hpp"
+#include "cpu/threads.hpp"
+
+namespace resfed {
+namespace {
+
+// "auto" never steps finer than this part of the selection's root mean square: with a sparsity near
+// 0 the threshold says nothing about the step.
+constexpr double kFinestAutomaticStep = 1.0 / 16;
+
+double root_mean_square(const Segments& selected) {
+  ExactSquares squares;
+  uint64_t n = 0;
+  for (const auto& segment : selected) {
+    for (const Candidate& c : segment) squares.add(c.residual);
+    n += segment.size();
+  }
+  return std::sqrt(squares.value() / static_cast<double>(n));
+}
+
+// A total over segments, in any order: `add` must be exact.
+template <class Total, class Part>
+Total sum_over_segments(size_t n, const Part& part) {
+  Total total{};
+  std::mutex mutex;
+  parallel_for(n, [&](size_t s) {
+    Total own{};
+    part(s, own);
+    const std::lock_guard lock(mutex);
+    total.add(own);
+  });
+  return total;
+}
+
+struct LevelMeans {
+  uint64_t position_sum[kMaxOffsets] = {};
+  uint64_t count[kMaxOffsets] = {};
+  uint32_t highest = 0;
+
+  void add(const LevelMeans& other) {
+    for (unsigned i = 0; i < kMaxOffsets; ++i) {
+      position_sum[i] += other.position_sum[i];
+      count[i] += other.count[i];
+    }
+    highest = std::max(highest, other.highest);
+  }
+};
+
+struct CheckAndError {
+  uint32_t check = 0;
+  ExactSquares error;
+
+  void add(const CheckAndError& other) {
+    check += other.check;
+    error.add(other.error);
+  }
+};
+
+}  // namespace
+
+Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
+  uint32_t least = kFirstNonFiniteKey, most = 0;
+  for (const auto& segment : selected) {
+    for (const Candidate& c : segment) {
+      least = std::min(least, magnitude_key(c.residual));
+      most = std::max(most, magnitude_key(c.residual));
+    }
+  }
+  Quantizer q;
+  q.threshold = float_from_bits(least);
+  const double span = static_cast<double>(float_from_bits(most)) - q.threshold;
+  double step = q.threshold / rule.ratio;
+  if (rule.bits > 0) {
+    q.max_level = 1u << (rule.bits - 1);
+    if (span > 0) step = span / q.max_level;
+  } else {
+    if (rule.automatic) step = std::max(step, kFinestAutomaticStep * root_mean_square(selected));
+    step = std::max(step, span / (kMaxLevel / 2));
+  }
+  constexpr double kSmallest = 0x1p-149;
+  constexpr double kLargest = 0x1.fffffep127;
+  q.step = static_cast<float>(std::clamp(step, kSmallest, kLargest));
+  return q;
+}
+
+SentSegments quantize_all(const Segments& selected, Quantizer* quantizer) {
+  SentSegments sent(selected.size());
+  const auto means = sum_over_segments<LevelMeans>(selected.size(), [&](size_t s, LevelMeans& own) {
+    sent[s].reserve(selected[s].size());
+    for (const Candidate& c : selected[s]) {
+      const auto [level, position] = quantize(*quantizer, float_from_bits(magnitude_key(c.residual)));
+      if (level <= kMaxOffsets) {
+        own.position_sum[level - 1] += position;
+        own.count[level - 1] += 1;
+      }
+      own.highest = std::max(own.highest, level);
+      const int32_t magnitude = static_cast<int32_t>(level);
+      sent[s].push_back({c.offset, std::signbit(c.residual) ? -magnitude : magnitude});
+    }
+  });
+  quantizer->n_offsets = std::min<uint32_t>(means.highest, kMaxOffsets);
+  for (uint32_t i = 0; i < quantizer->n_offsets; ++i) {
+    quantizer->offsets[i] = mean_offset(means.position_sum[i], means.count[i]);
+  }
+  return sent;
+}
+
+Recovered recover_all(const Group& group, const SentSegments& sent, const Quantizer& quantizer,
+                      ExactSquares* error) {
+  Recovered recovered;
+  recovered.bits.resize(sent.size());
+  const auto recover_segment = [&](size_t s, CheckAndError& own) {
+    recovered.bits[s].resize(sent[s].size());
+    for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
+      const int32_t level = sent[s][i].level;
+      const float magnitude =
+          dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
+      with_elements(*piece.tensor, element, [&](const auto* x, const auto* p) {
+        const auto after = recover(*p, level < 0 ? -magnitude : magnitude);
+        recovered.bits[s][i] = element_bits(after);
+        own.check += check_term(piece.begin + element, element_bits(*p), element_bits(after));
+        if (error != nullptr) own.error.add(residual(*x, after));
+      });
+    });
+  };
+  const auto total = sum_over_segments<CheckAndError>(sent.size(), recover_segment);
+  if (error != nullptr) error->add(total.error);
+  recovered.check = total.check;
+  return recovered;
+}
+
+void write_recovered(const Group& group, const SentSegments& sent, const Recovered& recovered) {
+  parallel_for(sent.size(), [&](size_t s) {
+    for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
+      const Tensor& t = *piece.tensor;
+      if (t.out == nullptr) return;
+      std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, &recovered.bits[s][i],
+                  t.elem_bytes);
+    });
+  });
+}
+
+ExactSquares residual_squares(const Group& group) {
+  return sum_over_segments<ExactSquares>(n_segments(group), [&](size_t s, ExactSquares& own) {
+    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+      with_elements(*piece.tensor, first, [&](const auto* x, const auto* p) {
+        for (uint64_t i = 0; i < n; ++i) own.add(residual(x[i], p[i]));
+      });
+    });
+  });
+}
+
+ExactSquares residual_squares(const Group& group, const Segments& selected) {
+  return sum_over_segments<ExactSquares>(selected.size(), [&](size_t s, ExactSquares& own) {
+    size_t i = 0;
+    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
+      for (; i < selected[s].size() && selected[s][i].offset - at < n; ++i) {
+        const uint64_t element = first + (selected[s][i].offset - at);
+        with_elements(*piece.tensor, element,
+                      [&](const auto* x, const auto* p) { own.add(residual(*x, *p)); });
+      }
+    });
+  });
+}
+
+}  // namespace resfed

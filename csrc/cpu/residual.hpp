@@ -1,0 +1,98 @@
+// Stage 1 on the CPU: the fused pass over model and reference. One read of both, no copy: subtract,
+// scale, compare, append what is large enough.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "api.hpp"
+
+namespace resfed {
+
+// An element that may be sent, by its place in its segment.
+struct Candidate {
+  uint32_t offset;
+  float residual;
+};
+
+// The lossy elements of one role, laid end to end in the order of the tensors.
+struct Piece {
+  const Tensor* tensor;
+  uint64_t ordinal;  // among all tensors of the call
+  uint64_t begin;    // index of its first element in the group
+  float scale = 1.0f;    // residuals are multiplied by this ...
+  float unscale = 1.0f;  // ... and values by this
+};
+struct Group {
+  std::vector<Piece> pieces;  // none empty
+  uint64_t n_elems = 0;
+};
+
+// The group is worked on in segments of this many elements, whatever the number of threads.
+constexpr uint64_t kSegment = 1u << 16;
+inline uint64_t n_segments(const Group& group) { return (group.n_elems + kSegment - 1) / kSegment; }
+
+// Candidates by segment, ascending within each.
+using Segments = std::vector<std::vector<Candidate>>;
+
+// Calls visit(piece, first element in the piece, count, offset in the segment) for a segment's parts.
+template <class Visit>
+void for_each_part(const Group& group, uint64_t segment, Visit visit) {
+  const uint64_t begin = segment * kSegment;
+  const uint64_t end = std::min(begin + kSegment, group.n_elems);
+  size_t low = 0, high = group.pieces.size();  // last piece that begins at or before `begin`
+  while (high - low > 1) {
+    const size_t middle = (low + high) / 2;
+    (group.pieces[middle].begin <= begin ? low : high) = middle;
+  }
+  for (uint64_t at = begin; at < end; ++low) {
+    const Piece& piece = group.pieces[low];
+    const uint64_t first = at - piece.begin;
+    const uint64_t count = std::min(piece.tensor->n_elems - first, end - at);
+    visit(piece, first, count, static_cast<uint32_t>(at - begin));
+    at += count;
+  }
+}
+
+// Calls visit(typed current, typed reference) with pointers offset to element `first`.
+template <class Visit>
+void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
+  const auto call = [&]<class T>(T) {
+    visit(static_cast<const T*>(tensor.current) + first,
+          static_cast<const T*>(tensor.reference) + first);
+  };
+  switch (tensor.dtype) {
+    case DType::kFloat32: return call(float{});
+    case DType::kFloat16: return call(Half{});
+    case DType::kBFloat16: return call(BFloat16{});
+    case DType::kFloat64: return call(double{});
+  }
+}
+
+// Kernels: append every element whose key is at least min_key; returns how many. `out` has room for
+// n. One signature per instruction set; the scalar one is always there and says what is right.
+using CollectKernel = size_t (*)(const void* current, const void* reference, size_t n, float scale,
+                                 uint32_t base, uint32_t min_key, Candidate* out);
+struct CollectKernels {
+  const char* name;
+  CollectKernel by_dtype[4];
+};
+extern const CollectKernels kCollectScalar;
+#if defined(RESFED_AVX2)
+extern const CollectKernels kCollectAvx2;
+#endif
+
+// The kernels in use: the best this processor runs, or the one chosen by name. Names: "scalar",
+// "avx2". Choosing an unknown or unsupported one returns false and changes nothing.
+const CollectKernels& collect_kernels();
+bool choose_kernels(const char* name);
+
+// All elements with key >= min_key, each segment's passed through `refine`, which may drop some and
+// runs in any order. Throws kNonFinite for the first residual that is not finite.
+using Refine = std::function<void(size_t segment, std::vector<Candidate>& found)>;
+Segments collect(const Group& group, uint32_t min_key, const Refine& refine);
+
+}  // namespace resfed

@@ -1,0 +1,35 @@
+// Stage 4 on the CPU: sent elements to slices and back, one task per slice.
+#pragma once
+
+#include "core/frame.hpp"
+#include "core/symbols.hpp"
+#include "cpu/lossless.hpp"
+#include "cpu/quantize.hpp"
+
+namespace resfed {
+
+// Lossy symbols of a payload in coding order: matrices, then vectors.
+struct SentSymbol {
+  uint64_t index;
+  int32_t level;
+};
+
+using Slice = std::vector<uint8_t>;
+
+std::vector<Slice> encode_slices(const std::vector<SentSymbol>& symbols, unsigned slice_log2);
+std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
+
+// Indices come out strictly ascending and below n_elems, levels within the format's range; else
+// kBadSlice. `slices` is the concatenation of all slices, `lengths` theirs in bytes;
+// `first_slice` only numbers errors.
+std::vector<SentSymbol> decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p,
+                                       uint64_t n_elems);
+std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
+                                           Partition p, uint64_t n_elems, uint64_t first_slice);
+
+// For fitting the initial states: every adaptive decision in order, as
+// [15 bits] context, [1 bit] bit, slice after slice; `ends` receives where each slice ends.
+std::vector<uint16_t> trace_decisions(const std::vector<SentSymbol>& symbols, unsigned slice_log2,
+                                      std::vector<uint64_t>* ends);
+
+}  // namespace resfed

@@ -1,0 +1,41 @@
+// The device probe, and a proof that core/ compiles for the device: one thread codes a slice with
+// the same functions that the CPU uses. The backend proper is not written yet.
+#include "cuda/probe.hpp"
+
+#include <cuda_runtime.h>
+
+#include "core/check.hpp"
+#include "core/exact_sum.hpp"
+#include "core/quantize.hpp"
+#include "core/residual.hpp"
+#include "core/slice.hpp"
+
+namespace resfed {
+
+// Compiled, never launched: instantiates core/ for the device so that every build checks it.
+__global__ void compile_core(const uint8_t* slice, size_t n_bytes, Probability* contexts,
+                             Quantizer quantizer, const BFloat16* reference, BFloat16* out,
+                             uint32_t* check) {
+  DecodingCoder coder;
+  if (!open_slice(slice, n_bytes, contexts, &coder)) return;
+  History history;
+  Nonzero nonzero{};
+  uint64_t covered = 0;
+  while (code_nonzero(coder, history, nonzero) && !coder.finished()) {
+    covered += nonzero.gap;
+    const float magnitude = dequantize_magnitude(quantizer, nonzero.level);
+    const uint64_t i = covered - 1;
+    out[i] = recover(reference[i], nonzero.positive ? magnitude : -magnitude);
+    *check += check_term(i, element_bits(reference[i]), element_bits(out[i]));
+  }
+}
+
+std::string cuda_unavailable_reason() {
+  int n_devices = 0;
+  const cudaError_t status = cudaGetDeviceCount(&n_devices);
+  if (status != cudaSuccess) return cudaGetErrorString(status);
+  if (n_devices == 0) return "no CUDA device";
+  return "this version has no CUDA backend yet";
+}
+
+}  // namespace resfed

@@ -1,0 +1,66 @@
+"""Compression codec for federated learning.
+
+Client and server hold the same reference model; what travels is the residual against it,
+sparsified by top-k, quantized, and entropy coded with adaptive binary rANS::
+
+    import resfed_codec as rfc
+
+    payload = rfc.encode(state, reference, sparsity=0.99)  # bytes
+    recovered = rfc.decode(payload, reference)             # bitwise what the encoder recovers
+
+States are mappings from names to arrays, or sequences of arrays: NumPy or torch on the CPU.
+"""
+
+from __future__ import annotations
+
+from resfed_codec import _native
+from resfed_codec.codec import decode, encode
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
+from resfed_codec.payload import PayloadInfo, QuantizerInfo, inspect
+
+__version__ = "0.1.0"
+
+
+def set_num_threads(n: int) -> None:
+    """Let the codec use up to ``n`` threads per call, for the whole process; results never change.
+
+    Raises:
+        TypeError: ``n`` is not an integer.
+        ValueError: ``n`` is below 1.
+    """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n={n!r}: must be an integer, not {type(n).__name__}")
+    if not 1 <= n <= 4096:
+        raise ValueError(f"n={n}: must lie in [1, 4096]")
+    _native.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Threads the codec may use per call.
+
+    Initially ``OMP_NUM_THREADS`` if that is set, else the processors this process may run on.
+    """
+    return _native.num_threads()
+
+
+def cuda_available() -> bool:
+    """Whether CUDA tensors can be encoded and decoded here. Not in this version."""
+    return not _native.cuda_unavailable_reason()
+
+
+__all__ = [
+    "CodecConfig",
+    "CodecError",
+    "PayloadError",
+    "PayloadInfo",
+    "QuantizerInfo",
+    "StateMismatchError",
+    "__version__",
+    "cuda_available",
+    "decode",
+    "encode",
+    "get_num_threads",
+    "inspect",
+    "set_num_threads",
+]

@@ -1,0 +1,37 @@
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+TensorRow: TypeAlias = tuple[int, int, int, int, int, int, int]
+"""current, reference, out (addresses, 0 for none), n_elems, elem_bytes, dtype, role."""
+
+class NativeError(Exception):
+    args: tuple[int, int, int]
+
+class StepRule:
+    ratio: float
+    bits: int
+    automatic: bool
+
+class EncodeOptions:
+    layout_digest: int
+    k_matrix: int
+    k_vector: int
+    max_bytes: int
+    max_error: float
+    vector_share: int
+    step: StepRule
+    slice_log2: int
+    exclusions: Sequence[int]
+
+def encode(tensors: Sequence[TensorRow], options: EncodeOptions) -> bytes: ...
+def decode(payload: bytes, layout_digest: int, tensors: Sequence[TensorRow]) -> None: ...
+def inspect(payload: bytes) -> dict[str, Any]: ...
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def kernels() -> str: ...
+def choose_kernels(name: str) -> bool: ...
+def cuda_unavailable_reason() -> str: ...
+def trace(
+    indices: Sequence[int], levels: Sequence[int], slice_log2: int
+) -> tuple[bytes, list[int]]: ...
+def initial_states() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]: ...

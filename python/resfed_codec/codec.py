@@ -1,0 +1,215 @@
+"""encode() and decode(): one reference, one update, no memory between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resfed_codec import _native
+from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
+from resfed_codec.errors import StateMismatchError, raise_from_native
+from resfed_codec.layout import (
+    Array,
+    State,
+    View,
+    check_same_layout,
+    excluded_ordinals,
+    is_torch,
+    items_of,
+    layout_digest,
+    roles_of,
+    torch_module,
+    view_of,
+    views_of,
+)
+from resfed_codec.payload import as_bytes
+
+VECTOR_SHARE = 10
+"""Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
+
+
+def encode(
+    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+) -> bytes:
+    """Encode ``state`` as a payload that :func:`decode` turns back with the same ``reference``.
+
+    The residual ``state - reference`` is sparsified by top-k, quantized and entropy coded; integer
+    and bool tensors, and those that ``exclude`` names, are carried losslessly. The bytes depend on
+    the values alone: not on the number of threads, the processor, or the order of a mapping.
+
+    Args:
+        state: The model to send: a mapping from names to arrays, or a sequence of arrays. NumPy
+            arrays or torch CPU tensors of any shape; float16, bfloat16, float32, float64 (lossy),
+            integers and bool (lossless).
+        reference: A model of the same names, shapes and dtypes that the receiver holds too.
+        config: What to aim at; default ``CodecConfig()``.
+        **options: Fields of :class:`CodecConfig`, instead of ``config``.
+
+    Returns:
+        The payload.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or a tensor's dtype is not supported.
+        ValueError: The layouts differ (both sides are named); a residual is not finite (tensor and
+            flat index are named); an option is out of range; ``max_bytes`` or ``max_error``
+            cannot be met.
+    """
+    return _encode(state, reference, make_config(config, options), None)
+
+
+def make_config(config: CodecConfig | None, options: Mapping[str, Any]) -> CodecConfig:
+    """The one way in which keyword options and ``config`` become a CodecConfig."""
+    if config is None:
+        return CodecConfig(**options)
+    if options:
+        raise TypeError(f"give config or options, not both (config and {', '.join(options)})")
+    if not isinstance(config, CodecConfig):
+        raise TypeError(f"config: must be a CodecConfig, not {type(config).__name__}")
+    return config
+
+
+def encode_and_recover(
+    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+) -> tuple[bytes, State]:
+    """:func:`encode`, and the model that :func:`decode` will return: payload, recovered model.
+
+    The recovered model is what the encoder itself computed, a copy of ``reference``'s kind.
+    """
+    views_of(reference, "reference")  # complains before anything is made from it
+    recovered = _empty_like(reference)
+    return _encode(state, reference, make_config(config, options), recovered), recovered
+
+
+def _encode(state: State, reference: State, config: CodecConfig, out: State | None) -> bytes:
+    current = views_of(state, "state")
+    base = views_of(reference, "reference")
+    specs = [view.spec for view in base]
+    check_same_layout((view.spec for view in current), specs, "state")
+    exclusions = excluded_ordinals(specs, config.exclude)
+    roles = roles_of(specs, exclusions)
+
+    options = _native.EncodeOptions()
+    options.layout_digest = layout_digest(specs)
+    options.exclusions = exclusions
+    options.vector_share = VECTOR_SHARE
+    if config.sparsity is not None:
+        n_matrix, n_vector = (
+            sum(view.array.size for view, role in zip(base, roles, strict=True) if role == wanted)
+            for wanted in (0, 1)
+        )
+        options.k_matrix = config.count(n_matrix)
+        options.k_vector = config.count(n_vector, VECTOR_SHARE)
+    if config.max_bytes is not None:
+        options.max_bytes = config.max_bytes
+    if config.max_error is not None:
+        options.max_error = config.max_error
+    step = _native.StepRule()
+    step.automatic = config.step == "auto"
+    step.ratio = AUTO_STEP_RATIO if config.step == "auto" else float(config.step)
+    step.bits = config.bits or 0
+    options.step = step
+
+    targets = views_of(out, "out") if out is not None else None
+    try:
+        return _native.encode(_rows(current, base, targets, roles), options)
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in specs])
+
+
+def decode(
+    payload: bytes | bytearray | memoryview,
+    reference: State,
+    *,
+    out: MutableMapping[str, Array] | Sequence[Array] | None = None,
+) -> State:
+    """The model that ``payload`` encodes, given the reference it was encoded with.
+
+    All or nothing: on any error neither ``reference`` nor ``out`` has changed.
+
+    Args:
+        payload: What :func:`encode` returned.
+        reference: The same model as the encoder's ``reference``.
+        out: Arrays of the same layout to write into, C-contiguous and writable;
+            ``out=reference`` updates in place and then costs only what changed. Default: new
+            arrays.
+
+    Returns:
+        ``out`` if given, else a new state of ``reference``'s kind: a dict or a list, with the same
+        names in the same order, shapes, dtypes; torch where it was torch. The caller owns it.
+
+    Raises:
+        PayloadError: The payload is damaged, truncated, or not of this codec.
+        StateMismatchError: The payload was made for another layout or against another reference.
+        TypeError: An argument is of the wrong type.
+        ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
+    """
+    data = as_bytes(payload)
+    base = views_of(reference, "reference")
+    specs = [view.spec for view in base]
+    digest = layout_digest(specs)
+    try:
+        exclusions = _native.inspect(data)["exclusions"]
+        if exclusions and exclusions[-1] >= len(specs):
+            raise StateMismatchError(
+                f"payload: names tensor {exclusions[-1]} of {len(specs)}: made for another layout"
+            )
+        roles = roles_of(specs, exclusions)
+        if out is None:
+            result = _empty_like(reference)
+            targets = views_of(result, "reference")
+        else:
+            result = out
+            targets = _writable_views(out, specs)
+        _native.decode(data, digest, _rows(base, base, targets, roles))
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in specs], len(data))
+    return result
+
+
+def _rows(
+    current: Sequence[View],
+    reference: Sequence[View],
+    out: Sequence[View] | None,
+    roles: Iterable[int],
+) -> list[_native.TensorRow]:
+    return [
+        (
+            c.array.ctypes.data,
+            r.array.ctypes.data,
+            out[i].array.ctypes.data if out is not None else 0,
+            r.array.size,
+            r.array.itemsize,
+            r.spec.dtype_code,
+            role,
+        )
+        for i, (c, r, role) in enumerate(zip(current, reference, roles, strict=True))
+    ]
+
+
+def _empty_like(state: State) -> State:
+    """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
+    if isinstance(state, Mapping):
+        return {name: _empty(value) for name, value in state.items()}
+    return [_empty(value) for value in state]
+
+
+def _empty(value: Array) -> Array:
+    if is_torch(value):
+        torch = torch_module()
+        empty: Array = torch.empty(value.shape, dtype=value.dtype)
+        return empty
+    return np.empty(np.shape(value), dtype=value.dtype)
+
+
+def _writable_views(out: State, specs: Sequence[Any]) -> list[View]:
+    views = [view_of(name, value, "out") for name, value in items_of(out, "out")]
+    check_same_layout((view.spec for view in views), specs, "out")
+    for view in views:
+        if view.copied:
+            raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous")
+        if not view.array.flags.writeable:
+            raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
+    return views
+

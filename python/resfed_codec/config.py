@@ -1,0 +1,108 @@
+"""CodecConfig: what the encoder is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any, Literal
+
+AUTO_STEP_RATIO = 0.55
+"""Threshold over step of ``step="auto"``; docs/design.md has the measurement behind it."""
+
+DEFAULT_SPARSITY = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Options of an encoder. Immutable and checked when it is made.
+
+    At most one of the three targets is given; none means ``sparsity=0.99``.
+
+    Attributes:
+        sparsity: Fraction of parameters sent as zero, in [0, 1] (the term of Song et al., ResFed,
+            arXiv:2212.05602). It holds for the tensors of two or more dimensions together;
+            vectors (biases, norms, running statistics) are scaled per tensor and share a
+            selection of their own, see ``docs/design.md``.
+        max_bytes: Hard upper bound of the payload's length in bytes; the encoder sends as much as
+            fits.
+        max_error: Bound of the relative L2 error, in (0, 1]: for matrices together and for vectors
+            together, ``norm(state - decoded) <= max_error * norm(state - reference)``. The
+            encoder sends as little as suffices.
+        step: Quantizer step as the ratio threshold/step, a number in [2**-10, 2**10], or "auto".
+        bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
+            quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
+        exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.running_var"``) of tensors to carry
+            losslessly. For sequences the names are "0", "1", ...
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or two exclude each other.
+    """
+
+    sparsity: float | None = None
+    max_bytes: int | None = None
+    max_error: float | None = None
+    step: float | Literal["auto"] = "auto"
+    bits: int | None = None
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        targets = [n for n in ("sparsity", "max_bytes", "max_error") if getattr(self, n) is not None]
+        if len(targets) > 1:
+            raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
+        if not targets:
+            object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
+        if self.sparsity is not None:
+            _check_real("sparsity", self.sparsity, 0.0, 1.0)
+        if self.max_bytes is not None:
+            _check_integer("max_bytes", self.max_bytes, 1, 2**62)
+        if self.max_error is not None:
+            _check_real("max_error", self.max_error, 0.0, 1.0)
+            if self.max_error == 0:
+                raise ValueError(
+                    "max_error=0: must be above 0; exclude tensors to carry them losslessly"
+                )
+        if isinstance(self.step, str):
+            if self.step != "auto":
+                raise ValueError(f'step={self.step!r}: must be "auto" or a number')
+        else:
+            _check_real("step", self.step, 2.0**-10, 2.0**10)
+        if self.bits is not None:
+            _check_integer("bits", self.bits, 1, 16)
+            if self.step != "auto":
+                raise ValueError("step and bits exclude each other: give one")
+        if isinstance(self.exclude, str):
+            object.__setattr__(self, "exclude", (self.exclude,))
+        if not isinstance(self.exclude, Iterable):
+            raise TypeError(f"exclude={self.exclude!r}: must be a sequence of name patterns")
+        patterns = tuple(self.exclude)
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"exclude: {pattern!r} is no name pattern: it must be a str")
+        object.__setattr__(self, "exclude", patterns)
+
+    def count(self, n_elems: int, share: int = 1) -> int:
+        """How many of ``n_elems`` elements ``sparsity`` sends, at ``share`` times its density.
+
+        Rounded up, and computed from the decimal number as written: 0.99 of 100 leaves exactly 1.
+        """
+        assert self.sparsity is not None
+        density = min(Fraction(1), share * (1 - Fraction(repr(float(self.sparsity)))))
+        return math.ceil(n_elems * density)
+
+
+def _check_real(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: must be a number, not {type(value).__name__}")
+    if not low <= float(value) <= high:
+        raise ValueError(f"{name}={value!r}: must lie in [{low:g}, {high:g}]")
+
+
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r}: must be an integer, not {type(value).__name__}")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name}={value!r}: must lie in [{low}, {high}]")

@@ -1,0 +1,85 @@
+"""Exceptions of this package, and the one place where native error numbers become texts."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NoReturn
+
+from resfed_codec import _native
+
+
+class CodecError(ValueError):
+    """Base of the errors that concern payloads."""
+
+
+class PayloadError(CodecError):
+    """The bytes are damaged, truncated, of an unknown version, or no payload at all."""
+
+
+class StateMismatchError(CodecError):
+    """A sound payload that does not belong to the reference it was to be decoded with."""
+
+
+def raise_from_native(error: _native.NativeError, names: Sequence[str], n_bytes: int = 0) -> NoReturn:
+    """Raise the public exception for a native one.
+
+    ``names`` are the tensors in the order in which the native call saw them; ``n_bytes`` is the
+    length of the payload, if there was one.
+    """
+    code, where, detail = error.args
+    text: str
+    kind: type[Exception]
+    if code in _PAYLOAD_TEXTS:
+        kind, text = PayloadError, _PAYLOAD_TEXTS[code]
+    elif code in _MISMATCH_TEXTS:
+        kind, text = StateMismatchError, _MISMATCH_TEXTS[code]
+    elif code == 40:
+        kind = ValueError
+        text = (
+            "state: the residual of tensor {name!r} at flat index {detail} is not finite: there is"
+            " a NaN or an infinity in the state or the reference, or their difference overflows"
+            " float32"
+        )
+    elif code == 41:
+        kind = ValueError
+        text = "max_bytes: too small; the smallest payload of this update takes {detail} bytes"
+    elif code == 42:
+        kind = ValueError
+        text = (
+            "max_error: the bound cannot be reached; the least relative error found is {ratio:.3g}"
+            " (exclude tensors to carry them losslessly)"
+        )
+    else:
+        raise AssertionError(f"unknown native error {error.args}") from error
+    raise kind(
+        text.format(
+            where=where,
+            detail=detail,
+            n_bytes=n_bytes,
+            name=names[where] if code == 40 else "",
+            ratio=struct.unpack("<d", struct.pack("<Q", detail))[0],
+        )
+    ) from None
+
+
+_PAYLOAD_TEXTS = {
+    1: "payload: truncated: {n_bytes} bytes end where more must follow, at byte {where}",
+    2: "payload: not a payload of this codec: wrong magic at byte {where}",
+    3: "payload: format version {detail} is not known to this version of resfed_codec",
+    4: "payload: damaged: the checksum at byte {where} does not match the {n_bytes} bytes",
+    5: "payload: the field at byte {where} holds {detail}, which is not allowed there",
+    6: "payload: slice {where} is damaged",
+    7: "payload: unexpected bytes from byte {where} on",
+}
+_MISMATCH_TEXTS = {
+    20: (
+        "payload: made for another layout (digest {where:016x}; the reference has {detail:016x}):"
+        " names, shapes or dtypes of the tensors differ; decode with the reference that the"
+        " encoder used"
+    ),
+    21: (
+        "payload: made against another reference: the values it builds on differ (check"
+        " {where:08x}, here {detail:08x}); decode with the reference that the encoder used"
+    ),
+}

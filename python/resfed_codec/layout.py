@@ -1,0 +1,212 @@
+"""Models as frameworks hold them, seen as a list of named arrays in memory.
+
+A *layout* is the names, shapes and dtypes of a model's tensors. Both ends must have the same one;
+its digest is in every payload. Mappings are taken in the order of their sorted names, so that two
+ends that built their dictionaries in different orders still agree; sequences have the names "0",
+"1", ... in their own order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "NDArray[Any] | torch.Tensor"
+State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
+
+MATRIX, VECTOR, LOSSLESS = 0, 1, 2
+"""Roles, as in csrc/api.hpp."""
+
+_LOSSY_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
+_LOSSLESS_DTYPES = frozenset(
+    ["bool"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one tensor. ``dtype`` is NumPy's and torch's common name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in _LOSSY_CODES
+
+    @property
+    def dtype_code(self) -> int:
+        """The native dtype; of no meaning for lossless tensors."""
+        return _LOSSY_CODES.get(self.dtype, 0)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class View:
+    """One tensor of a state: what it is, and its memory as a C-contiguous NumPy array.
+
+    ``array`` shares memory with the tensor unless ``copied``. bfloat16 is seen as uint16.
+    """
+
+    spec: TensorSpec
+    array: NDArray[Any]
+    copied: bool
+
+
+def torch_module() -> Any:
+    """The torch module if the caller uses it, else None; never imports it."""
+    return sys.modules.get("torch")
+
+
+def is_torch(value: object) -> bool:
+    torch = torch_module()
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
+    """The state's tensors in coding order, with names.
+
+    Raises:
+        TypeError: ``state`` is neither a mapping from str to arrays nor a sequence of arrays.
+    """
+    if isinstance(state, Mapping):
+        for name in state:
+            if not isinstance(name, str):
+                raise TypeError(f"{argument}: the name {name!r} must be a str")
+        return sorted(state.items())
+    if isinstance(state, Sequence) and not isinstance(state, (str, bytes, bytearray)):
+        return [(str(i), value) for i, value in enumerate(state)]
+    raise TypeError(
+        f"{argument}: must be a mapping from names to arrays or a sequence of arrays,"
+        f" not {type(state).__name__}"
+    )
+
+
+def view_of(name: str, value: Array, argument: str) -> View:
+    """``value`` as contiguous host memory.
+
+    Raises:
+        TypeError: No NumPy array or torch tensor, or of a dtype or kind that is not supported.
+    """
+    where = f"{argument}: tensor {name!r}"
+    if is_torch(value):
+        return _view_of_torch(name, value, where)
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(
+            f"{where}: must be a numpy.ndarray or a torch.Tensor, not {type(value).__name__}"
+        )
+    array = np.asarray(value)
+    dtype = array.dtype.name
+    if not array.dtype.isnative:
+        raise TypeError(f"{where}: dtype {array.dtype.str} is not in this machine's byte order")
+    if array.dtype.kind == "f" and dtype not in _LOSSY_CODES:
+        raise TypeError(f"{where}: dtype {dtype} is not supported; floats have 16, 32 or 64 bits")
+    if dtype not in _LOSSY_CODES and dtype not in _LOSSLESS_DTYPES:
+        raise TypeError(f"{where}: dtype {dtype} is not supported")
+    shape = array.shape
+    contiguous = np.ascontiguousarray(array).reshape(shape)
+    copied = not np.shares_memory(contiguous, array) if contiguous is not array else False
+    if dtype == "bfloat16":
+        contiguous = contiguous.view(np.uint16)
+    return View(TensorSpec(name, shape, dtype), contiguous, copied)
+
+
+def _view_of_torch(name: str, value: torch.Tensor, where: str) -> View:
+    torch = torch_module()
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in _LOSSY_CODES and dtype not in _LOSSLESS_DTYPES:
+        raise TypeError(f"{where}: dtype {value.dtype} is not supported")
+    if value.layout != torch.strided:
+        raise TypeError(f"{where}: layout {value.layout} is not supported; call to_dense() first")
+    if value.device.type != "cpu":
+        raise TypeError(
+            f"{where}: lies on device {value.device}, which this version cannot read; call .cpu()"
+            " first"
+        )
+    plain = value.detach().resolve_conj().resolve_neg()
+    contiguous = plain.contiguous()
+    copied = contiguous.data_ptr() != value.data_ptr()
+    if dtype == "bfloat16":
+        contiguous = contiguous.view(torch.uint16 if hasattr(torch, "uint16") else torch.int16)
+    return View(TensorSpec(name, tuple(value.shape), dtype), contiguous.numpy(), copied)
+
+
+def views_of(state: State, argument: str) -> list[View]:
+    return [view_of(name, value, argument) for name, value in items_of(state, argument)]
+
+
+def check_same_layout(state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str) -> None:
+    """Raise ValueError, naming both sides, unless the two layouts are equal."""
+    ours = {spec.name: spec for spec in state}
+    theirs = {spec.name: spec for spec in reference}
+    missing = [name for name in theirs if name not in ours]
+    extra = [name for name in ours if name not in theirs]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"lacks {_quoted(missing)}, which reference has")
+        if extra:
+            parts.append(f"has {_quoted(extra)}, which reference lacks")
+        raise ValueError(f"{argument} {' and '.join(parts)}")
+    for name, spec in ours.items():
+        if spec != theirs[name]:
+            raise ValueError(f"{argument} and reference differ: {spec} against {theirs[name]}")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def layout_digest(specs: Iterable[TensorSpec]) -> int:
+    """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
+    text = "".join(
+        f"{len(spec.name)}:{spec.name} {spec.dtype} {','.join(map(str, spec.shape))}\n"
+        for spec in specs
+    ).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def excluded_ordinals(specs: Sequence[TensorSpec], patterns: Sequence[str]) -> list[int]:
+    """Ordinals of float tensors that a pattern names.
+
+    Raises:
+        ValueError: A pattern names no tensor at all.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(spec.name, pattern) for spec in specs):
+            raise ValueError(f"exclude: no tensor is named like {pattern!r}")
+    return [
+        i
+        for i, spec in enumerate(specs)
+        if spec.is_float and any(fnmatchcase(spec.name, pattern) for pattern in patterns)
+    ]
+
+
+def roles_of(specs: Sequence[TensorSpec], exclusions: Iterable[int]) -> list[int]:
+    """The role of each tensor, a function of the layout and of what is excluded.
+
+    Integers, bool and excluded tensors are lossless; floats of two or more dimensions are matrices,
+    others vectors. A model with no matrix at all (say, one flat parameter vector) has its vectors
+    treated as matrices.
+    """
+    excluded = set(exclusions)
+    lossy = [spec.is_float and i not in excluded for i, spec in enumerate(specs)]
+    any_matrix = any(lossy[i] and len(spec.shape) >= 2 for i, spec in enumerate(specs))
+    return [
+        LOSSLESS if not lossy[i] else MATRIX if len(spec.shape) >= 2 or not any_matrix else VECTOR
+        for i, spec in enumerate(specs)
+    ]

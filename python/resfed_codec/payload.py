@@ -1,0 +1,178 @@
+"""inspect(): what is inside a payload, byte by byte of the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resfed_codec import _native
+from resfed_codec.errors import PayloadError, raise_from_native
+
+CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class QuantizerInfo:
+    """A group's quantizer: magnitudes from ``threshold`` on, in levels of width ``step``.
+
+    ``offsets`` are the reconstruction points of the first levels, in 1/256 of a step.
+    """
+
+    threshold: float
+    step: float
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PayloadInfo:
+    """What :func:`inspect` returns.
+
+    The ``*_bytes`` attributes but ``n_bytes`` add up to ``n_bytes``.
+
+    Attributes:
+        n_bytes: Length of the payload.
+        format_version: Version of the payload format.
+        layout_digest: 64-bit digest of names, shapes and dtypes.
+        reference_check: 32-bit check of the values that the payload builds on.
+        n_matrix, n_vector, n_lossless: Elements by role.
+        k_matrix, k_vector, n_changed: Of these, sent.
+        matrix, vector: The quantizers; None where nothing was sent.
+        exponents: Power-of-two scale of each vector tensor.
+        exclusions: Ordinals of float tensors carried losslessly, in coding order.
+        lossy_slices, lossless_slices: Length of each slice in bytes.
+        header_bytes: Fixed header and element counts.
+        quantizer_bytes: Counts of what was sent, quantizers, exponents, exclusions.
+        table_bytes: Slice lengths.
+        lossy_bytes, lossless_bytes: The entropy coded slices.
+        checksum_bytes: The CRC-32C.
+    """
+
+    n_bytes: int
+    format_version: int
+    layout_digest: int
+    reference_check: int
+    n_matrix: int
+    n_vector: int
+    n_lossless: int
+    k_matrix: int
+    k_vector: int
+    n_changed: int
+    matrix: QuantizerInfo | None
+    vector: QuantizerInfo | None
+    exponents: tuple[int, ...]
+    exclusions: tuple[int, ...]
+    lossy_slices: tuple[int, ...]
+    lossless_slices: tuple[int, ...]
+    header_bytes: int
+    quantizer_bytes: int
+    table_bytes: int
+    lossy_bytes: int
+    lossless_bytes: int
+    checksum_bytes: int
+
+    @property
+    def n_elems(self) -> int:
+        """Number of elements of the model."""
+        return self.n_matrix + self.n_vector + self.n_lossless
+
+    @property
+    def n_nonzero(self) -> int:
+        """Number of lossy elements that were sent."""
+        return self.k_matrix + self.k_vector
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the lossy elements that were not sent; 1.0 if there are none."""
+        n_lossy = self.n_matrix + self.n_vector
+        return 1 - self.n_nonzero / n_lossy if n_lossy else 1.0
+
+    @property
+    def bits_per_nonzero(self) -> float:
+        """Entropy coded bits per lossy element sent; 0.0 if there are none."""
+        return 8 * self.lossy_bytes / self.n_nonzero if self.n_nonzero else 0.0
+
+    def __str__(self) -> str:
+        rows = [
+            ("header", self.header_bytes, f"format {self.format_version}, {self.n_elems:,} elements"),
+            ("quantizers", self.quantizer_bytes, _describe(self)),
+            ("slice table", self.table_bytes, f"{len(self.lossy_slices)} lossy slices,"
+             f" {len(self.lossless_slices)} lossless"),
+            ("lossy slices", self.lossy_bytes, f"{self.n_nonzero:,} nonzeros,"
+             f" {self.bits_per_nonzero:.2f} bits each, sparsity {self.sparsity:.4f}"),
+            ("lossless slices", self.lossless_bytes,
+             f"{self.n_changed:,} of {self.n_lossless:,} elements changed"),
+            ("checksum", self.checksum_bytes, "CRC-32C"),
+            ("payload", self.n_bytes, ""),
+        ]  # fmt: skip
+        return "\n".join(f"{name:<16}{n:>12,} B  {note}".rstrip() for name, n, note in rows)
+
+
+def _describe(info: PayloadInfo) -> str:
+    parts = [
+        f"{name}: threshold {q.threshold:.3g}, step {q.step:.3g}"
+        for name, q in (("matrices", info.matrix), ("vectors", info.vector))
+        if q is not None
+    ]
+    return "; ".join(parts) or "none"
+
+
+def as_bytes(payload: object) -> bytes:
+    """``payload`` as bytes; TypeError if it is not bytes-like."""
+    if isinstance(payload, bytes):
+        return payload
+    if isinstance(payload, (bytearray, memoryview)):
+        return bytes(payload)
+    raise TypeError(f"payload: must be bytes-like, not {type(payload).__name__}")
+
+
+def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
+    """Describe a payload without a reference: counts, quantizers, bytes of each part.
+
+    Verifies the checksum and the header; the entropy coded slices are not decoded.
+
+    Raises:
+        PayloadError: The bytes are no sound payload.
+        TypeError: ``payload`` is not bytes-like.
+    """
+    data = as_bytes(payload)
+    try:
+        d = _native.inspect(data)
+    except _native.NativeError as error:
+        raise_from_native(error, (), len(data))
+    n_lossy_slices = d["n_lossy_slices"]
+    lossy = tuple(d["slice_bytes"][:n_lossy_slices])
+    lossless = tuple(d["slice_bytes"][n_lossy_slices:])
+    return PayloadInfo(
+        n_bytes=len(data),
+        format_version=d["format_version"],
+        layout_digest=d["layout_digest"],
+        reference_check=d["reference_check"],
+        n_matrix=d["n_matrix"],
+        n_vector=d["n_vector"],
+        n_lossless=d["n_lossless"],
+        k_matrix=d["k_matrix"],
+        k_vector=d["k_vector"],
+        n_changed=d["n_changed"],
+        matrix=_quantizer(d["matrix"]) if d["k_matrix"] else None,
+        vector=_quantizer(d["vector"]) if d["k_vector"] else None,
+        exponents=tuple(d["exponents"]),
+        exclusions=tuple(d["exclusions"]),
+        lossy_slices=lossy,
+        lossless_slices=lossless,
+        header_bytes=d["quantizer_offset"],
+        quantizer_bytes=d["table_offset"] - d["quantizer_offset"],
+        table_bytes=d["slices_offset"] - d["table_offset"],
+        lossy_bytes=sum(lossy),
+        lossless_bytes=sum(lossless),
+        checksum_bytes=CHECKSUM_BYTES,
+    )
+
+
+def _quantizer(d: dict[str, object]) -> QuantizerInfo:
+    threshold, step, offsets = d["threshold"], d["step"], d["offsets"]
+    assert isinstance(threshold, float)
+    assert isinstance(step, float)
+    assert isinstance(offsets, list)
+    return QuantizerInfo(threshold, step, tuple(offsets))
+
+
+__all__ = ["PayloadError", "PayloadInfo", "QuantizerInfo", "inspect"]
