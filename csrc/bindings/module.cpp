@@ -69,12 +69,6 @@ py::dict inspect_payload(const py::bytes& payload) {
   return d;
 }
 
-py::list state_list(const InitialState* states, uint32_t n) {
-  py::list list;
-  for (uint32_t i = 0; i < n; ++i) list.append(py::make_tuple(states[i].probability, states[i].count));
-  return list;
-}
-
 py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
                 unsigned slice_log2) {
   std::vector<SentSymbol> symbols;
@@ -135,7 +129,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("cuda_unavailable_reason", &cuda_reason);
   m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("slice_log2"));
   m.def("initial_states", [] {
-    return py::make_tuple(state_list(kInitialSliceStates, kSliceContexts),
-                          state_list(kInitialLosslessStates, kLosslessContexts));
+    py::list states;
+    for (const InitialState s : kInitialSliceStates) states.append(py::make_tuple(s.probability, s.count));
+    return states;
   });
 }

@@ -60,7 +60,7 @@ std::vector<int8_t> choose_exponents(const Group& group) {
       }
     });
     const double mean = squares.value() / static_cast<double>(piece.tensor->n_elems);
-    const int exponent = mean > 0 ? static_cast<int>(std::floor(std::log2(mean) / 2)) : 0;
+    const int exponent = mean > 0 ? std::ilogb(mean) >> 1 : 0;  // floor(log2(mean) / 2)
     exponents.push_back(static_cast<int8_t>(std::clamp(exponent, kMinExponent, kMaxExponent)));
   }
   return exponents;

@@ -22,7 +22,7 @@ Nonzero to_nonzero(const SentSymbol& s, uint64_t gap) {
 struct LossyCode {
   using Symbol = SentSymbol;
   static constexpr uint32_t kContexts = kSliceContexts;
-  static constexpr const InitialState* kInitial = kInitialSliceStates;
+  static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
   History history;
 
   template <class Coder>
@@ -39,7 +39,7 @@ struct LossyCode {
 struct LosslessCode {
   using Symbol = ChangedElement;
   static constexpr uint32_t kContexts = kLosslessContexts;
-  static constexpr const InitialState* kInitial = kInitialLosslessStates;
+  static InitialState initial(uint32_t) { return kInitialLosslessState; }
   LosslessHistory history;
 
   template <class Coder>
@@ -54,7 +54,7 @@ struct LosslessCode {
 
 template <class Code>
 void reset(Probability* contexts) {
-  for (uint32_t i = 0; i < Code::kContexts; ++i) contexts[i] = initial_probability(Code::kInitial[i]);
+  for (uint32_t i = 0; i < Code::kContexts; ++i) contexts[i] = initial_probability(Code::initial(i));
 }
 
 // The symbols [begin, end) through a coder; the gap of the first is counted from the symbol before.

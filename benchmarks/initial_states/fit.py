@@ -1,0 +1,175 @@
+"""Fits the initial states of the slice contexts and writes them as C++ and as Python.
+
+    python -m benchmarks.initial_states.fit updates/*.npz
+
+The updates come from ``benchmarks.initial_states.updates``: no data that a benchmark reports on.
+For each context the starting probability and confidence are chosen that cost the fewest bits over
+the beginnings of all training slices, with the codec's own integer arithmetic. Afterwards the
+package must be built again, and the golden payloads belong to another format version.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from resfed_codec import _native
+from resfed_codec.config import AUTO_STEP_RATIO
+
+SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.9975, 0.999)
+SLICES_PER_UPDATE = 3  # first, middle, last: a model at 0.9 must not outweigh one at 0.999
+OBSERVATIONS = 256  # of a context in a slice; later ones hardly remember where it started
+COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+ROOT = Path(__file__).parents[2]
+
+Updates = Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]
+
+
+def updates_of(path: Path) -> Updates:
+    """Indices and signed levels of every update in a file, up and down, at every sparsity."""
+    data = np.load(path)
+    prefixes = {key.split("|")[0] for key in data.files}
+    for prefix in sorted(prefixes):
+        round_number = int(prefix.split("_")[-1].lstrip("g"))
+        base = f"g{round_number - 1}"
+        if base not in prefixes:
+            continue
+        residual = np.concatenate([
+            (data[f"{prefix}|{name}"] - data[f"{base}|{name}"]).ravel()
+            for name in sorted(key.split("|")[1] for key in data.files if key.startswith(base + "|"))
+            if data[f"{base}|{name}"].ndim >= 2
+        ])  # fmt: skip
+        for sparsity in SPARSITIES:
+            k = int(np.ceil(residual.size * (1 - sparsity)))
+            if k >= 64:
+                yield levels_of(residual, k)
+
+
+def levels_of(residual: NDArray[np.float32], k: int) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    magnitude = np.abs(residual)
+    index = np.sort(np.lexsort((np.arange(residual.size), -magnitude))[:k])
+    threshold = magnitude[index].min()
+    level = 1 + np.floor((magnitude[index] - threshold) / (threshold / AUTO_STEP_RATIO))
+    return index.astype(np.uint64), (level * np.sign(residual[index])).astype(np.int32)
+
+
+def training_slices(paths: list[Path], slice_log2: int) -> list[NDArray[np.uint16]]:
+    """Decisions of each training slice, as [15 bits] context, [1 bit] bit."""
+    slices = []
+    for path in tqdm(paths, desc="updates"):
+        for index, level in updates_of(path):
+            raw, ends = _native.trace(index, level, slice_log2)  # type: ignore[arg-type]
+            parts = np.split(np.frombuffer(raw, np.uint16), ends[:-1])
+            chosen = {0, len(parts) // 2, len(parts) - 1} if SLICES_PER_UPDATE == 3 else {0}
+            slices += [parts[i] for i in sorted(chosen)]
+    return slices
+
+
+def costs(bits: NDArray[np.int64], prob: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Bits of code for each candidate (prob, count).
+
+    ``bits`` is (slices, observations), -1 where a slice has no more; ``prob``, in 1/256, and
+    ``count`` are (candidates,). The arithmetic is that of csrc/core/probability.hpp.
+    """
+    fast = np.repeat(prob[:, None] * 256, bits.shape[0], axis=1)
+    slow, n = fast.copy(), np.repeat(count[:, None], bits.shape[0], axis=1)
+    total = np.zeros(prob.size)
+    for bit in bits.T:
+        here = bit >= 0
+        one = bit == 1
+        p = np.clip((fast + slow) >> 3, 1, 16383) / 16384
+        total += np.where(here, -np.log2(np.where(one, p, 1 - p)), 0).sum(axis=1)
+        young = 131072 // (2 * n + 3)
+        for estimate, floor in ((fast, 4096), (slow, 512)):
+            rate = np.maximum(young, floor)
+            up = estimate + ((65535 - estimate) * rate >> 16)
+            down = estimate - (estimate * rate >> 16)
+            np.copyto(estimate, np.where(one, up, down), where=here)
+        n = np.minimum(n + 1, 127)
+    return total
+
+
+def fit_context(sequences: list[NDArray[np.int64]]) -> tuple[int, int]:
+    """The cheapest (probability in 1/256, count) for the given slices' bits."""
+    # Two made-up slices, one bit each way, keep rare contexts from false certainty.
+    sequences = [*sequences, np.array([0]), np.array([1])]
+    bits = np.full((len(sequences), min(OBSERVATIONS, max(map(len, sequences)))), -1, np.int64)
+    for row, sequence in zip(bits, sequences, strict=True):
+        row[: len(sequence)] = sequence[: row.size]
+    logits = np.linspace(-5.5, 5.5, 34)
+    probs = np.unique(np.clip(np.round(256 / (1 + np.exp(-logits))), 1, 255).astype(np.int64))
+    prob, count = (grid.ravel() for grid in np.meshgrid(probs, np.array(COUNTS)))
+    best = int(np.argmin(costs(bits, prob, count)))
+    return int(prob[best]), int(count[best])
+
+
+def write_tables(slice_states: list[tuple[int, int]], trained_on: list[str]) -> None:
+    """csrc/core/initial_states.hpp and its Python twin, both generated."""
+    note = f"Generated by benchmarks/initial_states/fit.py from: {', '.join(trained_on)}."
+
+    def rows(opening: str, closing: str) -> str:
+        items = [f"{opening}{p}, {c}{closing}" for p, c in slice_states]
+        return "\n".join("    " + ", ".join(items[i : i + 8]) + "," for i in range(0, len(items), 8))
+
+    (ROOT / "csrc/core/initial_states.hpp").write_text(f"""// {note}
+// Part of the payload format: other states are another format version.
+#pragma once
+
+#include "core/context.hpp"
+#include "core/probability.hpp"
+
+namespace resfed {{
+
+// {{probability of a 1 in 1/256, count}}
+// clang-format off
+inline constexpr InitialState kInitialSliceStates[kSliceContexts] = {{
+{rows("{", "}")}
+}};
+// clang-format on
+
+// The lossless part starts knowing nothing.
+constexpr InitialState kInitialLosslessState = {{128, 0}};
+
+}}  // namespace resfed
+""")
+    (ROOT / "python/resfed_codec/initial_states.py").write_text(f'''"""Initial states of the contexts: part of the payload format.
+
+{note}
+"""
+
+# (probability of a 1 in 1/256, count) for each context of csrc/core/context.hpp
+# fmt: off
+SLICE_STATES: tuple[tuple[int, int], ...] = (
+{rows("(", ")")}
+)
+# fmt: on
+
+LOSSLESS_STATE: tuple[int, int] = (128, 0)
+"""The lossless part starts knowing nothing."""
+''')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("updates", type=Path, nargs="+")
+    args = parser.parse_args()
+    slices = training_slices(args.updates, slice_log2=11)
+    n_contexts = len(_native.initial_states())
+    sequences: list[list[NDArray[np.int64]]] = [[] for _ in range(n_contexts)]
+    for decisions in slices:
+        order = np.argsort(decisions >> 1, kind="stable")
+        contexts, bits = (decisions >> 1)[order], (decisions & 1)[order].astype(np.int64)
+        starts = np.flatnonzero(np.r_[True, contexts[1:] != contexts[:-1]])
+        for context, part in zip(contexts[starts], np.split(bits, starts[1:]), strict=True):
+            sequences[context].append(part)
+    states = [fit_context(s) if s else (128, 0) for s in tqdm(sequences, desc="contexts")]
+    write_tables(states, sorted(path.stem for path in args.updates))
+
+
+if __name__ == "__main__":
+    main()
