@@ -25,25 +25,25 @@ struct Tensor {
   const void* reference = nullptr;
   void* out = nullptr;  // receives the recovered tensor; may be null
   uint64_t n_elems = 0;
-  uint32_t elem_bytes = 4;  // 1, 2, 4 or 8
+  uint32_t elem_bytes = 4;        // 1, 2, 4 or 8
   DType dtype = DType::kFloat32;  // of lossy tensors
   Role role = Role::kMatrix;
 };
 
 // Threshold, step: how the quantizer follows the selection.
 struct StepRule {
-  double ratio = 0.55;   // threshold / step
-  unsigned bits = 0;     // if not 0: 2^(bits - 1) levels between threshold and maximum
-  bool automatic = true; // ratio is a default: keep the step from falling far below the data
+  double ratio = 0.55;    // threshold / step
+  unsigned bits = 0;      // if not 0: 2^(bits - 1) levels between threshold and maximum
+  bool automatic = true;  // ratio is a default: keep the step from falling far below the data
 };
 
 struct EncodeOptions {
   uint64_t layout_digest = 0;
   uint64_t k_matrix = 0;  // the target when neither of the two below is set
   uint64_t k_vector = 0;
-  uint64_t max_bytes = 0;    // 0: no bound
-  double max_error = -1.0;   // < 0: no bound
-  uint64_t vector_share = 1; // with max_bytes: vectors are sent this many times as densely
+  uint64_t max_bytes = 0;     // 0: no bound
+  double max_error = -1.0;    // < 0: no bound
+  uint64_t vector_share = 1;  // with max_bytes: vectors are sent this many times as densely
   StepRule step;
   unsigned slice_log2 = kDefaultSliceLog2;
   std::vector<uint64_t> exclusions;  // for the frame; those tensors have role kLossless

@@ -13,16 +13,16 @@ enum class Code : uint32_t {
   kBadMagic = 2,
   kBadVersion = 3,  // detail: the version found
   kBadChecksum = 4,
-  kBadField = 5,     // detail: the value found
-  kBadSlice = 6,     // where: number of the slice
+  kBadField = 5,  // detail: the value found
+  kBadSlice = 6,  // where: number of the slice
   kTrailingBytes = 7,
   // A payload that does not belong to this reference.
   kWrongLayout = 20,
   kWrongReference = 21,
   // What is wrong with the caller's data or wishes.
-  kNonFinite = 40,        // where: tensor, detail: element
-  kBudgetTooSmall = 41,   // detail: bytes of the smallest payload
-  kErrorUnreachable = 42, // detail: bits of the float64 relative error that was reached
+  kNonFinite = 40,         // where: tensor, detail: element
+  kBudgetTooSmall = 41,    // detail: bytes of the smallest payload
+  kErrorUnreachable = 42,  // detail: bits of the float64 relative error that was reached
 };
 
 struct Failure {

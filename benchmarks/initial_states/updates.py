@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 from tqdm import tqdm
 
 CLIENTS = 10
@@ -37,7 +37,7 @@ def digits_batches(classes_per_client: int) -> Batches:
     """Batches of one client: images (64, 1, 16, 16), labels (64,). 10 classes mean IID."""
     data = load_digits()
     images = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
-    images = F.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
+    images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
     labels = torch.tensor(data.target)
     pools = []
     for client in range(CLIENTS):
@@ -171,9 +171,9 @@ def train(run: Run, seed: int = 0) -> dict[str, np.ndarray]:
             )
             for _ in range(run.steps):
                 inputs, targets = draw(client, generator)
-                loss = F.cross_entropy(model(inputs), targets)
+                loss = functional.cross_entropy(model(inputs), targets)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             state = model.state_dict()
             if client == 0 and kept:
@@ -196,7 +196,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in args.only or RUNS:
         print(name)
-        np.savez(args.out / f"{name}.npz", **train(RUNS[name]))
+        np.savez(args.out / f"{name}.npz", **train(RUNS[name]))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -97,8 +97,7 @@ PYBIND11_MODULE(_native, m) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const Failure& f) {
-      py::set_error(native_error,
-                    py::make_tuple(static_cast<uint32_t>(f.code), f.where, f.detail));
+      py::set_error(native_error, py::make_tuple(static_cast<uint32_t>(f.code), f.where, f.detail));
     }
   });
 
@@ -120,17 +119,21 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("exclusions", &EncodeOptions::exclusions);
 
   m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
-  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("layout_digest"), py::arg("tensors"));
+  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("layout_digest"),
+        py::arg("tensors"));
   m.def("inspect", &inspect_payload, py::arg("payload"));
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   m.def("kernels", [] { return collect_kernels().name; });
-  m.def("choose_kernels", [](const std::string& name) { return choose_kernels(name.c_str()); }, py::arg("name"));
+  m.def(
+      "choose_kernels", [](const std::string& name) { return choose_kernels(name.c_str()); },
+      py::arg("name"));
   m.def("cuda_unavailable_reason", &cuda_reason);
   m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("slice_log2"));
   m.def("initial_states", [] {
     py::list states;
-    for (const InitialState s : kInitialSliceStates) states.append(py::make_tuple(s.probability, s.count));
+    for (const InitialState s : kInitialSliceStates)
+      states.append(py::make_tuple(s.probability, s.count));
     return states;
   });
 }

@@ -11,7 +11,9 @@ namespace resfed {
 
 // (current, reference, out, n_elems, elem_bytes, dtype, role): addresses as integers, 0 for none.
 inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows) {
-  const auto pointer = [](pybind11::handle h) { return reinterpret_cast<void*>(h.cast<uintptr_t>()); };
+  const auto pointer = [](pybind11::handle h) {
+    return reinterpret_cast<void*>(h.cast<uintptr_t>());
+  };
   std::vector<Tensor> tensors;
   tensors.reserve(rows.size());
   for (const pybind11::handle row : rows) {

@@ -51,8 +51,7 @@ constexpr uint32_t kEscapeBase = kLevelBase + kLevelClasses * 3 * kLevelUnary;
 constexpr uint32_t kSliceContexts = kEscapeBase + kEscapeUnary;
 
 RESFED_HD uint32_t gap_context(const History& h, uint32_t position) {
-  return kGapBase +
-         (min_of(h.gap_class, 2u) * 8 + activity_class(h.activity)) * kGapUnary +
+  return kGapBase + (min_of(h.gap_class, 2u) * 8 + activity_class(h.activity)) * kGapUnary +
          min_of(position, kGapUnary - 1);
 }
 RESFED_HD uint32_t gap_mantissa_context(uint32_t gap_class) {

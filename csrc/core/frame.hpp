@@ -29,13 +29,13 @@ struct Frame {
   unsigned slice_log2 = kDefaultSliceLog2;
   uint64_t layout_digest = 0;
   uint32_t reference_check = 0;
-  uint64_t n_matrix = 0, n_vector = 0, n_lossless = 0;     // elements by role
-  uint64_t k_matrix = 0, k_vector = 0, n_changed = 0;      // of them, sent
+  uint64_t n_matrix = 0, n_vector = 0, n_lossless = 0;  // elements by role
+  uint64_t k_matrix = 0, k_vector = 0, n_changed = 0;   // of them, sent
   Quantizer matrix, vector;
-  std::vector<int8_t> exponents;       // one per non-empty vector tensor, when k_vector > 0
-  std::vector<uint64_t> exclusions;    // ordinals of float tensors that are carried losslessly
-  std::vector<uint64_t> slice_bytes;   // all slices, lossy ones first
-  size_t slices_offset = 0;            // set by read_frame
+  std::vector<int8_t> exponents;      // one per non-empty vector tensor, when k_vector > 0
+  std::vector<uint64_t> exclusions;   // ordinals of float tensors that are carried losslessly
+  std::vector<uint64_t> slice_bytes;  // all slices, lossy ones first
+  size_t slices_offset = 0;           // set by read_frame
   size_t quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
 
   Partition lossy_partition() const { return partition(k_matrix + k_vector, slice_log2); }
@@ -104,7 +104,8 @@ inline Quantizer read_quantizer(ByteReader& in) {
   Quantizer q;
   const uint32_t threshold = in.fixed<uint32_t>();
   const uint32_t step = in.fixed<uint32_t>();
-  if (threshold == 0 || threshold >= kFirstNonFiniteKey) throw Failure{Code::kBadField, begin, threshold};
+  if (threshold == 0 || threshold >= kFirstNonFiniteKey)
+    throw Failure{Code::kBadField, begin, threshold};
   if (step == 0 || step >= kFirstNonFiniteKey) throw Failure{Code::kBadField, begin + 4, step};
   q.threshold = float_from_bits(threshold);
   q.step = float_from_bits(step);

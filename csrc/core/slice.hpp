@@ -28,7 +28,8 @@ struct Partition {
 
 RESFED_HD Partition partition(uint64_t n_symbols, unsigned slice_log2) {
   if (n_symbols == 0) return {0, 0};
-  return {n_symbols, max_of<uint64_t>((n_symbols >> slice_log2) + ((n_symbols >> (slice_log2 - 1)) & 1u), 1)};
+  return {n_symbols,
+          max_of<uint64_t>((n_symbols >> slice_log2) + ((n_symbols >> (slice_log2 - 1)) & 1u), 1)};
 }
 RESFED_HD uint64_t slice_begin(const Partition& p, uint64_t slice) {
   return slice * (p.n_symbols / p.n_slices) + min_of(slice, p.n_symbols % p.n_slices);

@@ -55,8 +55,8 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
   const Partition lossy = frame.lossy_partition(), lossless = frame.lossless_partition();
   uint64_t lossy_bytes = 0;
   for (uint64_t s = 0; s < lossy.n_slices; ++s) lossy_bytes += frame.slice_bytes[s];
-  const std::vector<SentSymbol> symbols = decode_symbols(
-      slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector);
+  const std::vector<SentSymbol> symbols =
+      decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector);
   const std::vector<ChangedElement> changes =
       decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices, lossless,
                      frame.n_lossless, lossy.n_slices);
@@ -66,8 +66,7 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
       (frame.k_vector == 0 || symbols[frame.k_matrix].index >= frame.n_matrix);
   if (!split_is_right) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
 
-  const SentSegments sent_matrix =
-      split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0);
+  const SentSegments sent_matrix = split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0);
   const SentSegments sent_vector =
       split_by_segment(groups.vector, symbols, frame.k_matrix, symbols.size(), frame.n_matrix);
   const Recovered matrix = recover_all(groups.matrix, sent_matrix, frame.matrix, nullptr);

@@ -66,7 +66,8 @@ std::vector<int8_t> choose_exponents(const Group& group) {
   return exponents;
 }
 
-// The group's best k elements for any k, asking the model again only when k grows past what is held.
+// The group's best k elements for any k, asking the model again only when k grows past what is
+// held.
 class Selector {
  public:
   explicit Selector(const Group& group) : group_(group) {}
@@ -202,8 +203,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     uint64_t best_t = 0;
     std::vector<uint8_t> best;
     const auto too_big = [&](uint64_t t) {
-      const auto selected =
-          matrices.top(proportional(frame.n_matrix, t, total, 1));
+      const auto selected = matrices.top(proportional(frame.n_matrix, t, total, 1));
       matrix = code_group(groups.matrix, selected, options.step, nullptr);
       vector = code_group(groups.vector,
                           vectors.top(proportional(frame.n_vector, t, total, options.vector_share)),
@@ -222,8 +222,10 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     best_t = low > total ? total : first_that_holds(low, high, too_big) - 1;
     too_big(best_t);
   } else {
-    matrix = code_group(groups.matrix, select_top(groups.matrix, options.k_matrix), options.step, nullptr);
-    vector = code_group(groups.vector, select_top(groups.vector, options.k_vector), options.step, nullptr);
+    matrix = code_group(groups.matrix, select_top(groups.matrix, options.k_matrix), options.step,
+                        nullptr);
+    vector = code_group(groups.vector, select_top(groups.vector, options.k_vector), options.step,
+                        nullptr);
     finish();
   }
 

@@ -1,4 +1,5 @@
-// The caller's floating-point mode must not reach the arithmetic: round to nearest, subnormals kept.
+// The caller's floating-point mode must not reach the arithmetic: round to nearest, subnormals
+// kept.
 #pragma once
 
 #if defined(__x86_64__) || defined(_M_X64)

@@ -33,7 +33,6 @@ inline void apply_exponents(Group& vector, const std::vector<int8_t>& exponents)
   }
 }
 
-
 // Fills every `out` with its reference, ready for the recovered values to be written over it.
 inline void copy_references(const Groups& groups) {
   for (const Group* group : {&groups.matrix, &groups.vector, &groups.lossless}) {

@@ -53,8 +53,9 @@ std::vector<ChangedElement> find_changes(const Group& group) {
         return;
       }
       for (uint64_t i = first; i < first + n; ++i) {
-        const uint64_t change = change_between(load_element(t.reference, i, t.elem_bytes),
-                                               load_element(t.current, i, t.elem_bytes), t.elem_bytes);
+        const uint64_t change =
+            change_between(load_element(t.reference, i, t.elem_bytes),
+                           load_element(t.current, i, t.elem_bytes), t.elem_bytes);
         if (change != 0) found[s].push_back({piece.begin + i, change});
       }
     });
@@ -69,7 +70,8 @@ RestoredElements restore_changes(const Group& group, const std::vector<ChangedEl
   restored.bits.resize(changes.size());
   for_each_change(group, changes, [&](const Piece& piece, uint64_t element, size_t i) {
     const uint32_t elem_bytes = piece.tensor->elem_bytes;
-    if (changes[i].change > width_mask(elem_bytes)) throw Failure{Code::kBadSlice, i, changes[i].change};
+    if (changes[i].change > width_mask(elem_bytes))
+      throw Failure{Code::kBadSlice, i, changes[i].change};
     const uint64_t before = load_element(piece.tensor->reference, element, elem_bytes);
     restored.bits[i] = apply_change(before, changes[i].change, elem_bytes);
     restored.check += check_term(changes[i].index, before, restored.bits[i]);
@@ -82,7 +84,8 @@ void write_changes(const Group& group, const std::vector<ChangedElement>& change
   for_each_change(group, changes, [&](const Piece& piece, uint64_t element, size_t i) {
     const Tensor& t = *piece.tensor;
     if (t.out == nullptr) return;
-    std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, &restored.bits[i], t.elem_bytes);
+    std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, &restored.bits[i],
+                t.elem_bytes);
   });
 }
 

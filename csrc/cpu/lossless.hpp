@@ -14,7 +14,8 @@ struct ChangedElement {
 
 std::vector<ChangedElement> find_changes(const Group& group);
 
-// New bit patterns, one per change; throws kBadSlice when a change does not fit its element's width.
+// New bit patterns, one per change; throws kBadSlice when a change does not fit its element's
+// width.
 struct RestoredElements {
   std::vector<uint64_t> bits;
   uint32_t check = 0;

@@ -97,7 +97,8 @@ SentSegments quantize_all(const Segments& selected, Quantizer* quantizer) {
   const auto means = sum_over_segments<LevelMeans>(selected.size(), [&](size_t s, LevelMeans& own) {
     sent[s].reserve(selected[s].size());
     for (const Candidate& c : selected[s]) {
-      const auto [level, position] = quantize(*quantizer, float_from_bits(magnitude_key(c.residual)));
+      const auto [level, position] =
+          quantize(*quantizer, float_from_bits(magnitude_key(c.residual)));
       if (level <= kMaxOffsets) {
         own.position_sum[level - 1] += position;
         own.count[level - 1] += 1;

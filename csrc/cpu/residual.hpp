@@ -21,8 +21,8 @@ struct Candidate {
 // The lossy elements of one role, laid end to end in the order of the tensors.
 struct Piece {
   const Tensor* tensor;
-  uint64_t ordinal;  // among all tensors of the call
-  uint64_t begin;    // index of its first element in the group
+  uint64_t ordinal;      // among all tensors of the call
+  uint64_t begin;        // index of its first element in the group
   float scale = 1.0f;    // residuals are multiplied by this ...
   float unscale = 1.0f;  // ... and values by this
 };
@@ -38,7 +38,8 @@ inline uint64_t n_segments(const Group& group) { return (group.n_elems + kSegmen
 // Candidates by segment, ascending within each.
 using Segments = std::vector<std::vector<Candidate>>;
 
-// Calls visit(piece, first element in the piece, count, offset in the segment) for a segment's parts.
+// Calls visit(piece, first element in the piece, count, offset in the segment) for a segment's
+// parts.
 template <class Visit>
 void for_each_part(const Group& group, uint64_t segment, Visit visit) {
   const uint64_t begin = segment * kSegment;
@@ -65,10 +66,14 @@ void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
           static_cast<const T*>(tensor.reference) + first);
   };
   switch (tensor.dtype) {
-    case DType::kFloat32: return call(float{});
-    case DType::kFloat16: return call(Half{});
-    case DType::kBFloat16: return call(BFloat16{});
-    case DType::kFloat64: return call(double{});
+    case DType::kFloat32:
+      return call(float{});
+    case DType::kFloat16:
+      return call(Half{});
+    case DType::kBFloat16:
+      return call(BFloat16{});
+    case DType::kFloat64:
+      return call(double{});
   }
 }
 

@@ -43,10 +43,10 @@ size_t collect_avx2(const void* current, const void* reference, size_t n, float 
   for (; i + 16 <= n; i += 16) {
     const __m256 r0 = _mm256_mul_ps(residual8(x + i, p + i), factor);
     const __m256 r1 = _mm256_mul_ps(residual8(x + i + 8, p + i + 8), factor);
-    const __m256i hit0 = _mm256_cmpgt_epi32(
-        _mm256_and_si256(_mm256_castps_si256(r0), magnitude_bits), below);
-    const __m256i hit1 = _mm256_cmpgt_epi32(
-        _mm256_and_si256(_mm256_castps_si256(r1), magnitude_bits), below);
+    const __m256i hit0 =
+        _mm256_cmpgt_epi32(_mm256_and_si256(_mm256_castps_si256(r0), magnitude_bits), below);
+    const __m256i hit1 =
+        _mm256_cmpgt_epi32(_mm256_and_si256(_mm256_castps_si256(r1), magnitude_bits), below);
     uint32_t hits = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(hit0))) |
                     static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(hit1))) << 8;
     if (hits == 0) continue;

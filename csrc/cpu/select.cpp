@@ -22,8 +22,8 @@ uint32_t cut(const Histogram& histogram, uint64_t* k) {
   return static_cast<uint32_t>(digit);
 }
 
-// The key of the k-th largest. for_each_key(f) must call f(key) for all keys, twice alike, and there
-// must be at least k keys. `ties` receives how many keys equal to the result belong to the k.
+// The key of the k-th largest. for_each_key(f) must call f(key) for all keys, twice alike, and
+// there must be at least k keys. `ties` receives how many keys equal to the result belong to the k.
 template <class ForEachKey>
 uint32_t kth_largest_key(uint64_t k, ForEachKey for_each_key, uint64_t* ties) {
   Histogram histogram(size_t{1} << kHighDigitBits);

@@ -54,7 +54,8 @@ struct LosslessCode {
 
 template <class Code>
 void reset(Probability* contexts) {
-  for (uint32_t i = 0; i < Code::kContexts; ++i) contexts[i] = initial_probability(Code::initial(i));
+  for (uint32_t i = 0; i < Code::kContexts; ++i)
+    contexts[i] = initial_probability(Code::initial(i));
 }
 
 // The symbols [begin, end) through a coder; the gap of the first is counted from the symbol before.
@@ -70,7 +71,8 @@ void encode_symbols(const std::vector<typename Code::Symbol>& symbols, uint64_t 
 }
 
 template <class Code>
-std::vector<Slice> encode_all(const std::vector<typename Code::Symbol>& symbols, unsigned slice_log2) {
+std::vector<Slice> encode_all(const std::vector<typename Code::Symbol>& symbols,
+                              unsigned slice_log2) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
   parallel_for(slices.size(), [&](size_t s) {
@@ -107,7 +109,8 @@ std::vector<typename Code::Symbol> decode_all(const uint8_t* slices, const uint6
     uint64_t covered = 0;  // index + 1, relative to the end of the slice before
     for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) {
       uint64_t gap = 1;
-      if (!code.code(coder, &gap, &symbols[i]) || coder.underrun || gap > n_elems - covered) throw bad;
+      if (!code.code(coder, &gap, &symbols[i]) || coder.underrun || gap > n_elems - covered)
+        throw bad;
       covered += gap;
       symbols[i].index = covered - 1;
     }
@@ -119,7 +122,8 @@ std::vector<typename Code::Symbol> decode_all(const uint8_t* slices, const uint6
     bases[s + 1] += bases[s];
   }
   parallel_for(p.n_slices, [&](size_t s) {
-    for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) symbols[i].index += bases[s];
+    for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i)
+      symbols[i].index += bases[s];
   });
   return symbols;
 }

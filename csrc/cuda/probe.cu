@@ -1,7 +1,5 @@
 // The device probe, and a proof that core/ compiles for the device: one thread codes a slice with
 // the same functions that the CPU uses. The backend proper is not written yet.
-#include "cuda/probe.hpp"
-
 #include <cuda_runtime.h>
 
 #include "core/check.hpp"
@@ -9,6 +7,7 @@
 #include "core/quantize.hpp"
 #include "core/residual.hpp"
 #include "core/slice.hpp"
+#include "cuda/probe.hpp"
 
 namespace resfed {
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -118,12 +118,18 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
         raise_from_native(error, [spec.name for spec in specs])
 
 
-def decode(
-    payload: bytes | bytearray | memoryview,
-    reference: State,
-    *,
-    out: MutableMapping[str, Array] | Sequence[Array] | None = None,
-) -> State:
+Payload: TypeAlias = "bytes | bytearray | memoryview"
+ArrayT = TypeVar("ArrayT", bound="Array")
+OutT = TypeVar("OutT", bound="MutableMapping[str, Any] | Sequence[Any]")
+
+
+@overload
+def decode(payload: Payload, reference: State, *, out: OutT) -> OutT: ...
+@overload
+def decode(payload: Payload, reference: Mapping[str, ArrayT]) -> dict[str, ArrayT]: ...
+@overload
+def decode(payload: Payload, reference: Sequence[ArrayT]) -> list[ArrayT]: ...
+def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     """The model that ``payload`` encodes, given the reference it was encoded with.
 
     All or nothing: on any error neither ``reference`` nor ``out`` has changed.
@@ -195,7 +201,7 @@ def _empty_like(state: State) -> State:
     return [_empty(value) for value in state]
 
 
-def _empty(value: Array) -> Array:
+def _empty(value: Any) -> Array:
     if is_torch(value):
         torch = torch_module()
         empty: Array = torch.empty(value.shape, dtype=value.dtype)
@@ -212,4 +218,3 @@ def _writable_views(out: State, specs: Sequence[Any]) -> list[View]:
         if not view.array.flags.writeable:
             raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
     return views
-

@@ -50,7 +50,9 @@ class CodecConfig:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        targets = [n for n in ("sparsity", "max_bytes", "max_error") if getattr(self, n) is not None]
+        targets = [
+            n for n in ("sparsity", "max_bytes", "max_error") if getattr(self, n) is not None
+        ]
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
         if not targets:

@@ -21,7 +21,9 @@ class StateMismatchError(CodecError):
     """A sound payload that does not belong to the reference it was to be decoded with."""
 
 
-def raise_from_native(error: _native.NativeError, names: Sequence[str], n_bytes: int = 0) -> NoReturn:
+def raise_from_native(
+    error: _native.NativeError, names: Sequence[str], n_bytes: int = 0
+) -> NoReturn:
     """Raise the public exception for a native one.
 
     ``names`` are the tensors in the order in which the native call saw them; ``n_bytes`` is the

@@ -124,7 +124,7 @@ def view_of(name: str, value: Array, argument: str) -> View:
     return View(TensorSpec(name, shape, dtype), contiguous, copied)
 
 
-def _view_of_torch(name: str, value: torch.Tensor, where: str) -> View:
+def _view_of_torch(name: str, value: Any, where: str) -> View:
     torch = torch_module()
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in _LOSSY_CODES and dtype not in _LOSSLESS_DTYPES:
@@ -148,7 +148,9 @@ def views_of(state: State, argument: str) -> list[View]:
     return [view_of(name, value, argument) for name, value in items_of(state, argument)]
 
 
-def check_same_layout(state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str) -> None:
+def check_same_layout(
+    state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str
+) -> None:
     """Raise ValueError, naming both sides, unless the two layouts are equal."""
     ours = {spec.name: spec for spec in state}
     theirs = {spec.name: spec for spec in reference}

@@ -92,7 +92,8 @@ class PayloadInfo:
 
     def __str__(self) -> str:
         rows = [
-            ("header", self.header_bytes, f"format {self.format_version}, {self.n_elems:,} elements"),
+            ("header", self.header_bytes, f"format {self.format_version},"
+             f" {self.n_elems:,} elements"),
             ("quantizers", self.quantizer_bytes, _describe(self)),
             ("slice table", self.table_bytes, f"{len(self.lossy_slices)} lossy slices,"
              f" {len(self.lossless_slices)} lossless"),
