@@ -1,0 +1,436 @@
+"""The command line ``resfed-codec``: encode, decode and inspect files, and run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import resfed_codec as rfc
+from resfed_codec import demo
+
+FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
+"""Exit codes; 0 is success and argparse itself has 2 for wrong usage."""
+
+_DEMO_DEFAULTS: dict[str, Any] = demo.run.__kwdefaults__ or {}
+"""Every argument of the demo has a default; they are written down only there."""
+
+DESCRIPTION = """\
+Compression codec for federated learning.
+
+Sender and receiver hold the same reference model. "encode" writes the
+difference between a new model and the reference as a small payload; "decode"
+turns payload and reference back into the new model, as closely as the options
+of "encode" ask. Models are .safetensors files.
+"""
+
+EPILOG = """\
+exit codes:
+  0    success
+  1    the operation failed: file unreadable or damaged, payload and reference
+       do not belong together, value out of range, package missing, disk full,
+       ...; one line on standard error says what
+  2    wrong usage: unknown option, argument missing or not a number, ...
+  130  interrupted with Ctrl-C
+  141  the reader of standard output went away
+
+Output files appear complete or not at all: after an error or Ctrl-C an existing
+file is as it was. (The demo's plot is written directly.)
+
+example:
+  resfed-codec encode new.safetensors --reference old.safetensors -o update.rfc
+  resfed-codec inspect update.rfc
+  resfed-codec decode update.rfc --reference old.safetensors -o new.safetensors
+"""
+
+ENCODE_DESCRIPTION = """\
+Encode the model NEW as a payload, the difference against the model OLD.
+
+Both are .safetensors files with tensors of the same names, shapes and dtypes.
+Floats of 16, 32 and 64 bits are coded with loss (bfloat16 too, which needs
+torch or ml_dtypes), integers and bool without. Of --sparsity, --max-bytes and
+--max-error give at most one.
+"""
+
+ENCODE_EPILOG = """\
+example:
+  resfed-codec encode new.safetensors --reference old.safetensors \\
+      -o update.rfc --max-error 0.3 --exclude '*.running_mean' '*.running_var'
+"""
+
+DECODE_DESCRIPTION = """\
+Decode a payload to the model that it encodes, as a .safetensors file.
+
+OLD must be the reference that the payload was encoded with; another is refused.
+Metadata in the header of OLD, such as {"format": "pt"}, is carried over.
+"""
+
+DECODE_EPILOG = """\
+example:
+  resfed-codec decode update.rfc --reference old.safetensors -o new.safetensors
+"""
+
+INSPECT_DESCRIPTION = """\
+Show how many bytes each part of a payload takes and what it holds. Needs no
+reference.
+
+The checksum and the header are verified; the coded values are not decoded.
+"""
+
+INSPECT_EPILOG = """\
+example:
+  resfed-codec inspect update.rfc --json
+"""
+
+DEMO_DESCRIPTION = """\
+Train a small classifier with federated averaging, with the codec and without,
+and compare accuracy and bytes sent.
+
+Needs more packages: pip install "resfed-codec[demo]".
+"""
+
+DEMO_EPILOG = """\
+example:
+  resfed-codec demo --rounds 10 --sparsity 0.98 --plot accuracy.svg
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments without the program's name; default ``sys.argv[1:]``.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # here, where a failure can still be reported
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:  # standard output cannot be written to
+        _discard_stdout()
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else _fail(error)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv, argparse.Namespace(threads=None))
+    except SystemExit as stop:  # after --help, --version (0) or a usage error (2)
+        return stop.code if isinstance(stop.code, int) else 0
+    try:
+        if args.threads is not None:
+            _set_threads(args.threads)
+        text: str = args.command(args)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, ImportError, MemoryError) as error:
+        return _fail(error)
+    if text:
+        print(text)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "out of memory"
+    else:
+        text = str(error)
+    print(f"resfed-codec: error: {' '.join(text.splitlines())}", file=sys.stderr)
+    return FAILED
+
+
+def _discard_stdout() -> None:
+    """Keep the interpreter from trying, and complaining, once more when it exits."""
+    with contextlib.suppress(OSError):  # raised too where stdout is no real file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resfed-codec",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {rfc.__version__}")
+    _add_threads(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, help: str, description: str, epilog: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=help,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    p = add("encode", "encode a model as a payload", ENCODE_DESCRIPTION, ENCODE_EPILOG)
+    p.set_defaults(command=_encode)
+    p.add_argument("new", metavar="NEW", type=Path, help="model to encode (.safetensors)")
+    _add_reference(p, "model that the receiver holds too (.safetensors)")
+    _add_output(p, "payload to write")
+    target = p.add_mutually_exclusive_group()
+    target.add_argument(
+        "--sparsity",
+        metavar="S",
+        type=float,
+        help="fraction of the parameters to leave at the reference's values, from 0 to 1"
+        f" (default: {rfc.CodecConfig().sparsity})",
+    )
+    target.add_argument(
+        "--max-bytes", metavar="N", type=int, help="send what fits into a payload of N bytes"
+    )
+    target.add_argument(
+        "--max-error",
+        metavar="E",
+        type=float,
+        help="send as little as keeps the relative L2 error, norm(NEW - decoded) over"
+        " norm(NEW - OLD), at or below E; above 0, at most 1",
+    )
+    step = p.add_mutually_exclusive_group()
+    step.add_argument(
+        "--step",
+        metavar="auto|RATIO",
+        type=_step,
+        default="auto",
+        help="how finely values are quantized: smallest magnitude sent over quantizer step, from"
+        " 1/1024 to 1024, larger is finer (default: auto)",
+    )
+    step.add_argument(
+        "--bits",
+        metavar="B",
+        type=int,
+        help="instead of --step: bits of a quantized value before entropy coding, sign included,"
+        " 1 to 16",
+    )
+    p.add_argument(
+        "--exclude",
+        metavar="PATTERN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="carry tensors with such names without loss; * and ? are wildcards, quote them",
+    )
+    p.add_argument("--quiet", action="store_true", help="do not report the size")
+    _add_threads(p)
+
+    p = add("decode", "decode a payload to a model", DECODE_DESCRIPTION, DECODE_EPILOG)
+    p.set_defaults(command=_decode)
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to decode")
+    _add_reference(p, "model that the payload was encoded against (.safetensors)")
+    _add_output(p, "model to write (.safetensors)")
+    _add_threads(p)
+
+    p = add("inspect", "show what is in a payload", INSPECT_DESCRIPTION, INSPECT_EPILOG)
+    p.set_defaults(command=_inspect)
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to look into")
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object, the fields of resfed_codec.PayloadInfo; sizes in bytes",
+    )
+
+    p = add("demo", "see the codec at work in a small training", DEMO_DESCRIPTION, DEMO_EPILOG)
+    p.set_defaults(command=_demo, **_DEMO_DEFAULTS)
+    p.add_argument("--rounds", metavar="N", type=int, help="rounds (default: %(default)s)")
+    p.add_argument(
+        "--clients", metavar="N", type=int, help="clients, 3 to 100 (default: %(default)s)"
+    )
+    p.add_argument(
+        "--sparsity",
+        metavar="S",
+        type=float,
+        help="fraction of the parameters that a message leaves out, from 0 to 1 (default:"
+        " %(default)s)",
+    )
+    p.add_argument("--seed", metavar="N", type=int, help="seed of the run (default: %(default)s)")
+    plot = p.add_mutually_exclusive_group()
+    plot.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="plot to write, accuracy over megabytes sent; .png, .svg or .pdf"
+        " (default: %(default)s)",
+    )
+    plot.add_argument(
+        "--no-plot", dest="plot", action="store_const", const=None, help="write no plot"
+    )
+    p.add_argument("--quiet", action="store_true", help="print nothing")
+    _add_threads(p)
+    return parser
+
+
+def _add_reference(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("-r", "--reference", metavar="OLD", type=Path, required=True, help=help)
+
+
+def _add_output(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=help)
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    """The global option, accepted before and after the command."""
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="threads the codec may use; results never depend on it (default: OMP_NUM_THREADS, else"
+        " the processors available)",
+    )
+
+
+def _step(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
+def _set_threads(n: int) -> None:
+    try:
+        rfc.set_num_threads(n)
+    except ValueError as error:
+        raise ValueError(f"--threads: {error}") from None
+
+
+# The commands. Each returns what is to be printed.
+
+
+def _encode(args: argparse.Namespace) -> str:
+    config = rfc.CodecConfig(
+        sparsity=args.sparsity,
+        max_bytes=args.max_bytes,
+        max_error=args.max_error,
+        step=args.step,
+        bits=args.bits,
+        exclude=tuple(args.exclude),
+    )
+    new = _load_model(args.new)
+    payload = rfc.encode(new.tensors, _load_model(args.reference).tensors, config)
+    _write_atomically(args.output, payload)
+    if args.quiet:
+        return ""
+    n_bytes = sum(tensor.nbytes for tensor in new.tensors.values())
+    return (
+        f"{len(payload):,} bytes, {n_bytes / len(payload):.1f} times smaller than the"
+        f" {n_bytes:,} bytes of the tensors"
+    )
+
+
+def _decode(args: argparse.Namespace) -> str:
+    payload = args.payload.read_bytes()
+    reference = _load_model(args.reference)
+    decoded = rfc.decode(payload, reference.tensors)
+    _write_atomically(args.output, reference.library.save(decoded, metadata=reference.metadata))
+    return ""
+
+
+def _inspect(args: argparse.Namespace) -> str:
+    info = rfc.inspect(args.payload.read_bytes())
+    return json.dumps(asdict(info), indent=2) if args.json else str(info)
+
+
+def _demo(args: argparse.Namespace) -> str:
+    try:
+        demo.run(**{name: getattr(args, name) for name in _DEMO_DEFAULTS})
+    except SystemExit:  # what rich makes of a broken pipe
+        raise BrokenPipeError from None
+    return ""
+
+
+# Files.
+
+_NUMPY_DTYPES = frozenset(
+    ["BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "F32", "F64"]
+)
+"""Names in safetensors of the dtypes that both NumPy and the codec have."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A .safetensors file: its tensors, and the safetensors module to write their like."""
+
+    tensors: dict[str, Any]
+    metadata: dict[str, str] | None
+    library: Any
+
+
+def _load_model(path: Path) -> _Model:
+    try:
+        import safetensors
+    except ImportError:
+        raise ImportError(
+            'models need the package safetensors: pip install "resfed-codec[cli]"'
+        ) from None
+    with path.open("rb"):
+        pass  # better errors than those of safe_open
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        library = _library_for(path, dtypes)
+        return _Model(library.load_file(path), metadata, library)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: no sound safetensors file: {error}") from None
+
+
+def _library_for(path: Path, dtypes: dict[str, str]) -> Any:
+    """The safetensors module that can hold these dtypes: NumPy's unless bfloat16 needs torch."""
+    for name, dtype in dtypes.items():
+        if dtype not in _NUMPY_DTYPES and dtype != "BF16":
+            raise ValueError(f"{path}: tensor {name!r}: dtype {dtype} is not supported")
+    if "BF16" in dtypes.values():
+        if find_spec("torch") is not None:
+            return importlib.import_module("safetensors.torch")
+        if find_spec("ml_dtypes") is None:
+            raise ImportError(
+                f"{path}: has bfloat16 tensors, which need a further package:"
+                " pip install torch, or pip install ml_dtypes"
+            )
+        importlib.import_module("ml_dtypes")  # teaches NumPy the dtype
+    return importlib.import_module("safetensors.numpy")
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Make ``data`` the content of the file, or leave everything as it was and raise OSError."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # a device or a pipe; refused for a folder
+            return
+        target = Path(os.path.realpath(path))  # a link stays a link
+        temporary = target.with_name(f".resfed-codec-{secrets.token_hex(8)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
