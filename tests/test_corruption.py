@@ -1,0 +1,193 @@
+"""Hostile bytes: PayloadError or StateMismatchError, nothing changed, never a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import resfed_codec as rfc
+from models import State, assert_same, cnn_pair
+
+REFUSED = (rfc.PayloadError, rfc.StateMismatchError)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[State, State]:
+    return cnn_pair(np.random.default_rng(7))
+
+
+@pytest.fixture(scope="module")
+def payload(pair: tuple[State, State]) -> bytes:
+    return rfc.encode(*pair, sparsity=0.95, exclude="fc.bias")
+
+
+def crc32c(data: bytes) -> int:
+    """Bit by bit, so that forged payloads get past the checksum."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def sealed(body: bytes) -> bytes:
+    return body + struct.pack("<I", crc32c(body))
+
+
+def refuse(payload: bytes, reference: State) -> None:
+    """The payload is refused by decode and does not disturb inspect, reference or out."""
+    before = {name: value.copy() for name, value in reference.items()}
+    out = {name: np.full_like(value, 3) for name, value in reference.items()}
+    untouched = {name: value.copy() for name, value in out.items()}
+    with pytest.raises(REFUSED, match=r"^payload: "):
+        rfc.decode(payload, reference, out=out)
+    assert_same(reference, before)
+    assert_same(out, untouched)
+    with contextlib.suppress(rfc.PayloadError):
+        rfc.inspect(payload)
+
+
+def test_truncated_at_every_length(payload: bytes, pair: tuple[State, State]) -> None:
+    for n in range(len(payload)):
+        refuse(payload[:n], pair[1])
+
+
+def test_every_bit_flipped(payload: bytes, pair: tuple[State, State]) -> None:
+    for bit in range(8 * len(payload)):
+        damaged = bytearray(payload)
+        damaged[bit // 8] ^= 1 << bit % 8
+        refuse(bytes(damaged), pair[1])
+
+
+def test_every_bit_flipped_behind_a_right_checksum(
+    payload: bytes, pair: tuple[State, State]
+) -> None:
+    """Without the help of the checksum the structure and the reference check must hold.
+
+    Few bits may change unnoticed, those that touch no value: another nominal slice size that
+    deals the same slices, the offset of a level without members. Then the same model comes out.
+    """
+    body = payload[:-4]
+    expected = rfc.decode(payload, pair[1])
+    survivors = 0
+    for bit in range(8 * len(body)):
+        damaged = bytearray(body)
+        damaged[bit // 8] ^= 1 << bit % 8
+        forged = sealed(bytes(damaged))
+        try:
+            assert_same(rfc.decode(forged, pair[1]), expected)
+            survivors += 1
+        except REFUSED:
+            refuse(forged, pair[1])
+    assert survivors < 24
+
+
+def test_truncated_or_extended_behind_a_right_checksum(
+    payload: bytes, pair: tuple[State, State]
+) -> None:
+    for n in range(len(payload) - 4):
+        refuse(sealed(payload[:n]), pair[1])
+    for extra in (b"\0", b"\0\0", b"\xff\xff\xff\xff"):
+        refuse(sealed(payload[:-4] + extra), pair[1])
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes(data: bytes) -> None:
+    refuse(data, cnn_pair(np.random.default_rng(7))[1])
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_behind_a_right_header(data: bytes) -> None:
+    reference = cnn_pair(np.random.default_rng(7))[1]
+    header = rfc.encode(reference, reference)[:18]
+    refuse(sealed(header + data), reference)
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value >= 0x80:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000, 2**31, 2**40, 2**60, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("slice_log2", [6, 20])
+def test_absurd_sizes(n: int, slice_log2: int, pair: tuple[State, State]) -> None:
+    """Sizes are believed only as far as the reference and the bytes bear them out."""
+    reference = pair[1]
+    header = bytearray(rfc.encode(reference, reference)[:18])
+    header[5] = slice_log2
+    quantizer = struct.pack("<ffB", 1.0, 1.0, 0)
+    refuse(sealed(bytes(header) + varint(n) * 3 + varint(n) + quantizer + b"\0\0"), reference)
+    real = varint(9728) + varint(74) + varint(1)
+    refuse(sealed(bytes(header) + real + varint(n) + quantizer + bytes(60)), reference)
+
+
+def test_a_full_payload_is_bounded_by_the_model(pair: tuple[State, State]) -> None:
+    """k = n, but slices that hold next to nothing."""
+    reference = {"w": np.zeros((1000, 1000), np.float32)}
+    header = bytearray(rfc.encode(reference, reference)[:18])
+    header[5] = 20
+    counts = varint(10**6) + b"\0\0" + varint(10**6)
+    refuse(sealed(bytes(header) + counts + struct.pack("<ffB", 1, 1, 0) + bytes(4)), reference)
+
+
+def test_another_reference(payload: bytes, pair: tuple[State, State]) -> None:
+    _, reference = pair
+    wrong = {n: v + 1 if v.dtype.kind == "f" else v for n, v in reference.items()}
+    with pytest.raises(rfc.StateMismatchError, match="another reference"):
+        rfc.decode(payload, wrong)
+    with pytest.raises(rfc.StateMismatchError, match="another reference"):
+        rfc.decode(payload, rfc.decode(payload, reference))
+    negative_zero = {"w": np.zeros((4, 4), np.float32)}
+    update = rfc.encode({"w": np.eye(4, dtype=np.float32)}, negative_zero, sparsity=0)
+    with pytest.raises(rfc.StateMismatchError, match="another reference"):
+        rfc.decode(update, {"w": -negative_zero["w"]})
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "dtype", "missing", "extra"])
+def test_another_layout(change: str, payload: bytes, pair: tuple[State, State]) -> None:
+    other = dict(pair[1])
+    weight = other.pop("fc.weight")
+    if change == "name":
+        other["fc.heavy"] = weight
+    elif change == "shape":
+        other["fc.weight"] = weight.reshape(20, 256)
+    elif change == "dtype":
+        other["fc.weight"] = weight.view(np.int32)
+    elif change == "extra":
+        other["fc.weight"], other["more"] = weight, weight
+    with pytest.raises(rfc.StateMismatchError, match="another layout"):
+        rfc.decode(payload, other)
+
+
+def test_versions_to_come(payload: bytes, pair: tuple[State, State]) -> None:
+    with pytest.raises(rfc.PayloadError, match="format version 2 is not known"):
+        rfc.decode(payload[:3] + b"\2" + payload[4:], pair[1])
+
+
+def test_errors_are_value_errors() -> None:
+    assert issubclass(rfc.PayloadError, rfc.CodecError)
+    assert issubclass(rfc.StateMismatchError, rfc.CodecError)
+    assert issubclass(rfc.CodecError, ValueError)
+
+
+@pytest.mark.parametrize("wrong", ["text", 5, None, [1, 2], np.zeros(4)])
+def test_payload_of_a_wrong_type(wrong: object) -> None:
+    with pytest.raises(TypeError, match="payload: must be bytes-like"):
+        rfc.decode(wrong, {})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="payload: must be bytes-like"):
+        rfc.inspect(wrong)  # type: ignore[arg-type]
+
+
+def test_bytes_like_payloads(payload: bytes, pair: tuple[State, State]) -> None:
+    expected = rfc.decode(payload, pair[1])
+    assert_same(rfc.decode(bytearray(payload), pair[1]), expected)
+    assert_same(rfc.decode(memoryview(payload), pair[1]), expected)
