@@ -1,0 +1,102 @@
+"""Makes the golden payloads of the current format version, once, by hand:
+
+    python tests/golden/make.py
+
+A golden payload is never made again: payloads of a released version decode for ever. New features
+add cases; a new format version gets a folder of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import resfed_codec as rfc
+
+FOLDER = Path(__file__).parent / "v1"
+
+
+def ramp(shape: tuple[int, ...], scale: float, dtype: str = "float32") -> np.ndarray:
+    """Numbers from integers and exact operations, so that neither a random generator nor a
+    mathematical library has to stay the same for ever.
+
+    Rows differ in scale, as those of trained models do.
+    """
+    n = int(np.prod(shape))
+    i = np.arange(n, dtype=np.int64)
+    noise = ((i * 2654435761) % 1000003) / 500001.5 - 1
+    rows = 1 + (i // shape[-1] * 7919) % 31 if shape else np.ones(n)
+    return (scale * noise * noise * noise * rows * rows).astype(dtype).reshape(shape)
+
+
+def model(shapes: dict[str, tuple[int, ...]], scale: float, dtype: str = "float32") -> Any:
+    """(state, reference)"""
+    reference = {name: ramp(shape, 1.0, dtype) for name, shape in shapes.items()}
+    state = {
+        name: (value + ramp(value.shape[::-1], scale, dtype).reshape(value.shape)).astype(dtype)
+        for name, value in reference.items()
+    }
+    return state, reference
+
+
+CNN = {"conv.weight": (16, 8, 3, 3), "fc.weight": (10, 300), "fc.bias": (10,), "norm.var": (16,)}
+
+
+def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
+    """Name of the case -> state, reference, options of encode."""
+    state, reference = model(CNN, 0.01)
+    counters = {"count": np.array(7, np.int64), "mask": np.arange(40) % 3 == 0}
+    moved = {"count": np.array(31, np.int64), "mask": np.arange(40) % 5 == 0}
+    big, big_reference = model({"w": (200, 300), "v": (500,)}, 0.01)
+    powers = np.arange(600, dtype=np.int32).reshape(20, 30) * 7919 % 41 - 20
+    wide = {"w": np.ldexp(np.float32(1), powers)}
+    return {
+        "default": (state, reference, {}),
+        "nothing_changed": (reference, reference, {}),
+        "empty_model": ({}, {}, {}),
+        "sequence": ([*state.values()], [*reference.values()], {"sparsity": 0.9}),
+        "integers": ({**state, **moved}, {**reference, **counters}, {"sparsity": 0.95}),
+        "excluded": (state, reference, {"sparsity": 0.95, "exclude": ("norm.*", "fc.bias")}),
+        "float16": (*model(CNN, 0.01, "float16"), {"sparsity": 0.9}),
+        "float64": (*model(CNN, 0.01, "float64"), {"sparsity": 0.9}),
+        "vectors_only": (*model({"flat": (3000,)}, 0.01), {"sparsity": 0.95}),
+        "several_slices": (big, big_reference, {"sparsity": 0.85}),
+        "everything_sent": (state, reference, {"sparsity": 0.0}),
+        "step": (state, reference, {"sparsity": 0.9, "step": 8.0}),
+        "bits": (state, reference, {"sparsity": 0.9, "bits": 3}),
+        "escaped_levels": (
+            wide,
+            {"w": np.zeros((20, 30), np.float32)},
+            {"sparsity": 0.2, "step": 50.0},
+        ),
+        "max_bytes": (state, reference, {"max_bytes": 400}),
+        "max_error": (state, reference, {"max_error": 0.3}),
+    }
+
+
+def arrays_of(state: Any) -> list[np.ndarray]:
+    return list(state.values()) if isinstance(state, dict) else list(state)
+
+
+def main() -> int:
+    FOLDER.mkdir(exist_ok=True)
+    for name, (state, reference, options) in cases().items():
+        path = FOLDER / f"{name}.rfd"
+        if path.exists():
+            print(f"{path.name} stands and stays")
+            continue
+        payload = rfc.encode(state, reference, **options)
+        path.write_bytes(payload)
+        decoded = rfc.decode(payload, reference)
+        np.savez_compressed(
+            path.with_suffix(".npz"), *(np.asarray(array) for array in arrays_of(decoded))
+        )
+        print(f"{path.name}: {len(payload)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
