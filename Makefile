@@ -1,0 +1,42 @@
+# `make demo` and `make test` need Python >= 3.10 with venv, a C++20 compiler and make; each makes a
+# virtual environment of its own in .venv and .venv-test. nvcc is used if it is there.
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# pip builds in isolation; this makes the constraints hold there too.
+export PIP_CONSTRAINT = constraints.txt
+SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pycache__/*') \
+	CMakeLists.txt pyproject.toml constraints.txt
+WERROR ?= OFF
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed
+	.venv/bin/resfed-codec demo
+
+test: .venv-test/installed
+	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
+
+# Style, types and warnings; what CI asks for.
+lint: .venv-test/installed
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	find csrc -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format --dry-run -Werror
+	.venv-test/bin/mypy
+
+format: .venv-test/installed
+	.venv-test/bin/ruff check --fix .
+	.venv-test/bin/ruff format .
+	find csrc -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format -i
+
+.venv/installed: $(SOURCES)
+	test -d .venv || $(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) '.[demo,cli]'
+	touch $@
+
+.venv-test/installed: $(SOURCES)
+	test -d .venv-test || $(PYTHON) -m venv .venv-test
+	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf build dist .venv .venv-test
