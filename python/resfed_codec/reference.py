@@ -1,0 +1,571 @@
+"""The payload format once more, slow and readable: docs/format.md as NumPy.
+
+Written from the specification, not from the native code, and held to the same bytes by tests. Use
+it to understand the format or to start an implementation of your own, and for work
+:func:`resfed_codec.encode`. Section numbers are those of docs/format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.codec import make_config
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.layout import State, check_same_layout, excluded_ordinals, views_of
+from resfed_codec.payload import as_bytes
+from resfed_codec.reference_slices import (
+    MAX_LEVEL,
+    SLICE_LOG2,
+    ChangeCode,
+    NonzeroCode,
+    Symbols,
+    decode_slices,
+    encode_slices,
+    slice_sizes,
+)
+
+F32 = np.float32
+VECTOR_SHARE = 10
+LARGEST = {2: 0x7BFF, 4: 0x7F7FFFFF, 8: 0x7FEFFFFFFFFFFFFF}
+MASK64 = 2**64 - 1
+
+
+# ---- 1. Layout, roles, groups
+
+
+@dataclass
+class Tensor:
+    """One tensor, flattened; bfloat16 as its bit patterns."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    reference: NDArray[Any]
+    state: NDArray[Any] | None = None
+    exponent: int = 0
+
+
+def layout_digest(tensors: list[Tensor]) -> bytes:
+    text = "".join(
+        f"{len(t.name)}:{t.name} {t.dtype} {','.join(str(d) for d in t.shape)}\n" for t in tensors
+    )
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def groups_of(
+    tensors: list[Tensor], exclusions: list[int]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Matrices, vectors, lossless tensors."""
+    lossy = [t for i, t in enumerate(tensors) if "float" in t.dtype and i not in exclusions]
+    lossless = [t for t in tensors if not any(t is x for x in lossy)]
+    matrices = [t for t in lossy if len(t.shape) >= 2]
+    vectors = [t for t in lossy if len(t.shape) < 2]
+    return (matrices, vectors, lossless) if matrices else (vectors, [], lossless)
+
+
+def size_of(group: list[Tensor]) -> int:
+    return sum(t.reference.size for t in group)
+
+
+def locate(group: list[Tensor], element: int) -> tuple[Tensor, int]:
+    """The tensor that holds a group's element, and where in it."""
+    for t in group:
+        if element < t.reference.size:
+            return t, element
+        element -= t.reference.size
+    raise IndexError(element)
+
+
+# ---- 4. Values
+
+
+def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """What arithmetic is done in: float64 for float64, else float32."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(F32)
+    return array if dtype == "float64" else array.astype(F32)
+
+
+def residuals(group: list[Tensor], scaled: bool) -> NDArray[np.float32]:
+    parts = [np.zeros(0, F32)]
+    for t in group:
+        assert t.state is not None
+        r = (widen(t.state, t.dtype) - widen(t.reference, t.dtype)).astype(F32)
+        parts.append(r * F32(2.0) ** F32(-t.exponent) if scaled else r)
+    return np.concatenate(parts)
+
+
+@dataclass
+class Quantizer:
+    threshold: np.float32
+    step: np.float32
+    offsets: list[int] = field(default_factory=list)
+
+    def value(self, level: int) -> np.float32:
+        offset = self.offsets[level - 1] if level <= len(self.offsets) else 128
+        steps = F32(level - 1) + F32(offset) / F32(256)
+        return min(F32(self.threshold + steps * self.step), np.finfo(F32).max)
+
+
+def recover(t: Tensor, where: int, level: int, quantizer: Quantizer) -> Any:
+    """The element after recovery, in the tensor's dtype (bfloat16: its bits)."""
+    magnitude = quantizer.value(abs(level)) * F32(2.0) ** F32(t.exponent)
+    value = F32(-magnitude if level < 0 else magnitude)
+    old = widen(t.reference[where : where + 1], t.dtype)[0]
+    total = old + (np.float64(value) if t.dtype == "float64" else value)
+    if t.dtype == "bfloat16":
+        total = saturate(F32(total), 4)
+        bits = int(total.view(np.uint32))
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        if bits & 0x7FFF >= 0x7F80:
+            bits = bits & 0x8000 | 0x7F7F
+        return np.uint16(bits)
+    new = np.dtype(t.dtype).type(total)
+    return saturate(new, new.itemsize)
+
+
+def saturate(value: Any, n_bytes: int) -> Any:
+    if not np.isinf(value):
+        return value
+    largest = np.uint64(LARGEST[n_bytes]).astype(f"u{n_bytes}").view(value.dtype)
+    return largest if value > 0 else -largest
+
+
+# ---- 5.4 and 6. Bit patterns, changes, the reference check
+
+
+def bits_of(value: np.generic) -> int:
+    return int.from_bytes(value.tobytes(), "little")
+
+
+def change_of(old: int, new: int, n_bits: int) -> int:
+    d = (new - old) % (1 << n_bits)
+    d -= 1 << n_bits if d >= 1 << (n_bits - 1) else 0
+    return 2 * d if d >= 0 else -2 * d - 1
+
+
+def check_term(element: int, old: int, new: int) -> int:
+    z = (element + 1) * 0x9E3779B97F4A7C15 + old * 0xD1B54A32D192ED03 + new * 0x8CB92BA72F3D8DD7
+    z &= MASK64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK64
+    return (z ^ z >> 31) >> 32
+
+
+def recover_group(
+    group: list[Tensor], sent: Symbols, quantizer: Quantizer | None
+) -> tuple[list[tuple[Tensor, int, Any]], int]:
+    """(tensor, where, new value) of each sent element, and the group's part of the check."""
+    writes, check = [], 0
+    for element, level in sent:
+        assert quantizer is not None
+        t, where = locate(group, element)
+        new = recover(t, where, level, quantizer)
+        check += check_term(element, bits_of(t.reference[where]), bits_of(new))
+        writes.append((t, where, new))
+    return writes, check
+
+
+def restore_group(
+    group: list[Tensor], changes: Symbols
+) -> tuple[list[tuple[Tensor, int, Any]], int]:
+    writes, check = [], 0
+    for element, change in changes:
+        t, where = locate(group, element)
+        old = t.reference[where]
+        n_bits = 8 * old.itemsize
+        if change >= 2**n_bits:
+            raise PayloadError("payload: a change is too large")
+        d = change // 2 if change % 2 == 0 else -(change // 2) - 1
+        new_bits = (bits_of(old) + d) % 2**n_bits
+        new = np.frombuffer(new_bits.to_bytes(old.itemsize, "little"), old.dtype)[0]
+        check += check_term(element, bits_of(old), new_bits)
+        writes.append((t, where, new))
+    return writes, check
+
+
+# ---- 8. What an encoder does
+
+
+def exact_squares(values: NDArray[np.float32]) -> float:
+    """The sum of squares, as the format rounds it."""
+    bits = values.view(np.uint32) & 0x7FFFFFFF
+    exponents = np.maximum(bits >> 23, 1)
+    mantissas = (bits & 0x7FFFFF | np.where(bits >> 23, 0x800000, 0)).astype(np.uint64)
+    total = 0.0
+    for x in np.unique(exponents):
+        squares = mantissas[exponents == x] ** 2
+        low = sum(int(s) & 0xFFFFFF for s in squares)
+        high = sum(int(s) >> 24 for s in squares)
+        total += (float(high) * 2.0**24 + float(low)) * 2.0 ** (2 * int(x) - 300)
+    return total
+
+
+def choose_exponents(vectors: list[Tensor]) -> None:
+    for t in vectors:
+        if t.reference.size:
+            mean = exact_squares(residuals([t], scaled=False)) / t.reference.size
+            if mean > 0:
+                t.exponent = min(max((math.frexp(mean)[1] - 1) // 2, -120), 120)
+
+
+def select(r: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    keys = r.view(np.uint32) & 0x7FFFFFFF
+    order = np.lexsort((np.arange(r.size), -keys.astype(np.int64)))[:k]
+    return np.sort(order[keys[order] > 0])
+
+
+def fit_quantizer(
+    sent: NDArray[np.float32], config: CodecConfig, automatic: bool
+) -> tuple[Quantizer, int]:
+    """Quantizer without offsets, and the highest level."""
+    magnitudes = np.abs(sent)
+    threshold = float(magnitudes.min())
+    span = float(magnitudes.max()) - threshold
+    ratio = 0.55 if config.step == "auto" else float(config.step)
+    step, most = threshold / ratio, MAX_LEVEL
+    if config.bits is not None:
+        most = 2 ** (config.bits - 1)
+        step = span / most if span > 0 else step
+    else:
+        if automatic and config.step == "auto":
+            step = max(step, math.sqrt(exact_squares(sent) / sent.size) / 16)
+        step = max(step, span / 2**22)
+    step = min(max(step, 2.0**-149), float(np.finfo(F32).max))
+    return Quantizer(F32(threshold), F32(step)), most
+
+
+@dataclass
+class Sent:
+    """One group's part of a payload."""
+
+    quantizer: Quantizer | None
+    symbols: Symbols
+    writes: list[tuple[Tensor, int, Any]]
+    check: int
+
+
+def code_group(group: list[Tensor], k: int, config: CodecConfig, automatic: bool = True) -> Sent:
+    r = residuals(group, scaled=True)
+    index = select(r, k)
+    if index.size == 0:
+        return Sent(None, [], [], 0)
+    quantizer, most = fit_quantizer(r[index], config, automatic)
+    t = (np.abs(r[index]) - quantizer.threshold) / quantizer.step
+    levels = np.minimum(np.floor(np.minimum(t, F32(most))).astype(np.int64) + 1, most)
+    inside = np.minimum((t - (levels - 1).astype(F32)) * F32(65536), F32(65535))
+    positions = np.floor(inside).astype(np.int64)
+    for level in range(1, min(4, int(levels.max())) + 1):
+        q = positions[levels == level]
+        n = 256 * q.size
+        quantizer.offsets.append(min((int(q.sum()) + n // 2) // n, 255) if n else 128)
+    signs = np.where(np.signbit(r[index]), -1, 1)
+    symbols = [(int(i), int(v)) for i, v in zip(index, levels * signs, strict=True)]
+    writes, check = recover_group(group, symbols, quantizer)
+    return Sent(quantizer, symbols, writes, check)
+
+
+def remaining_squares(group: list[Tensor], sent: Sent) -> float:
+    """E of section 8: the exact sum of squares of the residuals after recovery."""
+    saved = [t.reference for t in group]
+    for t in group:
+        t.reference = t.reference.copy()
+    for t, where, new in sent.writes:
+        t.reference[where] = new
+    left = exact_squares(residuals(group, scaled=False))
+    for t, reference in zip(group, saved, strict=True):
+        t.reference = reference
+    return left
+
+
+def first_that_holds(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def within_error(group: list[Tensor], config: CodecConfig) -> Sent:
+    assert config.max_error is not None
+    n, bound = size_of(group), float(config.max_error)
+    nothing = Sent(None, [], [], 0)
+    everything = remaining_squares(group, nothing)
+    limit = bound * bound * (1 - 1e-6) * everything
+    best = nothing
+
+    def holds(k: int) -> bool:
+        nonlocal best
+        sent = code_group(group, k, config, automatic=False)
+        if remaining_squares(group, sent) > limit:
+            return False
+        best = sent
+        return True
+
+    if everything == 0 or holds(0):
+        return best
+    low, high = 0, min(n, 1 + n // 256)
+    while not holds(high):
+        if high == n:
+            raise ValueError("max_error: the bound cannot be reached")
+        low, high = high + 1, min(n, 4 * high)
+    first_that_holds(low, high, holds)
+    return best
+
+
+# ---- 2. The payload and 3. Header
+
+
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def write_quantizer(q: Quantizer) -> bytes:
+    return q.threshold.tobytes() + q.step.tobytes() + bytes([len(q.offsets), *q.offsets])
+
+
+def assemble(
+    tensors: list[Tensor],
+    exclusions: list[int],
+    groups: tuple[list[Tensor], list[Tensor], list[Tensor]],
+    matrix: Sent,
+    vector: Sent,
+    changes: Symbols,
+    changes_check: int,
+) -> bytes:
+    n_m, n_v, n_l = (size_of(group) for group in groups)
+    check = (matrix.check + vector.check + changes_check) % 2**32
+    out = b"RFD" + bytes([1, 1 if exclusions else 0, SLICE_LOG2])
+    out += layout_digest(tensors) + check.to_bytes(4, "little")
+    out += varint(n_m) + varint(n_v) + varint(n_l)
+    if n_m:
+        out += varint(len(matrix.symbols))
+    if matrix.quantizer:
+        out += write_quantizer(matrix.quantizer)
+    if n_v:
+        out += varint(len(vector.symbols))
+    if vector.quantizer:
+        exponents = [t.exponent % 256 for t in groups[1] if t.reference.size]
+        out += write_quantizer(vector.quantizer) + varint(len(exponents)) + bytes(exponents)
+    if n_l:
+        out += varint(len(changes))
+    if exclusions:
+        out += varint(len(exclusions))
+        for ordinal, before in zip(exclusions, [-1, *exclusions], strict=False):
+            out += varint(ordinal - before - 1)
+    symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
+    slices = encode_slices(NonzeroCode, symbols) + encode_slices(ChangeCode, changes)
+    for data in slices[:-1]:
+        out += varint(len(data) // 2)
+    out += b"".join(slices)
+    return out + crc32c(out).to_bytes(4, "little")
+
+
+def encode(
+    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+) -> bytes:
+    """The same bytes as :func:`resfed_codec.encode`; same arguments, same errors but for NaNs."""
+    config = make_config(config, options)
+    current, base = views_of(state, "state"), views_of(reference, "reference")
+    specs = [view.spec for view in base]
+    check_same_layout([view.spec for view in current], specs, "state")
+    tensors = [
+        Tensor(b.spec.name, b.spec.dtype, b.spec.shape, b.array.ravel(), c.array.ravel())
+        for b, c in zip(base, current, strict=True)
+    ]
+    exclusions = excluded_ordinals(specs, config.exclude)
+    groups = groups_of(tensors, exclusions)
+    matrices, vectors, lossless = groups
+    choose_exponents(vectors)
+
+    changes: Symbols = []
+    element = 0
+    for t in lossless:
+        assert t.state is not None
+        for old, new in zip(t.reference, t.state, strict=True):
+            if bits_of(old) != bits_of(new):
+                n_bits = 8 * old.itemsize
+                changes.append((element, change_of(bits_of(old), bits_of(new), n_bits)))
+            element += 1
+    _, changes_check = restore_group(lossless, changes)
+
+    def payload(matrix: Sent, vector: Sent) -> bytes:
+        return assemble(tensors, exclusions, groups, matrix, vector, changes, changes_check)
+
+    if config.max_error is not None:
+        return payload(within_error(matrices, config), within_error(vectors, config))
+    if config.max_bytes is None:
+        matrix = code_group(matrices, config.count(size_of(matrices)), config)
+        vector = code_group(vectors, config.count(size_of(vectors), VECTOR_SHARE), config)
+        return payload(matrix, vector)
+
+    n_m, n_v, budget = size_of(matrices), size_of(vectors), config.max_bytes
+    total = n_m + n_v
+
+    def at(t: int) -> bytes:
+        k_m = -(-n_m * t // total) if total else 0
+        k_v = min(n_v, -(-VECTOR_SHARE * n_v * t // total)) if total else 0
+        return payload(code_group(matrices, k_m, config), code_group(vectors, k_v, config))
+
+    def too_big(t: int) -> bool:
+        return len(at(t)) > budget
+
+    if too_big(0):
+        raise ValueError(f"max_bytes: too small; the smallest payload takes {len(at(0))} bytes")
+    low, high = 1, min(total, 4 * budget)
+    while high > 0 and not too_big(high):
+        low = high + 1
+        if high == total:
+            break
+        high = min(total, 2 * high)
+    return at(total if low > total else first_that_holds(low, high, too_big) - 1)
+
+
+# ---- 7. What a reader does
+
+
+class Reader:
+    """The bytes of a payload, one field after another."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, n: int) -> bytes:
+        if n > len(self.data) - self.at:
+            raise PayloadError(f"payload: truncated at byte {self.at}")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self, most: int = 2**63 - 1) -> int:
+        value, shift = 0, 0
+        while True:
+            byte = self.byte()
+            if shift >= 63 or (byte == 0 and shift > 0):
+                raise PayloadError(f"payload: no number at byte {self.at}")
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        if value > most:
+            raise PayloadError(f"payload: {value} before byte {self.at} is too large")
+        return value
+
+    def quantizer(self) -> Quantizer:
+        threshold, step = np.frombuffer(self.take(8), "<f4")
+        if not (0 < threshold < np.inf and 0 < step < np.inf):
+            raise PayloadError("payload: a quantizer that cannot be")
+        n_offsets = self.byte()
+        if n_offsets > 4:
+            raise PayloadError("payload: too many offsets")
+        return Quantizer(F32(threshold), F32(step), list(self.take(n_offsets)))
+
+
+def decode(payload: bytes, reference: State) -> State:
+    """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
+    data = as_bytes(payload)
+    if len(data) < 22 or data[:3] != b"RFD":
+        raise PayloadError("payload: not a payload of this codec, or truncated")
+    if data[3] != 1:
+        raise PayloadError(f"payload: format version {data[3]} is not known")
+    if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise PayloadError("payload: damaged")
+    views = views_of(reference, "reference")
+    tensors = [Tensor(v.spec.name, v.spec.dtype, v.spec.shape, v.array.ravel()) for v in views]
+
+    reader = Reader(data[:-4])
+    reader.take(4)
+    flags, slice_log2 = reader.byte(), reader.byte()
+    if flags & ~1 or not 6 <= slice_log2 <= 20:
+        raise PayloadError("payload: unknown flags or slice size")
+    digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
+    sizes = [reader.varint(2**61 - 1) for _ in range(3)]
+    matrix_quantizer = vector_quantizer = None
+    exponents: list[int] = []
+    k_m = reader.varint(sizes[0]) if sizes[0] else 0
+    if k_m:
+        matrix_quantizer = reader.quantizer()
+    k_v = reader.varint(sizes[1]) if sizes[1] else 0
+    if k_v:
+        vector_quantizer = reader.quantizer()
+        exponents = [(b + 128) % 256 - 128 for b in reader.take(reader.varint())]
+        if any(abs(e) > 120 for e in exponents):
+            raise PayloadError("payload: an exponent is out of range")
+    n_changed = reader.varint(sizes[2]) if sizes[2] else 0
+    exclusions: list[int] = []
+    if flags & 1:
+        for _ in range(reader.varint(len(data))):
+            exclusions.append(reader.varint() + (exclusions[-1] + 1 if exclusions else 0))
+        if not exclusions:
+            raise PayloadError("payload: exclusions without any")
+    lossy_sizes = slice_sizes(k_m + k_v, slice_log2)
+    all_sizes = lossy_sizes + slice_sizes(n_changed, slice_log2)
+    slices = []
+    lengths = [2 * reader.varint() for _ in all_sizes[:-1]]
+    slices = [reader.take(n) for n in lengths]
+    rest = reader.take(len(data) - 4 - reader.at)
+    if all_sizes:
+        slices.append(rest)
+    elif rest:
+        raise PayloadError("payload: unexpected bytes at the end")
+
+    if digest != layout_digest(tensors):
+        raise StateMismatchError("payload: made for another layout")
+    if exclusions and exclusions[-1] >= len(tensors):
+        raise StateMismatchError("payload: made for another layout")
+    matrices, vectors, lossless = groups_of(tensors, exclusions)
+    filled = [t for t in vectors if t.reference.size]
+    if sizes != [size_of(g) for g in (matrices, vectors, lossless)] or (
+        k_v and len(exponents) != len(filled)
+    ):
+        raise PayloadError("payload: counts that do not fit the layout")
+    for t, exponent in zip(filled, exponents, strict=False):
+        t.exponent = exponent
+
+    n_lossy = len(lossy_sizes)
+    n_m = sizes[0]
+    symbols = decode_slices(NonzeroCode, slices[:n_lossy], lossy_sizes, n_m + sizes[1])
+    changes = decode_slices(ChangeCode, slices[n_lossy:], all_sizes[n_lossy:], sizes[2])
+    if any(i >= n_m for i, _ in symbols[:k_m]) or any(i < n_m for i, _ in symbols[k_m:]):
+        raise PayloadError("payload: matrices and vectors are mixed up")
+    writes, total = recover_group(matrices, symbols[:k_m], matrix_quantizer)
+    for more, part in (
+        recover_group(vectors, [(i - n_m, v) for i, v in symbols[k_m:]], vector_quantizer),
+        restore_group(lossless, changes),
+    ):
+        writes, total = writes + more, total + part
+    if total % 2**32 != check:
+        raise StateMismatchError("payload: made against another reference")
+
+    arrays = {t.name: t.reference.copy() for t in tensors}
+    for t, where, new in writes:
+        arrays[t.name][where] = new
+    shaped = {t.name: arrays[t.name].reshape(t.shape) for t in tensors}
+    if isinstance(reference, Mapping):
+        return {name: shaped[name] for name in reference}
+    return list(shaped.values())

@@ -1,0 +1,143 @@
+"""Two implementations made from one specification agree to the byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import resfed_codec as rfc
+from models import State, assert_same, clustered, cnn_pair, options, pairs
+from resfed_codec import reference as slow
+from resfed_codec.reference_slices import Contexts, Decoder, Encoder
+
+
+def assert_agree(state: Any, base: Any, config: dict[str, Any]) -> None:
+    """Same bytes, and each decodes to the same model with either."""
+    with np.errstate(all="ignore"):
+        theirs, ours = slow.encode(state, base, **config), rfc.encode(state, base, **config)
+        differ = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)  # noqa: B905
+        assert ours == theirs, f"first difference at byte {differ}: {len(ours)} and {len(theirs)}"
+        assert_same(slow.decode(ours, base), rfc.decode(ours, base))
+
+
+@given(pairs(), options())
+def test_anything(pair: tuple[State, State], config: dict[str, Any]) -> None:
+    assert_agree(*pair, config)
+
+
+@given(pairs(), st.booleans())
+def test_excluded(pair: tuple[State, State], some: bool) -> None:
+    state, reference = pair
+    if state:
+        escaped = "".join(f"[{c}]" if c in "*?[" else c for c in next(iter(state)))
+        assert_agree(state, reference, {"exclude": (escaped,) if some else ("*",)})
+
+
+@given(pairs(), st.integers(40, 300))
+def test_max_bytes(pair: tuple[State, State], max_bytes: int) -> None:
+    try:
+        rfc.encode(*pair, max_bytes=max_bytes)
+    except ValueError:
+        with pytest.raises(ValueError, match="too small"), np.errstate(all="ignore"):
+            slow.encode(*pair, max_bytes=max_bytes)
+        return
+    assert_agree(*pair, {"max_bytes": max_bytes})
+
+
+@given(pairs(("float16", "float32", "float64")), st.sampled_from([1.0, 0.5, 0.1]))
+def test_max_error(pair: tuple[State, State], max_error: float) -> None:
+    try:
+        rfc.encode(*pair, max_error=max_error)
+    except ValueError:
+        with pytest.raises(ValueError, match="cannot be reached"), np.errstate(all="ignore"):
+            slow.encode(*pair, max_error=max_error)
+        return
+    assert_agree(*pair, {"max_error": max_error})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"sparsity": 0.5},
+        {"sparsity": 0.98},
+        {"sparsity": 0.9, "step": 30.0},
+        {"sparsity": 0.9, "bits": 2},
+        {"max_bytes": 700},
+        {"max_error": 0.2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_network(config: dict[str, Any], dtype: str, rng: np.random.Generator) -> None:
+    state, reference = (
+        {n: v.astype(dtype) if v.dtype.kind == "f" else v for n, v in model.items()}
+        for model in cnn_pair(rng)
+    )
+    assert_agree(state, reference, config)
+
+
+@pytest.mark.parametrize("k", [3071, 3072, 3073, 7000])
+def test_slices(k: int, rng: np.random.Generator) -> None:
+    """Two slices from 3072 nonzeros on; gaps cross from one to the next."""
+    reference = [np.zeros((100, 100), np.float32)]
+    state = [clustered((100, 100), rng)]
+    payload = rfc.encode(state, reference, sparsity=1 - k / 10_000)
+    assert rfc.inspect(payload).n_nonzero == k
+    assert len(rfc.inspect(payload).lossy_slices) == {3071: 1, 3072: 2, 3073: 2, 7000: 3}[k]
+    assert_agree(state, reference, {"sparsity": 1 - k / 10_000})
+
+
+def test_levels_beyond_the_escape() -> None:
+    state = [np.ldexp(np.float32(1), np.arange(400, dtype=np.int32).reshape(20, 20) % 41 - 20)]
+    assert_agree(state, [np.zeros((20, 20), np.float32)], {"sparsity": 0.1, "step": 100.0})
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_many_changes(dtype: str, rng: np.random.Generator) -> None:
+    reference = {"n": rng.integers(0, 100, 5000).astype(dtype)}
+    state = {"n": reference["n"] + (rng.integers(0, 5, 5000) // 3).astype(dtype)}
+    assert_agree(state, reference, {"exclude": "n"} if dtype == "float32" else {})
+
+
+def test_bfloat16(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    reference = {"w": torch.tensor(rng.standard_normal((30, 40))).bfloat16()}
+    state = {"w": reference["w"] + torch.tensor(clustered((30, 40), rng)).bfloat16()}
+    payload = slow.encode(state, reference, sparsity=0.8)
+    assert payload == rfc.encode(state, reference, sparsity=0.8)
+    bits = rfc.decode(payload, reference)["w"].view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(slow.decode(payload, reference)["w"], bits)
+
+
+def test_both_refuse_damage(rng: np.random.Generator) -> None:
+    state, reference = cnn_pair(rng)
+    payload = rfc.encode(state, reference, sparsity=0.95)
+    for i in range(0, len(payload), 7):
+        damaged = payload[:i] + bytes([payload[i] ^ 16]) + payload[i + 1 :]
+        for decode in (slow.decode, rfc.decode):
+            with pytest.raises(rfc.PayloadError):
+                decode(damaged, reference)
+    wrong = {n: v + 1 if v.dtype.kind == "f" else v for n, v in reference.items()}
+    with pytest.raises(rfc.StateMismatchError, match="another reference"):
+        slow.decode(payload, wrong)
+    with pytest.raises(rfc.StateMismatchError, match="another layout"):
+        slow.decode(payload, {**reference, "more": np.zeros(1)})
+
+
+def test_the_pieces() -> None:
+    assert slow.crc32c(b"123456789") == 0xE3069283
+    contexts = Contexts([(128, 0)])
+    assert contexts.probability(0) == 8192
+    contexts.update(0, 1)  # count 0: rate 131072 // 3 = 43690
+    assert contexts.table[0] == [32768 + (32767 * 43690 >> 16)] * 2 + [1]
+    bits = [0, 1, 1, 0, 1] * 40
+    encoder = Encoder(Contexts([(20, 5)]))
+    for bit in bits:
+        encoder.decide(0, bit)
+    decoder = Decoder(Contexts([(20, 5)]), encoder.finish())
+    assert [decoder.decide(0, 0) for _ in bits] == bits
+    decoder.finish()
