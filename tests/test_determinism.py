@@ -45,6 +45,26 @@ def test_threads_and_kernels(dtype: str, config: dict[str, Any], rng: np.random.
     assert all(payload == results[0] for payload in results)
 
 
+@pytest.mark.parametrize("config", [{"sparsity": 0.9}, {"sparsity": 0.999}, {"max_error": 0.5}])
+def test_threads_on_a_model_that_is_worth_them(
+    config: dict[str, Any], rng: np.random.Generator
+) -> None:
+    """Large enough for three threads in every stage: 16 segments of 65,536 elements for each."""
+    shape = (3300, 1000)
+    reference = {"w": rng.standard_normal(shape, np.float32), "n": np.arange(3_300_000)}
+    state = {
+        "w": reference["w"] + clustered(shape, rng),
+        "n": reference["n"] + rng.integers(0, 2, 3_300_000),
+    }
+    results = []
+    for threads in (1, 2, 3):
+        rfc.set_num_threads(threads)
+        payload, recovered = encode_and_recover(state, reference, **config)
+        assert_same(rfc.decode(payload, reference), recovered)
+        results.append(payload)
+    assert results[0] == results[1] == results[2]
+
+
 @given(pairs(("float16", "float32", "float64")), options())
 def test_kernels_agree_on_anything(pair: tuple[State, State], config: dict[str, Any]) -> None:
     payloads = {

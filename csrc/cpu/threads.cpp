@@ -45,7 +45,8 @@ int num_threads() {
 
 void set_num_threads(int n) { chosen_threads.store(n); }
 
-void parallel_for(size_t n_tasks, const std::function<void(size_t)>& task) {
+void parallel_for(size_t n_tasks, const std::function<void(size_t)>& task,
+                  size_t tasks_per_thread) {
   std::atomic<size_t> next{0};
   std::mutex mutex;
   std::exception_ptr error;
@@ -64,8 +65,8 @@ void parallel_for(size_t n_tasks, const std::function<void(size_t)>& task) {
   };
 
   std::vector<std::thread> helpers;
-  const size_t n_helpers = std::min(n_tasks, static_cast<size_t>(num_threads()));
-  for (size_t t = 1; t < n_helpers; ++t) {
+  const size_t n_threads = std::min(n_tasks / tasks_per_thread, static_cast<size_t>(num_threads()));
+  for (size_t t = 1; t < n_threads; ++t) {
     try {
       helpers.emplace_back(work);
     } catch (const std::system_error&) {
