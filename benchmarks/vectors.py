@@ -3,8 +3,8 @@
     python -m benchmarks.vectors --snapshots fedavg_cnn.npz --images cifar10_test.npz
 
 Takes real snapshots of the paper's CNN, which has BatchNorm, and for several ways of sharing sends
-one client update (up), and a chain of four broadcasts in closed loop (down: each is encoded against
-what the one before recovered). Judges them by payload bytes, by relative squared error of matrices
+four client updates (up; means of the four), and a chain of four broadcasts in closed loop (down:
+each is encoded against what the one before recovered). Judges them by payload bytes, by relative squared error of matrices
 and vectors, and by what counts: on which share of test images the recovered network, in evaluation
 mode (that is, with its running statistics), agrees with the network that was to be sent.
 
@@ -113,7 +113,8 @@ def main() -> None:
     floats = [n for n, v in snapshots["g4"].items() if v.dtype.kind == "f"]
     matrices = [n for n in floats if is_matrix(snapshots["g4"][n])]
     vectors = [n for n in floats if n not in matrices]
-    truth = {name: predict(snapshots[name], images) for name in ("l0_7", "g8")}
+    rounds = range(5, 9)
+    truth = {n: predict(snapshots[n], images) for n in ("g8", *(f"l0_{t}" for t in rounds))}
 
     def agreement(model: Model, name: str) -> float:
         return 100 * float((predict(model, images) == truth[name]).float().mean())
@@ -121,23 +122,30 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for sparsity in args.sparsities:
         for way in tqdm(ways, desc=f"sparsity {sparsity}"):
-            state, reference = snapshots["l0_7"], snapshots["g6"]
-            up_bytes, up = send(way, state, reference, sparsity)
+            ups = []
             down, down_bytes = snapshots["g4"], 0
-            for t in range(5, 9):
+            for t in rounds:
+                state, reference = snapshots[f"l0_{t}"], snapshots[f"g{t - 1}"]
+                n_bytes, up = send(way, state, reference, sparsity)
+                errors = [
+                    relative_squared_error(state, reference, up, names)
+                    for names in (matrices, vectors)
+                ]
+                ups.append([n_bytes, *errors, agreement(up, f"l0_{t}")])
                 n_bytes, down = send(way, snapshots[f"g{t}"], down, sparsity)
                 down_bytes += n_bytes
+            up_bytes, up_matrices, up_vectors, up_agreement = np.mean(ups, axis=0).tolist()
             rows.append({
                 "sparsity": sparsity,
                 "vectors": way,
-                "up bytes": up_bytes,
-                "up error, matrices": relative_squared_error(state, reference, up, matrices),
-                "up error, vectors": relative_squared_error(state, reference, up, vectors),
-                "up agreement %": agreement(up, "l0_7"),
+                "up bytes": round(up_bytes),
+                "up error, matrices": up_matrices,
+                "up error, vectors": up_vectors,
+                "up agreement %": up_agreement,
                 "down bytes, 4 rounds": down_bytes,
                 "down agreement %": agreement(down, "g8"),
             })  # fmt: skip
-    nothing_up = agreement(snapshots["g6"], "l0_7")
+    nothing_up = np.mean([agreement(snapshots[f"g{t - 1}"], f"l0_{t}") for t in rounds])
     nothing_down = agreement(snapshots["g4"], "g8")
     note = (
         f"With nothing sent at all the agreement is {nothing_up:.1f} % up and {nothing_down:.1f} %"
