@@ -4,9 +4,10 @@
 
 Takes real snapshots of the paper's CNN, which has BatchNorm, and for several ways of sharing sends
 four client updates (up; means of the four), and a chain of four broadcasts in closed loop (down:
-each is encoded against what the one before recovered). Judges them by payload bytes, by relative squared error of matrices
-and vectors, and by what counts: on which share of test images the recovered network, in evaluation
-mode (that is, with its running statistics), agrees with the network that was to be sent.
+each is encoded against what the one before recovered). Judges them by payload bytes, by relative
+squared error of matrices and vectors, and by what counts: on which share of test images the
+recovered network, in evaluation mode (that is, with its running statistics), agrees with the
+network that was to be sent.
 
 Images: ``jpeg`` (all files, one after another), ``offset`` (n + 1), 32x32 RGB.
 """

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/frame.hpp"
 #include "core/residual.hpp"
+#include "frame.hpp"
 #include "status.hpp"
 
 namespace resfed {

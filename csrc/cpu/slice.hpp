@@ -1,10 +1,10 @@
 // Stage 4 on the CPU: sent elements to slices and back, one task per slice.
 #pragma once
 
-#include "core/frame.hpp"
 #include "core/symbols.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
+#include "frame.hpp"
 
 namespace resfed {
 

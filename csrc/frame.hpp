@@ -1,4 +1,5 @@
-// The frame: everything in a payload that is not a slice. docs/format.md is its specification.
+// The frame: everything in a payload that is not a slice. docs/format.md is its specification. Host
+// code that every backend shares.
 //
 //   [4 bytes] magic "RFD" and version   [1] flags   [1] slice_log2   [8] layout digest
 //   [4] reference check   [varints] counts, quantizers, exponents, exclusions, slice lengths
