@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resfed_codec import _native
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
@@ -182,9 +183,9 @@ def _rows(
 ) -> list[_native.TensorRow]:
     return [
         (
-            c.array.ctypes.data,
-            r.array.ctypes.data,
-            out[i].array.ctypes.data if out is not None else 0,
+            _address(c.array),
+            _address(r.array),
+            _address(out[i].array) if out is not None else 0,
             r.array.size,
             r.array.itemsize,
             r.spec.dtype_code,
@@ -192,6 +193,11 @@ def _rows(
         )
         for i, (c, r, role) in enumerate(zip(current, reference, roles, strict=True))
     ]
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]  # half the time of array.ctypes.data
+    return address
 
 
 def _empty_like(state: State) -> State:

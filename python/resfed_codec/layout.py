@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,7 @@ _LOSSLESS_DTYPES = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """Name, shape and dtype of one tensor. ``dtype`` is NumPy's and torch's common name."""
 
     name: str
@@ -54,8 +53,7 @@ class TensorSpec:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """One tensor of a state: what it is, and its memory as a C-contiguous NumPy array.
 
     ``array`` shares memory with the tensor unless ``copied``. bfloat16 is seen as uint16.
@@ -109,19 +107,24 @@ def view_of(name: str, value: Array, argument: str) -> View:
             f"{where}: must be a numpy.ndarray or a torch.Tensor, not {type(value).__name__}"
         )
     array = np.asarray(value)
-    dtype = array.dtype.name
-    if not array.dtype.isnative:
-        raise TypeError(f"{where}: dtype {array.dtype.str} is not in this machine's byte order")
-    if array.dtype.kind == "f" and dtype not in _LOSSY_CODES:
-        raise TypeError(f"{where}: dtype {dtype} is not supported; floats have 16, 32 or 64 bits")
-    if dtype not in _LOSSY_CODES and dtype not in _LOSSLESS_DTYPES:
-        raise TypeError(f"{where}: dtype {dtype} is not supported")
-    shape = array.shape
-    contiguous = np.ascontiguousarray(array).reshape(shape)
-    copied = not np.shares_memory(contiguous, array) if contiguous is not array else False
-    if dtype == "bfloat16":
-        contiguous = contiguous.view(np.uint16)
-    return View(TensorSpec(name, shape, dtype), contiguous, copied)
+    dtype, problem = _dtype_name(array.dtype)
+    if problem:
+        raise TypeError(f"{where}: dtype {problem}")
+    spec = TensorSpec(name, array.shape, dtype)
+    copied = isinstance(value, np.generic) or not array.flags.c_contiguous
+    if not array.flags.c_contiguous:
+        array = array.copy(order="C")
+    return View(spec, array.view(np.uint16) if dtype == "bfloat16" else array, copied)
+
+
+@lru_cache(maxsize=64)
+def _dtype_name(dtype: np.dtype[Any]) -> tuple[str, str]:
+    """Name of a NumPy dtype, and what is wrong with it ("" if nothing); cached, for it is slow."""
+    if not dtype.isnative:
+        return dtype.name, f"{dtype.str} is not in this machine's byte order"
+    if dtype.name in _LOSSY_CODES or dtype.name in _LOSSLESS_DTYPES:
+        return dtype.name, ""
+    return dtype.name, f"{dtype.name} is not supported"
 
 
 def _view_of_torch(name: str, value: Any, where: str) -> View:
