@@ -60,7 +60,7 @@ class CodecConfig:
         if self.sparsity is not None:
             _check_real("sparsity", self.sparsity, 0.0, 1.0)
         if self.max_bytes is not None:
-            _check_integer("max_bytes", self.max_bytes, 1, 2**62)
+            _check_integer("max_bytes", self.max_bytes, 1, 2**60)
         if self.max_error is not None:
             _check_real("max_error", self.max_error, 0.0, 1.0)
             if self.max_error == 0:
