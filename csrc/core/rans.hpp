@@ -7,8 +7,8 @@
 //  3. The decoder ends in the state the encoder started from, kRansLow: a free check.
 //
 // A 1 owns the slots [0, p), a 0 the slots [p, kProbOne). With kRansLow = 2^16, 16-bit words and
-// 14-bit probabilities one word at most moves per decision, and the cost above the ideal code
-// length is about 0.01 % (measured, docs/design.md).
+// 14-bit probabilities one word at most moves per decision. docs/design.md has what it costs above
+// the ideal code length.
 #pragma once
 
 #include "core/hd.hpp"
