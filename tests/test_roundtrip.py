@@ -124,6 +124,18 @@ def test_tied_tensors_in_place(rng: np.random.Generator) -> None:
     assert_same(rfc.decode(payload, reference, out=reference), recovered)
 
 
+def test_bfloat16_of_numpy(rng: np.random.Generator) -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    reference = {"w": rng.standard_normal((40, 50)).astype(bfloat16)}
+    state = {"w": reference["w"] + clustered((40, 50), rng).astype(bfloat16)}
+    payload, recovered = encode_and_recover(state, reference, sparsity=0.5)
+    assert recovered["w"].dtype == bfloat16
+    assert_same(rfc.decode(payload, reference), recovered)
+    moved = state["w"].astype("f4") - reference["w"].astype("f4")
+    left = state["w"].astype("f4") - recovered["w"].astype("f4")
+    assert np.linalg.norm(left) < 0.5 * np.linalg.norm(moved)
+
+
 def test_more_than_2_to_the_31_elements() -> None:
     """Zero pages that are only read take no memory, so this model of 4.3 GB is a small one."""
     n = 2**31 + 1001
