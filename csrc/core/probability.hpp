@@ -44,10 +44,13 @@ RESFED_HD uint16_t move_towards(uint16_t estimate, bool bit, uint32_t rate) {
 }
 
 RESFED_HD void update(Probability& p, bool bit) {
-  const uint32_t young = 131072u / (2u * p.count + 3u);  // 65536 / (count + 1.5)
+  // 65536 / (count + 1.5). At the last count that is below both rates, and most updates are there:
+  // they need no division.
+  static_assert(131072u / (2u * kMaxCount + 3u) < kSlowRate);
+  uint32_t young = 0;
+  if (p.count < kMaxCount) young = 131072u / (2u * p.count++ + 3u);
   p.fast = move_towards(p.fast, bit, max_of(young, kFastRate));
   p.slow = move_towards(p.slow, bit, max_of(young, kSlowRate));
-  if (p.count < kMaxCount) ++p.count;
 }
 
 }  // namespace resfed
