@@ -1,14 +1,16 @@
 // The stages' common vocabulary on the host: tensors as pointer, length, dtype; options; results.
 //
-// Ownership: pointers are borrowed for the call. `current` and `reference` are only read and may be
-// the same memory; `out` may equal `reference` (every new value is computed before the first is
-// written). All functions are reentrant; parallelism inside a call never changes a result.
+// Ownership: pointers are borrowed for the call. `current`, `reference` and terms are only read and
+// may be the same memory; `out` may equal `reference` (every new value is computed before the first
+// is written) but must not overlap terms. All functions are reentrant; parallelism inside a call
+// never changes a result.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
-#include "core/residual.hpp"
+#include "core/predict.hpp"
 #include "frame.hpp"
 #include "status.hpp"
 
@@ -21,13 +23,18 @@ enum class Role : uint8_t {
 };
 
 struct Tensor {
-  const void* current = nullptr;  // encode only
-  const void* reference = nullptr;
-  void* out = nullptr;  // receives the recovered tensor; may be null
+  const void* current = nullptr;    // encode only
+  const void* reference = nullptr;  // the prediction, unless `prediction` has terms
+  void* out = nullptr;              // receives the recovered tensor; may be null
   uint64_t n_elems = 0;
   uint32_t elem_bytes = 4;        // 1, 2, 4 or 8
   DType dtype = DType::kFloat32;  // of lossy tensors
   Role role = Role::kMatrix;
+  Prediction prediction;      // of lossy tensors
+  float* feedback = nullptr;  // encode of lossy tensors: added to the residual, then replaced by
+                              // what is left of it; may be null
+
+  bool plain() const { return prediction.n_terms == 0 && feedback == nullptr; }
 };
 
 // Threshold, step: how the quantizer follows the selection.
@@ -38,7 +45,8 @@ struct StepRule {
 };
 
 struct EncodeOptions {
-  uint64_t layout_digest = 0;
+  uint64_t digest = 0;    // of the layout, or of what the link names
+  std::string link;       // carried as it is; docs/format.md has its content
   uint64_t k_matrix = 0;  // the target when neither of the two below is set
   uint64_t k_vector = 0;
   uint64_t max_bytes = 0;     // 0: no bound
@@ -56,8 +64,13 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
 Frame open_payload(const uint8_t* payload, size_t n_bytes);
 
 // All or nothing: throws Failure before the first write to any `out`.
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::vector<Tensor>& tensors);
+
+// For a fit of coefficients: of each lossy tensor, with f[0] its residuals and f[1 + j] =
+// term[j] - term[last], the sums over its elements of f[a] f[b] for a <= b, row by row. Float64
+// sums in an order that docs/predictors.md fixes. Empty for other tensors.
+std::vector<std::vector<double>> moments(const std::vector<Tensor>& tensors);
 
 int num_threads();
 void set_num_threads(int n);  // n >= 1

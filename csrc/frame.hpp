@@ -1,8 +1,8 @@
 // The frame: everything in a payload that is not a slice. docs/format.md is its specification. Host
 // code that every backend shares.
 //
-//   [4 bytes] magic "RFD" and version   [1] flags   [1] slice_log2   [8] layout digest
-//   [4] reference check   [varints] counts, quantizers, exponents, exclusions, slice lengths
+//   [4 bytes] magic "RFD" and version   [1] flags   [1] slice_log2   [8] digest
+//   [4] reference check   link   [varints] counts, quantizers, exponents, exclusions, slice lengths
 //   slices   [4] CRC-32C of all before
 //
 // Hostile input: read_frame() checks every count against the reference's layout before anything is
@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "core/hd.hpp"
@@ -22,14 +23,16 @@ namespace resfed {
 constexpr uint8_t kMagic[3] = {'R', 'F', 'D'};
 constexpr uint8_t kFormatVersion = 1;
 constexpr uint8_t kFlagExclusions = 1;
-constexpr uint8_t kKnownFlags = kFlagExclusions;
+constexpr uint8_t kFlagLink = 2;
+constexpr uint8_t kKnownFlags = kFlagExclusions | kFlagLink;
 constexpr size_t kFixedHeaderBytes = 18;
 constexpr size_t kChecksumBytes = 4;
 
 struct Frame {
   unsigned slice_log2 = kDefaultSliceLog2;
-  uint64_t layout_digest = 0;
+  uint64_t digest = 0;
   uint32_t reference_check = 0;
+  std::string link;  // bytes that only the Python layer reads; empty if there are none
   uint64_t n_matrix = 0, n_vector = 0, n_lossless = 0;  // elements by role
   uint64_t k_matrix = 0, k_vector = 0, n_changed = 0;   // of them, sent
   Quantizer matrix, vector;
@@ -37,7 +40,7 @@ struct Frame {
   std::vector<uint64_t> exclusions;   // ordinals of float tensors that are carried losslessly
   std::vector<uint64_t> slice_bytes;  // all slices, lossy ones first
   size_t slices_offset = 0;           // set by read_frame
-  size_t quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
+  size_t counts_offset = 0, quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
 
   Partition lossy_partition() const { return partition(k_matrix + k_vector, slice_log2); }
   Partition lossless_partition() const { return partition(n_changed, slice_log2); }
@@ -120,10 +123,15 @@ inline Quantizer read_quantizer(ByteReader& in) {
 inline void write_frame(const Frame& f, ByteWriter& out) {
   for (uint8_t byte : kMagic) out.fixed(byte);
   out.fixed(kFormatVersion);
-  out.fixed(static_cast<uint8_t>(f.exclusions.empty() ? 0 : kFlagExclusions));
+  out.fixed(static_cast<uint8_t>((f.exclusions.empty() ? 0 : kFlagExclusions) |
+                                 (f.link.empty() ? 0 : kFlagLink)));
   out.fixed(static_cast<uint8_t>(f.slice_log2));
-  out.fixed(f.layout_digest);
+  out.fixed(f.digest);
   out.fixed(f.reference_check);
+  if (!f.link.empty()) {
+    out.varint(f.link.size());
+    for (char byte : f.link) out.fixed(static_cast<uint8_t>(byte));
+  }
   out.varint(f.n_matrix);
   out.varint(f.n_vector);
   out.varint(f.n_lossless);
@@ -159,8 +167,15 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
   if (f.slice_log2 < kMinSliceLog2 || f.slice_log2 > kMaxSliceLog2) {
     throw Failure{Code::kBadField, 5, f.slice_log2};
   }
-  f.layout_digest = in.fixed<uint64_t>();
+  f.digest = in.fixed<uint64_t>();
   f.reference_check = in.fixed<uint32_t>();
+  if (flags & kFlagLink) {
+    const uint64_t n_link = in.varint(in.left());
+    if (n_link == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
+    if (n_link > in.left()) throw Failure{Code::kTruncated, in.offset()};
+    for (uint64_t i = 0; i < n_link; ++i) f.link.push_back(static_cast<char>(in.fixed<uint8_t>()));
+  }
+  f.counts_offset = in.offset();
   constexpr uint64_t kMaxElems = (1ull << 61) - 1;
   f.n_matrix = in.varint(kMaxElems);
   f.n_vector = in.varint(kMaxElems);

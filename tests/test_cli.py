@@ -540,7 +540,7 @@ def test_inspect_json(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert info["k_matrix"] == 40 * 50 // 2
     assert info["exclusions"] == [sorted(model(0)).index("half")]
     original = rfc.inspect(payload)
-    assert info["layout_digest"] == original.layout_digest
+    assert info["digest"] == original.digest
     assert original.matrix is not None
     assert info["matrix"]["threshold"] == original.matrix.threshold
     assert info["matrix"]["offsets"] == list(original.matrix.offsets)

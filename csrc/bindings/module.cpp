@@ -29,11 +29,11 @@ py::bytes encode_tensors(const py::sequence& rows, const EncodeOptions& options)
 std::string_view view(const py::bytes& payload) { return payload; }
 const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8_t*>(v.data()); }
 
-void decode_tensors(const py::bytes& payload, uint64_t layout_digest, const py::sequence& rows) {
+void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = view(payload);
   const py::gil_scoped_release unlocked;
-  decode(data_of(bytes), bytes.size(), layout_digest, tensors);
+  decode(data_of(bytes), bytes.size(), digest, tensors);
 }
 
 py::dict quantizer_dict(const Quantizer& q) {
@@ -49,7 +49,9 @@ py::dict inspect_payload(const py::bytes& payload) {
   py::dict d;
   d["format_version"] = kFormatVersion;
   d["slice_log2"] = f.slice_log2;
-  d["layout_digest"] = f.layout_digest;
+  d["digest"] = f.digest;
+  d["link"] = py::bytes(f.link);
+  d["counts_offset"] = f.counts_offset;
   d["reference_check"] = f.reference_check;
   d["n_matrix"] = f.n_matrix;
   d["n_vector"] = f.n_vector;
@@ -108,7 +110,10 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("automatic", &StepRule::automatic);
   py::class_<EncodeOptions>(m, "EncodeOptions")
       .def(py::init<>())
-      .def_readwrite("layout_digest", &EncodeOptions::layout_digest)
+      .def_readwrite("digest", &EncodeOptions::digest)
+      .def_property(
+          "link", [](const EncodeOptions& o) { return py::bytes(o.link); },
+          [](EncodeOptions& o, const py::bytes& link) { o.link = std::string(link); })
       .def_readwrite("k_matrix", &EncodeOptions::k_matrix)
       .def_readwrite("k_vector", &EncodeOptions::k_vector)
       .def_readwrite("max_bytes", &EncodeOptions::max_bytes)
@@ -119,8 +124,15 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("exclusions", &EncodeOptions::exclusions);
 
   m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
-  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("layout_digest"),
-        py::arg("tensors"));
+  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("digest"), py::arg("tensors"));
+  m.def(
+      "moments",
+      [](const py::sequence& rows) {
+        const std::vector<Tensor> tensors = tensors_from(rows);
+        const py::gil_scoped_release unlocked;
+        return moments(tensors);
+      },
+      py::arg("tensors"));
   m.def("inspect", &inspect_payload, py::arg("payload"));
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));

@@ -9,7 +9,8 @@
 
 namespace resfed {
 
-// (current, reference, out, n_elems, elem_bytes, dtype, role): addresses as integers, 0 for none.
+// (current, reference, out, n_elems, elem_bytes, dtype, role[, feedback, terms]): addresses as
+// integers, 0 for none; terms are (address, coefficient).
 inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows) {
   const auto pointer = [](pybind11::handle h) {
     return reinterpret_cast<void*>(h.cast<uintptr_t>());
@@ -18,14 +19,25 @@ inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows) {
   tensors.reserve(rows.size());
   for (const pybind11::handle row : rows) {
     const auto t = row.cast<pybind11::tuple>();
-    if (t.size() != 7) throw pybind11::value_error("a tensor row has 7 fields");
-    tensors.push_back({.current = pointer(t[0]),
-                       .reference = pointer(t[1]),
-                       .out = pointer(t[2]),
-                       .n_elems = t[3].cast<uint64_t>(),
-                       .elem_bytes = t[4].cast<uint32_t>(),
-                       .dtype = static_cast<DType>(t[5].cast<uint8_t>()),
-                       .role = static_cast<Role>(t[6].cast<uint8_t>())});
+    if (t.size() != 7 && t.size() != 9) throw pybind11::value_error("a row has 7 or 9 fields");
+    Tensor& tensor = tensors.emplace_back();
+    tensor.current = pointer(t[0]);
+    tensor.reference = pointer(t[1]);
+    tensor.out = pointer(t[2]);
+    tensor.n_elems = t[3].cast<uint64_t>();
+    tensor.elem_bytes = t[4].cast<uint32_t>();
+    tensor.dtype = static_cast<DType>(t[5].cast<uint8_t>());
+    tensor.role = static_cast<Role>(t[6].cast<uint8_t>());
+    if (t.size() == 7) continue;
+    tensor.feedback = static_cast<float*>(pointer(t[7]));
+    const auto terms = t[8].cast<pybind11::tuple>();
+    if (terms.size() > kMaxTerms) throw pybind11::value_error("too many terms");
+    Prediction& prediction = tensor.prediction;
+    for (const pybind11::handle term : terms) {
+      const auto pair = term.cast<pybind11::tuple>();
+      prediction.terms[prediction.n_terms] = pointer(pair[0]);
+      prediction.coefficients[prediction.n_terms++] = pair[1].cast<float>();
+    }
   }
   return tensors;
 }

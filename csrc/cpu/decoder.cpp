@@ -4,6 +4,7 @@
 #include "cpu/float_mode.hpp"
 #include "cpu/groups.hpp"
 #include "cpu/lossless.hpp"
+#include "cpu/predict.hpp"
 #include "cpu/quantize.hpp"
 #include "cpu/slice.hpp"
 
@@ -36,13 +37,13 @@ Frame open_payload(const uint8_t* payload, size_t n_bytes) {
   return read_frame(payload, n_checked);
 }
 
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::vector<Tensor>& tensors) {
   const DefaultFloatMode mode;
   const Frame frame = open_payload(payload, n_bytes);
   Groups groups = make_groups(tensors);
-  if (frame.layout_digest != layout_digest) {
-    throw Failure{Code::kWrongLayout, frame.layout_digest, layout_digest};
+  if (frame.digest != digest) {
+    throw Failure{Code::kWrongLayout, frame.digest, digest};
   }
   if (frame.n_matrix != groups.matrix.n_elems || frame.n_vector != groups.vector.n_elems ||
       frame.n_lossless != groups.lossless.n_elems ||
@@ -77,7 +78,7 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t layout_digest,
     throw Failure{Code::kWrongReference, frame.reference_check, check};
   }
 
-  copy_references(groups);
+  write_predictions(groups);
   write_recovered(groups.matrix, sent_matrix, matrix);
   write_recovered(groups.vector, sent_vector, vector);
   write_changes(groups.lossless, changes, restored);

@@ -12,6 +12,7 @@
 #include "cpu/float_mode.hpp"
 #include "cpu/groups.hpp"
 #include "cpu/lossless.hpp"
+#include "cpu/predict.hpp"
 #include "cpu/quantize.hpp"
 #include "cpu/select.hpp"
 #include "cpu/slice.hpp"
@@ -52,9 +53,9 @@ std::vector<int8_t> choose_exponents(const Group& group) {
   std::vector<int8_t> exponents;
   for (const Piece& piece : group.pieces) {
     ExactSquares squares;
-    with_elements(*piece.tensor, 0, [&](const auto* x, const auto* p) {
+    with_elements(*piece.tensor, 0, [&](const auto& elements) {
       for (uint64_t i = 0; i < piece.tensor->n_elems; ++i) {
-        const float r = residual(x[i], p[i]);
+        const float r = elements.residual_at(i);
         if (!is_finite_key(magnitude_key(r))) throw Failure{Code::kNonFinite, piece.ordinal, i};
         squares.add(r);
       }
@@ -172,7 +173,8 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   Groups groups = make_groups(tensors);
   Frame frame;
   frame.slice_log2 = options.slice_log2;
-  frame.layout_digest = options.layout_digest;
+  frame.digest = options.digest;
+  frame.link = options.link;
   frame.exclusions = options.exclusions;
   frame.n_matrix = groups.matrix.n_elems;
   frame.n_vector = groups.vector.n_elems;
@@ -229,7 +231,9 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     finish();
   }
 
-  copy_references(groups);
+  update_feedback(groups.matrix, matrix.sent, matrix.recovered);
+  update_feedback(groups.vector, vector.sent, vector.recovered);
+  write_predictions(groups);
   write_recovered(groups.matrix, matrix.sent, matrix.recovered);
   write_recovered(groups.vector, vector.sent, vector.recovered);
   write_changes(groups.lossless, changes, restored);

@@ -125,11 +125,12 @@ Recovered recover_all(const Group& group, const SentSegments& sent, const Quanti
       const int32_t level = sent[s][i].level;
       const float magnitude =
           dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
-      with_elements(*piece.tensor, element, [&](const auto* x, const auto* p) {
-        const auto after = recover(*p, level < 0 ? -magnitude : magnitude);
+      with_elements(*piece.tensor, element, [&](const auto& elements) {
+        const auto before = elements.predicted(0);
+        const auto after = recover(before, level < 0 ? -magnitude : magnitude);
         recovered.bits[s][i] = element_bits(after);
-        own.check += check_term(piece.begin + element, element_bits(*p), element_bits(after));
-        if (error != nullptr) own.error.add(residual(*x, after));
+        own.check += check_term(piece.begin + element, element_bits(before), element_bits(after));
+        if (error != nullptr) own.error.add(elements.residual_to(0, after));
       });
     });
   };
@@ -153,8 +154,8 @@ void write_recovered(const Group& group, const SentSegments& sent, const Recover
 ExactSquares residual_squares(const Group& group) {
   return sum_over_segments<ExactSquares>(n_segments(group), [&](size_t s, ExactSquares& own) {
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      with_elements(*piece.tensor, first, [&](const auto* x, const auto* p) {
-        for (uint64_t i = 0; i < n; ++i) own.add(residual(x[i], p[i]));
+      with_elements(*piece.tensor, first, [&](const auto& elements) {
+        for (uint64_t i = 0; i < n; ++i) own.add(elements.residual_at(i));
       });
     });
   });
@@ -167,7 +168,7 @@ ExactSquares residual_squares(const Group& group, const Segments& selected) {
       for (; i < selected[s].size() && selected[s][i].offset - at < n; ++i) {
         const uint64_t element = first + (selected[s][i].offset - at);
         with_elements(*piece.tensor, element,
-                      [&](const auto* x, const auto* p) { own.add(residual(*x, *p)); });
+                      [&](const auto& elements) { own.add(elements.residual_at(0)); });
       }
     });
   });

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/select.hpp"
+#include "cpu/predict.hpp"
 #include "cpu/threads.hpp"
 
 namespace resfed {
@@ -23,6 +24,23 @@ size_t collect_scalar(const void* current, const void* reference, size_t n, floa
     n_out += magnitude_key(r) >= min_key ? 1 : 0;
   }
   return n_out;
+}
+
+// The same for tensors with terms or feedback: their residuals are computed a stretch at a time and
+// then collected as differences from zero.
+size_t collect_predicted(const CollectKernels& kernels, const Piece& piece, uint64_t first,
+                         uint64_t count, uint32_t at, uint32_t min_key, Candidate* out) {
+  static const float zeros[kStretch] = {};
+  float residuals[kStretch];
+  const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(DType::kFloat32)];
+  size_t n = 0;
+  for (uint64_t done = 0; done < count; done += kStretch) {
+    const size_t now = std::min<uint64_t>(kStretch, count - done);
+    residual_stretch(*piece.tensor, first + done, now, residuals);
+    n += kernel(residuals, zeros, now, piece.scale, at + static_cast<uint32_t>(done), min_key,
+                out + n);
+  }
+  return n;
 }
 
 const CollectKernels* best_kernels() {
@@ -65,11 +83,15 @@ Segments collect(const Group& group, uint32_t min_key, const Refine& refine) {
     size_t n = 0;
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t count, uint32_t at) {
       const Tensor& t = *piece.tensor;
-      const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(t.dtype)];
       const size_t begin = n;
-      n += kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
-                  static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
-                  piece.scale, at, min_key, buffer.get() + n);
+      if (t.plain()) {
+        const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(t.dtype)];
+        n += kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
+                    static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
+                    piece.scale, at, min_key, buffer.get() + n);
+      } else {
+        n += collect_predicted(kernels, piece, first, count, at, min_key, buffer.get() + n);
+      }
       for (size_t i = begin; i < n; ++i) {
         if (!is_finite_key(magnitude_key(buffer[i].residual))) {
           throw Failure{Code::kNonFinite, piece.ordinal, first + (buffer[i].offset - at)};

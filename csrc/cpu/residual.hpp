@@ -58,22 +58,37 @@ void for_each_part(const Group& group, uint64_t segment, Visit visit) {
   }
 }
 
-// Calls visit(typed current, typed reference) with pointers offset to element `first`.
+// A lossy tensor's numbers, typed, from element `first` on.
+template <class T>
+struct Elements {
+  const Tensor& tensor;
+  uint64_t first;
+
+  T current(uint64_t i) const { return static_cast<const T*>(tensor.current)[first + i]; }
+  T predicted(uint64_t i) const {
+    return tensor.prediction.n_terms == 0 ? static_cast<const T*>(tensor.reference)[first + i]
+                                          : predict<T>(tensor.prediction, first + i);
+  }
+  // What is left to send when the receiver holds `held`.
+  float residual_to(uint64_t i, T held) const {
+    const float r = residual(current(i), held);
+    return tensor.feedback == nullptr ? r : with_feedback(r, tensor.feedback[first + i]);
+  }
+  float residual_at(uint64_t i) const { return residual_to(i, predicted(i)); }
+};
+
+// Calls visit(Elements<T>) for the tensor's dtype.
 template <class Visit>
 void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
-  const auto call = [&]<class T>(T) {
-    visit(static_cast<const T*>(tensor.current) + first,
-          static_cast<const T*>(tensor.reference) + first);
-  };
   switch (tensor.dtype) {
     case DType::kFloat32:
-      return call(float{});
+      return visit(Elements<float>{tensor, first});
     case DType::kFloat16:
-      return call(Half{});
+      return visit(Elements<Half>{tensor, first});
     case DType::kBFloat16:
-      return call(BFloat16{});
+      return visit(Elements<BFloat16>{tensor, first});
     case DType::kFloat64:
-      return call(double{});
+      return visit(Elements<double>{tensor, first});
   }
 }
 

@@ -52,8 +52,8 @@ void keep(std::vector<Candidate>& candidates, uint32_t key, uint64_t* ties) {
 template <class Visit>
 void for_each_key_of_segment(const Group& group, uint64_t segment, Visit visit) {
   for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-    with_elements(*piece.tensor, first, [&](const auto* x, const auto* p) {
-      for (uint64_t i = 0; i < n; ++i) visit(magnitude_key(residual(x[i], p[i]) * piece.scale));
+    with_elements(*piece.tensor, first, [&](const auto& elements) {
+      for (uint64_t i = 0; i < n; ++i) visit(magnitude_key(elements.residual_at(i) * piece.scale));
     });
   });
 }
@@ -72,8 +72,8 @@ uint32_t estimate_threshold(const Group& group, uint64_t k) {
     const uint64_t index = j * stretch + mix64(j) % stretch;
     while (index - group.pieces[at].begin >= group.pieces[at].tensor->n_elems) ++at;
     const Piece& piece = group.pieces[at];
-    with_elements(*piece.tensor, index - piece.begin, [&](const auto* x, const auto* p) {
-      keys.push_back(magnitude_key(residual(*x, *p) * piece.scale));
+    with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
+      keys.push_back(magnitude_key(elements.residual_at(0) * piece.scale));
     });
   }
   const double expected = static_cast<double>(k) / static_cast<double>(n) * static_cast<double>(m);

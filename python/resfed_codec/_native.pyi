@@ -1,8 +1,15 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-TensorRow: TypeAlias = tuple[int, int, int, int, int, int, int]
+PlainRow: TypeAlias = tuple[int, int, int, int, int, int, int]
 """current, reference, out (addresses, 0 for none), n_elems, elem_bytes, dtype, role."""
+
+PredictedRow: TypeAlias = tuple[
+    int, int, int, int, int, int, int, int, tuple[tuple[int, float], ...]
+]
+"""A plain row, then feedback (address, 0 for none) and terms (address, coefficient)."""
+
+TensorRow: TypeAlias = PlainRow | PredictedRow
 
 class NativeError(Exception):
     args: tuple[int, int, int]
@@ -13,7 +20,8 @@ class StepRule:
     automatic: bool
 
 class EncodeOptions:
-    layout_digest: int
+    digest: int
+    link: bytes
     k_matrix: int
     k_vector: int
     max_bytes: int
@@ -24,7 +32,8 @@ class EncodeOptions:
     exclusions: Sequence[int]
 
 def encode(tensors: Sequence[TensorRow], options: EncodeOptions) -> bytes: ...
-def decode(payload: bytes, layout_digest: int, tensors: Sequence[TensorRow]) -> None: ...
+def decode(payload: bytes, digest: int, tensors: Sequence[TensorRow]) -> None: ...
+def moments(tensors: Sequence[TensorRow]) -> list[list[float]]: ...
 def inspect(payload: bytes) -> dict[str, Any]: ...
 def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...

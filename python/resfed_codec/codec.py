@@ -12,8 +12,11 @@ from resfed_codec import _native
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
 from resfed_codec.errors import StateMismatchError, raise_from_native
 from resfed_codec.layout import (
+    MATRIX,
+    VECTOR,
     Array,
     State,
+    TensorSpec,
     View,
     check_same_layout,
     excluded_ordinals,
@@ -25,6 +28,7 @@ from resfed_codec.layout import (
     view_of,
     views_of,
 )
+from resfed_codec.link import parse_link
 from resfed_codec.payload import as_bytes
 
 VECTOR_SHARE = 10
@@ -91,14 +95,29 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     exclusions = excluded_ordinals(specs, config.exclude)
     roles = roles_of(specs, exclusions)
 
+    options = native_options(config, specs, roles, exclusions)
+    options.digest = layout_digest(specs)
+    targets = views_of(out, "out") if out is not None else None
+    try:
+        return _native.encode(_rows(current, base, targets, roles), options)
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in specs])
+
+
+def native_options(
+    config: CodecConfig,
+    specs: Sequence[TensorSpec],
+    roles: Sequence[int],
+    exclusions: Sequence[int],
+) -> _native.EncodeOptions:
+    """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
     options = _native.EncodeOptions()
-    options.layout_digest = layout_digest(specs)
     options.exclusions = exclusions
     options.vector_share = VECTOR_SHARE
     if config.sparsity is not None:
         n_matrix, n_vector = (
-            sum(view.array.size for view, role in zip(base, roles, strict=True) if role == wanted)
-            for wanted in (0, 1)
+            sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
+            for wanted in (MATRIX, VECTOR)
         )
         options.k_matrix = config.count(n_matrix)
         options.k_vector = config.count(n_vector, VECTOR_SHARE)
@@ -111,12 +130,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     step.ratio = AUTO_STEP_RATIO if config.step == "auto" else float(config.step)
     step.bits = config.bits or 0
     options.step = step
-
-    targets = views_of(out, "out") if out is not None else None
-    try:
-        return _native.encode(_rows(current, base, targets, roles), options)
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs])
+    return options
 
 
 Payload: TypeAlias = "bytes | bytearray | memoryview"
@@ -148,7 +162,8 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
 
     Raises:
         PayloadError: The payload is damaged, truncated, or not of this codec.
-        StateMismatchError: The payload was made for another layout or against another reference.
+        StateMismatchError: The payload was made for another layout or against another reference,
+            or belongs to a stream.
         TypeError: An argument is of the wrong type.
         ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
     """
@@ -157,7 +172,13 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     specs = [view.spec for view in base]
     digest = layout_digest(specs)
     try:
-        exclusions = _native.inspect(data)["exclusions"]
+        frame = _native.inspect(data)
+        if frame["link"]:
+            raise StateMismatchError(
+                f"payload: belongs to a stream ({parse_link(frame['link'])}): give it to the"
+                " Decoder or the session that holds this version"
+            )
+        exclusions = frame["exclusions"]
         if exclusions and exclusions[-1] >= len(specs):
             raise StateMismatchError(
                 f"payload: names tensor {exclusions[-1]} of {len(specs)}: made for another layout"
@@ -183,9 +204,9 @@ def _rows(
 ) -> list[_native.TensorRow]:
     return [
         (
-            _address(c.array),
-            _address(r.array),
-            _address(out[i].array) if out is not None else 0,
+            address_of(c.array),
+            address_of(r.array),
+            address_of(out[i].array) if out is not None else 0,
             r.array.size,
             r.array.itemsize,
             r.spec.dtype_code,
@@ -195,7 +216,7 @@ def _rows(
     ]
 
 
-def _address(array: NDArray[Any]) -> int:
+def address_of(array: NDArray[Any]) -> int:
     address: int = array.__array_interface__["data"][0]  # half the time of array.ctypes.data
     return address
 

@@ -9,6 +9,7 @@ ends that built their dictionaries in different orders still agree; sequences ha
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -43,6 +44,10 @@ class TensorSpec(NamedTuple):
     @property
     def is_float(self) -> bool:
         return self.dtype in _LOSSY_CODES
+
+    @property
+    def n_elems(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def dtype_code(self) -> int:
@@ -169,6 +174,71 @@ def check_same_layout(
     for name, spec in ours.items():
         if spec != theirs[name]:
             raise ValueError(f"{argument} and reference differ: {spec} against {theirs[name]}")
+
+
+class Layout:
+    """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
+
+    Inside the codec a model is a list of C-contiguous NumPy arrays in coding order (bfloat16 as
+    uint16); :meth:`views` turns a caller's state into that, :meth:`state_of` turns it back.
+    """
+
+    def __init__(self, state: State, argument: str) -> None:
+        views = views_of(state, argument)
+        self.specs = [view.spec for view in views]
+        self.digest = layout_digest(self.specs)
+        self.names = list(state) if isinstance(state, Mapping) else None
+        self._torch = [is_torch(value) for _, value in items_of(state, argument)]
+        self._dtypes = [
+            view.array.dtype if torch else np.asarray(value).dtype
+            for view, torch, (_, value) in zip(
+                views, self._torch, items_of(state, argument), strict=True
+            )
+        ]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of a model in bytes."""
+        return sum(
+            spec.n_elems * dtype.itemsize
+            for spec, dtype in zip(self.specs, self._dtypes, strict=True)
+        )
+
+    @property
+    def uses_torch(self) -> bool:
+        return any(self._torch)
+
+    def views(self, state: State, argument: str) -> list[View]:
+        """The state's memory; raises ValueError, naming both sides, if its layout is another."""
+        views = views_of(state, argument)
+        check_same_layout((view.spec for view in views), self.specs, argument)
+        return views
+
+    def empty(self) -> list[NDArray[Any]]:
+        """A new model, not filled."""
+        return [
+            np.empty(spec.shape, np.uint16 if spec.dtype == "bfloat16" else dtype)
+            for spec, dtype in zip(self.specs, self._dtypes, strict=True)
+        ]
+
+    def state_of(self, model: Sequence[NDArray[Any]], *, read_only: bool = False) -> Any:
+        """``model`` as the caller's kind of state, without copying."""
+        values = {
+            spec.name: self._array_of(i, model[i], read_only) for i, spec in enumerate(self.specs)
+        }
+        if self.names is None:
+            return [values[spec.name] for spec in self.specs]
+        return {name: values[name] for name in self.names}
+
+    def _array_of(self, i: int, array: NDArray[Any], read_only: bool) -> Array:
+        if self._torch[i]:
+            torch = torch_module()
+            tensor: Array = torch.from_numpy(array)
+            return tensor.view(torch.bfloat16) if self.specs[i].dtype == "bfloat16" else tensor
+        view = array.view(self._dtypes[i])
+        if read_only:
+            view.flags.writeable = False
+        return view
 
 
 def _quoted(names: Sequence[str]) -> str:

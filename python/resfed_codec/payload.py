@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from resfed_codec import _native
 from resfed_codec.errors import PayloadError, raise_from_native
+from resfed_codec.link import Link, parse_link
 
+FIXED_BYTES = 18
 CHECKSUM_BYTES = 4
 
 
@@ -31,7 +33,9 @@ class PayloadInfo:
     Attributes:
         n_bytes: Length of the payload.
         format_version: Version of the payload format.
-        layout_digest: 64-bit digest of names, shapes and dtypes.
+        digest: 64-bit digest of names, shapes and dtypes; in a stream, of the versions that the
+            payload builds on.
+        link: What a payload of a stream builds on; None for those of :func:`encode`.
         reference_check: 32-bit check of the values that the payload builds on.
         n_matrix, n_vector, n_lossless: Elements by role.
         k_matrix, k_vector, n_changed: Of these, sent.
@@ -40,6 +44,7 @@ class PayloadInfo:
         exclusions: Ordinals of float tensors carried losslessly, in coding order.
         lossy_slices, lossless_slices: Length of each slice in bytes.
         header_bytes: Fixed header and element counts.
+        link_bytes: The link.
         quantizer_bytes: Counts of what was sent, quantizers, exponents, exclusions.
         table_bytes: Slice lengths.
         lossy_bytes, lossless_bytes: The entropy coded slices.
@@ -48,7 +53,8 @@ class PayloadInfo:
 
     n_bytes: int
     format_version: int
-    layout_digest: int
+    digest: int
+    link: Link | None
     reference_check: int
     n_matrix: int
     n_vector: int
@@ -63,6 +69,7 @@ class PayloadInfo:
     lossy_slices: tuple[int, ...]
     lossless_slices: tuple[int, ...]
     header_bytes: int
+    link_bytes: int
     quantizer_bytes: int
     table_bytes: int
     lossy_bytes: int
@@ -94,6 +101,7 @@ class PayloadInfo:
         rows = [
             ("header", self.header_bytes, f"format {self.format_version},"
              f" {self.n_elems:,} elements"),
+            ("link", self.link_bytes, str(self.link) if self.link else "none"),
             ("quantizers", self.quantizer_bytes, _describe(self)),
             ("slice table", self.table_bytes, f"{len(self.lossy_slices)} lossy slices,"
              f" {len(self.lossless_slices)} lossless"),
@@ -145,7 +153,8 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
     return PayloadInfo(
         n_bytes=len(data),
         format_version=d["format_version"],
-        layout_digest=d["layout_digest"],
+        digest=d["digest"],
+        link=parse_link(d["link"]) if d["link"] else None,
         reference_check=d["reference_check"],
         n_matrix=d["n_matrix"],
         n_vector=d["n_vector"],
@@ -159,7 +168,8 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         exclusions=tuple(d["exclusions"]),
         lossy_slices=lossy,
         lossless_slices=lossless,
-        header_bytes=d["quantizer_offset"],
+        header_bytes=d["quantizer_offset"] - (d["counts_offset"] - FIXED_BYTES),
+        link_bytes=d["counts_offset"] - FIXED_BYTES,
         quantizer_bytes=d["table_offset"] - d["quantizer_offset"],
         table_bytes=d["slices_offset"] - d["table_offset"],
         lossy_bytes=sum(lossy),

@@ -1,0 +1,49 @@
+// Prediction: a linear combination of history terms, element by element.
+//
+//   predict(terms, i) = c[0] t[0][i] + c[1] t[1][i] + ...
+//
+// summed from left to right in the type that residuals are subtracted in (float32, or float64 for
+// float64 tensors), each product and each sum rounded, then rounded to the tensor's dtype. A single
+// term of coefficient 1 is the term itself, bit for bit.
+#pragma once
+
+#include "core/residual.hpp"
+
+namespace resfed {
+
+constexpr unsigned kMaxTerms = 6;
+
+struct Prediction {
+  const void* terms[kMaxTerms] = {};
+  float coefficients[kMaxTerms] = {};
+  unsigned n_terms = 0;  // 0: the prediction is the tensor's reference
+};
+
+RESFED_HD float wide(float value) { return value; }
+RESFED_HD float wide(Half value) { return widen(value); }
+RESFED_HD float wide(BFloat16 value) { return widen(value); }
+RESFED_HD double wide(double value) { return value; }
+
+RESFED_HD void narrow(float value, float* out) { *out = value; }
+RESFED_HD void narrow(float value, Half* out) { *out = narrow_to_half(value); }
+RESFED_HD void narrow(float value, BFloat16* out) { *out = narrow_to_bfloat16(value); }
+RESFED_HD void narrow(double value, double* out) { *out = value; }
+
+template <class T>
+RESFED_HD T predict(const Prediction& prediction, uint64_t i) {
+  using Wide = decltype(wide(T{}));
+  Wide sum = wide(static_cast<const T*>(prediction.terms[0])[i]) *
+             static_cast<Wide>(prediction.coefficients[0]);
+  for (unsigned j = 1; j < prediction.n_terms; ++j) {
+    sum = sum + wide(static_cast<const T*>(prediction.terms[j])[i]) *
+                    static_cast<Wide>(prediction.coefficients[j]);
+  }
+  T out;
+  narrow(sum, &out);
+  return out;
+}
+
+// What error feedback adds to a residual, in float32.
+RESFED_HD float with_feedback(float residual, float feedback) { return residual + feedback; }
+
+}  // namespace resfed

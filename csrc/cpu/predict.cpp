@@ -1,0 +1,193 @@
+#include "cpu/predict.hpp"
+
+#include <cstring>
+
+#include "cpu/float_mode.hpp"
+#include "cpu/threads.hpp"
+
+namespace resfed {
+namespace {
+
+// predict() for n <= kStretch elements, term by term so that the compiler can use vectors; every
+// element sees the same operations in the same order.
+template <class T>
+void predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
+  const Prediction& prediction = tensor.prediction;
+  if (prediction.n_terms == 0) {
+    std::memcpy(out, static_cast<const T*>(tensor.reference) + first, n * sizeof(T));
+    return;
+  }
+  using Wide = decltype(wide(T{}));
+  Wide sum[kStretch];
+  for (unsigned j = 0; j < prediction.n_terms; ++j) {
+    const T* const term = static_cast<const T*>(prediction.terms[j]) + first;
+    const Wide coefficient = static_cast<Wide>(prediction.coefficients[j]);
+    if (j == 0) {
+      for (size_t i = 0; i < n; ++i) sum[i] = wide(term[i]) * coefficient;
+    } else {
+      for (size_t i = 0; i < n; ++i) sum[i] = sum[i] + wide(term[i]) * coefficient;
+    }
+  }
+  for (size_t i = 0; i < n; ++i) narrow(sum[i], &out[i]);
+}
+
+// Calls visit(first element, count) for a part in stretches.
+template <class Visit>
+void for_each_stretch(uint64_t first, uint64_t n, Visit visit) {
+  for (uint64_t done = 0; done < n; done += kStretch) {
+    visit(first + done, static_cast<size_t>(std::min<uint64_t>(kStretch, n - done)));
+  }
+}
+
+void write_prediction(const Tensor& t, uint64_t first, uint64_t n) {
+  if (t.out == nullptr) return;
+  if (t.prediction.n_terms == 0) {
+    if (t.out == t.reference) return;
+    std::memcpy(static_cast<uint8_t*>(t.out) + first * t.elem_bytes,
+                static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, n * t.elem_bytes);
+    return;
+  }
+  with_elements(t, 0, [&]<class T>(const Elements<T>&) {
+    for_each_stretch(first, n, [&](uint64_t at, size_t count) {
+      T values[kStretch];
+      predict_stretch(t, at, count, values);
+      std::memcpy(static_cast<T*>(t.out) + at, values, count * sizeof(T));
+    });
+  });
+}
+
+template <class T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
+  with_elements(tensor, first, [&]<class T>(const Elements<T>& elements) {
+    T predicted[kStretch];
+    predict_stretch(tensor, first, n, predicted);
+    for (size_t i = 0; i < n; ++i) residuals[i] = elements.residual_to(i, predicted[i]);
+  });
+}
+
+void write_predictions(const Groups& groups) {
+  for (const Group* group : {&groups.matrix, &groups.vector, &groups.lossless}) {
+    parallel_for(n_segments(*group), [&](size_t s) {
+      for_each_part(*group, s, [](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+        write_prediction(*piece.tensor, first, n);
+      });
+    });
+  }
+}
+
+void update_feedback(const Group& group, const SentSegments& sent, const Recovered& recovered) {
+  parallel_for(n_segments(group), [&](size_t s) {
+    std::vector<float> left_of_sent;
+    if (!sent.empty()) {
+      for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
+        with_elements(*piece.tensor, element, [&]<class T>(const Elements<T>& elements) {
+          left_of_sent.push_back(elements.residual_to(0, from_bits<T>(recovered.bits[s][i])));
+        });
+      });
+    }
+    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+      float* const feedback = piece.tensor->feedback;
+      if (feedback == nullptr) return;
+      for_each_stretch(first, n, [&](uint64_t at, size_t count) {
+        float residuals[kStretch];
+        residual_stretch(*piece.tensor, at, count, residuals);
+        std::memcpy(feedback + at, residuals, count * sizeof(float));
+      });
+    });
+    if (sent.empty()) return;
+    for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
+      if (piece.tensor->feedback != nullptr) piece.tensor->feedback[element] = left_of_sent[i];
+    });
+  });
+}
+
+namespace {
+
+constexpr size_t kLanes = 8;
+constexpr size_t kMaxFunctions = kMaxTerms;  // residual, and all terms but the last
+
+struct Sums {
+  double of[kMaxFunctions * (kMaxFunctions + 1) / 2] = {};
+};
+
+// Products of one stretch: eight lanes, then their sum in order.
+double sum_of_products(const float* a, const float* b, size_t n) {
+  double lanes[kLanes] = {};
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += static_cast<double>(a[i + lane]) * static_cast<double>(b[i + lane]);
+    }
+  }
+  for (size_t lane = 0; i + lane < n; ++lane) {
+    lanes[lane] += static_cast<double>(a[i + lane]) * static_cast<double>(b[i + lane]);
+  }
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+Sums segment_moments(const Tensor& tensor, uint64_t first, uint64_t n) {
+  const Prediction& prediction = tensor.prediction;
+  const size_t n_functions = prediction.n_terms;
+  Sums sums;
+  with_elements(tensor, 0, [&]<class T>(const Elements<T>&) {
+    float f[kMaxFunctions][kStretch];
+    const T* const last = static_cast<const T*>(prediction.terms[prediction.n_terms - 1]);
+    for_each_stretch(first, n, [&](uint64_t at, size_t count) {
+      residual_stretch(tensor, at, count, f[0]);
+      for (size_t j = 1; j < n_functions; ++j) {
+        const T* const term = static_cast<const T*>(prediction.terms[j - 1]);
+        for (size_t i = 0; i < count; ++i) f[j][i] = residual(term[at + i], last[at + i]);
+      }
+      size_t which = 0;
+      for (size_t a = 0; a < n_functions; ++a) {
+        for (size_t b = a; b < n_functions; ++b) {
+          sums.of[which++] += sum_of_products(f[a], f[b], count);
+        }
+      }
+    });
+  });
+  return sums;
+}
+
+}  // namespace
+
+std::vector<std::vector<double>> moments(const std::vector<Tensor>& tensors) {
+  const DefaultFloatMode mode;
+  struct Task {
+    size_t tensor;
+    uint64_t first;
+  };
+  std::vector<Task> tasks;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    if (tensors[t].role == Role::kLossless || tensors[t].prediction.n_terms == 0) continue;
+    for (uint64_t first = 0; first < tensors[t].n_elems; first += kSegment) {
+      tasks.push_back({t, first});
+    }
+  }
+  std::vector<Sums> parts(tasks.size());
+  parallel_for(tasks.size(), [&](size_t i) {
+    const auto [t, first] = tasks[i];
+    const uint64_t n = std::min<uint64_t>(kSegment, tensors[t].n_elems - first);
+    parts[i] = segment_moments(tensors[t], first, n);
+  });
+  std::vector<std::vector<double>> totals(tensors.size());
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const size_t n_functions = tensors[tasks[i].tensor].prediction.n_terms;
+    std::vector<double>& total = totals[tasks[i].tensor];
+    total.resize(n_functions * (n_functions + 1) / 2);
+    for (size_t j = 0; j < total.size(); ++j) total[j] += parts[i].of[j];
+  }
+  return totals;
+}
+
+}  // namespace resfed

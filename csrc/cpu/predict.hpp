@@ -1,0 +1,23 @@
+// Predictions and error feedback on the CPU, a stretch of elements at a time: a prediction is never
+// an array as large as the model unless it is written to `out`.
+#pragma once
+
+#include "cpu/groups.hpp"
+#include "cpu/quantize.hpp"
+
+namespace resfed {
+
+// Elements worked on at once: a few arrays of this length stay in the first-level cache.
+constexpr size_t kStretch = 1024;
+
+// Residuals of n <= kStretch elements from `first` on, feedback included.
+void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals);
+
+// Fills every `out` with its prediction, ready for the recovered values to be written over it.
+void write_predictions(const Groups& groups);
+
+// Where a tensor has feedback: what the recovered model still lacks becomes the new feedback. Reads
+// the history, so it comes before anything is written to an `out`.
+void update_feedback(const Group& group, const SentSegments& sent, const Recovered& recovered);
+
+}  // namespace resfed

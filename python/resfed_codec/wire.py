@@ -1,0 +1,63 @@
+"""Bytes of links, messages and requests: numbers in, numbers out, every length checked."""
+
+from __future__ import annotations
+
+from resfed_codec.errors import PayloadError
+
+
+def varint(value: int) -> bytes:
+    """Unsigned LEB128, as docs/format.md defines it."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def zigzag(value: int) -> int:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def unzigzag(value: int) -> int:
+    return -(value // 2) - 1 if value % 2 else value // 2
+
+
+class WireReader:
+    """The bytes of one structure, field after field; ``what`` names it in errors."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self._data, self._at, self._what = data, 0, what
+
+    def refuse(self, problem: str) -> PayloadError:
+        return PayloadError(f"payload: the {self._what} {problem}, before its byte {self._at}")
+
+    def take(self, n_bytes: int) -> bytes:
+        if n_bytes > len(self._data) - self._at:
+            raise self.refuse("is truncated")
+        self._at += n_bytes
+        return self._data[self._at - n_bytes : self._at]
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def fixed64(self) -> int:
+        return int.from_bytes(self.take(8), "little")
+
+    def varint(self, limit: int = 2**63 - 1) -> int:
+        value, shift = 0, 0
+        while True:
+            byte = self.byte()
+            if shift >= 63 or (byte == 0 and shift > 0):
+                raise self.refuse("holds a number that is not in its shortest form")
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        if value > limit:
+            raise self.refuse(f"holds {value}, which is not allowed")
+        return value
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise self.refuse("goes on where it must end")
