@@ -16,6 +16,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "elements are copied as they lie");
 
 constexpr size_t kHeaderBytes = 12;
+constexpr size_t kChunksPerTask = 2;  // when encoding, see encode_two
 
 // What the table says of a plane: one of these, or else its length in 16-bit words when coded,
 // which is at least the two words of a slice's state.
@@ -65,12 +66,15 @@ void with_width(uint32_t elem_bytes, Use use) {
   }
 }
 
-struct CodedChunk {
-  std::vector<uint64_t> table;  // one entry per plane
-  std::vector<uint8_t> bytes;   // all planes
+// A plane on its way into the payload.
+struct Plane {
+  uint64_t mode;
+  std::vector<uint8_t> bytes;             // as the mode says; raw while there are decisions
+  std::unique_ptr<Decision[]> decisions;  // of a plane that may be coded
+
+  size_t n_decisions() const { return decisions ? 8 * bytes.size() : 0; }
 };
 
-// Records up to a fixed number of decisions.
 struct DecisionSink {
   Decision* next;
   void put(Decision d) { *next++ = d; }
@@ -80,65 +84,84 @@ void reset(Probability* contexts) {
   std::fill_n(contexts, kByteContexts, initial_probability(kInitialByteState));
 }
 
-// Appends the plane's slice if it is shorter than the plane; returns whether.
-bool append_coded(const uint8_t* plane, uint32_t n, std::vector<uint8_t>* bytes) {
-  const size_t n_decisions = 8 * size_t{n};
-  const auto decisions = std::make_unique_for_overwrite<Decision[]>(n_decisions);
-  DecisionSink sink{decisions.get()};
+void record_decisions(Plane* plane) {
+  plane->decisions = std::make_unique_for_overwrite<Decision[]>(8 * plane->bytes.size());
+  DecisionSink sink{plane->decisions.get()};
   Probability contexts[kByteContexts];
   reset(contexts);
   RecordingCoder<DecisionSink> coder{contexts, sink};
-  for (uint32_t i = 0; i < n; ++i) code_byte(coder, plane[i]);
-
-  const size_t most = 2 * n_decisions + kSliceStateBytes;
-  const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(most);
-  const uint8_t* const end = buffer.get() + most;
-  const uint8_t* const begin = encode_decisions(decisions.get(), n_decisions, buffer.get() + most);
-  if (end - begin >= static_cast<ptrdiff_t>(n)) return false;
-  bytes->insert(bytes->end(), begin, end);
-  return true;
+  for (const uint8_t byte : plane->bytes) code_byte(coder, byte);
 }
 
-uint64_t equal_pairs(const uint8_t* plane, uint32_t n) {
+uint64_t equal_pairs(const std::vector<uint8_t>& bytes) {
   uint32_t counts[256] = {};
-  for (uint32_t i = 0; i < n; ++i) ++counts[plane[i]];
+  for (const uint8_t byte : bytes) ++counts[byte];
   uint64_t pairs = 0;
   for (const uint64_t count : counts) pairs += count * count - count;
   return pairs;
 }
 
-void append_plane(const uint8_t* plane, uint32_t n, CodedChunk* out) {
-  const size_t before = out->bytes.size();
-  if (std::all_of(plane, plane + n, [plane](uint8_t byte) { return byte == plane[0]; })) {
-    out->table.push_back(kConstant);
-    out->bytes.push_back(plane[0]);
-  } else if (worth_coding(equal_pairs(plane, n), n) && append_coded(plane, n, &out->bytes)) {
-    out->table.push_back((out->bytes.size() - before) / 2);
-  } else {
-    out->table.push_back(kRaw);
-    out->bytes.insert(out->bytes.end(), plane, plane + n);
-  }
+Plane make_plane(std::vector<uint8_t> bytes) {
+  const uint8_t first = bytes[0];
+  if (std::all_of(bytes.begin(), bytes.end(), [first](uint8_t byte) { return byte == first; }))
+    return {kConstant, {first}, nullptr};
+  Plane plane{kRaw, std::move(bytes), nullptr};
+  if (worth_coding(equal_pairs(plane.bytes), plane.bytes.size())) record_decisions(&plane);
+  return plane;
 }
 
 template <class UInt>
-CodedChunk encode_chunk(const Chunk& chunk, unsigned keep) {
+void append_planes(const Chunk& chunk, unsigned keep, std::vector<Plane>* planes) {
   const uint32_t n = chunk.n_elems;
   const auto elems = std::make_unique_for_overwrite<UInt[]>(n);
-  std::memcpy(elems.get(), static_cast<const UInt*>(chunk.tensor->current) + chunk.first,
+  std::memcpy(elems.get(),
+              static_cast<const uint8_t*>(chunk.tensor->current) + chunk.first * sizeof(UInt),
               n * sizeof(UInt));
   if (chunk.is_float()) {
     const unsigned mantissa_bits = chunk.mantissa_bits();
     for (uint32_t i = 0; i < n; ++i)
       elems[i] = exponent_first(round_mantissa(elems[i], mantissa_bits, keep), mantissa_bits);
   }
-  CodedChunk coded;
-  const auto plane = std::make_unique_for_overwrite<uint8_t[]>(n);
   for (unsigned shift = kWidth<UInt>; shift > 0;) {
     shift -= 8;
-    for (uint32_t i = 0; i < n; ++i) plane[i] = static_cast<uint8_t>(elems[i] >> shift);
-    append_plane(plane.get(), n, &coded);
+    std::vector<uint8_t> bytes(n);
+    for (uint32_t i = 0; i < n; ++i) bytes[i] = static_cast<uint8_t>(elems[i] >> shift);
+    planes->push_back(make_plane(std::move(bytes)));
   }
-  return coded;
+}
+
+// Puts the slice in place of the raw bytes if it is shorter.
+void keep_shorter(Plane* plane, const uint8_t* begin, const uint8_t* end) {
+  plane->decisions.reset();
+  if (static_cast<size_t>(end - begin) >= plane->bytes.size()) return;
+  plane->bytes.assign(begin, end);
+  plane->mode = plane->bytes.size() / 2;
+}
+
+// The backward pass is one long chain of divisions, so two slices together take hardly longer than
+// one.
+void encode_two(Plane* a, Plane* b) {
+  const size_t most_a = 2 * a->n_decisions() + kSliceStateBytes;
+  const size_t most_b = 2 * b->n_decisions() + kSliceStateBytes;
+  const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(most_a + most_b);
+  uint8_t* const end_a = buffer.get() + most_a;
+  uint8_t* const end_b = end_a + most_b;
+  SliceWriter writer_a{a->decisions.get(), a->n_decisions(), end_a};
+  SliceWriter writer_b{b->decisions.get(), b->n_decisions(), end_b};
+  while (writer_a.left > 0 && writer_b.left > 0) writer_a.step(), writer_b.step();
+  keep_shorter(a, writer_a.finish(), end_a);
+  keep_shorter(b, writer_b.finish(), end_b);
+}
+
+void encode_recorded(std::vector<Plane>* planes) {
+  Plane none{kRaw, {}, nullptr};
+  Plane* waiting = nullptr;
+  for (Plane& plane : *planes) {
+    if (!plane.decisions) continue;
+    if (waiting != nullptr) encode_two(waiting, &plane);
+    waiting = waiting == nullptr ? &plane : nullptr;
+  }
+  if (waiting != nullptr) encode_two(waiting, &none);
 }
 
 // Where a plane lies in the payload, and how.
@@ -187,32 +210,29 @@ void decode_chunk(const Chunk& chunk, const uint8_t* payload, const PlaneSource*
     const unsigned mantissa_bits = chunk.mantissa_bits();
     for (uint32_t i = 0; i < n; ++i) elems[i] = sign_first(elems[i], mantissa_bits);
   }
-  std::memcpy(static_cast<UInt*>(chunk.tensor->out) + chunk.first, elems.get(), n * sizeof(UInt));
+  std::memcpy(static_cast<uint8_t*>(chunk.tensor->out) + chunk.first * sizeof(UInt), elems.get(),
+              n * sizeof(UInt));
 }
 
-// Verifies all that is not inside a plane. `payload` without its checksum.
+// Verifies what is neither header nor inside a plane. `payload` without its checksum.
 std::vector<PlaneSource> read_table(const uint8_t* payload, size_t n_bytes,
                                     const std::vector<Chunk>& chunks) {
-  ByteReader in(payload + kHeaderBytes, n_bytes - kHeaderBytes);
+  ByteReader in(payload, n_bytes);
+  in.fixed<uint32_t>();  // magic and version
+  in.fixed<uint64_t>();  // digest
   std::vector<PlaneSource> sources;
   uint64_t sum = 0;
-  try {
-    for (const Chunk& chunk : chunks) {
-      // A slice that is no shorter than the raw plane is no legal one.
-      const uint64_t limit = max_of<uint64_t>((chunk.n_elems - 1) / 2, kConstant);
-      for (uint32_t p = 0; p < chunk.tensor->elem_bytes; ++p) {
-        sources.push_back({in.varint(limit), sum});
-        sum += plane_bytes(sources.back().mode, chunk.n_elems);
-      }
+  for (const Chunk& chunk : chunks) {
+    // A slice that is no shorter than the raw plane is no legal one.
+    const uint64_t limit = max_of<uint64_t>((chunk.n_elems - 1) / 2, kConstant);
+    for (uint32_t p = 0; p < chunk.tensor->elem_bytes; ++p) {
+      sources.push_back({in.varint(limit), sum});
+      sum += plane_bytes(sources.back().mode, chunk.n_elems);
     }
-  } catch (Failure& failure) {
-    failure.where += kHeaderBytes;
-    throw;
   }
-  const size_t begin = kHeaderBytes + in.offset();
   if (sum > in.left()) throw Failure{Code::kTruncated, n_bytes};
-  if (sum < in.left()) throw Failure{Code::kTrailingBytes, begin + sum};
-  for (PlaneSource& source : sources) source.offset += begin;
+  if (sum < in.left()) throw Failure{Code::kTrailingBytes, in.offset() + sum};
+  for (PlaneSource& source : sources) source.offset += in.offset();
   return sources;
 }
 
@@ -237,29 +257,34 @@ size_t check_header(const uint8_t* payload, size_t n_bytes, uint64_t layout_dige
 std::vector<uint8_t> encode_keyframe(const std::vector<Tensor>& tensors, uint64_t layout_digest,
                                      unsigned mantissa_bits) {
   const std::vector<Chunk> chunks = chunks_of(tensors);
-  std::vector<CodedChunk> coded(chunks.size());
+  std::vector<std::vector<Plane>> parts((chunks.size() + kChunksPerTask - 1) / kChunksPerTask);
   parallel_for(
-      chunks.size(),
-      [&](size_t c) {
-        with_width(chunks[c].tensor->elem_bytes, [&](auto width) {
-          coded[c] = encode_chunk<decltype(width)>(chunks[c], mantissa_bits);
-        });
+      parts.size(),
+      [&](size_t part) {
+        const size_t end = min_of(chunks.size(), (part + 1) * kChunksPerTask);
+        for (size_t c = part * kChunksPerTask; c < end; ++c) {
+          with_width(chunks[c].tensor->elem_bytes, [&](auto width) {
+            append_planes<decltype(width)>(chunks[c], mantissa_bits, &parts[part]);
+          });
+        }
+        encode_recorded(&parts[part]);
       },
-      chunks_per_thread(chunks));
+      max_of<size_t>(chunks_per_thread(chunks) / kChunksPerTask, 1));
 
   ByteWriter out;
   for (const uint8_t byte : kKeyframeMagic) out.fixed(byte);
   out.fixed(kKeyframeVersion);
   out.fixed(layout_digest);
   size_t n_bytes = kChecksumBytes;
-  for (const CodedChunk& chunk : coded) {
-    for (const uint64_t entry : chunk.table) out.varint(entry);
-    n_bytes += chunk.bytes.size();
+  for (const auto& planes : parts) {
+    for (const Plane& plane : planes) out.varint(plane.mode), n_bytes += plane.bytes.size();
   }
   std::vector<uint8_t>& bytes = out.bytes();
   bytes.reserve(bytes.size() + n_bytes);
-  for (const CodedChunk& chunk : coded)
-    bytes.insert(bytes.end(), chunk.bytes.begin(), chunk.bytes.end());
+  for (const auto& planes : parts) {
+    for (const Plane& plane : planes)
+      bytes.insert(bytes.end(), plane.bytes.begin(), plane.bytes.end());
+  }
   out.fixed(crc32c(bytes.data(), bytes.size()));
   return std::move(bytes);
 }
