@@ -19,6 +19,7 @@ enum class Code : uint32_t {
   // A payload that does not belong to this reference.
   kWrongLayout = 20,
   kWrongReference = 21,
+  kWrongKeyframeLayout = 22,
   // What is wrong with the caller's data or wishes.
   kNonFinite = 40,         // where: tensor, detail: element
   kBudgetTooSmall = 41,    // detail: bytes of the smallest payload

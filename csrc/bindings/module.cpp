@@ -5,6 +5,7 @@
 #include "api.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
+#include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
 #if defined(RESFED_CUDA)
@@ -34,6 +35,25 @@ void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequenc
   const std::string_view bytes = view(payload);
   const py::gil_scoped_release unlocked;
   decode(data_of(bytes), bytes.size(), digest, tensors);
+}
+
+py::bytes encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
+                             unsigned mantissa_bits) {
+  const std::vector<Tensor> tensors = tensors_from(rows);
+  std::vector<uint8_t> payload;
+  {
+    const py::gil_scoped_release unlocked;
+    payload = encode_keyframe(tensors, layout_digest, mantissa_bits);
+  }
+  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+}
+
+void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
+                          const py::sequence& rows) {
+  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::string_view bytes = view(payload);
+  const py::gil_scoped_release unlocked;
+  decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
 py::dict quantizer_dict(const Quantizer& q) {
@@ -134,6 +154,10 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("tensors"));
   m.def("inspect", &inspect_payload, py::arg("payload"));
+  m.def("encode_keyframe", &encode_keyframe_of, py::arg("tensors"), py::arg("layout_digest"),
+        py::arg("mantissa_bits"));
+  m.def("decode_keyframe", &decode_keyframe_into, py::arg("payload"), py::arg("layout_digest"),
+        py::arg("tensors"));
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   m.def("kernels", [] { return collect_kernels().name; });

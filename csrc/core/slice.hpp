@@ -97,21 +97,34 @@ struct DecodingCoder {
 
 constexpr size_t kSliceStateBytes = 4;
 
-// Runs the recorded decisions backwards. `end` is one past the buffer, which must hold
-// 2 * n_decisions + kSliceStateBytes bytes; returns the first byte written.
-RESFED_HD uint8_t* encode_decisions(const Decision* decisions, size_t n_decisions, uint8_t* end) {
+// The backward pass over recorded decisions, one at a time. `end` is one past the buffer, which
+// must hold 2 * left + kSliceStateBytes bytes.
+struct SliceWriter {
+  const Decision* decisions;
+  size_t left;
+  uint8_t* end;
   uint32_t state = kRansLow;
-  for (size_t i = n_decisions; i-- > 0;) {
-    const uint16_t packed = decisions[i].prob_and_bit;
+
+  RESFED_HD void step() {
+    const uint16_t packed = decisions[--left].prob_and_bit;
     uint16_t word;
     if (rans_put(state, packed & 1u, packed >> 1, &word)) {
       end -= 2;
       store_le(end, word);
     }
   }
-  end -= kSliceStateBytes;
-  store_le(end, state);
-  return end;
+  // The rest of the decisions and the state; returns the first byte of the slice.
+  RESFED_HD uint8_t* finish() {
+    while (left > 0) step();
+    end -= kSliceStateBytes;
+    store_le(end, state);
+    return end;
+  }
+};
+
+// Runs all recorded decisions backwards. `end` as above; returns the first byte written.
+RESFED_HD uint8_t* encode_decisions(const Decision* decisions, size_t n_decisions, uint8_t* end) {
+  return SliceWriter{decisions, n_decisions, end}.finish();
 }
 
 // Opens a slice of n_bytes. False when it cannot hold a state, or holds half a word.

@@ -17,6 +17,7 @@ from resfed_codec import _native
 from resfed_codec.codec import decode, encode
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
+from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.payload import PayloadInfo, QuantizerInfo, inspect
 
 __version__ = "0.1.0"
@@ -59,7 +60,9 @@ __all__ = [
     "__version__",
     "cuda_available",
     "decode",
+    "decode_keyframe",
     "encode",
+    "encode_keyframe",
     "get_num_threads",
     "inspect",
     "set_num_threads",

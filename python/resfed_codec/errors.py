@@ -75,6 +75,10 @@ _PAYLOAD_TEXTS = {
     7: "payload: unexpected bytes from byte {where} on",
 }
 _MISMATCH_TEXTS = {
+    22: (
+        "payload: made for another layout (digest {where:016x}; like has {detail:016x}): names,"
+        " shapes or dtypes of the tensors differ"
+    ),
     20: (
         "payload: made for another layout (digest {where:016x}; the reference has {detail:016x}):"
         " names, shapes or dtypes of the tensors differ; decode with the reference that the"
