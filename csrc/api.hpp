@@ -67,6 +67,10 @@ Frame open_payload(const uint8_t* payload, size_t n_bytes);
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::vector<Tensor>& tensors);
 
+// Adds the dequantized values of a payload of one's own to the tensors' feedback: what it would
+// have contributed. Its layout is not checked.
+void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors);
+
 // For a fit of coefficients: of each lossy tensor, with f[0] its residuals and f[1 + j] =
 // term[j] - term[last], the sums over its elements of f[a] f[b] for a <= b, row by row. Float64
 // sums in an order that docs/predictors.md fixes. Empty for other tensors.

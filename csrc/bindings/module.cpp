@@ -5,6 +5,7 @@
 #include "api.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
+#include "cpu/crc32c.hpp"
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
@@ -146,6 +147,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
   m.def("decode", &decode_tensors, py::arg("payload"), py::arg("digest"), py::arg("tensors"));
   m.def(
+      "add_values",
+      [](const py::bytes& payload, const py::sequence& rows) {
+        add_values(data_of(view(payload)), view(payload).size(), tensors_from(rows));
+      },
+      py::arg("payload"), py::arg("tensors"));
+  m.def(
       "moments",
       [](const py::sequence& rows) {
         const std::vector<Tensor> tensors = tensors_from(rows);
@@ -153,6 +160,10 @@ PYBIND11_MODULE(_native, m) {
         return moments(tensors);
       },
       py::arg("tensors"));
+  m.def(
+      "crc32c",
+      [](const py::bytes& data) { return crc32c(data_of(view(data)), view(data).size()); },
+      py::arg("data"));
   m.def("inspect", &inspect_payload, py::arg("payload"));
   m.def("encode_keyframe", &encode_keyframe_of, py::arg("tensors"), py::arg("layout_digest"),
         py::arg("mantissa_bits"));

@@ -1,4 +1,6 @@
 // Decode: frame -> slices -> levels -> recover, check, and only then write.
+#include <cstdlib>
+
 #include "api.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
@@ -82,6 +84,29 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   write_recovered(groups.matrix, sent_matrix, matrix);
   write_recovered(groups.vector, sent_vector, vector);
   write_changes(groups.lossless, changes, restored);
+}
+
+void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors) {
+  const DefaultFloatMode mode;
+  const Frame frame = open_payload(payload, n_bytes);
+  Groups groups = make_groups(tensors);
+  if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
+  const std::vector<SentSymbol> symbols =
+      decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(),
+                     frame.lossy_partition(), frame.n_matrix + frame.n_vector);
+  const auto add = [](const Group& group, const Quantizer& quantizer, const SentSegments& sent) {
+    for (size_t s = 0; s < sent.size(); ++s) {
+      for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
+        const int32_t level = sent[s][i].level;
+        const float magnitude =
+            dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
+        piece.tensor->feedback[element] += level < 0 ? -magnitude : magnitude;
+      });
+    }
+  };
+  add(groups.matrix, frame.matrix, split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0));
+  add(groups.vector, frame.vector,
+      split_by_segment(groups.vector, symbols, frame.k_matrix, symbols.size(), frame.n_matrix));
 }
 
 }  // namespace resfed

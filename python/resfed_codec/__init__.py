@@ -14,11 +14,16 @@ States are mappings from names to arrays, or sequences of arrays: NumPy or torch
 from __future__ import annotations
 
 from resfed_codec import _native
+from resfed_codec.client import ClientSession
 from resfed_codec.codec import decode, encode
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
 from resfed_codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.link import Link
 from resfed_codec.payload import PayloadInfo, QuantizerInfo, inspect
+from resfed_codec.predictor import AdaptivePredictor, LinearPredictor
+from resfed_codec.server import ServerSession
+from resfed_codec.stream import Decoder, Encoder
 
 __version__ = "0.1.0"
 
@@ -51,11 +56,18 @@ def cuda_available() -> bool:
 
 
 __all__ = [
+    "AdaptivePredictor",
+    "ClientSession",
     "CodecConfig",
     "CodecError",
+    "Decoder",
+    "Encoder",
+    "LinearPredictor",
+    "Link",
     "PayloadError",
     "PayloadInfo",
     "QuantizerInfo",
+    "ServerSession",
     "StateMismatchError",
     "__version__",
     "cuda_available",

@@ -88,6 +88,11 @@ def encode_and_recover(
 
 
 def _encode(state: State, reference: State, config: CodecConfig, out: State | None) -> bytes:
+    if config.predictor is not None or config.error_feedback:
+        raise ValueError(
+            "predictor, error_feedback: encode() knows the reference alone; use an Encoder or a"
+            " session"
+        )
     current = views_of(state, "state")
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
@@ -189,7 +194,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             targets = views_of(result, "reference")
         else:
             result = out
-            targets = _writable_views(out, specs)
+            targets = writable_views(out, specs)
         _native.decode(data, digest, _rows(base, base, targets, roles))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
@@ -236,7 +241,7 @@ def _empty(value: Any) -> Array:
     return np.empty(np.shape(value), dtype=value.dtype)
 
 
-def _writable_views(out: State, specs: Sequence[Any]) -> list[View]:
+def writable_views(out: State, specs: Sequence[Any]) -> list[View]:
     views = [view_of(name, value, "out") for name, value in items_of(out, "out")]
     check_same_layout((view.spec for view in views), specs, "out")
     for view in views:
@@ -245,3 +250,10 @@ def _writable_views(out: State, specs: Sequence[Any]) -> list[View]:
         if not view.array.flags.writeable:
             raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
     return views
+
+
+def copy_into(targets: Sequence[View], model: Sequence[NDArray[Any]], out: Any) -> Any:
+    """``out``, whose views are ``targets``, after it has received the model."""
+    for target, array in zip(targets, model, strict=True):
+        target.array[...] = array
+    return out

@@ -9,6 +9,8 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from resfed_codec.predictor import Predictor, predictor_of
+
 AUTO_STEP_RATIO = 0.55
 """Threshold over step of ``step="auto"``; docs/design.md has the measurement behind it."""
 
@@ -36,6 +38,10 @@ class CodecConfig:
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
         exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.running_var"``) of tensors to carry
             losslessly. For sequences the names are "0", "1", ...
+        predictor: In a stream: what the next model is expected to be. A name ("global",
+            "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
+            AdaptivePredictor. Default: "global" for uplinks, else "previous".
+        error_feedback: In a stream: add to each update what the ones before it left out.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -48,6 +54,8 @@ class CodecConfig:
     step: float | Literal["auto"] = "auto"
     bits: int | None = None
     exclude: tuple[str, ...] = ()
+    predictor: str | Predictor | None = None
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         targets = [
@@ -85,6 +93,10 @@ class CodecConfig:
             if not isinstance(pattern, str):
                 raise TypeError(f"exclude: {pattern!r} is no name pattern: it must be a str")
         object.__setattr__(self, "exclude", patterns)
+        if self.predictor is not None:
+            predictor_of(self.predictor)
+        if not isinstance(self.error_feedback, bool):
+            raise TypeError(f"error_feedback={self.error_feedback!r}: must be True or False")
 
     def count(self, n_elems: int, share: int = 1) -> int:
         """How many of ``n_elems`` elements ``sparsity`` sends, at ``share`` times its density.

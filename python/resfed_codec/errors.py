@@ -18,7 +18,19 @@ class PayloadError(CodecError):
 
 
 class StateMismatchError(CodecError):
-    """A sound payload that does not belong to the reference it was to be decoded with."""
+    """A sound payload that does not belong to the reference it was to be decoded with.
+
+    Attributes:
+        request: From a Decoder or a session: a few bytes for the other end's ``answer``, which
+            returns what brings both ends together again. Empty where nothing can be asked for.
+    """
+
+    def __init__(self, text: str, request: bytes = b"") -> None:
+        super().__init__(text)
+        self.request = request
+
+    def __reduce__(self) -> tuple[type[StateMismatchError], tuple[str, bytes]]:
+        return type(self), (self.args[0], self.request)
 
 
 def raise_from_native(

@@ -15,7 +15,7 @@ from resfed_codec.codec import (
     Payload,
     _empty_like,
     _rows,
-    _writable_views,
+    writable_views,
 )
 from resfed_codec.errors import raise_from_native
 from resfed_codec.layout import State, layout_digest, roles_of, views_of
@@ -97,7 +97,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     """
     data = as_bytes(payload)
     specs = [view.spec for view in views_of(like, "like")]
-    targets = _writable_views(out, specs) if out is not None else None
+    targets = writable_views(out, specs) if out is not None else None
     result = _empty_like(like)
     decoded = views_of(result, "like")
     try:

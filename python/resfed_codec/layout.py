@@ -180,7 +180,8 @@ class Layout:
     """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
 
     Inside the codec a model is a list of C-contiguous NumPy arrays in coding order (bfloat16 as
-    uint16); :meth:`views` turns a caller's state into that, :meth:`state_of` turns it back.
+    uint16);
+    :meth:`model_of` turns a caller's state into that, :meth:`state_of` turns it back.
     """
 
     def __init__(self, state: State, argument: str) -> None:
@@ -208,11 +209,11 @@ class Layout:
     def uses_torch(self) -> bool:
         return any(self._torch)
 
-    def views(self, state: State, argument: str) -> list[View]:
+    def model_of(self, state: State, argument: str) -> list[NDArray[Any]]:
         """The state's memory; raises ValueError, naming both sides, if its layout is another."""
         views = views_of(state, argument)
         check_same_layout((view.spec for view in views), self.specs, argument)
-        return views
+        return [view.array for view in views]
 
     def empty(self) -> list[NDArray[Any]]:
         """A new model, not filled."""

@@ -59,14 +59,18 @@ class Link(NamedTuple):
         return f"version {self.version}, building on {base}{other}"
 
 
-def digest64(*parts: bytes) -> int:
-    """64 bits of BLAKE2b, as a little-endian number."""
-    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), "little")
+def digest64(*parts: bytes | memoryview) -> int:
+    """64 bits of BLAKE2b over the parts laid end to end, as a little-endian number."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little")
 
 
-def link_digest(base: int, other: int) -> int:
-    """A linked payload's digest field, from the digests of the versions it builds on (or 0)."""
-    return digest64(b"link", base.to_bytes(8, "little"), other.to_bytes(8, "little"))
+def link_digest(tag: int, base: int, other: int) -> int:
+    """A linked payload's digest field: who it is for, and digests of what it builds on (or 0)."""
+    parts = (tag.to_bytes(4, "little"), base.to_bytes(8, "little"), other.to_bytes(8, "little"))
+    return digest64(b"link", *parts)
 
 
 def version_digest(payload: bytes) -> int:

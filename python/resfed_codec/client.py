@@ -1,0 +1,359 @@
+"""ClientSession: a client's end of both directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from resfed_codec.codec import copy_into, writable_views
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.history import (
+    Feedback,
+    Opened,
+    Version,
+    add_values,
+    copy_model,
+    differences,
+    model_of,
+    new_feedback,
+)
+from resfed_codec.keyframe import encode_keyframe
+from resfed_codec.layout import State
+from resfed_codec.link import digest64, version_digest
+from resfed_codec.message import (
+    Ack,
+    Head,
+    Keyframe,
+    Message,
+    is_message,
+    read_message,
+    write_message,
+)
+from resfed_codec.payload import as_bytes
+from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
+from resfed_codec.stream import open_keyframes
+
+
+@dataclass(eq=False)
+class Sent:
+    """An uplink whose fate is unknown.
+
+    ``update`` is what it contributes, where that cannot be had from the payload: the recovered
+    model minus the global model.
+    """
+
+    version: Version
+    message: bytes
+    payload: bytes
+    global_version: Head
+    update: Feedback | None
+
+
+class ClientSession(Session):
+    """A client: receives global models, sends local ones.
+
+    Args:
+        initial_state: The model that server and client start from. A client that has another one
+            is brought up by a keyframe.
+        uplink, downlink: The server's configurations. Of the downlink only the predictor matters
+            here.
+        run: A name for the run; ends with different names refuse each other's messages.
+        history: Uplinks kept while it is not known whether they arrived; see ServerSession.
+        client_id: The server's name for this client; by default it is learned from the first
+            message.
+    """
+
+    def __init__(
+        self,
+        initial_state: State,
+        uplink: CodecConfig | None = None,
+        downlink: CodecConfig | None = None,
+        *,
+        run: str = "",
+        history: int = 4,
+        client_id: ClientId | None = None,
+    ) -> None:
+        super().__init__(initial_state, uplink, downlink, run, history)
+        self._tag = 0 if client_id is None else client_tag(client_id, self._initial)
+        self._down = first = self._first_downlink()
+        self._held = {0: first}  # versions that the server may build on
+        self._acknowledged = self._first_uplink()
+        self._sent: dict[int, Sent] = {}
+        self._number = 0
+        self._feedback: Feedback | None = None
+        if self._up.config.error_feedback:
+            self._feedback = new_feedback(self._layout.specs, self._up.roles)
+
+    @property
+    def version(self) -> int:
+        """Number of the global model that is held."""
+        return self._down.number
+
+    @property
+    def state(self) -> Any:
+        """A copy of the recovered global model, of the initial state's kind."""
+        return self._layout.state_of(copy_model(model_of(self._down)))
+
+    # ---- downlink
+
+    def receive(self, message: bytes, *, copy: bool = True, out: Any = None) -> Any:
+        """The recovered global model, after a message of :meth:`ServerSession.send`.
+
+        A message that brings nothing new gives the model that is held.
+
+        Args:
+            message: From ``send`` or ``answer`` of the server.
+            copy: False returns the session's own memory, valid until the next call and read-only
+                where the array type can say so.
+            out: Arrays of the same layout to write into.
+
+        Raises:
+            PayloadError: The message is damaged, truncated, or of another kind.
+            StateMismatchError: It does not follow on what is held, is older, or is for another
+                client: says what is held and what came. ``request``, if not empty, is for
+                :meth:`ServerSession.answer`, whose message then can be received.
+
+        After any error nothing has changed.
+        """
+        m = read_message(as_bytes(message))
+        if m.is_request:
+            raise PayloadError("payload: this is a request: give it to answer()")
+        if m.ack is None:
+            raise PayloadError("payload: this message is not from a server's session")
+        if self._tag and m.tag != self._tag:
+            raise StateMismatchError("payload: a message for another client")
+        targets = writable_views(out, self._layout.specs) if out is not None else None
+        version, oldest = self._follow(m)
+        self._tag = m.tag
+        self._down = version
+        self._held[version.number] = version
+        for number in sorted(self._held):
+            if number < oldest or number > version.number or len(self._held) > self._history:
+                del self._held[number]
+        self._settle(m.ack)
+        model = model_of(version)
+        if targets is not None:
+            return copy_into(targets, model, out)
+        return self._layout.state_of(copy_model(model) if copy else model, read_only=not copy)
+
+    def _follow(self, m: Message) -> tuple[Version, int]:
+        """The version a message leads to, and the oldest that is still wanted. Changes nothing."""
+        current = self._down
+        if m.keyframes:
+            return self._open_keyframes(m.keyframes)
+        if not m.payloads:
+            if m.head is None or m.head.digest != current.digest:
+                raise self._mismatch(m.head.version if m.head else 0, "the message brings nothing")
+            return current, 0
+        opened = [Opened(payload) for payload in m.payloads]
+        if opened[-1].digest == current.digest:
+            return current, 0
+        newer = [o for o in opened if o.link.version > current.number]
+        if not newer:
+            raise self._mismatch(opened[-1].link.version, "that is not newer")
+        version = current
+        for o in newer:
+            version = self._apply(o, m.tag, version, alone=len(newer) == 1)
+        oldest = version.number if self._broadcast else newer[0].link.base or 0
+        return version, oldest
+
+    def _apply(self, o: Opened, tag: int, latest: Version, *, alone: bool) -> Version:
+        link = o.link
+        base = latest if link.base == latest.number else self._held.get(link.base or 0)
+        other = None if link.other is None else self._own_version(link.other)
+        if link.other is not None and other is None:
+            raise self._mismatch(link.version, f"it builds on uplink {link.other}, not held here")
+        payload_tag = 0 if self._broadcast else tag
+        if base is None or not o.builds_on(payload_tag, self._down_root, base, other):
+            raise self._mismatch(link.version, f"it is {link}")
+        # A chain may fail further on, so the held model is updated in place by a single payload.
+        spare = alone or base is not self._down
+        in_place = spare and self._only_newest_counts and o.copies_base()
+        out = model_of(base) if in_place else self._layout.empty()
+        o.decode(self._layout, base, other, out)
+        version = Version(link.version, o.digest, out, base)
+        version.forget_beyond(self._keep_down)
+        return version
+
+    @property
+    def _only_newest_counts(self) -> bool:
+        """Whether no prediction looks behind the newest global model."""
+        return self._broadcast and self._keep_down == 1 and self._keep_up == 0
+
+    def _open_keyframes(self, keyframes: tuple[Keyframe, ...]) -> tuple[Version, int]:
+        current, newest = self._down, keyframes[-1]
+        if newest.digest == current.digest:
+            return current, 0
+        if newest.version <= current.number and newest.replaces != current.digest:
+            raise self._mismatch(newest.version, "that keyframe is not newer")
+        return open_keyframes(self._layout, keyframes), newest.version
+
+    def _mismatch(self, came: int, why: str) -> StateMismatchError:
+        head = Head(self._down.number, self._down.digest)
+        request = write_message(Message(self._tag, is_request=True, head=head))
+        return StateMismatchError(
+            f"payload: leads to global version {came}, while {self._down} is held here: {why}",
+            request,
+        )
+
+    # ---- uplink
+
+    def send(self, local_state: State) -> bytes:
+        """A payload for :meth:`ServerSession.receive` that carries ``local_state``.
+
+        It builds on the global model that is held, and, with predictors that look at the client's
+        own models, on the last one known to have arrived.
+
+        Raises:
+            TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
+        """
+        current = self._layout.model_of(local_state, "local_state")
+        number, base = self._number + 1, self._acknowledged
+        out = self._layout.empty() if self._keep_up else None
+        payload = self._up.encode(
+            current,
+            tag=self._tag,
+            root=self._up_root,
+            number=number,
+            base=base,
+            other=self._down,
+            keep=max(1, self._keep_up),
+            out=out,
+            feedback=self._feedback,
+        )
+        version = Version(number, version_digest(payload), out, base)
+        version.forget_beyond(self._keep_up)
+        update = None
+        if self._feedback is not None and out is not None:
+            update = differences(self._up.roles, self._layout.specs, out, model_of(self._down))
+        head = Head(self._down.number, self._down.digest)
+        self._remember(Sent(version, payload, payload, head, update))
+        return payload
+
+    def _remember(self, sent: Sent) -> None:
+        self._number = sent.version.number
+        self._sent[self._number] = sent
+        while len(self._sent) > self._history:
+            del self._sent[min(self._sent)]
+
+    def _own_version(self, number: int) -> Version | None:
+        if number in self._sent:
+            return self._sent[number].version
+        if number == 0:
+            return self._first_uplink()
+        base = self._acknowledged
+        return base if base is not None and base.number == number else None
+
+    def _settle(self, ack: Ack, *, certain: bool = False) -> None:
+        """Take in which uplinks have arrived.
+
+        ``certain``: this is how the server stands, even if it knew more before.
+        """
+        arrived = self._sent.get(ack.newest)
+        if arrived is not None and arrived.version.digest & LOW32 == ack.digest:
+            for number in sorted(n for n in self._sent if n <= ack.newest):
+                sent = self._sent.pop(number)
+                if not ack.has(number):
+                    self._take_back(sent)
+            self._acknowledged = arrived.version if self._keep_up else None
+        elif self._keep_up and not self._knows(ack):
+            unheard_of = ack.newest > self._number
+            if certain or (unheard_of and self._acknowledged and not self._acknowledged.number):
+                self._acknowledged = None if ack.newest else self._first_uplink()
+        self._number = max(self._number, ack.newest)
+
+    def _knows(self, ack: Ack) -> bool:
+        base = self._acknowledged
+        return (
+            base is not None
+            and base.number == ack.newest
+            and (ack.newest == 0 or base.digest & LOW32 == ack.digest)
+        )
+
+    def _take_back(self, sent: Sent) -> None:
+        """What a lost uplink would have contributed goes into the next one."""
+        if self._feedback is None:
+            return
+        if sent.update is None:
+            add_values(self._layout, sent.payload, self._feedback)
+            return
+        for feedback, update in zip(self._feedback, sent.update, strict=True):
+            if feedback is not None and update is not None:
+                feedback += update
+
+    def answer(self, request: bytes) -> bytes:
+        """What a server that refused an uplink can receive instead.
+
+        That is the last uplink once more, or, if just that one was refused, its recovered model as
+        a keyframe.
+
+        Args:
+            request: The ``request`` of the server's StateMismatchError.
+
+        Raises:
+            PayloadError: The bytes are no request, or damaged.
+            StateMismatchError: The request is for another client, or there is no update that could
+                be sent again: train and ``send``, which will be understood.
+        """
+        m = open_request(as_bytes(request), self._tag)
+        if m.ack is None:
+            raise PayloadError("payload: a client's request; it is for the server")
+        self._settle(m.ack, certain=True)
+        if not self._sent:
+            raise StateMismatchError("payload: a request, but no update waits to be sent again")
+        last = self._sent[max(self._sent)]
+        if m.refused is None or version_digest(last.message) & LOW32 != m.refused:
+            return last.message
+        return self._keyframe(last)
+
+    def _keyframe(self, last: Sent) -> bytes:
+        model = last.version.model
+        if model is None:
+            head = Head(self._down.number, self._down.digest)
+            if is_message(last.message) or last.global_version != head:
+                raise StateMismatchError(
+                    "payload: a request for an update whose global model has been replaced here"
+                )
+            model = self._layout.empty()
+            Opened(last.payload).decode(self._layout, None, self._down, model)
+        number = self._number + 1
+        data = encode_keyframe(self._layout.state_of(model))
+        digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
+        keyframe = Keyframe(number, digest, 0, data)
+        head = Head(self._down.number, self._down.digest)
+        message = write_message(Message(self._tag, head=head, keyframes=(keyframe,)))
+        version = Version(number, digest, model if self._keep_up else None)
+        del self._sent[max(self._sent)]
+        self._remember(Sent(version, message, last.payload, last.global_version, last.update))
+        return message
+
+    # ---- state
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "tag": self._tag,
+            "down": self._down,
+            "held": self._held,
+            "acknowledged": self._acknowledged,
+            "number": self._number,
+            "sent": [
+                [s.version, s.message, s.payload, list(s.global_version), s.update]
+                for s in self._sent.values()
+            ],
+            "keep": [self._keep_up, self._keep_down],
+            "feedback": self._feedback,
+        }
+
+    def _load_fields(self, fields: dict[str, Any]) -> None:
+        if fields["keep"] != [self._keep_up, self._keep_down]:
+            raise ValueError("state_dict: saved with other predictors")
+        if (fields["feedback"] is None) != (self._feedback is None):
+            raise ValueError("state_dict: saved with another setting of error_feedback")
+        self._tag, self._number = fields["tag"], fields["number"]
+        self._down, self._held = fields["down"], fields["held"]
+        self._acknowledged, self._feedback = fields["acknowledged"], fields["feedback"]
+        self._sent = {
+            version.number: Sent(version, message, payload, Head(*head), update)
+            for version, message, payload, head, update in fields["sent"]
+        }

@@ -1,0 +1,261 @@
+"""Versions of a model, and how payloads are made from them and turned into new ones.
+
+Nothing here decides which version to build on: that is the business of stream.py and session.py.
+A model is a list of arrays in coding order, see :class:`resfed_codec.layout.Layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec import _native
+from resfed_codec.codec import address_of
+from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
+from resfed_codec.layout import LOSSLESS, Layout, TensorSpec, roles_of
+from resfed_codec.link import (
+    MAX_DEPTH,
+    Link,
+    Terms,
+    digest64,
+    link_digest,
+    parse_link,
+    version_digest,
+)
+
+Model = list[NDArray[Any]]
+Feedback = list["NDArray[np.float32] | None"]
+
+OWN, OTHER = 0, MAX_DEPTH
+"""Places of the newest version of each direction among a link's terms."""
+
+
+@dataclass(eq=False)
+class Version:
+    """A recovered model of one direction, as both ends know it.
+
+    ``model`` is None where no prediction will ask for it; ``parent`` is the version it was built
+    on, or None where the history begins or has been forgotten.
+    """
+
+    number: int
+    digest: int
+    model: Model | None
+    parent: Version | None = None
+
+    def lineage(self, depth: int) -> list[Version]:
+        """This version and those it was built on, newest first, at most ``depth``."""
+        versions, version = [self], self.parent
+        while version is not None and len(versions) < depth:
+            versions.append(version)
+            version = version.parent
+        return versions
+
+    def forget_beyond(self, depth: int) -> None:
+        """Keep no more than ``depth`` versions of the lineage."""
+        self.lineage(max(depth, 1))[-1].parent = None
+
+    def __str__(self) -> str:
+        return f"version {self.number} (digest {self.digest:016x})"
+
+
+def initial_version(layout: Layout, model: Model, run: str) -> Version:
+    """Version 0: its digest covers ``run``, the layout and every byte of the model."""
+    digest = digest64(
+        b"initial",
+        layout.digest.to_bytes(8, "little"),
+        run.encode("utf-8", "surrogatepass"),
+        b"\0",
+        *(array.reshape(-1).view(np.uint8).data for array in model if array.size),
+    )
+    return Version(0, digest, model)
+
+
+def copy_model(arrays: Sequence[NDArray[Any]]) -> Model:
+    return [array.copy() for array in arrays]
+
+
+def new_feedback(specs: Sequence[TensorSpec], roles: Sequence[int]) -> Feedback:
+    """Zeros for the lossy tensors."""
+    return [
+        None if role == LOSSLESS else np.zeros(spec.shape, np.float32)
+        for spec, role in zip(specs, roles, strict=True)
+    ]
+
+
+def at_place(place: int, own: list[Version], others: list[Version]) -> Version:
+    """The version at a link's place; the oldest one stands for what would be before it."""
+    side = own if place < OTHER else others
+    return side[min(place % MAX_DEPTH, len(side) - 1)]
+
+
+def model_of(version: Version) -> Model:
+    assert version.model is not None, f"{version} was kept without its model"
+    return version.model
+
+
+def _combination(
+    terms: Terms, coef_log2: int, own: list[Version], others: list[Version]
+) -> list[tuple[Model, float]]:
+    """Models and coefficients, each version once: version 0 is the same in both directions."""
+    merged: dict[tuple[bool, int], int] = {}
+    models = {}
+    for place, numerator in enumerate(terms):
+        if numerator:
+            version = at_place(place, own, others)
+            key = (place < OTHER and version.number > 0, version.number)
+            merged[key] = merged.get(key, 0) + numerator
+            models[key] = model_of(version)
+    kept = [key for key in merged if merged[key]] or list(merged)[:1]
+    return [(models[key], merged[key] / 2**coef_log2) for key in kept]
+
+
+def tensor_row(
+    spec: TensorSpec,
+    role: int,
+    current: NDArray[Any],
+    terms: Sequence[tuple[NDArray[Any], float]],
+    out: NDArray[Any] | None,
+    feedback: NDArray[np.float32] | None,
+    *,
+    plain: bool,
+) -> _native.TensorRow:
+    reference = terms[0][0]
+    row = (
+        address_of(current),
+        address_of(reference),
+        0 if out is None else address_of(out),
+        reference.size,
+        reference.itemsize,
+        spec.dtype_code,
+        role,
+    )
+    if plain and feedback is None:
+        return row
+    combined = () if plain else tuple((address_of(array), c) for array, c in terms)
+    return (*row, 0 if feedback is None else address_of(feedback), combined)
+
+
+def prediction_rows(
+    layout: Layout,
+    roles: Sequence[int],
+    link: Link,
+    own: list[Version],
+    others: list[Version],
+    current: Sequence[NDArray[Any]] | None,
+    out: Model | None,
+    feedback: Feedback | None,
+) -> list[_native.TensorRow]:
+    """The native call's view of a payload's prediction; ``current`` None when decoding."""
+    common = _combination(link.terms, link.coef_log2, own, others)
+    special = {
+        i: _combination(terms, link.coef_log2, own, others) for i, terms in link.per_tensor.items()
+    }
+    rows = []
+    for i, spec in enumerate(layout.specs):
+        combination = common if roles[i] == LOSSLESS else special.get(i, common)
+        terms = [(model[i], c) for model, c in combination]
+        rows.append(
+            tensor_row(
+                spec,
+                roles[i],
+                terms[0][0] if current is None else current[i],
+                terms,
+                out[i] if out else None,
+                feedback[i] if feedback else None,
+                plain=roles[i] == LOSSLESS or (len(terms) == 1 and terms[0][1] == 1),
+            )
+        )
+    return rows
+
+
+class Opened:
+    """A payload whose checksum and link have been verified, not yet decoded.
+
+    Raises:
+        PayloadError: Damaged, or not of a stream.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        try:
+            self.frame = _native.inspect(payload)
+        except _native.NativeError as error:
+            raise_from_native(error, (), len(payload))
+        if not self.frame["link"]:
+            raise PayloadError("payload: belongs to no stream: give it to decode()")
+        self.link = parse_link(self.frame["link"])
+        self.digest = version_digest(payload)
+
+    def builds_on(self, tag: int, root: int, base: Version | None, other: Version | None) -> bool:
+        """Whether these are what the payload names, by digest; see Coder.encode."""
+        expected = link_digest(tag, base.digest if base else root, other.digest if other else 0)
+        found: int = self.frame["digest"]
+        return found == expected
+
+    def copies_base(self) -> bool:
+        """Whether the prediction of every tensor is the base itself, so that it can be updated."""
+        link = self.link
+        return link.terms[OWN] == 1 << link.coef_log2 and not (
+            any(link.terms[1:]) or link.per_tensor
+        )
+
+    def decode(
+        self, layout: Layout, base: Version | None, other: Version | None, out: Model
+    ) -> None:
+        """Fill ``out``; all or nothing. The caller has asked ``builds_on``.
+
+        Raises:
+            PayloadError: The entropy coded part is damaged.
+            StateMismatchError: Less history is held than the payload needs, or other values.
+        """
+        link = self.link
+        own = base.lineage(link.n_own) if base else []
+        others = other.lineage(link.n_other) if other else []
+        if len(own) < link.n_own or len(others) < link.n_other:
+            raise StateMismatchError(
+                f"payload: {link}, predicts from {link.n_own} and {link.n_other} versions back;"
+                f" {len(own)} and {len(others)} are held here"
+            )
+        exclusions = self.frame["exclusions"]
+        last = max([*exclusions, *link.per_tensor], default=-1)
+        if last >= len(layout.specs):
+            raise PayloadError(f"payload: names tensor {last} of {len(layout.specs)}")
+        roles = roles_of(layout.specs, exclusions)
+        rows = prediction_rows(layout, roles, link, own, others, None, out, None)
+        try:
+            _native.decode(self.payload, self.frame["digest"], rows)
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
+
+
+def differences(
+    roles: Sequence[int], specs: Sequence[TensorSpec], new: Model, old: Model
+) -> Feedback:
+    """New minus old, as float32, of the lossy tensors."""
+    return [
+        None if role == LOSSLESS else _widened(a, spec) - _widened(b, spec)
+        for role, spec, a, b in zip(roles, specs, new, old, strict=True)
+    ]
+
+
+def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[np.float32]:
+    if spec.dtype == "bfloat16":
+        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array.astype(np.float32)
+
+
+def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
+    """Add the dequantized values of a payload's lossy tensors, cost by nonzeros."""
+    frame = _native.inspect(payload)
+    roles = roles_of(layout.specs, frame["exclusions"])
+    rows: list[_native.TensorRow] = []
+    for spec, role, array in zip(layout.specs, roles, feedback, strict=True):
+        address = 0 if array is None else address_of(array)
+        n_bytes = 1 if array is None else array.itemsize
+        rows.append((0, 0, 0, spec.n_elems, n_bytes, spec.dtype_code, role, address, ()))
+    _native.add_values(payload, rows)

@@ -1,0 +1,140 @@
+"""Messages: what travels around payloads. docs/format.md has the bytes, docs/predictors.md the use.
+
+A server's update carries payloads or a keyframe and acknowledges uplinks; a request says what its
+sender holds, so that the other end can send what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from resfed_codec import _native
+from resfed_codec.errors import PayloadError
+from resfed_codec.link import MAX_DEPTH
+from resfed_codec.wire import WireReader, varint
+
+MAGIC = b"RFM\x01"
+ACK_WINDOW = 32
+"""An acknowledgement tells of the newest uplink and of this many before it."""
+
+_REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED = 1, 2, 4, 8, 16
+
+
+class Head(NamedTuple):
+    """The newest version that an end holds of a direction."""
+
+    version: int
+    digest: int
+
+
+class Ack(NamedTuple):
+    """Which uplinks have arrived: the newest, and bit i of ``window`` for number newest - 1 - i.
+
+    ``digest`` is that of the newest, its low 32 bits; ``newest`` 0 says that none has arrived.
+    """
+
+    newest: int = 0
+    window: int = 0
+    digest: int = 0
+
+    def has(self, number: int) -> bool:
+        back = self.newest - number
+        return back == 0 or (0 < back <= ACK_WINDOW and bool(self.window >> (back - 1) & 1))
+
+
+class Keyframe(NamedTuple):
+    """A whole model: the version it is, and the digest of the version it may replace (or 0)."""
+
+    version: int
+    digest: int
+    replaces: int
+    data: bytes
+
+
+class Message(NamedTuple):
+    """One message; ``tag`` names the client or the stream.
+
+    Several keyframes are consecutive versions, oldest first: the last is the newest, the others
+    the history that it needs.
+
+    ``refused`` is, in a server's request, the low 32 bits of the digest of what it refused.
+    """
+
+    tag: int
+    is_request: bool = False
+    ack: Ack | None = None
+    head: Head | None = None
+    payloads: tuple[bytes, ...] = ()
+    keyframes: tuple[Keyframe, ...] = ()
+    refused: int | None = None
+
+
+def is_message(data: bytes) -> bool:
+    return data[:3] == MAGIC[:3]
+
+
+def write_message(m: Message) -> bytes:
+    flags = _REQUEST * m.is_request | _ACK * (m.ack is not None)
+    flags |= _HEAD * (m.head is not None) | _KEYFRAME * bool(m.keyframes)
+    flags |= _REFUSED * (m.refused is not None)
+    out = bytearray(MAGIC)
+    out.append(flags)
+    out += m.tag.to_bytes(4, "little")
+    if m.ack is not None:
+        out += varint(m.ack.newest) + varint(m.ack.window) + m.ack.digest.to_bytes(4, "little")
+    if m.head is not None:
+        out += varint(m.head.version) + m.head.digest.to_bytes(8, "little")
+    if m.keyframes:
+        out += varint(len(m.keyframes))
+        for k in m.keyframes:
+            out += varint(k.version) + k.digest.to_bytes(8, "little")
+            out += k.replaces.to_bytes(8, "little") + varint(len(k.data)) + k.data
+    if m.refused is not None:
+        out += m.refused.to_bytes(4, "little")
+    out += varint(len(m.payloads))
+    for payload in m.payloads:
+        out += varint(len(payload)) + payload
+    return bytes(out) + _native.crc32c(bytes(out)).to_bytes(4, "little")
+
+
+def read_message(data: bytes) -> Message:
+    """The message's fields; payloads and keyframe are not looked into.
+
+    Raises:
+        PayloadError: The bytes are damaged, truncated or no message.
+    """
+    if data[:3] != MAGIC[:3]:
+        raise PayloadError("payload: not a message of this codec: wrong magic")
+    if len(data) < len(MAGIC) + 4:
+        raise PayloadError(f"payload: the message is truncated: {len(data)} bytes")
+    if data[3] != MAGIC[3]:
+        raise PayloadError(f"payload: message version {data[3]} is not known")
+    body = data[:-4]
+    if _native.crc32c(body) != int.from_bytes(data[-4:], "little"):
+        raise PayloadError("payload: the message is damaged: its checksum does not match")
+    reader = WireReader(body, "message")
+    reader.take(len(MAGIC))
+    flags = reader.byte()
+    if flags >= 32:
+        raise reader.refuse("holds unknown flags")
+    tag = int.from_bytes(reader.take(4), "little")
+    ack = head = None
+    keyframes: tuple[Keyframe, ...] = ()
+    if flags & _ACK:
+        newest, window = reader.varint(), reader.varint(2**ACK_WINDOW - 1)
+        ack = Ack(newest, window, int.from_bytes(reader.take(4), "little"))
+    if flags & _HEAD:
+        head = Head(reader.varint(), reader.fixed64())
+    if flags & _KEYFRAME:
+        keyframes = tuple(
+            Keyframe(
+                reader.varint(), reader.fixed64(), reader.fixed64(), reader.take(reader.varint())
+            )
+            for _ in range(reader.varint(MAX_DEPTH))
+        )
+        if not keyframes:
+            raise reader.refuse("announces keyframes and holds none")
+    refused = int.from_bytes(reader.take(4), "little") if flags & _REFUSED else None
+    payloads = tuple(reader.take(reader.varint()) for _ in range(reader.varint(len(data))))
+    reader.end()
+    return Message(tag, bool(flags & _REQUEST), ack, head, payloads, keyframes, refused)

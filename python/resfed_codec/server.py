@@ -1,0 +1,528 @@
+"""ServerSession: the server's end of both directions, for any number of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from resfed_codec.codec import copy_into, writable_views
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.history import (
+    Feedback,
+    Model,
+    Opened,
+    Version,
+    copy_model,
+    model_of,
+    new_feedback,
+)
+from resfed_codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.layout import State
+from resfed_codec.link import digest64, version_digest
+from resfed_codec.message import (
+    ACK_WINDOW,
+    Ack,
+    Head,
+    Keyframe,
+    Message,
+    is_message,
+    read_message,
+    write_message,
+)
+from resfed_codec.payload import as_bytes
+from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
+
+KEYFRAME_PART = 16
+"""A chain shorter than this part of the model is sent without asking what a keyframe takes."""
+
+
+@dataclass(eq=False)
+class Client:
+    """What the server knows of one client.
+
+    ``known`` is the global version it holds, None if that is none of ours; ``replaces`` the digest
+    of what it holds then. ``newest`` to ``seen`` tell which of its uplinks have arrived: ``seen``
+    holds the digests of all with the newest number, the last one first. ``uplinks`` are versions
+    that it may build on. Where the downlink is its own, ``downlinks`` are the versions sent to it,
+    and ``sent`` is what the newest was sent as, made from the global model number ``target``.
+    """
+
+    tag: int
+    known: Head | None
+    replaces: int = 0
+    newest: int = 0
+    window: int = 0
+    seen: list[int] = field(default_factory=list)
+    uplinks: dict[int, Version] = field(default_factory=dict)
+    downlinks: dict[int, Version] = field(default_factory=dict)
+    target: int = 0
+    sent: bytes | Keyframe = b""
+
+    def ack(self) -> Ack:
+        return Ack(self.newest, self.window, self.seen[0] & LOW32 if self.seen else 0)
+
+    def note_uplink(self, number: int, digest: int) -> None:
+        if number == self.newest:
+            self.seen.insert(0, digest)
+            return
+        ahead = number - self.newest
+        window = (self.window << 1 | 1) << (ahead - 1) if ahead <= ACK_WINDOW else 0
+        self.window = window & (2**ACK_WINDOW - 1) if self.newest else 0
+        self.newest, self.seen = number, [digest]
+
+
+class ServerSession(Session):
+    """The server: sends global models to all clients, receives their local ones.
+
+    Args:
+        initial_state: The model that server and clients start from.
+        uplink: What clients encode with; its predictor ("global" by default) must be the same on
+            both ends.
+        downlink: What global models are encoded with; predictor "previous" by default.
+        run: A name for the run; ends with different names refuse each other's messages.
+        history: Global models kept, for uplinks that were trained from an older one; and, with
+            predictors that look at a client's own models, versions kept per client. 1 to 32.
+
+    With the default predictors nothing model-sized is kept per client; :meth:`memory` tells.
+    """
+
+    def __init__(
+        self,
+        initial_state: State,
+        uplink: CodecConfig | None = None,
+        downlink: CodecConfig | None = None,
+        *,
+        run: str = "",
+        history: int = 4,
+    ) -> None:
+        super().__init__(initial_state, uplink, downlink, run, history)
+        self._current = first = self._first_downlink()
+        self._versions = {0: first}
+        self._chain: dict[int, bytes] = {}
+        self._digests = {0: first.digest}
+        self._clients: dict[ClientId, Client] = {}
+        self._target: Model | None = None
+        self._target_number = 0
+        self._keyframe_cache: dict[int, bytes] = {}
+        self._feedback: Feedback | None = None
+        if self._down_coder.config.error_feedback:
+            self._feedback = new_feedback(self._layout.specs, self._down_coder.roles)
+
+    @property
+    def version(self) -> int:
+        """How many global models have been given to :meth:`update`."""
+        return self._current.number if self._broadcast else self._target_number
+
+    @property
+    def state(self) -> Any:
+        """A copy of the global model, as all clients recover it.
+
+        Where the downlink is different for every client: as it was given to :meth:`update`.
+        """
+        model = model_of(self._current) if self._target is None else self._target
+        return self._layout.state_of(copy_model(model))
+
+    @property
+    def clients(self) -> list[ClientId]:
+        """The clients that something was sent to or received from."""
+        return list(self._clients)
+
+    def forget(self, client_id: ClientId) -> None:
+        """Drop what is kept of a client; if it comes back it is brought up by a keyframe."""
+        self._clients.pop(client_id, None)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held, by what for: "global", "clients" (models), "payloads", "feedback"."""
+        shared: dict[int, int] = {}
+        for version in [*self._versions.values(), self._initial]:
+            for member in version.lineage(self._keep_down):
+                shared[id(member.model)] = _size(member.model)
+        shared[id(self._target)] = _size(self._target)
+        own: dict[int, int] = {}
+        for client in self._clients.values():
+            for version in [*client.uplinks.values(), *client.downlinks.values()]:
+                for member in version.lineage(max(self._keep_down, self._keep_up)):
+                    if id(member.model) not in shared:
+                        own[id(member.model)] = _size(member.model)
+        return {
+            "global": sum(shared.values()),
+            "clients": sum(own.values()),
+            "payloads": _total(self._chain.values()) + _total(self._keyframe_cache.values()),
+            "feedback": sum(f.nbytes for f in self._feedback or [] if f is not None),
+        }
+
+    # ---- downlink
+
+    def update(self, global_state: State) -> bytes:
+        """Take a new global model; it is encoded once for all clients.
+
+        Returns:
+            The payload, for those who multicast it: a :class:`resfed_codec.Decoder` does not take
+            it, clients get it in :meth:`send`. Empty if the downlink's predictor looks at client
+            models; then each client's payload is made by ``send``.
+
+        Raises:
+            TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
+        """
+        current = self._layout.model_of(global_state, "global_state")
+        if not self._broadcast:
+            self._target = copy_model(current)
+            self._target_number += 1
+            return b""
+        base, out = self._current, self._layout.empty()
+        payload = self._down_coder.encode(
+            current,
+            tag=0,
+            root=self._down_root,
+            number=base.number + 1,
+            base=base,
+            other=None,
+            keep=self._keep_down,
+            out=out,
+            feedback=self._feedback,
+        )
+        version = Version(base.number + 1, version_digest(payload), out, base)
+        version.forget_beyond(self._keep_down)
+        self._current = version
+        self._versions[version.number] = version
+        _keep_newest(self._versions, self._history)
+        self._chain[version.number] = payload
+        self._digests[version.number] = version.digest
+        n_bytes = _total(self._chain.values())
+        while n_bytes > self._layout.n_bytes and len(self._chain) > 1:
+            oldest = min(self._chain)
+            n_bytes -= len(self._chain.pop(oldest))
+            del self._digests[oldest - 1]
+        return payload
+
+    def send(self, client_id: ClientId) -> bytes:
+        """A message for :meth:`ClientSession.receive` that brings the client up to date.
+
+        It acknowledges what has arrived from the client and carries the payloads since the version
+        that the client is known to hold, or a keyframe if that is smaller. A client is known to
+        hold what its last uplink named; a new one the initial model. Sending again is harmless.
+
+        Raises:
+            TypeError: ``client_id`` is neither a str nor an integer.
+        """
+        client = self._client(client_id)
+        message = self._send_to_all(client) if self._broadcast else self._send_alone(client)
+        self._clients[client_id] = client
+        return write_message(message)
+
+    def _send_to_all(self, client: Client) -> Message:
+        message = Message(client.tag, ack=client.ack())
+        chain = None if client.known is None else self._chain_since(client.known)
+        if chain is None or self._is_long(chain):
+            replaces = client.replaces if client.known is None else 0
+            keyframes = self._keyframes(replaces)
+            if chain is None or _total(chain) > sum(len(k.data) for k in keyframes):
+                return message._replace(keyframes=keyframes)
+        if chain:
+            return message._replace(payloads=tuple(chain))
+        return message._replace(head=Head(self._current.number, self._current.digest))
+
+    def _client(self, client_id: ClientId) -> Client:
+        """The client's record; a new one is not entered yet."""
+        tag = client_tag(client_id, self._initial)
+        if client_id in self._clients:
+            return self._clients[client_id]
+        client = Client(tag, Head(0, self._down_root))
+        first = self._first_uplink()
+        if first is not None:
+            client.uplinks[0] = first
+        if not self._broadcast:
+            client.downlinks[0] = Version(0, self._down_root, self._initial.model)
+        return client
+
+    def _chain_since(self, known: Head) -> list[bytes] | None:
+        """The payloads that follow on a version, if it is one of ours and they are all held."""
+        if self._digests.get(known.version) != known.digest:
+            return None
+        return [self._chain[n] for n in range(known.version + 1, self._current.number + 1)]
+
+    def _is_long(self, chain: list[bytes]) -> bool:
+        return len(chain) > 1 and KEYFRAME_PART * _total(chain) > self._layout.n_bytes
+
+    def _keyframes(self, replaces: int) -> tuple[Keyframe, ...]:
+        """The current version, and the history that the next payload needs."""
+        versions = self._current.lineage(max(1, self._down_coder.own_depth))
+        self._keyframe_cache = {
+            v.number: self._keyframe_cache.get(v.number)
+            or encode_keyframe(self._layout.state_of(model_of(v)))
+            for v in versions
+        }
+        return tuple(
+            Keyframe(v.number, v.digest, replaces, self._keyframe_cache[v.number])
+            for v in reversed(versions)
+        )
+
+    def _send_alone(self, client: Client) -> Message:
+        """The message of a downlink that is this client's own, and what changes by sending it."""
+        known = client.known
+        if client.target != self._target_number or (known is None and client.sent == b""):
+            self._encode_for(client)
+        newest = client.downlinks[max(client.downlinks)]
+        message = Message(client.tag, ack=client.ack())
+        if known is not None and known.version == newest.number:
+            return message._replace(head=Head(newest.number, newest.digest))
+        if isinstance(client.sent, Keyframe):
+            return message._replace(keyframes=(client.sent,))
+        return message._replace(payloads=(client.sent,))
+
+    def _encode_for(self, client: Client) -> None:
+        """Make the newest global model the client's newest downlink."""
+        target = model_of(self._initial) if self._target is None else self._target
+        number = max(client.downlinks) + 1
+        if client.known is None:
+            data = encode_keyframe(self._layout.state_of(target))
+            digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
+            client.sent = Keyframe(number, digest, client.replaces, data)
+            version = Version(number, digest, copy_model(target))
+        else:
+            base, out = client.downlinks[client.known.version], self._layout.empty()
+            client.sent = self._down_coder.encode(
+                target,
+                tag=client.tag,
+                root=self._down_root,
+                number=number,
+                base=base,
+                other=client.uplinks[max(client.uplinks)],
+                keep=self._keep_down,
+                out=out,
+                feedback=None,
+            )
+            version = Version(number, version_digest(client.sent), out, base)
+            version.forget_beyond(self._keep_down)
+        client.target = self._target_number
+        client.downlinks[number] = version
+        _keep_newest(client.downlinks, self._history, client.known and client.known.version)
+
+    def answer(self, client_id: ClientId, request: bytes) -> bytes:
+        """A message that heals a client that refused one: the missing chain, or a keyframe.
+
+        Args:
+            client_id: The client.
+            request: The ``request`` of the client's StateMismatchError.
+
+        Raises:
+            PayloadError: The bytes are no request, or damaged.
+            StateMismatchError: The request is from another client.
+            TypeError: ``client_id`` is neither a str nor an integer.
+        """
+        client = self._client(client_id)
+        m = open_request(as_bytes(request), client.tag)
+        if m.head is None or m.ack is not None:
+            raise PayloadError("payload: a server's request; it is for the client")
+        held = self._held_by(client, m.head.version)
+        if held == m.head.digest:
+            client.known = m.head
+        else:
+            client.known, client.replaces, client.sent = None, m.head.digest, b""
+        self._clients[client_id] = client
+        return self.send(client_id)
+
+    def _held_by(self, client: Client, number: int) -> int | None:
+        """Digest of a global version that is still known here."""
+        if self._broadcast:
+            return self._digests.get(number)
+        version = client.downlinks.get(number)
+        return version.digest if version else None
+
+    # ---- uplink
+
+    def receive(self, client_id: ClientId, payload: bytes, *, out: Any = None) -> Any:
+        """The recovered local model, after a payload of :meth:`ClientSession.send`.
+
+        The newest payload of a client may come again and gives the same model again.
+
+        Args:
+            client_id: Who sent it.
+            payload: From ``send`` or ``answer`` of the client.
+            out: Arrays of the same layout to write into; default new ones.
+
+        Raises:
+            PayloadError: The payload is damaged, truncated, or of another kind.
+            StateMismatchError: It is older than what has arrived, from another client or run, or
+                builds on a version that is not held: says what is held and what came.
+                ``request`` is for :meth:`ClientSession.answer`, whose answer then can be received.
+            TypeError: ``client_id`` is neither a str nor an integer.
+
+        After any error nothing has changed.
+        """
+        data = as_bytes(payload)
+        client = self._client(client_id)
+        targets = writable_views(out, self._layout.specs) if out is not None else None
+        arrived = self._open(client, data)
+        model = self._decode(client, arrived)
+        self._commit(client_id, client, arrived, model)
+        if targets is not None:
+            return copy_into(targets, model, out)
+        return self._layout.state_of(copy_model(model) if self._keep_up else model)
+
+    def _open(self, client: Client, data: bytes) -> Arrived:
+        """What came, with the versions it builds on. Changes nothing."""
+        if is_message(data):
+            return self._open_message(client, data)
+        opened = Opened(data)
+        link = opened.link
+        self._check_order(client, data, link.version, opened.digest, str(link))
+        versions = self._versions if self._broadcast else client.downlinks
+        other = versions.get(-1 if link.other is None else link.other)
+        if other is None:
+            raise self._mismatch(
+                client, data, f"{link}, of which {_numbers(versions)} are held here"
+            )
+        base = None if link.base is None else client.uplinks.get(link.base)
+        if link.base is not None and base is None:
+            raise self._mismatch(
+                client, data, f"{link}; uplinks {_numbers(client.uplinks)} are held here"
+            )
+        nameless = client.newest == 0 and opened.builds_on(0, self._up_root, base, other)
+        if not nameless and not opened.builds_on(client.tag, self._up_root, base, other):
+            raise self._mismatch(
+                client, data, f"{link}, but from another client or run, or after a restart"
+            )
+        return Arrived(
+            link.version, opened.digest, Head(other.number, other.digest), base, opened, other
+        )
+
+    def _open_message(self, client: Client, data: bytes) -> Arrived:
+        m = read_message(data)
+        if m.is_request:
+            raise PayloadError("payload: this is a request: give it to answer()")
+        if len(m.keyframes) != 1 or m.head is None or m.ack is not None:
+            raise PayloadError("payload: this message is not from a client's session")
+        if m.tag != client.tag and (m.tag or client.newest):
+            raise StateMismatchError("payload: a keyframe of another client")
+        keyframe = m.keyframes[0]
+        text = f"a keyframe of version {keyframe.version}"
+        self._check_order(client, data, keyframe.version, keyframe.digest, text)
+        return Arrived(keyframe.version, keyframe.digest, m.head, None, keyframe)
+
+    def _check_order(
+        self, client: Client, data: bytes, number: int, digest: int, text: str
+    ) -> None:
+        """A client that was restored may use the newest number once more, for something else."""
+        if number < client.newest or (number == client.newest and digest in client.seen[1:]):
+            raise self._mismatch(
+                client, data, f"{text}, older than uplink {client.newest}, which has arrived"
+            )
+
+    def _mismatch(self, client: Client, data: bytes, text: str) -> StateMismatchError:
+        newest = self._current if self._broadcast else client.downlinks[max(client.downlinks)]
+        request = Message(
+            client.tag,
+            is_request=True,
+            ack=client.ack(),
+            head=Head(newest.number, newest.digest),
+            refused=version_digest(data) & LOW32,
+        )
+        return StateMismatchError(f"payload: {text}", write_message(request))
+
+    def _decode(self, client: Client, arrived: Arrived) -> Model:
+        if client.newest == arrived.number and self._keep_up and client.seen[0] == arrived.digest:
+            return model_of(client.uplinks[arrived.number])
+        model = self._layout.empty()
+        if isinstance(arrived.content, Keyframe):
+            state = self._layout.state_of(model)
+            decode_keyframe(arrived.content.data, state, out=state)
+        else:
+            arrived.content.decode(self._layout, arrived.base, arrived.other, model)
+        return model
+
+    def _commit(self, client_id: ClientId, client: Client, arrived: Arrived, model: Model) -> None:
+        self._clients[client_id] = client
+        if client.newest == arrived.number and client.seen[0] == arrived.digest:
+            return
+        client.note_uplink(arrived.number, arrived.digest)
+        if self._held_by(client, arrived.known.version) == arrived.known.digest:
+            client.known, client.replaces = arrived.known, 0
+        else:
+            client.known, client.replaces = None, arrived.known.digest
+        if not self._broadcast and client.known is not None:
+            for number in [n for n in client.downlinks if n < client.known.version]:
+                del client.downlinks[number]
+        if not self._keep_up:
+            return
+        version = Version(arrived.number, arrived.digest, model, arrived.base)
+        version.forget_beyond(self._keep_up)
+        client.uplinks[arrived.number] = version
+        if arrived.base is not None:
+            for number in [n for n in client.uplinks if n < arrived.base.number]:
+                del client.uplinks[number]
+        _keep_newest(client.uplinks, self._history, arrived.base.number if arrived.base else None)
+
+    # ---- state
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "keep": [self._keep_up, self._keep_down],
+            "current": self._current,
+            "versions": self._versions,
+            "chain": self._chain,
+            "digests": self._digests,
+            "target": self._target,
+            "target_number": self._target_number,
+            "feedback": self._feedback,
+            "clients": [[name, _client_fields(c)] for name, c in self._clients.items()],
+        }
+
+    def _load_fields(self, fields: dict[str, Any]) -> None:
+        if fields["keep"] != [self._keep_up, self._keep_down]:
+            raise ValueError("state_dict: saved with other predictors")
+        if (fields["feedback"] is None) != (self._feedback is None):
+            raise ValueError("state_dict: saved with another setting of error_feedback")
+        self._current, self._versions = fields["current"], fields["versions"]
+        self._chain, self._digests = fields["chain"], fields["digests"]
+        self._target, self._target_number = fields["target"], fields["target_number"]
+        self._feedback = fields["feedback"]
+        self._clients = {name: _client_of(values) for name, values in fields["clients"]}
+        self._keyframe_cache = {}
+
+
+@dataclass(eq=False)
+class Arrived:
+    """An uplink whose order and base have been checked, not yet decoded."""
+
+    number: int
+    digest: int
+    known: Head
+    base: Version | None
+    content: Opened | Keyframe
+    other: Version | None = None
+
+
+def _client_fields(client: Client) -> list[Any]:
+    return [
+        list(v) if isinstance(v, Head) else list(v) if isinstance(v, Keyframe) else v
+        for v in vars(client).values()
+    ]
+
+
+def _client_of(values: list[Any]) -> Client:
+    client = Client(*values)
+    client.known = None if client.known is None else Head(*client.known)
+    if isinstance(client.sent, list):
+        client.sent = Keyframe(*client.sent)
+    return client
+
+
+def _keep_newest(versions: dict[int, Version], n: int, always: int | None = None) -> None:
+    for number in sorted(versions)[: max(0, len(versions) - n)]:
+        if number != always:
+            del versions[number]
+
+
+def _numbers(versions: Mapping[int, Any]) -> str:
+    return ", ".join(map(str, sorted(versions))) or "none"
+
+
+def _size(model: Model | None) -> int:
+    return sum(array.nbytes for array in model or [])
+
+
+def _total(payloads: Iterable[bytes]) -> int:
+    return sum(map(len, payloads))

@@ -1,0 +1,138 @@
+"""What the two ends of a session share: directions, depths of history, names of clients.
+
+client.py and server.py hold the sessions themselves; docs/predictors.md explains the protocol.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from resfed_codec.coder import Coder
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.history import Version, copy_model, initial_version
+from resfed_codec.layout import Layout, State
+from resfed_codec.link import digest64
+from resfed_codec.message import Message, read_message
+from resfed_codec.predictor import LinearPredictor, predictor_of
+from resfed_codec.snapshot import read_snapshot, write_snapshot
+
+ClientId: TypeAlias = "str | int"
+
+LOW32 = 0xFFFFFFFF
+
+
+class Session:
+    """Base of both sessions: the initial model, both directions' coders, what follows from them.
+
+    With predictors that look at the client's models the downlink is different for every client;
+    else one payload serves all ("broadcast").
+    """
+
+    def __init__(
+        self,
+        initial_state: State,
+        uplink: CodecConfig | None,
+        downlink: CodecConfig | None,
+        run: str,
+        history: int,
+    ) -> None:
+        uplink, downlink = (
+            check_config(name, config)
+            for name, config in (("uplink", uplink), ("downlink", downlink))
+        )
+        if not isinstance(run, str):
+            raise TypeError(f"run={run!r}: must be a str")
+        if isinstance(history, bool) or not isinstance(history, int):
+            raise TypeError(f"history={history!r}: must be an integer")
+        if not 1 <= history <= 32:
+            raise ValueError(f"history={history}: must lie in [1, 32]")
+        self._history = history
+        self._layout = Layout(initial_state, "initial_state")
+        model = copy_model(self._layout.model_of(initial_state, "initial_state"))
+        self._initial = initial_version(self._layout, model, run)
+        down = predictor_of(downlink.predictor or "previous")
+        self._broadcast = not (isinstance(down, LinearPredictor) and down.other_depth)
+        up = predictor_of(uplink.predictor or "global")
+        self._up = Coder(self._layout, uplink, up, two_way=True)
+        self._down_coder = Coder(self._layout, downlink, down, two_way=not self._broadcast)
+        if downlink.error_feedback and not self._broadcast:
+            raise ValueError(
+                "downlink: error_feedback needs a predictor that serves all clients alike"
+                ' ("previous" or "adaptive")'
+            )
+        # How many models back each direction's history must reach; an uplink may need none.
+        self._keep_down = max(1, self._down_coder.own_depth, self._up.other_depth)
+        self._keep_up = max(self._up.own_depth, self._down_coder.other_depth)
+        self._down_root = digest64(b"downlink", self._initial.digest.to_bytes(8, "little"))
+        self._up_root = digest64(b"uplink", self._initial.digest.to_bytes(8, "little"))
+
+    def _first_downlink(self) -> Version:
+        """Version 0 of a downlink; it alone holds the initial model unless uplinks keep models."""
+        first = Version(0, self._down_root, self._initial.model)
+        if not self._keep_up:
+            self._initial.model = None
+        return first
+
+    def _first_uplink(self) -> Version | None:
+        """Version 0 of an uplink, where its models are kept."""
+        return Version(0, self._up_root, self._initial.model) if self._keep_up else None
+
+    def _fields(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _load_fields(self, fields: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, as plain tensors (torch if the initial state held any)."""
+        return write_snapshot(
+            type(self).__name__,
+            {"initial": self._initial.digest, **self._fields()},
+            as_torch=self._layout.uses_torch,
+        )
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
+
+        Raises:
+            ValueError: Saved by another class, from another initial state or run, with other
+                predictors or feedback, or damaged. Nothing has changed then.
+        """
+        fields = read_snapshot(type(self).__name__, state_dict)
+        if fields.pop("initial") != self._initial.digest:
+            raise ValueError("state_dict: saved from another initial state or run")
+        self._load_fields(fields)
+
+
+def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
+    if config is None:
+        return CodecConfig()
+    if not isinstance(config, CodecConfig):
+        raise TypeError(f"{name}: must be a CodecConfig, not {type(config).__name__}")
+    return config
+
+
+def client_tag(client_id: ClientId, initial: Version) -> int:
+    """32 bits that stand for a client in messages and digests; never 0.
+
+    Raises:
+        TypeError: ``client_id`` is neither a str nor an integer.
+    """
+    if isinstance(client_id, bool) or not isinstance(client_id, (str, int, np.integer)):
+        raise TypeError(f"client_id={client_id!r}: must be a str or an integer")
+    kind = b"text" if isinstance(client_id, str) else b"number"
+    text = str(client_id).encode("utf-8", "surrogatepass")
+    return digest64(kind, initial.digest.to_bytes(8, "little"), text) & LOW32 or 1
+
+
+def open_request(request: bytes, tag: int) -> Message:
+    """A request addressed to or from the client ``tag``; a client without a name yet has tag 0."""
+    message = read_message(request)
+    if not message.is_request:
+        raise PayloadError("payload: this message is no request")
+    if tag and message.tag and message.tag != tag:
+        raise StateMismatchError("payload: a request of another client")
+    return message

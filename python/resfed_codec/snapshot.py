@@ -1,0 +1,113 @@
+"""State of streams and sessions as plain tensors, for state_dict() and load_state_dict().
+
+The structure (numbers, texts, lists, mappings) is JSON in a tensor of bytes; models, feedback and
+payloads are tensors beside it. Nothing is pickled, so any tensor format can store the result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from resfed_codec.history import Version
+from resfed_codec.layout import is_torch, torch_module
+
+STRUCTURE = "structure"
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.arrays: dict[str, Any] = {}
+        self._versions: dict[int, tuple[str, Version]] = {}
+
+    def plain(self, value: Any) -> Any:
+        """``value`` as JSON knows it; arrays, bytes and versions by reference."""
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, bytes):
+            return {"bytes": self._store(np.frombuffer(value, np.uint8))}
+        if isinstance(value, np.ndarray):
+            return {"array": self._store(value)}
+        if isinstance(value, Version):
+            return {"version": self._version(value)}
+        if isinstance(value, Mapping):
+            return {"mapping": [[self.plain(k), self.plain(v)] for k, v in value.items()]}
+        return [self.plain(item) for item in value]
+
+    def _store(self, array: Any) -> str:
+        name = f"tensor.{len(self.arrays)}"
+        self.arrays[name] = array.copy()
+        return name
+
+    def _version(self, version: Version) -> Any:
+        if id(version) in self._versions:
+            return self._versions[id(version)][0]
+        name = str(len(self._versions))
+        self._versions[id(version)] = name, version
+        fields = [version.number, version.digest, version.model, version.parent]
+        return [name, [self.plain(field) for field in fields]]
+
+
+class _Reader:
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = arrays
+        self._versions: dict[str, Version] = {}
+
+    def value(self, plain: Any) -> Any:
+        if isinstance(plain, list):
+            return [self.value(item) for item in plain]
+        if not isinstance(plain, dict):
+            return plain
+        ((kind, content),) = plain.items()
+        if kind == "bytes":
+            return self._array(content).tobytes()
+        if kind == "array":
+            return self._array(content).copy()
+        if kind == "version":
+            return self._version(content)
+        return {self.value(k): self.value(v) for k, v in content}
+
+    def _array(self, name: str) -> Any:
+        value = self._arrays[name]
+        return value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+
+    def _version(self, content: Any) -> Version:
+        if isinstance(content, str):
+            return self._versions[content]
+        name, fields = content
+        number, digest, model, parent = (self.value(field) for field in fields)
+        self._versions[name] = Version(number, digest, model, parent)
+        return self._versions[name]
+
+
+def write_snapshot(kind: str, fields: Mapping[str, Any], *, as_torch: bool) -> dict[str, Any]:
+    """A flat mapping of tensors that :func:`read_snapshot` turns back into ``fields``."""
+    writer = _Writer()
+    structure = json.dumps({"kind": kind, "fields": writer.plain(fields)})
+    arrays = {STRUCTURE: np.frombuffer(structure.encode("ascii"), np.uint8).copy(), **writer.arrays}
+    if not as_torch:
+        return arrays
+    torch = torch_module()
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def read_snapshot(kind: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that were written.
+
+    Raises:
+        ValueError: No snapshot, or one of another class.
+    """
+    if not isinstance(state_dict, Mapping) or STRUCTURE not in state_dict:
+        raise ValueError(f"state_dict: must be what {kind}.state_dict() returned")
+    reader = _Reader(state_dict)
+    try:
+        structure = json.loads(reader._array(STRUCTURE).tobytes())
+        if structure["kind"] != kind:
+            raise ValueError(f"state_dict: saved by a {structure['kind']}, not by a {kind}")
+        fields: dict[str, Any] = reader.value(structure["fields"])
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"state_dict: incomplete or damaged: {error}") from error
+    return fields

@@ -1,0 +1,305 @@
+"""Encoder and Decoder: one direction over a channel that neither loses nor reorders.
+
+Both hold the versions that predictions need. Every payload names the version it builds on and a
+digest of the whole chain behind it, so a decoder never decodes against another base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resfed_codec.codec import copy_into, make_config, writable_views
+from resfed_codec.coder import Coder
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.history import (
+    Feedback,
+    Model,
+    Opened,
+    Version,
+    copy_model,
+    initial_version,
+    model_of,
+    new_feedback,
+)
+from resfed_codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.layout import Layout, State
+from resfed_codec.link import digest64, version_digest
+from resfed_codec.message import Head, Keyframe, Message, is_message, read_message, write_message
+from resfed_codec.payload import as_bytes
+from resfed_codec.predictor import predictor_of
+from resfed_codec.snapshot import read_snapshot, write_snapshot
+
+
+def stream_root(direction: str, initial: Version) -> int:
+    """The digest that a direction's chain begins with: that of its version 0."""
+    return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
+
+
+def own_copy(layout: Layout, state: State, argument: str) -> Model:
+    return copy_model(layout.model_of(state, argument))
+
+
+class _Stream:
+    """What both ends of a direction have: the newest version, and how to name and save it."""
+
+    def __init__(self, initial_state: State, run: str) -> None:
+        if not isinstance(run, str):
+            raise TypeError(f"run={run!r}: must be a str")
+        self._layout = Layout(initial_state, "initial_state")
+        initial = initial_version(
+            self._layout, own_copy(self._layout, initial_state, "initial_state"), run
+        )
+        self._root = stream_root("stream", initial)
+        self._current = Version(0, self._root, initial.model)
+        self._spare: Model | None = None
+
+    @property
+    def version(self) -> int:
+        """How many updates the current model has seen."""
+        return self._current.number
+
+    @property
+    def state(self) -> Any:
+        """A copy of the recovered model, of the initial state's kind."""
+        return self._layout.state_of(copy_model(model_of(self._current)))
+
+    @property
+    def _tag(self) -> int:
+        return self._root & 0xFFFFFFFF
+
+    def _advance(self, version: Version, keep: int) -> None:
+        """Make ``version`` the current one; what is forgotten serves the next as memory."""
+        oldest = version.lineage(keep)[-1]
+        dropped, oldest.parent = oldest.parent, None
+        self._spare = dropped.model if dropped and dropped.model is not version.model else None
+        self._current = version
+
+    def _fields(self) -> dict[str, Any]:
+        return {"root": self._root, "current": self._current}
+
+    def _load_fields(self, fields: Mapping[str, Any]) -> None:
+        self._current, self._spare = fields["current"], None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, as plain tensors (torch if the initial state held any)."""
+        return write_snapshot(type(self).__name__, self._fields(), as_torch=self._layout.uses_torch)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
+
+        Raises:
+            ValueError: Saved by another class, from another initial state or run, or damaged.
+        """
+        fields = read_snapshot(type(self).__name__, state_dict)
+        if fields["root"] != self._root:
+            raise ValueError("state_dict: saved from another initial state or run")
+        self._load_fields(fields)
+
+
+class Encoder(_Stream):
+    """The sending end of one direction.
+
+    Each payload builds on the one before: the channel must deliver all, in order. Over other
+    channels use sessions.
+
+    Args:
+        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`.
+        config: What to aim at; its predictor may look at the direction's own history ("previous",
+            the default, "adaptive", or a LinearPredictor of own terms).
+        run: A name for the run; ends with different names refuse each other's payloads.
+        **options: Fields of :class:`CodecConfig`, instead of ``config``.
+
+    Raises:
+        TypeError, ValueError: As :func:`resfed_codec.encode`; a predictor that needs the other
+            direction.
+    """
+
+    def __init__(
+        self,
+        initial_state: State,
+        config: CodecConfig | None = None,
+        *,
+        run: str = "",
+        **options: Any,
+    ) -> None:
+        config = make_config(config, options)
+        super().__init__(initial_state, run)
+        predictor = predictor_of(config.predictor or "previous")
+        self._coder = Coder(self._layout, config, predictor, two_way=False)
+        self._keep = max(1, self._coder.own_depth)
+        self._feedback: Feedback | None = (
+            new_feedback(self._layout.specs, self._coder.roles) if config.error_feedback else None
+        )
+
+    def encode(self, state: State) -> bytes:
+        """The payload that turns the receiver's current model into (nearly) ``state``.
+
+        Raises:
+            TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
+        """
+        current = self._layout.model_of(state, "state")
+        base, keep = self._current, self._keep
+        in_place = self._coder.copies_base
+        out = model_of(base) if in_place else self._spare or self._layout.empty()
+        payload = self._coder.encode(
+            current,
+            tag=0,
+            root=self._root,
+            number=base.number + 1,
+            base=base,
+            other=None,
+            keep=keep,
+            out=out,
+            feedback=self._feedback,
+        )
+        self._advance(Version(base.number + 1, version_digest(payload), out, base), keep)
+        return payload
+
+    def keyframe(self) -> bytes:
+        """The current recovered model as a whole, lossless, for a decoder that holds another.
+
+        A decoder takes it if it is newer than what it holds.
+        """
+        return self._keyframe(replaces=0)
+
+    def answer(self, request: bytes) -> bytes:
+        """What brings a decoder that refused a payload to the current version: a keyframe.
+
+        Args:
+            request: The ``request`` of the decoder's StateMismatchError.
+
+        Raises:
+            PayloadError: The bytes are no request, or damaged.
+            StateMismatchError: The request is of another stream.
+        """
+        head = read_request(request, self._tag).head
+        return self._keyframe(replaces=head.digest if head else 0)
+
+    def _keyframe(self, replaces: int) -> bytes:
+        keyframes = []
+        for version in reversed(self._current.lineage(self._keep)):
+            data = encode_keyframe(self._layout.state_of(model_of(version)))
+            keyframes.append(Keyframe(version.number, version.digest, replaces, data))
+        return write_message(Message(self._tag, keyframes=tuple(keyframes)))
+
+    def _fields(self) -> dict[str, Any]:
+        return {**super()._fields(), "feedback": self._feedback}
+
+    def _load_fields(self, fields: Mapping[str, Any]) -> None:
+        if (fields["feedback"] is None) != (self._feedback is None):
+            raise ValueError("state_dict: saved with another setting of error_feedback")
+        super()._load_fields(fields)
+        self._feedback = fields["feedback"]
+
+
+class Decoder(_Stream):
+    """The receiving end of one direction; how payloads predict stands in the payloads.
+
+    Args:
+        initial_state: The model that both ends start from.
+        run: The encoder's ``run``.
+    """
+
+    def __init__(self, initial_state: State, *, run: str = "") -> None:
+        super().__init__(initial_state, run)
+
+    def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
+        """The model after this payload.
+
+        The payload of the current version may come again and gives the same model again.
+
+        Args:
+            payload: From :meth:`Encoder.encode`, :meth:`Encoder.keyframe` or
+                :meth:`Encoder.answer`.
+            copy: False returns the decoder's own memory, valid until the next call and read-only
+                where the array type can say so; with an encoder whose predictor is "previous"
+                that costs only what changed.
+            out: Arrays of the same layout to write into.
+
+        Raises:
+            PayloadError: The payload is damaged, truncated, or not of this codec.
+            StateMismatchError: It does not follow on what is held: says what is held and what
+                came; its ``request`` is for :meth:`Encoder.answer`.
+            TypeError, ValueError: ``out`` is not fit to be written to.
+
+        After any error nothing has changed.
+        """
+        data = as_bytes(payload)
+        targets = writable_views(out, self._layout.specs) if out is not None else None
+        if is_message(data):
+            self._take_keyframe(read_message(data))
+        else:
+            self._take_payload(Opened(data))
+        model = model_of(self._current)
+        if targets is not None:
+            return copy_into(targets, model, out)
+        return self._layout.state_of(model if not copy else copy_model(model), read_only=not copy)
+
+    def _take_payload(self, opened: Opened) -> None:
+        current, link = self._current, opened.link
+        if opened.digest == current.digest:
+            return
+        if link.other is not None or link.base is None:
+            raise StateMismatchError("payload: belongs to a session, not to an Encoder")
+        if link.base != current.number or not opened.builds_on(0, self._root, current, None):
+            raise StateMismatchError(
+                f"payload: {link}, does not follow on what is held here, {current}:"
+                f" {_why(link.version, link.base, current.number)}",
+                self._request(),
+            )
+        in_place = opened.copies_base() and link.keep == 1
+        out = model_of(current) if in_place else self._spare or self._layout.empty()
+        opened.decode(self._layout, current, None, out)
+        self._advance(Version(link.version, opened.digest, out, current), link.keep)
+
+    def _take_keyframe(self, message: Message) -> None:
+        if message.is_request or not message.keyframes:
+            raise PayloadError("payload: a request or a session's message, not a stream's payload")
+        if message.tag != self._tag:
+            raise StateMismatchError("payload: a keyframe of another stream")
+        current, keyframe = self._current, message.keyframes[-1]
+        if keyframe.digest == current.digest:
+            return
+        if keyframe.version <= current.number and keyframe.replaces != current.digest:
+            raise StateMismatchError(
+                f"payload: a keyframe of version {keyframe.version}, older than what is held here,"
+                f" {current}",
+                self._request(),
+            )
+        self._current, self._spare = open_keyframes(self._layout, message.keyframes), None
+
+    def _request(self) -> bytes:
+        head = Head(self._current.number, self._current.digest)
+        return write_message(Message(self._tag, is_request=True, head=head))
+
+
+def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
+    """The newest version, with the ones that came before it as its lineage."""
+    version = None
+    for keyframe in keyframes:
+        model = layout.empty()
+        state = layout.state_of(model)
+        decode_keyframe(keyframe.data, state, out=state)
+        version = Version(keyframe.version, keyframe.digest, model, version)
+    assert version is not None
+    return version
+
+
+def read_request(request: bytes, tag: int) -> Message:
+    """The message behind a request for the stream or client ``tag``."""
+    message = read_message(as_bytes(request))
+    if not message.is_request:
+        raise PayloadError("payload: this message is no request")
+    if message.tag != tag:
+        raise StateMismatchError("payload: a request of another stream or client")
+    return message
+
+
+def _why(version: int, base: int, held: int) -> str:
+    if version <= held:
+        return "it is older, or of another run"
+    if base > held:
+        return "payloads between them are missing"
+    return "it was made by another run, or after a restart from an older state"
