@@ -116,7 +116,8 @@ class ClientSession(Session):
 
         After any error nothing has changed.
         """
-        m = read_message(as_bytes(message))
+        data = as_bytes(message)
+        m = read_message(data)
         if m.is_request:
             raise PayloadError("payload: this is a request: give it to answer()")
         if m.ack is None:
@@ -124,7 +125,12 @@ class ClientSession(Session):
         if self._tag and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
         targets = writable_views(out, self._layout.specs) if out is not None else None
-        version, oldest = self._follow(m)
+        try:
+            version, oldest = self._follow(m)
+        except StateMismatchError as error:
+            raise StateMismatchError(str(error), self._request(data)) from None
+        if m.keyframes and self._down.number == 0:
+            self._acknowledged = None  # perhaps the server started from another model
         self._tag = m.tag
         self._down = version
         self._held[version.number] = version
@@ -165,7 +171,7 @@ class ClientSession(Session):
         if link.other is not None and other is None:
             raise self._mismatch(link.version, f"it builds on uplink {link.other}, not held here")
         payload_tag = 0 if self._broadcast else tag
-        if base is None or not o.builds_on(payload_tag, self._down_root, base, other):
+        if base is None or not o.builds_on(payload_tag, base, other):
             raise self._mismatch(link.version, f"it is {link}")
         # A chain may fail further on, so the held model is updated in place by a single payload.
         spare = alone or base is not self._down
@@ -190,12 +196,14 @@ class ClientSession(Session):
         return open_keyframes(self._layout, keyframes), newest.version
 
     def _mismatch(self, came: int, why: str) -> StateMismatchError:
-        head = Head(self._down.number, self._down.digest)
-        request = write_message(Message(self._tag, is_request=True, head=head))
         return StateMismatchError(
-            f"payload: leads to global version {came}, while {self._down} is held here: {why}",
-            request,
+            f"payload: leads to global version {came}, while {self._down} is held here: {why}"
         )
+
+    def _request(self, refused: bytes) -> bytes:
+        head = Head(self._down.number, self._down.digest)
+        digest = version_digest(refused) & LOW32
+        return write_message(Message(self._tag, is_request=True, head=head, refused=digest))
 
     # ---- uplink
 
@@ -214,7 +222,6 @@ class ClientSession(Session):
         payload = self._up.encode(
             current,
             tag=self._tag,
-            root=self._up_root,
             number=number,
             base=base,
             other=self._down,
@@ -260,7 +267,7 @@ class ClientSession(Session):
         elif self._keep_up and not self._knows(ack):
             unheard_of = ack.newest > self._number
             if certain or (unheard_of and self._acknowledged and not self._acknowledged.number):
-                self._acknowledged = None if ack.newest else self._first_uplink()
+                self._acknowledged = None
         self._number = max(self._number, ack.newest)
 
     def _knows(self, ack: Ack) -> bool:

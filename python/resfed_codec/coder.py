@@ -83,7 +83,6 @@ class Coder:
         current: Model,
         *,
         tag: int,
-        root: int,
         number: int,
         base: Version | None,
         other: Version | None,
@@ -93,8 +92,7 @@ class Coder:
     ) -> bytes:
         """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.
 
-        ``tag`` names the client (0: payloads for all); ``root`` is the digest that stands for the
-        base where there is none.
+        ``tag`` names the client (0: payloads for all).
         """
         own = base.lineage(max(1, self.own_depth)) if base else []
         others = other.lineage(max(1, self.other_depth)) if other else []
@@ -111,9 +109,7 @@ class Coder:
             per_tensor=per_tensor,
         )
         options = native_options(self.config, self.layout.specs, self.roles, self.exclusions)
-        options.digest = link_digest(
-            tag, base.digest if base else root, other.digest if other else 0
-        )
+        options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         options.link = write_link(link)
         rows = prediction_rows(self.layout, self.roles, link, own, others, current, out, feedback)
         try:

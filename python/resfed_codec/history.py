@@ -191,9 +191,9 @@ class Opened:
         self.link = parse_link(self.frame["link"])
         self.digest = version_digest(payload)
 
-    def builds_on(self, tag: int, root: int, base: Version | None, other: Version | None) -> bool:
+    def builds_on(self, tag: int, base: Version | None, other: Version | None) -> bool:
         """Whether these are what the payload names, by digest; see Coder.encode."""
-        expected = link_digest(tag, base.digest if base else root, other.digest if other else 0)
+        expected = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         found: int = self.frame["digest"]
         return found == expected
 

@@ -57,7 +57,7 @@ class Message(NamedTuple):
     Several keyframes are consecutive versions, oldest first: the last is the newest, the others
     the history that it needs.
 
-    ``refused`` is, in a server's request, the low 32 bits of the digest of what it refused.
+    ``refused`` is, in a request, the low 32 bits of the digest of the bytes that were refused.
     """
 
     tag: int

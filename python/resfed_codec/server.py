@@ -175,7 +175,6 @@ class ServerSession(Session):
         payload = self._down_coder.encode(
             current,
             tag=0,
-            root=self._down_root,
             number=base.number + 1,
             base=base,
             other=None,
@@ -286,7 +285,6 @@ class ServerSession(Session):
             client.sent = self._down_coder.encode(
                 target,
                 tag=client.tag,
-                root=self._down_root,
                 number=number,
                 base=base,
                 other=client.uplinks[max(client.uplinks)],
@@ -322,6 +320,10 @@ class ServerSession(Session):
         else:
             client.known, client.replaces, client.sent = None, m.head.digest, b""
         self._clients[client_id] = client
+        message = self.send(client_id)
+        if m.refused != version_digest(message) & LOW32:
+            return message
+        client.known, client.replaces, client.sent = None, m.head.digest, b""
         return self.send(client_id)
 
     def _held_by(self, client: Client, number: int) -> int | None:
@@ -355,8 +357,11 @@ class ServerSession(Session):
         data = as_bytes(payload)
         client = self._client(client_id)
         targets = writable_views(out, self._layout.specs) if out is not None else None
-        arrived = self._open(client, data)
-        model = self._decode(client, arrived)
+        try:
+            arrived = self._open(client, data)
+            model = self._decode(client, arrived)
+        except StateMismatchError as error:
+            raise StateMismatchError(str(error), self._request(client, data)) from None
         self._commit(client_id, client, arrived, model)
         if targets is not None:
             return copy_into(targets, model, out)
@@ -368,22 +373,22 @@ class ServerSession(Session):
             return self._open_message(client, data)
         opened = Opened(data)
         link = opened.link
-        self._check_order(client, data, link.version, opened.digest, str(link))
+        self._check_order(client, link.version, opened.digest, str(link))
         versions = self._versions if self._broadcast else client.downlinks
         other = versions.get(-1 if link.other is None else link.other)
         if other is None:
-            raise self._mismatch(
-                client, data, f"{link}, of which {_numbers(versions)} are held here"
+            raise StateMismatchError(
+                f"payload: {link}, of which {_numbers(versions)} are held here"
             )
         base = None if link.base is None else client.uplinks.get(link.base)
         if link.base is not None and base is None:
-            raise self._mismatch(
-                client, data, f"{link}; uplinks {_numbers(client.uplinks)} are held here"
+            raise StateMismatchError(
+                f"payload: {link}; uplinks {_numbers(client.uplinks)} are held here"
             )
-        nameless = client.newest == 0 and opened.builds_on(0, self._up_root, base, other)
-        if not nameless and not opened.builds_on(client.tag, self._up_root, base, other):
-            raise self._mismatch(
-                client, data, f"{link}, but from another client or run, or after a restart"
+        nameless = client.newest == 0 and opened.builds_on(0, base, other)
+        if not nameless and not opened.builds_on(client.tag, base, other):
+            raise StateMismatchError(
+                f"payload: {link}, but from another client or run, or after a restart"
             )
         return Arrived(
             link.version, opened.digest, Head(other.number, other.digest), base, opened, other
@@ -399,28 +404,26 @@ class ServerSession(Session):
             raise StateMismatchError("payload: a keyframe of another client")
         keyframe = m.keyframes[0]
         text = f"a keyframe of version {keyframe.version}"
-        self._check_order(client, data, keyframe.version, keyframe.digest, text)
+        self._check_order(client, keyframe.version, keyframe.digest, text)
         return Arrived(keyframe.version, keyframe.digest, m.head, None, keyframe)
 
-    def _check_order(
-        self, client: Client, data: bytes, number: int, digest: int, text: str
-    ) -> None:
+    def _check_order(self, client: Client, number: int, digest: int, text: str) -> None:
         """A client that was restored may use the newest number once more, for something else."""
         if number < client.newest or (number == client.newest and digest in client.seen[1:]):
-            raise self._mismatch(
-                client, data, f"{text}, older than uplink {client.newest}, which has arrived"
+            raise StateMismatchError(
+                f"payload: {text}, older than uplink {client.newest}, which has arrived"
             )
 
-    def _mismatch(self, client: Client, data: bytes, text: str) -> StateMismatchError:
+    def _request(self, client: Client, refused: bytes) -> bytes:
         newest = self._current if self._broadcast else client.downlinks[max(client.downlinks)]
         request = Message(
             client.tag,
             is_request=True,
             ack=client.ack(),
             head=Head(newest.number, newest.digest),
-            refused=version_digest(data) & LOW32,
+            refused=version_digest(refused) & LOW32,
         )
-        return StateMismatchError(f"payload: {text}", write_message(request))
+        return write_message(request)
 
     def _decode(self, client: Client, arrived: Arrived) -> Model:
         if client.newest == arrived.number and self._keep_up and client.seen[0] == arrived.digest:

@@ -146,7 +146,6 @@ class Encoder(_Stream):
         payload = self._coder.encode(
             current,
             tag=0,
-            root=self._root,
             number=base.number + 1,
             base=base,
             other=None,
@@ -243,7 +242,7 @@ class Decoder(_Stream):
             return
         if link.other is not None or link.base is None:
             raise StateMismatchError("payload: belongs to a session, not to an Encoder")
-        if link.base != current.number or not opened.builds_on(0, self._root, current, None):
+        if link.base != current.number or not opened.builds_on(0, current, None):
             raise StateMismatchError(
                 f"payload: {link}, does not follow on what is held here, {current}:"
                 f" {_why(link.version, link.base, current.number)}",
