@@ -63,7 +63,8 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
 // Verifies the checksum and reads the frame. Throws Failure.
 Frame open_payload(const uint8_t* payload, size_t n_bytes);
 
-// All or nothing: throws Failure before the first write to any `out`.
+// All or nothing: throws Failure before the first write to any `out`. The tensors have the roles of
+// a payload without exclusions.
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::vector<Tensor>& tensors);
 

@@ -5,6 +5,7 @@
 #include "api.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
+#include "cpu/aggregate.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
@@ -55,6 +56,19 @@ void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
   const std::string_view bytes = view(payload);
   const py::gil_scoped_release unlocked;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
+}
+
+void add_payload(Aggregator& aggregator, const py::bytes& payload, double weight) {
+  const std::string_view bytes = view(payload);
+  const py::gil_scoped_release unlocked;
+  aggregator.add(data_of(bytes), bytes.size(), weight);
+}
+
+template <class Pointer>
+std::vector<Pointer> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<Pointer> result;
+  for (uintptr_t address : addresses) result.push_back(reinterpret_cast<Pointer>(address));
+  return result;
 }
 
 py::dict quantizer_dict(const Quantizer& q) {
@@ -143,6 +157,30 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("step", &EncodeOptions::step)
       .def_readwrite("slice_log2", &EncodeOptions::slice_log2)
       .def_readwrite("exclusions", &EncodeOptions::exclusions);
+
+  py::class_<Aggregator>(m, "Aggregator")
+      .def(py::init(
+               [](const py::sequence& rows, uint64_t layout_digest, std::vector<bool> is_signed) {
+                 return std::make_unique<Aggregator>(tensors_from(rows), layout_digest,
+                                                     std::move(is_signed));
+               }),
+           py::arg("tensors"), py::arg("layout_digest"), py::arg("is_signed"))
+      .def("add", &add_payload, py::arg("payload"), py::arg("weight"))
+      .def(
+          "add_state",
+          [](Aggregator& a, const std::vector<uintptr_t>& addresses, double weight) {
+            const py::gil_scoped_release unlocked;
+            a.add_state(pointers<const void*>(addresses), weight);
+          },
+          py::arg("addresses"), py::arg("weight"))
+      .def(
+          "result",
+          [](const Aggregator& a, const std::vector<uintptr_t>& addresses, double total_weight) {
+            const py::gil_scoped_release unlocked;
+            a.result(pointers<void*>(addresses), total_weight);
+          },
+          py::arg("addresses"), py::arg("total_weight"))
+      .def("reset", &Aggregator::reset);
 
   m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
   m.def("decode", &decode_tensors, py::arg("payload"), py::arg("digest"), py::arg("tensors"));

@@ -1,13 +1,12 @@
 // Decode: frame -> slices -> levels -> recover, check, and only then write.
+#include "cpu/decoder.hpp"
+
+#include <algorithm>
 #include <cstdlib>
 
-#include "api.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
-#include "cpu/groups.hpp"
-#include "cpu/lossless.hpp"
 #include "cpu/predict.hpp"
-#include "cpu/quantize.hpp"
 #include "cpu/slice.hpp"
 
 namespace resfed {
@@ -17,11 +16,36 @@ namespace {
 SentSegments split_by_segment(const Group& group, const std::vector<SentSymbol>& symbols,
                               uint64_t begin, uint64_t end, uint64_t base) {
   SentSegments sent(n_segments(group));
-  for (uint64_t i = begin; i < end; ++i) {
-    const uint64_t index = symbols[i].index - base;
-    sent[index / kSegment].push_back({static_cast<uint32_t>(index % kSegment), symbols[i].level});
+  const SentSymbol* next = symbols.data() + begin;
+  const SentSymbol* const last = symbols.data() + end;
+  for (uint64_t s = 0; next != last; ++s) {
+    const uint64_t origin = base + s * kSegment;
+    const SentSymbol* const border = std::partition_point(
+        next, last, [&](const SentSymbol& symbol) { return symbol.index - origin < kSegment; });
+    sent[s].resize(static_cast<size_t>(border - next));
+    for (SentElement& element : sent[s]) {
+      element = {static_cast<uint32_t>(next->index - origin), next->level};
+      ++next;
+    }
   }
   return sent;
+}
+
+// What exclusions do to roles: excluded tensors become lossless; where no matrix is left, vectors
+// are treated as matrices. roles_of() in layout.py is the other end's view of this rule.
+void exclude(std::vector<Tensor>& tensors, const std::vector<uint64_t>& exclusions) {
+  if (exclusions.empty()) return;
+  if (exclusions.back() >= tensors.size()) {
+    throw Failure{Code::kNoSuchTensor, exclusions.back(), tensors.size()};
+  }
+  for (uint64_t ordinal : exclusions) tensors[ordinal].role = Role::kLossless;
+  if (std::any_of(tensors.begin(), tensors.end(),
+                  [](const Tensor& t) { return t.role == Role::kMatrix; })) {
+    return;
+  }
+  for (Tensor& t : tensors) {
+    if (t.role == Role::kVector) t.role = Role::kMatrix;
+  }
 }
 
 }  // namespace
@@ -39,11 +63,14 @@ Frame open_payload(const uint8_t* payload, size_t n_bytes) {
   return read_frame(payload, n_checked);
 }
 
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors) {
-  const DefaultFloatMode mode;
+Update read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                   std::vector<Tensor> tensors) {
   const Frame frame = open_payload(payload, n_bytes);
-  Groups groups = make_groups(tensors);
+  exclude(tensors, frame.exclusions);
+  Update u;
+  u.tensors = std::move(tensors);
+  u.groups = make_groups(u.tensors);
+  Groups& groups = u.groups;
   if (frame.digest != digest) {
     throw Failure{Code::kWrongLayout, frame.digest, digest};
   }
@@ -60,30 +87,35 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   for (uint64_t s = 0; s < lossy.n_slices; ++s) lossy_bytes += frame.slice_bytes[s];
   const std::vector<SentSymbol> symbols =
       decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector);
-  const std::vector<ChangedElement> changes =
-      decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices, lossless,
-                     frame.n_lossless, lossy.n_slices);
+  u.changes = decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices,
+                             lossless, frame.n_lossless, lossy.n_slices);
 
   const bool split_is_right =
       (frame.k_matrix == 0 || symbols[frame.k_matrix - 1].index < frame.n_matrix) &&
       (frame.k_vector == 0 || symbols[frame.k_matrix].index >= frame.n_matrix);
   if (!split_is_right) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
 
-  const SentSegments sent_matrix = split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0);
-  const SentSegments sent_vector =
+  u.sent_matrix = split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0);
+  u.sent_vector =
       split_by_segment(groups.vector, symbols, frame.k_matrix, symbols.size(), frame.n_matrix);
-  const Recovered matrix = recover_all(groups.matrix, sent_matrix, frame.matrix, nullptr);
-  const Recovered vector = recover_all(groups.vector, sent_vector, frame.vector, nullptr);
-  const RestoredElements restored = restore_changes(groups.lossless, changes);
-  const uint32_t check = matrix.check + vector.check + restored.check;
+  u.matrix = recover_all(groups.matrix, u.sent_matrix, frame.matrix, nullptr);
+  u.vector = recover_all(groups.vector, u.sent_vector, frame.vector, nullptr);
+  u.restored = restore_changes(groups.lossless, u.changes);
+  const uint32_t check = u.matrix.check + u.vector.check + u.restored.check;
   if (check != frame.reference_check) {
     throw Failure{Code::kWrongReference, frame.reference_check, check};
   }
+  return u;
+}
 
-  write_predictions(groups);
-  write_recovered(groups.matrix, sent_matrix, matrix);
-  write_recovered(groups.vector, sent_vector, vector);
-  write_changes(groups.lossless, changes, restored);
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+            const std::vector<Tensor>& tensors) {
+  const DefaultFloatMode mode;
+  const Update u = read_update(payload, n_bytes, digest, tensors);
+  write_predictions(u.groups);
+  write_recovered(u.groups.matrix, u.sent_matrix, u.matrix);
+  write_recovered(u.groups.vector, u.sent_vector, u.vector);
+  write_changes(u.groups.lossless, u.changes, u.restored);
 }
 
 void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors) {

@@ -8,12 +8,6 @@
 namespace resfed {
 namespace {
 
-uint64_t load_element(const void* data, uint64_t element, uint32_t elem_bytes) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, static_cast<const uint8_t*>(data) + element * elem_bytes, elem_bytes);
-  return bits;
-}
-
 uint64_t width_mask(uint32_t elem_bytes) { return ~0ull >> (64 - 8 * elem_bytes); }
 
 // Difference modulo 2^width as a signed number, zigzag: 0, -1, 1, -2, ... become 0, 1, 2, 3, ...
@@ -26,18 +20,6 @@ uint64_t change_between(uint64_t before, uint64_t after, uint32_t elem_bytes) {
 uint64_t apply_change(uint64_t before, uint64_t change, uint32_t elem_bytes) {
   const uint64_t difference = (change >> 1) ^ (0 - (change & 1u));
   return (before + difference) & width_mask(elem_bytes);
-}
-
-static_assert(std::endian::native == std::endian::little, "elements are copied as they lie");
-
-// Walks sorted changes and pieces together: visit(piece, element, which).
-template <class Visit>
-void for_each_change(const Group& group, const std::vector<ChangedElement>& changes, Visit visit) {
-  size_t at = 0;
-  for (size_t i = 0; i < changes.size(); ++i) {
-    while (changes[i].index - group.pieces[at].begin >= group.pieces[at].tensor->n_elems) ++at;
-    visit(group.pieces[at], changes[i].index - group.pieces[at].begin, i);
-  }
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 // their width, so that nothing changed costs nothing.
 #pragma once
 
+#include <cstring>
+
 #include "cpu/residual.hpp"
 
 namespace resfed {
@@ -11,6 +13,25 @@ struct ChangedElement {
   uint64_t index;
   uint64_t change;
 };
+
+static_assert(std::endian::native == std::endian::little, "elements are copied as they lie");
+
+// The element as it lies in memory, zero-extended.
+inline uint64_t load_element(const void* data, uint64_t element, uint32_t elem_bytes) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, static_cast<const uint8_t*>(data) + element * elem_bytes, elem_bytes);
+  return bits;
+}
+
+// Walks sorted changes and pieces together: visit(piece, element, which).
+template <class Visit>
+void for_each_change(const Group& group, const std::vector<ChangedElement>& changes, Visit visit) {
+  size_t at = 0;
+  for (size_t i = 0; i < changes.size(); ++i) {
+    while (changes[i].index - group.pieces[at].begin >= group.pieces[at].tensor->n_elems) ++at;
+    visit(group.pieces[at], changes[i].index - group.pieces[at].begin, i);
+  }
+}
 
 std::vector<ChangedElement> find_changes(const Group& group);
 

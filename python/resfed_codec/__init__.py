@@ -14,6 +14,7 @@ States are mappings from names to arrays, or sequences of arrays: NumPy or torch
 from __future__ import annotations
 
 from resfed_codec import _native
+from resfed_codec.aggregate import Aggregator
 from resfed_codec.client import ClientSession
 from resfed_codec.codec import decode, encode
 from resfed_codec.config import CodecConfig
@@ -57,6 +58,7 @@ def cuda_available() -> bool:
 
 __all__ = [
     "AdaptivePredictor",
+    "Aggregator",
     "ClientSession",
     "CodecConfig",
     "CodecError",

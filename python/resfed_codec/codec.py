@@ -83,7 +83,7 @@ def encode_and_recover(
     The recovered model is what the encoder itself computed, a copy of ``reference``'s kind.
     """
     views_of(reference, "reference")  # complains before anything is made from it
-    recovered = _empty_like(reference)
+    recovered = empty_like(reference)
     return _encode(state, reference, make_config(config, options), recovered), recovered
 
 
@@ -104,7 +104,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     options.digest = layout_digest(specs)
     targets = views_of(out, "out") if out is not None else None
     try:
-        return _native.encode(_rows(current, base, targets, roles), options)
+        return _native.encode(rows_of(current, base, targets, roles), options)
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs])
 
@@ -183,25 +183,19 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
                 f"payload: belongs to a stream ({parse_link(frame['link'])}): give it to the"
                 " Decoder or the session that holds this version"
             )
-        exclusions = frame["exclusions"]
-        if exclusions and exclusions[-1] >= len(specs):
-            raise StateMismatchError(
-                f"payload: names tensor {exclusions[-1]} of {len(specs)}: made for another layout"
-            )
-        roles = roles_of(specs, exclusions)
         if out is None:
-            result = _empty_like(reference)
+            result = empty_like(reference)
             targets = views_of(result, "reference")
         else:
             result = out
             targets = writable_views(out, specs)
-        _native.decode(data, digest, _rows(base, base, targets, roles))
+        _native.decode(data, digest, rows_of(base, base, targets, roles_of(specs, ())))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
     return result
 
 
-def _rows(
+def rows_of(
     current: Sequence[View],
     reference: Sequence[View],
     out: Sequence[View] | None,
@@ -226,7 +220,7 @@ def address_of(array: NDArray[Any]) -> int:
     return address
 
 
-def _empty_like(state: State) -> State:
+def empty_like(state: State) -> State:
     """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
     if isinstance(state, Mapping):
         return {name: _empty(value) for name, value in state.items()}

@@ -55,6 +55,12 @@ def raise_from_native(
             " a NaN or an infinity in the state or the reference, or their difference overflows"
             " float32"
         )
+    elif code == 43:
+        kind = ValueError
+        text = (
+            "weight: the change of tensor {name!r} times its weight is too large to be summed"
+            " exactly, or not finite; scale all weights down, or look at the tensor"
+        )
     elif code == 41:
         kind = ValueError
         text = "max_bytes: too small; the smallest payload of this update takes {detail} bytes"
@@ -71,7 +77,7 @@ def raise_from_native(
             where=where,
             detail=detail,
             n_bytes=n_bytes,
-            name=names[where] if code == 40 else "",
+            name=names[where] if code in (40, 43) else "",
             ratio=struct.unpack("<d", struct.pack("<Q", detail))[0],
         )
     ) from None
@@ -96,6 +102,7 @@ _MISMATCH_TEXTS = {
         " names, shapes or dtypes of the tensors differ; decode with the reference that the"
         " encoder used"
     ),
+    23: "payload: names tensor {where} of {detail}: made for another layout",
     21: (
         "payload: made against another reference: the values it builds on differ (check"
         " {where:08x}, here {detail:08x}); decode with the reference that the encoder used"

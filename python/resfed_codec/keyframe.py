@@ -13,8 +13,8 @@ from resfed_codec.codec import (
     ArrayT,
     OutT,
     Payload,
-    _empty_like,
-    _rows,
+    empty_like,
+    rows_of,
     writable_views,
 )
 from resfed_codec.errors import raise_from_native
@@ -50,7 +50,7 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
     keep = check_mantissa_bits(mantissa_bits)
     views = views_of(state, "state")
     specs = [view.spec for view in views]
-    rows = _rows(views, views, None, roles_of(specs, ()))
+    rows = rows_of(views, views, None, roles_of(specs, ()))
     return _native.encode_keyframe(rows, layout_digest(specs), keep)
 
 
@@ -98,10 +98,10 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     data = as_bytes(payload)
     specs = [view.spec for view in views_of(like, "like")]
     targets = writable_views(out, specs) if out is not None else None
-    result = _empty_like(like)
+    result = empty_like(like)
     decoded = views_of(result, "like")
     try:
-        rows = _rows(decoded, decoded, decoded, roles_of(specs, ()))
+        rows = rows_of(decoded, decoded, decoded, roles_of(specs, ()))
         _native.decode_keyframe(data, layout_digest(specs), rows)
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))

@@ -1,0 +1,307 @@
+#include "cpu/aggregate.hpp"
+
+#include <cmath>
+#include <mutex>
+#include <type_traits>
+
+#include "cpu/float_mode.hpp"
+#include "cpu/threads.hpp"
+
+namespace resfed {
+namespace {
+
+bool is_float(const Tensor& t) { return t.role != Role::kLossless; }
+
+Group group_of(const std::vector<Tensor>& tensors, bool floats) {
+  Group group;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (is_float(tensors[i]) != floats || tensors[i].n_elems == 0) continue;
+    group.pieces.push_back({&tensors[i], i, group.n_elems});
+    group.n_elems += tensors[i].n_elems;
+  }
+  return group;
+}
+
+int128 integer_weight_of(double weight) {
+  return static_cast<int128>(std::nearbyint(weight * kWeightUnits));
+}
+
+template <class T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Calls visit(reference) with the float elements by their type.
+template <class Visit>
+void with_reference(const Tensor& t, Visit visit) {
+  with_elements(t, 0,
+                [&]<class T>(const Elements<T>&) { visit(static_cast<const T*>(t.reference)); });
+}
+
+// Calls visit(piece, begin, end, shift) for the sent elements [begin, end) of a segment that lie in
+// one piece: they are its elements offset + shift.
+template <class Visit>
+void for_each_run(const Group& group, uint64_t segment, const std::vector<SentElement>& sent,
+                  Visit visit) {
+  if (sent.empty()) return;
+  size_t i = 0;
+  for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
+    const size_t begin = i;
+    while (i < sent.size() && sent[i].offset - at < n) ++i;
+    if (i > begin) visit(piece, begin, i, first - at);
+  });
+}
+
+// The largest magnitude, and the first tensor that has one as large.
+struct Largest {
+  uint64_t magnitude = 0;
+  uint64_t ordinal = 0;
+
+  void see(uint64_t bits, uint64_t where) {
+    if (bits < magnitude || (bits == magnitude && where >= ordinal)) return;
+    magnitude = bits;
+    ordinal = where;
+  }
+  double value() const { return double_from_bits(magnitude); }
+};
+
+}  // namespace
+
+// What a call is about to add at most, to float and to integer sums.
+struct Aggregator::Bounds {
+  Largest floats, integers;
+  std::mutex mutex;
+
+  void add(const Bounds& other) {
+    const std::lock_guard lock(mutex);
+    floats.see(other.floats.magnitude, other.floats.ordinal);
+    integers.see(other.integers.magnitude, other.integers.ordinal);
+  }
+};
+
+Aggregator::Aggregator(std::vector<Tensor> tensors, uint64_t layout_digest,
+                       std::vector<bool> is_signed)
+    : tensors_(std::move(tensors)),
+      layout_digest_(layout_digest),
+      is_signed_(std::move(is_signed)),
+      floats_(group_of(tensors_, true)),
+      integers_(group_of(tensors_, false)),
+      begin_(tensors_.size()),
+      float_sums_(floats_.n_elems),
+      integer_sums_(integers_.n_elems) {
+  for (const Group* group : {&floats_, &integers_}) {
+    for (const Piece& piece : group->pieces) begin_[piece.ordinal] = piece.begin;
+  }
+}
+
+void Aggregator::add(const uint8_t* payload, size_t n_bytes, double weight) {
+  const DefaultFloatMode mode;
+  const Update u = read_update(payload, n_bytes, layout_digest_, tensors_);
+  const auto for_lossless = [&](const auto& visit) {
+    for_each_change(u.groups.lossless, u.changes,
+                    [&](const Piece& piece, uint64_t element, size_t i) {
+                      visit(piece.ordinal, element, u.restored.bits[i]);
+                    });
+  };
+  Bounds bounds;
+  const auto matrix = contributions(u.groups.matrix, u.sent_matrix, u.matrix, weight, bounds);
+  const auto vector = contributions(u.groups.vector, u.sent_vector, u.vector, weight, bounds);
+  for_lossless([&](uint64_t ordinal, uint64_t element, uint64_t after) {
+    look_at(ordinal, element, after, weight, bounds);
+  });
+  accept(bounds, weight);
+
+  sum_up(u.groups.matrix, u.sent_matrix, matrix);
+  sum_up(u.groups.vector, u.sent_vector, vector);
+  for_lossless([&](uint64_t ordinal, uint64_t element, uint64_t after) {
+    add_element(ordinal, element, after, weight);
+  });
+}
+
+// Twice over the model: nothing of its size is kept in between.
+void Aggregator::add_state(const std::vector<const void*>& state, double weight) {
+  const DefaultFloatMode mode;
+  const auto for_changed = [&](const Group& group, size_t segment, const auto& visit) {
+    for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+      const Tensor& t = *piece.tensor;
+      for (uint64_t i = first; i < first + n; ++i) {
+        const uint64_t after = load_element(state[piece.ordinal], i, t.elem_bytes);
+        if (after != load_element(t.reference, i, t.elem_bytes)) visit(piece.ordinal, i, after);
+      }
+    });
+  };
+  Bounds bounds;
+  for (const Group* group : {&floats_, &integers_}) {
+    parallel_for(n_segments(*group), [&](size_t s) {
+      Bounds own;
+      for_changed(*group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
+        look_at(ordinal, element, after, weight, own);
+      });
+      bounds.add(own);
+    });
+  }
+  accept(bounds, weight);
+  for (const Group* group : {&floats_, &integers_}) {
+    parallel_for(n_segments(*group), [&](size_t s) {
+      for_changed(*group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
+        add_element(ordinal, element, after, weight);
+      });
+    });
+  }
+}
+
+Aggregator::Contributions Aggregator::contributions(const Group& group, const SentSegments& sent,
+                                                    const Recovered& recovered, double weight,
+                                                    Bounds& bounds) {
+  Contributions all(sent.size());
+  parallel_for(sent.size(), [&](size_t s) {
+    Bounds own;
+    all[s].resize(sent[s].size());
+    const SentElement* const elements = sent[s].data();
+    const uint64_t* const bits = recovered.bits[s].data();
+    double* const out = all[s].data();
+    for_each_run(
+        group, s, sent[s], [&](const Piece& piece, size_t begin, size_t end, uint64_t shift) {
+          const uint64_t base = begin_[piece.ordinal] + shift;
+          float_sums_.touch(base + elements[begin].offset);
+          float_sums_.touch(base + elements[end - 1].offset);  // no run meets a third segment
+          uint64_t most = 0;
+          with_reference(*piece.tensor, [&](const auto* reference) {
+            using T = std::remove_cvref_t<decltype(*reference)>;
+            for (size_t i = begin; i < end; ++i) {
+              const double before = as_double(reference[elements[i].offset + shift]);
+              out[i] = weight * (as_double(from_bits<T>(bits[i])) - before);
+              most = std::max(most, magnitude_bits(out[i]));
+            }
+          });
+          own.floats.see(most, piece.ordinal);
+        });
+    bounds.add(own);
+  });
+  return all;
+}
+
+void Aggregator::sum_up(const Group& group, const SentSegments& sent,
+                        const Contributions& contributions) {
+  parallel_for(sent.size(), [&](size_t s) {
+    const SentElement* const elements = sent[s].data();
+    const double* const in = contributions[s].data();
+    for_each_run(group, s, sent[s],
+                 [&](const Piece& piece, size_t begin, size_t end, uint64_t shift) {
+                   const uint64_t base = begin_[piece.ordinal] + shift;
+                   for (size_t i = begin; i < end; ++i)
+                     float_sums_.at(base + elements[i].offset) += to_units(in[i]);
+                 });
+  });
+}
+
+double Aggregator::float_change(uint64_t ordinal, uint64_t element, uint64_t after) const {
+  double change = 0.0;
+  with_reference(tensors_[ordinal], [&](const auto* reference) {
+    using T = std::remove_cvref_t<decltype(*reference)>;
+    change = as_double(from_bits<T>(after)) - as_double(reference[element]);
+  });
+  return change;
+}
+
+int128 Aggregator::integer_change(uint64_t ordinal, uint64_t element, uint64_t after) const {
+  const Tensor& t = tensors_[ordinal];
+  const uint64_t before = load_element(t.reference, element, t.elem_bytes);
+  return integer_value(after, t.elem_bytes, is_signed_[ordinal]) -
+         integer_value(before, t.elem_bytes, is_signed_[ordinal]);
+}
+
+// One changed element of any kind: its bound and memory.
+void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
+                         Bounds& bounds) {
+  if (is_float(tensors_[ordinal])) {
+    float_sums_.touch(begin_[ordinal] + element);
+    const double contribution = weight * float_change(ordinal, element, after);
+    bounds.floats.see(magnitude_bits(contribution), ordinal);
+  } else {
+    integer_sums_.touch(begin_[ordinal] + element);
+    const double weighed = static_cast<double>(integer_weight_of(weight)) *
+                           static_cast<double>(integer_change(ordinal, element, after));
+    bounds.integers.see(magnitude_bits(weighed), ordinal);
+  }
+}
+
+void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight) {
+  const uint64_t place = begin_[ordinal] + element;
+  if (is_float(tensors_[ordinal])) {
+    float_sums_.at(place) += to_units(weight * float_change(ordinal, element, after));
+  } else {
+    integer_sums_.at(place) += integer_weight_of(weight) * integer_change(ordinal, element, after);
+  }
+}
+
+// The last thing that may fail.
+void Aggregator::accept(const Bounds& bounds, double weight) {
+  const double float_bound = float_bound_ + bounds.floats.value();
+  const double integer_bound = integer_bound_ + bounds.integers.value();
+  // Negated: a NaN is refused.
+  if (!(float_bound < kFloatSumLimit)) throw Failure{Code::kSumTooLarge, bounds.floats.ordinal};
+  if (!(integer_bound < kIntegerSumLimit)) {
+    throw Failure{Code::kSumTooLarge, bounds.integers.ordinal};
+  }
+  float_bound_ = float_bound;
+  integer_bound_ = integer_bound;
+  integer_weight_ += integer_weight_of(weight);
+}
+
+void Aggregator::result(const std::vector<void*>& out, double total_weight) const {
+  const DefaultFloatMode mode;
+  parallel_for(n_segments(floats_), [&](size_t s) {
+    for_each_part(floats_, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+      write_floats(piece, first, n, out[piece.ordinal], total_weight);
+    });
+  });
+  parallel_for(n_segments(integers_), [&](size_t s) {
+    for_each_part(integers_, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+      write_integers(piece, first, n, out[piece.ordinal]);
+    });
+  });
+}
+
+// Parts of a piece lie in one segment of the sums, for both are cut alike.
+void Aggregator::write_floats(const Piece& piece, uint64_t first, uint64_t n, void* out,
+                              double total_weight) const {
+  const uint64_t place = piece.begin + first;
+  const int128* sums = float_sums_.segment(place);
+  with_reference(*piece.tensor, [&](const auto* reference) {
+    using T = std::remove_cvref_t<decltype(*reference)>;
+    T* const mean = static_cast<T*>(out) + first;
+    std::memcpy(mean, reference + first, n * sizeof(T));
+    if (sums == nullptr) return;
+    sums += place % kSegment;
+    for (uint64_t i = 0; i < n; ++i) {
+      if (sums[i] == 0) continue;
+      const double change = static_cast<double>(sums[i]) * kFloatUnit / total_weight;
+      round_to(as_double(reference[first + i]) + change, mean + i);
+    }
+  });
+}
+
+void Aggregator::write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const {
+  const Tensor& t = *piece.tensor;
+  const uint64_t place = piece.begin + first;
+  const int128* const sums = integer_sums_.segment(place);
+  for (uint64_t i = 0; i < n; ++i) {
+    const uint64_t before = load_element(t.reference, first + i, t.elem_bytes);
+    const int128 base = integer_value(before, t.elem_bytes, is_signed_[piece.ordinal]);
+    const int128 sum = sums != nullptr ? sums[place % kSegment + i] : 0;
+    const auto mean = static_cast<uint64_t>(base + rounded_quotient(sum, integer_weight_, base));
+    std::memcpy(static_cast<uint8_t*>(out) + (first + i) * t.elem_bytes, &mean, t.elem_bytes);
+  }
+}
+
+void Aggregator::reset() {
+  float_sums_.clear();
+  integer_sums_.clear();
+  float_bound_ = integer_bound_ = 0.0;
+  integer_weight_ = 0;
+}
+
+}  // namespace resfed

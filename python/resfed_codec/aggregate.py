@@ -1,0 +1,187 @@
+"""Aggregator: the weighted mean of many clients' models, straight from their payloads."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+from resfed_codec import _native
+from resfed_codec.codec import Payload, address_of, empty_like, rows_of
+from resfed_codec.errors import raise_from_native
+from resfed_codec.layout import State, check_same_layout, layout_digest, roles_of, views_of
+from resfed_codec.payload import as_bytes
+
+MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
+"""Between these, no weight is lost in the units of csrc/cpu/exact_mean.hpp."""
+
+_WEIGHT_UNITS = 2.0**92  # a float64 of at least 2^-40 is a multiple of 2^-92
+
+
+class Aggregator:
+    """The mean of models, weighted, as ``reference + sum(w * (model - reference)) / sum(w)``.
+
+    Models come as payloads, which cost what they changed and not what the model holds, or as they
+    are. Nothing is rounded while it is added up, so the result is the same, bit for bit, in
+    whatever order models are added and with any number of threads::
+
+        aggregator = rfc.Aggregator(reference)
+        for payload, n_samples in received:
+            aggregator.add(payload, n_samples)
+        reference = aggregator.result()
+
+    Numerics: a change is ``weight * (recovered - reference)``, both elements widened to float64,
+    truncated to a multiple of 2^-80 and added up in 128 bits; the mean is rounded to the tensor's
+    dtype at the end. It is that of float64 arithmetic on decoded models to within the last bit of
+    float32 (float16, bfloat16), as long as ``count * 2**-80 / total_weight`` and a change's last
+    bit in float64 are beneath notice.
+    Integers and bool are added up exactly, with weights rounded to multiples of 2^-40, and their
+    mean is rounded to the nearest, halves to even.
+
+    Memory: a private copy of the reference, and 16 bytes for each element of the pages touched: at
+    most four times a float32 model.
+
+    Calls from several threads take turns. An instance can be neither copied nor pickled.
+
+    Args:
+        reference: The model that payloads were encoded against: a mapping from names to arrays, or
+            a sequence of arrays, as in :func:`encode`. It is copied.
+
+    Raises:
+        TypeError: ``reference`` is of the wrong type, or a tensor's dtype is not supported.
+    """
+
+    def __init__(self, reference: State) -> None:
+        given = views_of(reference, "reference")
+        self._reference = empty_like(reference)
+        self._base = views_of(self._reference, "reference")  # memory of the private copy
+        self._specs = [view.spec for view in given]
+        self._lock = threading.Lock()
+        self._units = self._count = 0
+        self._copy(given)
+        is_signed = [spec.dtype.startswith("int") for spec in self._specs]
+        rows = rows_of(self._base, self._base, None, roles_of(self._specs, ()))
+        self._native = _native.Aggregator(rows, layout_digest(self._specs), is_signed)
+
+    def add(self, payload: Payload, weight: float = 1.0) -> None:
+        """Add the model that ``payload`` encodes. All or nothing: an error changes nothing.
+
+        Args:
+            payload: What :func:`encode` returned for a model and this reference, with any options.
+            weight: Its weight, an int or float in [2^-40, 2^40]; only ratios of weights matter.
+
+        Raises:
+            PayloadError: The payload is damaged, truncated, or not of this codec.
+            StateMismatchError: It was made for another layout or against another reference.
+            TypeError: An argument is of the wrong type.
+            ValueError: ``weight`` is out of range, or a change times its weight is not finite or
+                so large that sums might reach 2^46 (the tensor is named).
+        """
+        value = _checked_weight(weight)
+        data = as_bytes(payload)
+        with self._lock:
+            try:
+                self._native.add(data, value)
+            except _native.NativeError as error:
+                raise_from_native(error, [spec.name for spec in self._specs], len(data))
+            self._count_in(value)
+
+    def add_state(self, state: State, weight: float = 1.0) -> None:
+        """Add a model that is not compressed; costs a pass over it. All or nothing.
+
+        Args:
+            state: A model of the reference's names, shapes and dtypes.
+            weight: As in :meth:`add`.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: The layouts differ (both sides are named), or as in :meth:`add`.
+        """
+        value = _checked_weight(weight)
+        views = views_of(state, "state")
+        check_same_layout((view.spec for view in views), self._specs, "state")
+        with self._lock:
+            try:
+                self._native.add_state([address_of(view.array) for view in views], value)
+            except _native.NativeError as error:
+                raise_from_native(error, [spec.name for spec in self._specs])
+            self._count_in(value)
+
+    def result(self) -> Any:
+        """The mean of what was added; more can be added afterwards.
+
+        Returns:
+            A new state of the reference's kind, which the caller owns: a dict or a list, with the
+            same names in the same order, shapes, dtypes; torch where it was torch. Elements that
+            nothing changed are the reference's.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        with self._lock:
+            if self._count == 0:
+                raise ValueError("result: nothing was added")
+            state = empty_like(self._reference)
+            addresses = [address_of(view.array) for view in views_of(state, "result")]
+            self._native.result(addresses, self.total_weight)
+        return state
+
+    def reset(self, reference: State | None = None) -> None:
+        """Forget what was added; with ``reference``, go on from another model.
+
+        Args:
+            reference: A model of the same names, shapes and dtypes; copied. Default: the same.
+
+        Raises:
+            TypeError: ``reference`` is of the wrong type.
+            ValueError: ``reference`` has another layout (both sides are named).
+        """
+        given = None if reference is None else views_of(reference, "reference")
+        if given is not None:
+            check_same_layout((view.spec for view in given), self._specs, "reference")
+        with self._lock:
+            if given is not None:
+                self._copy(given)
+            self._native.reset()
+            self._units = self._count = 0
+
+    @property
+    def total_weight(self) -> float:
+        """The exact sum of the weights added, rounded once."""
+        return self._units / 2**92  # division of integers rounds correctly
+
+    @property
+    def count(self) -> int:
+        """How many models were added."""
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"<Aggregator of {self._count} models, total weight {self.total_weight:g}>"
+
+    def _copy(self, given: Any) -> None:
+        for mine, theirs in zip(self._base, given, strict=True):
+            np.copyto(mine.array, theirs.array)
+
+    def _count_in(self, weight: float) -> None:
+        self._units += int(weight * _WEIGHT_UNITS)
+        self._count += 1
+
+
+def _checked_weight(weight: Any) -> float:
+    if type(weight) is not float:
+        if isinstance(weight, bool) or not isinstance(
+            weight, (int, float, np.integer, np.floating)
+        ):
+            raise TypeError(f"weight={weight!r}: must be a number, not {type(weight).__name__}")
+        try:
+            weight = float(weight)
+        except OverflowError:
+            weight = math.inf
+    value: float = weight
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"weight={value!r}: must be positive and finite")
+    if not MIN_WEIGHT <= value <= MAX_WEIGHT:
+        raise ValueError(f"weight={value!r}: must lie in [2**-40, 2**40]; only ratios matter")
+    return value
