@@ -88,8 +88,10 @@ class Channel(RuleBasedStateMachine):
 
     @rule()
     def update(self) -> None:
-        self.server.update(moved(self.server.state, self.rng))
+        payload = self.server.update(moved(self.server.state, self.rng))
         self.note_globals()
+        for name in NAMES if payload else ():
+            self.down[name].append(payload)
 
     @rule(name=st.sampled_from(NAMES))
     def server_sends(self, name: str) -> None:

@@ -58,10 +58,10 @@ void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
-void add_payload(Aggregator& aggregator, const py::bytes& payload, double weight) {
+void add_payload(Aggregator& aggregator, const py::bytes& payload, uint64_t digest, double weight) {
   const std::string_view bytes = view(payload);
   const py::gil_scoped_release unlocked;
-  aggregator.add(data_of(bytes), bytes.size(), weight);
+  aggregator.add(data_of(bytes), bytes.size(), digest, weight);
 }
 
 template <class Pointer>
@@ -159,13 +159,11 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("exclusions", &EncodeOptions::exclusions);
 
   py::class_<Aggregator>(m, "Aggregator")
-      .def(py::init(
-               [](const py::sequence& rows, uint64_t layout_digest, std::vector<bool> is_signed) {
-                 return std::make_unique<Aggregator>(tensors_from(rows), layout_digest,
-                                                     std::move(is_signed));
-               }),
-           py::arg("tensors"), py::arg("layout_digest"), py::arg("is_signed"))
-      .def("add", &add_payload, py::arg("payload"), py::arg("weight"))
+      .def(py::init([](const py::sequence& rows, std::vector<bool> is_signed) {
+             return std::make_unique<Aggregator>(tensors_from(rows), std::move(is_signed));
+           }),
+           py::arg("tensors"), py::arg("is_signed"))
+      .def("add", &add_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
       .def(
           "add_state",
           [](Aggregator& a, const std::vector<uintptr_t>& addresses, double weight) {

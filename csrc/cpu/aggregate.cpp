@@ -81,10 +81,8 @@ struct Aggregator::Bounds {
   }
 };
 
-Aggregator::Aggregator(std::vector<Tensor> tensors, uint64_t layout_digest,
-                       std::vector<bool> is_signed)
+Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed)
     : tensors_(std::move(tensors)),
-      layout_digest_(layout_digest),
       is_signed_(std::move(is_signed)),
       floats_(group_of(tensors_, true)),
       integers_(group_of(tensors_, false)),
@@ -96,9 +94,9 @@ Aggregator::Aggregator(std::vector<Tensor> tensors, uint64_t layout_digest,
   }
 }
 
-void Aggregator::add(const uint8_t* payload, size_t n_bytes, double weight) {
+void Aggregator::add(const uint8_t* payload, size_t n_bytes, uint64_t digest, double weight) {
   const DefaultFloatMode mode;
-  const Update u = read_update(payload, n_bytes, layout_digest_, tensors_);
+  const Update u = read_update(payload, n_bytes, digest, tensors_);
   const auto for_lossless = [&](const auto& visit) {
     for_each_change(u.groups.lossless, u.changes,
                     [&](const Piece& piece, uint64_t element, size_t i) {

@@ -11,11 +11,12 @@ class Aggregator {
  public:
   // The tensors' references are borrowed for the aggregator's life; roles are those of a payload
   // without exclusions. `is_signed` tells the integers apart, one entry per tensor.
-  Aggregator(std::vector<Tensor> tensors, uint64_t layout_digest, std::vector<bool> is_signed);
+  Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed);
 
-  // Weights lie in [2^-40, 2^40]. All or nothing: both throw Failure before anything is added,
+  // `digest` is the one that the payload must name; its prediction is the reference. Weights lie in
+  // [2^-40, 2^40]. All or nothing: both throw Failure before anything is added,
   // kSumTooLarge where sums could overflow. `state` has one address per tensor.
-  void add(const uint8_t* payload, size_t n_bytes, double weight);
+  void add(const uint8_t* payload, size_t n_bytes, uint64_t digest, double weight);
   void add_state(const std::vector<const void*>& state, double weight);
 
   // Writes the mean to `out`, one address per tensor. `total_weight` is the exact sum of the
@@ -40,7 +41,6 @@ class Aggregator {
   void write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const;
 
   std::vector<Tensor> tensors_;
-  uint64_t layout_digest_;
   std::vector<bool> is_signed_;
   Group floats_, integers_;      // all tensors of that kind: where their sums lie
   std::vector<uint64_t> begin_;  // of each tensor in its group

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resfed_codec import _native
-from resfed_codec.codec import Payload, address_of, empty_like, rows_of
+from resfed_codec.codec import Payload, address_of, check_stands_alone, empty_like, rows_of
 from resfed_codec.errors import raise_from_native
 from resfed_codec.layout import State, check_same_layout, layout_digest, roles_of, views_of
 from resfed_codec.payload import as_bytes
@@ -31,6 +31,8 @@ class Aggregator:
         for payload, n_samples in received:
             aggregator.add(payload, n_samples)
         reference = aggregator.result()
+
+    What a :class:`ClientSession` sends goes through :meth:`ServerSession.receive_into`.
 
     Numerics: a change is ``weight * (recovered - reference)``, both elements widened to float64,
     truncated to a multiple of 2^-80 and added up in 128 bits; the mean is rounded to the tensor's
@@ -60,10 +62,12 @@ class Aggregator:
         self._specs = [view.spec for view in given]
         self._lock = threading.Lock()
         self._units = self._count = 0
+        self._origin: int | None = None  # digest of the version that is the reference, if one is
         self._copy(given)
         is_signed = [spec.dtype.startswith("int") for spec in self._specs]
         rows = rows_of(self._base, self._base, None, roles_of(self._specs, ()))
-        self._native = _native.Aggregator(rows, layout_digest(self._specs), is_signed)
+        self._native = _native.Aggregator(rows, is_signed)
+        self._digest = layout_digest(self._specs)
 
     def add(self, payload: Payload, weight: float = 1.0) -> None:
         """Add the model that ``payload`` encodes. All or nothing: an error changes nothing.
@@ -74,18 +78,28 @@ class Aggregator:
 
         Raises:
             PayloadError: The payload is damaged, truncated, or not of this codec.
-            StateMismatchError: It was made for another layout or against another reference.
+            StateMismatchError: It was made for another layout or against another reference, or
+                belongs to a stream or session.
             TypeError: An argument is of the wrong type.
             ValueError: ``weight`` is out of range, or a change times its weight is not finite or
                 so large that sums might reach 2^46 (the tensor is named).
         """
         value = _checked_weight(weight)
         data = as_bytes(payload)
+        try:
+            check_stands_alone(data)
+        except _native.NativeError as error:
+            raise_from_native(error, (), len(data))
+        self._add_predicted(data, self._digest, value)
+
+    def _add_predicted(self, payload: bytes, digest: int, weight: float) -> None:
+        """Add a payload with this digest field, whose prediction is the reference itself."""
+        value = _checked_weight(weight)
         with self._lock:
             try:
-                self._native.add(data, value)
+                self._native.add(payload, digest, value)
             except _native.NativeError as error:
-                raise_from_native(error, [spec.name for spec in self._specs], len(data))
+                raise_from_native(error, [spec.name for spec in self._specs], len(payload))
             self._count_in(value)
 
     def add_state(self, state: State, weight: float = 1.0) -> None:
@@ -144,6 +158,7 @@ class Aggregator:
         with self._lock:
             if given is not None:
                 self._copy(given)
+                self._origin = None
             self._native.reset()
             self._units = self._count = 0
 

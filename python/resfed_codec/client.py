@@ -9,6 +9,7 @@ from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.history import (
+    OWN,
     Feedback,
     Opened,
     Version,
@@ -103,7 +104,8 @@ class ClientSession(Session):
         A message that brings nothing new gives the model that is held.
 
         Args:
-            message: From ``send`` or ``answer`` of the server.
+            message: From ``send`` or ``answer`` of the server, or the payload that its ``update``
+                returned.
             copy: False returns the session's own memory, valid until the next call and read-only
                 where the array type can say so.
             out: Arrays of the same layout to write into.
@@ -117,11 +119,7 @@ class ClientSession(Session):
         After any error nothing has changed.
         """
         data = as_bytes(message)
-        m = read_message(data)
-        if m.is_request:
-            raise PayloadError("payload: this is a request: give it to answer()")
-        if m.ack is None:
-            raise PayloadError("payload: this message is not from a server's session")
+        m = self._message_of(data)
         if self._tag and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
         targets = writable_views(out, self._layout.specs) if out is not None else None
@@ -137,11 +135,22 @@ class ClientSession(Session):
         for number in sorted(self._held):
             if number < oldest or number > version.number or len(self._held) > self._history:
                 del self._held[number]
-        self._settle(m.ack)
+        if m.ack is not None:
+            self._settle(m.ack)
         model = model_of(version)
         if targets is not None:
             return copy_into(targets, model, out)
         return self._layout.state_of(copy_model(model) if copy else model, read_only=not copy)
+
+    def _message_of(self, data: bytes) -> Message:
+        if not is_message(data):
+            return Message(self._tag, payloads=(data,))
+        m = read_message(data)
+        if m.is_request:
+            raise PayloadError("payload: this is a request: give it to answer()")
+        if m.ack is None:
+            raise PayloadError("payload: this message is not from a server's session")
+        return m
 
     def _follow(self, m: Message) -> tuple[Version, int]:
         """The version a message leads to, and the oldest that is still wanted. Changes nothing."""
@@ -175,7 +184,7 @@ class ClientSession(Session):
             raise self._mismatch(link.version, f"it is {link}")
         # A chain may fail further on, so the held model is updated in place by a single payload.
         spare = alone or base is not self._down
-        in_place = spare and self._only_newest_counts and o.copies_base()
+        in_place = spare and self._only_newest_counts and o.copies(OWN)
         out = model_of(base) if in_place else self._layout.empty()
         o.decode(self._layout, base, other, out)
         version = Version(link.version, o.digest, out, base)

@@ -177,12 +177,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     specs = [view.spec for view in base]
     digest = layout_digest(specs)
     try:
-        frame = _native.inspect(data)
-        if frame["link"]:
-            raise StateMismatchError(
-                f"payload: belongs to a stream ({parse_link(frame['link'])}): give it to the"
-                " Decoder or the session that holds this version"
-            )
+        check_stands_alone(data)
         if out is None:
             result = empty_like(reference)
             targets = views_of(result, "reference")
@@ -193,6 +188,16 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
     return result
+
+
+def check_stands_alone(payload: bytes) -> None:
+    """Refuse payloads that build on a stream's versions; raises NativeError for damaged ones."""
+    link = _native.inspect(payload)["link"]
+    if link:
+        raise StateMismatchError(
+            f"payload: belongs to a stream ({parse_link(link)}): give it to the Decoder or the"
+            " session that holds this version"
+        )
 
 
 def rows_of(

@@ -24,6 +24,7 @@ from resfed_codec.link import (
     digest64,
     link_digest,
     parse_link,
+    unit_terms,
     version_digest,
 )
 
@@ -197,12 +198,11 @@ class Opened:
         found: int = self.frame["digest"]
         return found == expected
 
-    def copies_base(self) -> bool:
-        """Whether the prediction of every tensor is the base itself, so that it can be updated."""
+    def copies(self, place: int) -> bool:
+        """Whether the prediction of every tensor is the version at this place, unchanged."""
         link = self.link
-        return link.terms[OWN] == 1 << link.coef_log2 and not (
-            any(link.terms[1:]) or link.per_tensor
-        )
+        one = 1 << link.coef_log2
+        return not link.per_tensor and link.terms == tuple(one * n for n in unit_terms(place))
 
     def decode(
         self, layout: Layout, base: Version | None, other: Version | None, out: Model

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from resfed_codec.aggregate import Aggregator
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.history import (
+    OTHER,
     Feedback,
     Model,
     Opened,
@@ -22,8 +24,6 @@ from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.layout import State
 from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import (
-    ACK_WINDOW,
-    Ack,
     Head,
     Keyframe,
     Message,
@@ -32,45 +32,11 @@ from resfed_codec.message import (
     write_message,
 )
 from resfed_codec.payload import as_bytes
+from resfed_codec.record import ClientRecord, record_of
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
 
 KEYFRAME_PART = 16
 """A chain shorter than this part of the model is sent without asking what a keyframe takes."""
-
-
-@dataclass(eq=False)
-class Client:
-    """What the server knows of one client.
-
-    ``known`` is the global version it holds, None if that is none of ours; ``replaces`` the digest
-    of what it holds then. ``newest`` to ``seen`` tell which of its uplinks have arrived: ``seen``
-    holds the digests of all with the newest number, the last one first. ``uplinks`` are versions
-    that it may build on. Where the downlink is its own, ``downlinks`` are the versions sent to it,
-    and ``sent`` is what the newest was sent as, made from the global model number ``target``.
-    """
-
-    tag: int
-    known: Head | None
-    replaces: int = 0
-    newest: int = 0
-    window: int = 0
-    seen: list[int] = field(default_factory=list)
-    uplinks: dict[int, Version] = field(default_factory=dict)
-    downlinks: dict[int, Version] = field(default_factory=dict)
-    target: int = 0
-    sent: bytes | Keyframe = b""
-
-    def ack(self) -> Ack:
-        return Ack(self.newest, self.window, self.seen[0] & LOW32 if self.seen else 0)
-
-    def note_uplink(self, number: int, digest: int) -> None:
-        if number == self.newest:
-            self.seen.insert(0, digest)
-            return
-        ahead = number - self.newest
-        window = (self.window << 1 | 1) << (ahead - 1) if ahead <= ACK_WINDOW else 0
-        self.window = window & (2**ACK_WINDOW - 1) if self.newest else 0
-        self.newest, self.seen = number, [digest]
 
 
 class ServerSession(Session):
@@ -102,7 +68,7 @@ class ServerSession(Session):
         self._versions = {0: first}
         self._chain: dict[int, bytes] = {}
         self._digests = {0: first.digest}
-        self._clients: dict[ClientId, Client] = {}
+        self._clients: dict[ClientId, ClientRecord] = {}
         self._target: Model | None = None
         self._target_number = 0
         self._keyframe_cache: dict[int, bytes] = {}
@@ -159,9 +125,9 @@ class ServerSession(Session):
         """Take a new global model; it is encoded once for all clients.
 
         Returns:
-            The payload, for those who multicast it: a :class:`resfed_codec.Decoder` does not take
-            it, clients get it in :meth:`send`. Empty if the downlink's predictor looks at client
-            models; then each client's payload is made by ``send``.
+            The payload, for those who multicast it: clients take it in ``receive`` and learn what
+            has arrived from them by the next :meth:`send`. Empty if the downlink's predictor looks
+            at client models; then each client's payload is made by ``send``.
 
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
@@ -211,7 +177,7 @@ class ServerSession(Session):
         self._clients[client_id] = client
         return write_message(message)
 
-    def _send_to_all(self, client: Client) -> Message:
+    def _send_to_all(self, client: ClientRecord) -> Message:
         message = Message(client.tag, ack=client.ack())
         chain = None if client.known is None else self._chain_since(client.known)
         if chain is None or self._is_long(chain):
@@ -223,12 +189,12 @@ class ServerSession(Session):
             return message._replace(payloads=tuple(chain))
         return message._replace(head=Head(self._current.number, self._current.digest))
 
-    def _client(self, client_id: ClientId) -> Client:
+    def _client(self, client_id: ClientId) -> ClientRecord:
         """The client's record; a new one is not entered yet."""
         tag = client_tag(client_id, self._initial)
         if client_id in self._clients:
             return self._clients[client_id]
-        client = Client(tag, Head(0, self._down_root))
+        client = ClientRecord(tag, Head(0, self._down_root))
         first = self._first_uplink()
         if first is not None:
             client.uplinks[0] = first
@@ -258,7 +224,7 @@ class ServerSession(Session):
             for v in reversed(versions)
         )
 
-    def _send_alone(self, client: Client) -> Message:
+    def _send_alone(self, client: ClientRecord) -> Message:
         """The message of a downlink that is this client's own, and what changes by sending it."""
         known = client.known
         if client.target != self._target_number or (known is None and client.sent == b""):
@@ -271,7 +237,7 @@ class ServerSession(Session):
             return message._replace(keyframes=(client.sent,))
         return message._replace(payloads=(client.sent,))
 
-    def _encode_for(self, client: Client) -> None:
+    def _encode_for(self, client: ClientRecord) -> None:
         """Make the newest global model the client's newest downlink."""
         target = model_of(self._initial) if self._target is None else self._target
         number = max(client.downlinks) + 1
@@ -326,7 +292,7 @@ class ServerSession(Session):
         client.known, client.replaces, client.sent = None, m.head.digest, b""
         return self.send(client_id)
 
-    def _held_by(self, client: Client, number: int) -> int | None:
+    def _held_by(self, client: ClientRecord, number: int) -> int | None:
         """Digest of a global version that is still known here."""
         if self._broadcast:
             return self._digests.get(number)
@@ -367,7 +333,55 @@ class ServerSession(Session):
             return copy_into(targets, model, out)
         return self._layout.state_of(copy_model(model) if self._keep_up else model)
 
-    def _open(self, client: Client, data: bytes) -> Arrived:
+    def aggregator(self) -> Aggregator:
+        """An empty :class:`Aggregator` whose reference is the global model."""
+        aggregator = Aggregator(self.state)
+        if not self._keep_up:  # else local models are decoded anyway, to be kept
+            aggregator._origin = self._current.digest
+        return aggregator
+
+    def receive_into(
+        self, client_id: ClientId, payload: bytes, aggregator: Aggregator, weight: float = 1.0
+    ) -> bool:
+        """:meth:`receive`, but the local model is added to ``aggregator`` and not returned.
+
+        With :meth:`aggregator` and the uplink predictor "global" this costs what changed and not
+        what the model holds; else the model is decoded and added.
+
+        Args:
+            client_id, payload: As in :meth:`receive`.
+            aggregator: Of the same names, shapes and dtypes.
+            weight: As in :meth:`Aggregator.add`.
+
+        Returns:
+            False if it is the client's newest uplink, come again: it is not added twice.
+
+        Raises:
+            CodecError, TypeError, ValueError: As :meth:`receive` and :meth:`Aggregator.add`. After
+                any error nothing has changed, here or in ``aggregator``.
+        """
+        if not isinstance(aggregator, Aggregator):
+            raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
+        data = as_bytes(payload)
+        client = self._client(client_id)
+        model = None
+        try:
+            arrived = self._open(client, data)
+            if client.has_last(arrived.number, arrived.digest):
+                return False
+            content, other = arrived.content, arrived.other
+            on_reference = other is not None and other.digest == aggregator._origin
+            if on_reference and isinstance(content, Opened) and content.copies(OTHER):
+                aggregator._add_predicted(data, content.frame["digest"], weight)
+            else:
+                model = self._decode(client, arrived)
+                aggregator.add_state(self._layout.state_of(model), weight)
+        except StateMismatchError as error:
+            raise StateMismatchError(str(error), self._request(client, data)) from None
+        self._commit(client_id, client, arrived, model)
+        return True
+
+    def _open(self, client: ClientRecord, data: bytes) -> Arrived:
         """What came, with the versions it builds on. Changes nothing."""
         if is_message(data):
             return self._open_message(client, data)
@@ -394,7 +408,7 @@ class ServerSession(Session):
             link.version, opened.digest, Head(other.number, other.digest), base, opened, other
         )
 
-    def _open_message(self, client: Client, data: bytes) -> Arrived:
+    def _open_message(self, client: ClientRecord, data: bytes) -> Arrived:
         m = read_message(data)
         if m.is_request:
             raise PayloadError("payload: this is a request: give it to answer()")
@@ -407,14 +421,14 @@ class ServerSession(Session):
         self._check_order(client, keyframe.version, keyframe.digest, text)
         return Arrived(keyframe.version, keyframe.digest, m.head, None, keyframe)
 
-    def _check_order(self, client: Client, number: int, digest: int, text: str) -> None:
+    def _check_order(self, client: ClientRecord, number: int, digest: int, text: str) -> None:
         """A client that was restored may use the newest number once more, for something else."""
         if number < client.newest or (number == client.newest and digest in client.seen[1:]):
             raise StateMismatchError(
                 f"payload: {text}, older than uplink {client.newest}, which has arrived"
             )
 
-    def _request(self, client: Client, refused: bytes) -> bytes:
+    def _request(self, client: ClientRecord, refused: bytes) -> bytes:
         newest = self._current if self._broadcast else client.downlinks[max(client.downlinks)]
         request = Message(
             client.tag,
@@ -425,8 +439,8 @@ class ServerSession(Session):
         )
         return write_message(request)
 
-    def _decode(self, client: Client, arrived: Arrived) -> Model:
-        if client.newest == arrived.number and self._keep_up and client.seen[0] == arrived.digest:
+    def _decode(self, client: ClientRecord, arrived: Arrived) -> Model:
+        if self._keep_up and client.has_last(arrived.number, arrived.digest):
             return model_of(client.uplinks[arrived.number])
         model = self._layout.empty()
         if isinstance(arrived.content, Keyframe):
@@ -436,9 +450,11 @@ class ServerSession(Session):
             arrived.content.decode(self._layout, arrived.base, arrived.other, model)
         return model
 
-    def _commit(self, client_id: ClientId, client: Client, arrived: Arrived, model: Model) -> None:
+    def _commit(
+        self, client_id: ClientId, client: ClientRecord, arrived: Arrived, model: Model | None
+    ) -> None:
         self._clients[client_id] = client
-        if client.newest == arrived.number and client.seen[0] == arrived.digest:
+        if client.has_last(arrived.number, arrived.digest):
             return
         client.note_uplink(arrived.number, arrived.digest)
         if self._held_by(client, arrived.known.version) == arrived.known.digest:
@@ -470,7 +486,7 @@ class ServerSession(Session):
             "target": self._target,
             "target_number": self._target_number,
             "feedback": self._feedback,
-            "clients": [[name, _client_fields(c)] for name, c in self._clients.items()],
+            "clients": [[name, c.fields()] for name, c in self._clients.items()],
         }
 
     def _load_fields(self, fields: dict[str, Any]) -> None:
@@ -482,7 +498,7 @@ class ServerSession(Session):
         self._chain, self._digests = fields["chain"], fields["digests"]
         self._target, self._target_number = fields["target"], fields["target_number"]
         self._feedback = fields["feedback"]
-        self._clients = {name: _client_of(values) for name, values in fields["clients"]}
+        self._clients = {name: record_of(values) for name, values in fields["clients"]}
         self._keyframe_cache = {}
 
 
@@ -496,21 +512,6 @@ class Arrived:
     base: Version | None
     content: Opened | Keyframe
     other: Version | None = None
-
-
-def _client_fields(client: Client) -> list[Any]:
-    return [
-        list(v) if isinstance(v, Head) else list(v) if isinstance(v, Keyframe) else v
-        for v in vars(client).values()
-    ]
-
-
-def _client_of(values: list[Any]) -> Client:
-    client = Client(*values)
-    client.known = None if client.known is None else Head(*client.known)
-    if isinstance(client.sent, list):
-        client.sent = Keyframe(*client.sent)
-    return client
 
 
 def _keep_newest(versions: dict[int, Version], n: int, always: int | None = None) -> None:

@@ -14,6 +14,7 @@ from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.history import (
+    OWN,
     Feedback,
     Model,
     Opened,
@@ -248,7 +249,7 @@ class Decoder(_Stream):
                 f" {_why(link.version, link.base, current.number)}",
                 self._request(),
             )
-        in_place = opened.copies_base() and link.keep == 1
+        in_place = opened.copies(OWN) and link.keep == 1
         out = model_of(current) if in_place else self._spare or self._layout.empty()
         opened.decode(self._layout, current, None, out)
         self._advance(Version(link.version, opened.digest, out, current), link.keep)
