@@ -187,9 +187,7 @@ class ClientSession(Session):
         in_place = spare and self._only_newest_counts and o.copies(OWN)
         out = model_of(base) if in_place else self._layout.empty()
         o.decode(self._layout, base, other, out)
-        version = Version(link.version, o.digest, out, base)
-        version.forget_beyond(self._keep_down)
-        return version
+        return Version(link.version, o.digest, out, base).shortened(self._keep_down)
 
     @property
     def _only_newest_counts(self) -> bool:
@@ -238,8 +236,7 @@ class ClientSession(Session):
             out=out,
             feedback=self._feedback,
         )
-        version = Version(number, version_digest(payload), out, base)
-        version.forget_beyond(self._keep_up)
+        version = Version(number, version_digest(payload), out, base).shortened(self._keep_up)
         update = None
         if self._feedback is not None and out is not None:
             update = differences(self._up.roles, self._layout.specs, out, model_of(self._down))

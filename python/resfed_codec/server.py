@@ -149,7 +149,7 @@ class ServerSession(Session):
             feedback=self._feedback,
         )
         version = Version(base.number + 1, version_digest(payload), out, base)
-        version.forget_beyond(self._keep_down)
+        version = version.shortened(self._keep_down)
         self._current = version
         self._versions[version.number] = version
         _keep_newest(self._versions, self._history)
@@ -259,7 +259,7 @@ class ServerSession(Session):
                 feedback=None,
             )
             version = Version(number, version_digest(client.sent), out, base)
-            version.forget_beyond(self._keep_down)
+            version = version.shortened(self._keep_down)
         client.target = self._target_number
         client.downlinks[number] = version
         _keep_newest(client.downlinks, self._history, client.known and client.known.version)
@@ -467,7 +467,7 @@ class ServerSession(Session):
         if not self._keep_up:
             return
         version = Version(arrived.number, arrived.digest, model, arrived.base)
-        version.forget_beyond(self._keep_up)
+        version = version.shortened(self._keep_up)
         client.uplinks[arrived.number] = version
         if arrived.base is not None:
             for number in [n for n in client.uplinks if n < arrived.base.number]:
