@@ -133,7 +133,9 @@ class ClientSession(Session):
         self._down = version
         self._held[version.number] = version
         for number in sorted(self._held):
-            if number < oldest or number > version.number or len(self._held) > self._history:
+            stale = number < oldest or number > version.number
+            surplus = len(self._held) > self._history and number not in (oldest, version.number)
+            if stale or surplus:
                 del self._held[number]
         if m.ack is not None:
             self._settle(m.ack)
@@ -312,6 +314,7 @@ class ClientSession(Session):
         m = open_request(as_bytes(request), self._tag)
         if m.ack is None:
             raise PayloadError("payload: a client's request; it is for the server")
+        self._tag = self._tag or m.tag
         self._settle(m.ack, certain=True)
         if not self._sent:
             raise StateMismatchError("payload: a request, but no update waits to be sent again")
@@ -354,12 +357,12 @@ class ClientSession(Session):
                 [s.version, s.message, s.payload, list(s.global_version), s.update]
                 for s in self._sent.values()
             ],
-            "keep": [self._keep_up, self._keep_down],
+            "keep": [self._keep_up, self._keep_down, self._broadcast],
             "feedback": self._feedback,
         }
 
     def _load_fields(self, fields: dict[str, Any]) -> None:
-        if fields["keep"] != [self._keep_up, self._keep_down]:
+        if fields["keep"] != [self._keep_up, self._keep_down, self._broadcast]:
             raise ValueError("state_dict: saved with other predictors")
         if (fields["feedback"] is None) != (self._feedback is None):
             raise ValueError("state_dict: saved with another setting of error_feedback")
