@@ -16,6 +16,7 @@ from models import assert_same
 from published_rules import moved, random_model
 from resfed_codec.message import read_message, write_message
 from snapshots import SAVERS, refused, snapshot
+from test_corruption import sealed
 from test_session_state import RULES, configs, pair, run
 
 # ---- arguments
@@ -297,18 +298,9 @@ def test_a_chain_that_fails_further_on(rules: tuple[str, str]) -> None:
     good, foreign = (read_message(end.send("a")) for end in (server, other))
     damaged = bytearray(good.payloads[2])
     damaged[-5] ^= 1
-    repaired = bytes(damaged[:-4]) + crc32c(bytes(damaged[:-4])).to_bytes(4, "little")
+    repaired = sealed(bytes(damaged[:-4]))
     for last, error in ((foreign.payloads[2], "it is version"), (repaired, "payload: ")):
         mixed = write_message(good._replace(payloads=(*good.payloads[:2], last)))
         refused(client, rfc.CodecError, error, lambda mixed=mixed: client.receive(mixed))
     assert_same(client.receive(write_message(good)), server.state)
     run(server, client, rng)
-
-
-def crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
-    return crc ^ 0xFFFFFFFF
