@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from resfed_codec.codec import make_config
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.layout import State, check_same_layout, excluded_ordinals, views_of
+from resfed_codec.layout import (
+    State,
+    TensorSpec,
+    check_same_layout,
+    excluded_ordinals,
+    views_of,
+)
 from resfed_codec.payload import as_bytes
 from resfed_codec.reference_slices import (
     MAX_LEVEL,
@@ -51,6 +57,18 @@ class Tensor:
     reference: NDArray[Any]
     state: NDArray[Any] | None = None
     exponent: int = 0
+
+
+def tensors_of(reference: State, state: State | None = None) -> list[Tensor]:
+    """The tensors of a reference in layout order, with those of a state of the same layout."""
+    base = views_of(reference, "reference")
+    tensors = [Tensor(v.spec.name, v.spec.dtype, v.spec.shape, v.array.ravel()) for v in base]
+    if state is not None:
+        current = views_of(state, "state")
+        check_same_layout([v.spec for v in current], [v.spec for v in base], "state")
+        for t, view in zip(tensors, current, strict=True):
+            t.state = view.array.ravel()
+    return tensors
 
 
 def layout_digest(tensors: list[Tensor]) -> bytes:
@@ -348,7 +366,8 @@ def write_quantizer(q: Quantizer) -> bytes:
 
 
 def assemble(
-    tensors: list[Tensor],
+    digest: bytes,
+    link: bytes,
     exclusions: list[int],
     groups: tuple[list[Tensor], list[Tensor], list[Tensor]],
     matrix: Sent,
@@ -358,8 +377,10 @@ def assemble(
 ) -> bytes:
     n_m, n_v, n_l = (size_of(group) for group in groups)
     check = (matrix.check + vector.check + changes_check) % 2**32
-    out = b"RFD" + bytes([1, 1 if exclusions else 0, SLICE_LOG2])
-    out += layout_digest(tensors) + check.to_bytes(4, "little")
+    out = b"RFD" + bytes([1, (1 if exclusions else 0) | (2 if link else 0), SLICE_LOG2])
+    out += digest + check.to_bytes(4, "little")
+    if link:
+        out += varint(len(link)) + link
     out += varint(n_m) + varint(n_v) + varint(n_l)
     if n_m:
         out += varint(len(matrix.symbols))
@@ -388,14 +409,15 @@ def encode(
     state: State, reference: State, config: CodecConfig | None = None, **options: Any
 ) -> bytes:
     """The same bytes as :func:`resfed_codec.encode`; same arguments, same errors but for NaNs."""
-    config = make_config(config, options)
-    current, base = views_of(state, "state"), views_of(reference, "reference")
-    specs = [view.spec for view in base]
-    check_same_layout([view.spec for view in current], specs, "state")
-    tensors = [
-        Tensor(b.spec.name, b.spec.dtype, b.spec.shape, b.array.ravel(), c.array.ravel())
-        for b, c in zip(base, current, strict=True)
-    ]
+    tensors = tensors_of(reference, state)
+    return encode_tensors(tensors, make_config(config, options), layout_digest(tensors))
+
+
+def encode_tensors(
+    tensors: list[Tensor], config: CodecConfig, digest: bytes, link: bytes = b""
+) -> bytes:
+    """The payload of tensors whose reference is what the receiver predicts."""
+    specs = [TensorSpec(t.name, t.shape, t.dtype) for t in tensors]
     exclusions = excluded_ordinals(specs, config.exclude)
     groups = groups_of(tensors, exclusions)
     matrices, vectors, lossless = groups
@@ -413,7 +435,7 @@ def encode(
     _, changes_check = restore_group(lossless, changes)
 
     def payload(matrix: Sent, vector: Sent) -> bytes:
-        return assemble(tensors, exclusions, groups, matrix, vector, changes, changes_check)
+        return assemble(digest, link, exclusions, groups, matrix, vector, changes, changes_check)
 
     if config.max_error is not None:
         return payload(within_error(matrices, config), within_error(vectors, config))
@@ -488,22 +510,54 @@ class Reader:
 
 def decode(payload: bytes, reference: State) -> State:
     """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
-    data = as_bytes(payload)
+    tensors = tensors_of(reference)
+    decoded = decode_tensors(as_bytes(payload), lambda _: tensors, layout_digest(tensors))
+    if isinstance(reference, Mapping):
+        return {name: decoded[name] for name in reference}
+    return list(decoded.values())
+
+
+@dataclass
+class Header:
+    """The fields before the counts, and the reader that stands behind them."""
+
+    flags: int
+    slice_log2: int
+    digest: bytes
+    check: int
+    link: bytes
+    reader: Reader
+
+
+def read_header(data: bytes) -> Header:
     if len(data) < 22 or data[:3] != b"RFD":
         raise PayloadError("payload: not a payload of this codec, or truncated")
     if data[3] != 1:
         raise PayloadError(f"payload: format version {data[3]} is not known")
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise PayloadError("payload: damaged")
-    views = views_of(reference, "reference")
-    tensors = [Tensor(v.spec.name, v.spec.dtype, v.spec.shape, v.array.ravel()) for v in views]
-
     reader = Reader(data[:-4])
     reader.take(4)
     flags, slice_log2 = reader.byte(), reader.byte()
-    if flags & ~1 or not 6 <= slice_log2 <= 20:
+    if flags & ~3 or not 6 <= slice_log2 <= 20:
         raise PayloadError("payload: unknown flags or slice size")
     digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
+    link = reader.take(reader.varint()) if flags & 2 else b""
+    if flags & 2 and not link:
+        raise PayloadError("payload: a link without content")
+    return Header(flags, slice_log2, digest, check, link, reader)
+
+
+def decode_tensors(
+    data: bytes, predicted: Callable[[list[int]], list[Tensor]], expected: bytes
+) -> dict[str, NDArray[Any]]:
+    """The recovered tensors by name.
+
+    ``predicted`` makes the tensors for the payload's exclusions; ``expected`` is the digest that
+    the payload must have.
+    """
+    header = read_header(data)
+    reader = header.reader
     sizes = [reader.varint(2**61 - 1) for _ in range(3)]
     matrix_quantizer = vector_quantizer = None
     exponents: list[int] = []
@@ -518,13 +572,13 @@ def decode(payload: bytes, reference: State) -> State:
             raise PayloadError("payload: an exponent is out of range")
     n_changed = reader.varint(sizes[2]) if sizes[2] else 0
     exclusions: list[int] = []
-    if flags & 1:
+    if header.flags & 1:
         for _ in range(reader.varint(len(data))):
             exclusions.append(reader.varint() + (exclusions[-1] + 1 if exclusions else 0))
         if not exclusions:
             raise PayloadError("payload: exclusions without any")
-    lossy_sizes = slice_sizes(k_m + k_v, slice_log2)
-    all_sizes = lossy_sizes + slice_sizes(n_changed, slice_log2)
+    lossy_sizes = slice_sizes(k_m + k_v, header.slice_log2)
+    all_sizes = lossy_sizes + slice_sizes(n_changed, header.slice_log2)
     slices = []
     lengths = [2 * reader.varint() for _ in all_sizes[:-1]]
     slices = [reader.take(n) for n in lengths]
@@ -534,8 +588,9 @@ def decode(payload: bytes, reference: State) -> State:
     elif rest:
         raise PayloadError("payload: unexpected bytes at the end")
 
-    if digest != layout_digest(tensors):
-        raise StateMismatchError("payload: made for another layout")
+    if header.digest != expected:
+        raise StateMismatchError("payload: made for another layout, or on other versions")
+    tensors = predicted(exclusions)
     if exclusions and exclusions[-1] >= len(tensors):
         raise StateMismatchError("payload: made for another layout")
     matrices, vectors, lossless = groups_of(tensors, exclusions)
@@ -559,13 +614,10 @@ def decode(payload: bytes, reference: State) -> State:
         restore_group(lossless, changes),
     ):
         writes, total = writes + more, total + part
-    if total % 2**32 != check:
+    if total % 2**32 != header.check:
         raise StateMismatchError("payload: made against another reference")
 
     arrays = {t.name: t.reference.copy() for t in tensors}
     for t, where, new in writes:
         arrays[t.name][where] = new
-    shaped = {t.name: arrays[t.name].reshape(t.shape) for t in tensors}
-    if isinstance(reference, Mapping):
-        return {name: shaped[name] for name in reference}
-    return list(shaped.values())
+    return {t.name: arrays[t.name].reshape(t.shape) for t in tensors}
