@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
@@ -258,6 +258,9 @@ def test_bad_messages(body: bytes, match: str) -> None:
 
 
 @given(st.sets(st.integers(1, 90), max_size=60))
+@example({1, 33})
+@example({1, 34})
+@example({2, 3, 35, 67})
 def test_acknowledgements(arrived: set[int]) -> None:
     """What a window tells is what arrived, as far back as it reaches."""
     record = ClientRecord(1, None)

@@ -397,7 +397,7 @@ def test_client_restarts_from_old_state(running: Running, n_rounds: int) -> None
 
 @pytest.mark.parametrize("n_rounds", [1, 3])
 def test_server_restarts_from_old_state(running: Running, n_rounds: int) -> None:
-    """Clients are ahead of it, and come back."""
+    """Clients are ahead of it, and come back; once is enough."""
     fed, client = running
     saved = fed.server.state_dict()
     fed.rounds(client, n_rounds)
@@ -405,6 +405,7 @@ def test_server_restarts_from_old_state(running: Running, n_rounds: int) -> None
     fed.update()
     fed.down(client, answers=1)
     fed.up(client, answers=None if fed.keeps_local_models else 0)
+    fed.up(client)
     fed.rounds(client)
 
 
@@ -424,6 +425,26 @@ def test_client_saved_before_send(running: Running, same: bool, arrived: bool) -
     again = client.send(local if same else moved(client.state, fed.rng))
     assert (again == payload) == same
     fed.server.receive("a", again)
+    fed.rounds(client)
+
+
+def test_a_number_used_twice(running: Running) -> None:
+    """By a client that was restored; what the number meant before is old now."""
+    fed, client = running
+    saved = client.state_dict()
+    payloads = []
+    for _ in range(3):
+        client = fed.restored(client, saved)
+        payloads.append(client.send(moved(client.state, fed.rng)))
+        fed.server.receive("a", payloads[-1])
+    for payload in payloads[:2]:
+        refused(
+            fed.server,
+            rfc.StateMismatchError,
+            "version 5, .*older than uplink 5, which has arrived",
+            lambda payload=payload: fed.server.receive("a", payload),
+        )
+    fed.server.receive("a", payloads[2])
     fed.rounds(client)
 
 
