@@ -251,6 +251,10 @@ def test_receive_into_refuses() -> None:
     assert server.receive_into("a", payload, newer)
     assert server.receive_into("a", payload, aggregator) is False
     assert (newer.count, aggregator.count) == (1, 0)
+    for _ in range(5):
+        server.update(moved(server.state, rng))
+    assert server.receive_into("a", payload, newer) is False, "what it builds on is gone"
+    assert newer.count == 1
 
 
 # ---- memory

@@ -367,6 +367,8 @@ class ServerSession(Session):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
         data = as_bytes(payload)
         client = self._client(client_id)
+        if client.seen[:1] == [version_digest(data)]:
+            return False  # also if what it builds on is no longer held
         model = None
         try:
             arrived = self._open(client, data)
