@@ -17,18 +17,8 @@ from numpy.typing import NDArray
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError
 from resfed_codec.layout import State, excluded_ordinals, views_of
-from resfed_codec.reference import (
-    F32,
-    Reader,
-    Tensor,
-    decode_tensors,
-    encode_tensors,
-    groups_of,
-    read_header,
-    saturate,
-    tensors_of,
-    widen,
-)
+from resfed_codec.reference import Reader, decode_tensors, encode_tensors, read_header
+from resfed_codec.reference_values import F32, Tensor, groups_of, saturate, tensors_of, widen
 
 History = Sequence["tuple[int, State]"]
 """Versions of one direction, newest first: number and model."""
