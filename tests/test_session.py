@@ -220,11 +220,14 @@ def test_late_joiner_gets_what_is_smaller() -> None:
     assert not any(kinds[n_chains:])
 
 
+@pytest.mark.parametrize("client_id", [None, "a"])
 @pytest.mark.parametrize("n_rounds", [0, 1, 4])
-def test_client_with_another_initial_model(fed: Federation, n_rounds: int) -> None:
+def test_client_with_another_initial_model(
+    fed: Federation, n_rounds: int, client_id: str | None
+) -> None:
     """It is found out by the first message, and then gets a keyframe."""
     fed.rounds(fed.new_client(), n_rounds, "b")
-    client = fed.new_client(model(fed.rng))
+    client = fed.new_client(model(fed.rng), client_id=client_id)
     fed.down(client, answers=1)
     fed.up(client)
     fed.rounds(client)
