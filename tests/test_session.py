@@ -246,3 +246,38 @@ def test_late_client_that_misses_rounds(running: Running) -> None:
     assert len(message.payloads) == (3 if fed.broadcast else 1)
     fed.down(client)
     fed.rounds(client)
+
+
+@pytest.mark.parametrize("n_updates", [0, 1, 3])
+def test_fresh_clients_start_with_a_keyframe(fed: Federation, n_updates: int) -> None:
+    fed.update(n_updates)
+    client = fed.new_client(model(fed.rng))
+    for _ in range(2):  # again, as long as nothing has been heard of it
+        message = fed.server.send("a", fresh=True)
+        assert read_message(message).keyframes
+        fed.check(client, client.receive(message))
+    fed.up(client)
+    fed.update()
+    message = fed.server.send("a", fresh=True)
+    assert not read_message(message).keyframes
+    fed.check(client, client.receive(message))
+    fed.rounds(client)
+
+
+def test_acknowledgement_without_an_uplink(fed: Federation) -> None:
+    """What is held already is not sent again; telling is harmless at any time."""
+    client = fed.new_client()
+    fed.update(2)
+    fed.down(client)
+    fed.server.acknowledged("a", client.acknowledge())
+    nothing = read_message(fed.server.send("a"))
+    assert not nothing.payloads
+    assert not nothing.keyframes
+    fed.update()
+    assert len(read_message(fed.server.send("a")).payloads) == 1
+    fed.server.acknowledged("a", client.acknowledge())
+    fed.down(client)
+    fed.rounds(client)
+    other = fed.new_client(client_id="b")
+    with pytest.raises(rfc.StateMismatchError, match="request of another client"):
+        fed.server.acknowledged("a", other.acknowledge())

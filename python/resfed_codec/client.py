@@ -200,7 +200,8 @@ class ClientSession(Session):
         current, newest = self._down, keyframes[-1]
         if newest.digest == current.digest:
             return current, 0
-        if newest.version <= current.number and newest.replaces != current.digest:
+        newer = newest.version > current.number or current.number == 0
+        if not newer and newest.replaces != current.digest:
             raise self._mismatch(newest.version, "that keyframe is not newer")
         return open_keyframes(self._layout, keyframes), newest.version
 
@@ -210,9 +211,19 @@ class ClientSession(Session):
         )
 
     def _request(self, refused: bytes) -> bytes:
-        head = Head(self._down.number, self._down.digest)
         digest = version_digest(refused) & LOW32
-        return write_message(Message(self._tag, is_request=True, head=head, refused=digest))
+        return write_message(Message(self._tag, is_request=True, head=self._head, refused=digest))
+
+    def acknowledge(self) -> bytes:
+        """What is held, for :meth:`ServerSession.acknowledged`.
+
+        An uplink says so too; this is for a client that has received and has nothing to send.
+        """
+        return write_message(Message(self._tag, is_request=True, head=self._head))
+
+    @property
+    def _head(self) -> Head:
+        return Head(self._down.number, self._down.digest)
 
     # ---- uplink
 
@@ -242,8 +253,7 @@ class ClientSession(Session):
         update = None
         if self._feedback is not None and out is not None:
             update = differences(self._up.roles, self._layout.specs, out, model_of(self._down))
-        head = Head(self._down.number, self._down.digest)
-        self._remember(Sent(version, payload, payload, head, update))
+        self._remember(Sent(version, payload, payload, self._head, update))
         return payload
 
     def _remember(self, sent: Sent) -> None:
@@ -327,8 +337,7 @@ class ClientSession(Session):
     def _keyframe(self, last: Sent) -> bytes:
         model = last.version.model
         if model is None:
-            head = Head(self._down.number, self._down.digest)
-            if is_message(last.message) or last.global_version != head:
+            if is_message(last.message) or last.global_version != self._head:
                 raise StateMismatchError(
                     "payload: a request for an update whose global model has been replaced here"
                 )
@@ -338,8 +347,7 @@ class ClientSession(Session):
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)
-        head = Head(self._down.number, self._down.digest)
-        message = write_message(Message(self._tag, head=head, keyframes=(keyframe,)))
+        message = write_message(Message(self._tag, head=self._head, keyframes=(keyframe,)))
         version = Version(number, digest, model if self._keep_up else None)
         del self._sent[max(self._sent)]
         self._remember(Sent(version, message, last.payload, last.global_version, last.update))

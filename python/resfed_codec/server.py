@@ -165,17 +165,25 @@ class ServerSession(Session):
             del self._digests[oldest - 1]
         return payload
 
-    def send(self, client_id: ClientId) -> bytes:
+    def send(self, client_id: ClientId, *, fresh: bool = False) -> bytes:
         """A message for :meth:`ClientSession.receive` that brings the client up to date.
 
         It acknowledges what has arrived from the client and carries the payloads since the version
         that the client is known to hold, or a keyframe if that is smaller. A client is known to
-        hold what its last uplink named; a new one the initial model. Sending again is harmless.
+        hold what its last uplink or acknowledgement named; a new one the initial model. Sending
+        again is harmless.
+
+        Args:
+            client_id: The client.
+            fresh: True if the client does not hold the initial model; as long as nothing else is
+                known of it, it is sent a keyframe.
 
         Raises:
             TypeError: ``client_id`` is neither a str nor an integer.
         """
         client = self._client(client_id)
+        if fresh and client.newest == 0 and client.known == Head(0, self._down_root):
+            client.known, client.replaces, client.sent = None, 0, b""
         message = self._send_to_all(client) if self._broadcast else self._send_alone(client)
         self._enter(client_id, client)
         return write_message(message)
@@ -279,21 +287,37 @@ class ServerSession(Session):
             StateMismatchError: The request is from another client.
             TypeError: ``client_id`` is neither a str nor an integer.
         """
+        client, held, refused = self._take_request(client_id, request)
+        message = self.send(client_id)
+        if refused != version_digest(message) & LOW32:
+            return message
+        client.known, client.replaces, client.sent = None, held.digest, b""
+        return self.send(client_id)
+
+    def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
+        """Take in what :meth:`ClientSession.acknowledge` returned: what the client holds.
+
+        Raises:
+            PayloadError: The bytes are no acknowledgement, or damaged.
+            StateMismatchError: The acknowledgement is from another client.
+            TypeError: ``client_id`` is neither a str nor an integer.
+        """
+        self._take_request(client_id, acknowledgement)
+
+    def _take_request(
+        self, client_id: ClientId, request: bytes
+    ) -> tuple[ClientRecord, Head, int | None]:
+        """The client, what it holds, and the digest of what it refused."""
         client = self._client(client_id)
         m = open_request(as_bytes(request), client.tag)
         if m.head is None or m.ack is not None:
             raise PayloadError("payload: a server's request; it is for the client")
-        held = self._held_by(client, m.head.version)
-        if held == m.head.digest:
+        if self._held_by(client, m.head.version) == m.head.digest:
             client.known = m.head
         else:
             client.known, client.replaces, client.sent = None, m.head.digest, b""
         self._enter(client_id, client)
-        message = self.send(client_id)
-        if m.refused != version_digest(message) & LOW32:
-            return message
-        client.known, client.replaces, client.sent = None, m.head.digest, b""
-        return self.send(client_id)
+        return client, m.head, m.refused
 
     def _held_by(self, client: ClientRecord, number: int) -> int | None:
         """Digest of a global version that is still known here."""
