@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,7 +31,11 @@ class OrderedFedAvg(FedAvg):
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     n_clients = int(config["num-clients"])
-    strategy = OrderedFedAvg(min_train_nodes=n_clients, min_evaluate_nodes=n_clients, min_available_nodes=n_clients)
+    strategy = OrderedFedAvg(
+        min_train_nodes=n_clients,
+        min_evaluate_nodes=n_clients,
+        min_available_nodes=n_clients,
+    )
     result = strategy.start(
         grid=CodecGrid(grid, shared_initial=True),
         initial_arrays=ArrayRecord({n: Array(a) for n, a in task.first_model().items()}),
@@ -38,4 +43,5 @@ def main(grid: Grid, context: Context) -> None:
         timeout=float(config["timeout"]),
     )
     digest = hashlib.sha256(b"".join(a.numpy().tobytes() for a in result.arrays.values()))
-    print(f"final model {digest.hexdigest()[:16]}")
+    accuracies = [metrics["accuracy"] for metrics in result.evaluate_metrics_clientapp.values()]
+    print(json.dumps({"accuracies": accuracies, "model": digest.hexdigest()[:16]}))

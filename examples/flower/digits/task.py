@@ -7,6 +7,8 @@ Everything is seeded, so two runs give the same model, bit for bit.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
@@ -20,10 +22,10 @@ def first_model() -> Model:
     """The model that training starts from, float32; the same wherever it is made."""
     rng = np.random.default_rng(0)
     model = {}
-    for i, (n_in, n_out) in enumerate(zip(SIZES, SIZES[1:], strict=False)):
-        model[f"layer{i}.weight"] = (
-            rng.standard_normal((n_in, n_out)) * np.sqrt(2 / n_in)
-        ).astype(np.float32)
+    for i, (n_in, n_out) in enumerate(pairwise(SIZES)):
+        model[f"layer{i}.weight"] = (rng.standard_normal((n_in, n_out)) * np.sqrt(2 / n_in)).astype(
+            np.float32
+        )
         model[f"layer{i}.bias"] = np.zeros(n_out, np.float32)
     return model
 
@@ -39,9 +41,7 @@ def load_data(
     return images[n_test:], labels[n_test:], images[:n_test], labels[:n_test]
 
 
-def train(
-    model: Model, images: NDArray[np.float32], labels: NDArray[np.int64], seed: int
-) -> Model:
+def train(model: Model, images: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> Model:
     """A new model, after one epoch of SGD with momentum from ``model``."""
     weights = [model[f"layer{i}.weight"].copy() for i in range(3)]
     biases = [model[f"layer{i}.bias"].copy() for i in range(3)]

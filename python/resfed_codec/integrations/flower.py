@@ -116,7 +116,7 @@ class CodecGrid(Grid):
         """
         given = list(messages)
         sent = [self._encoded(message) for message in given]
-        ids = self._grid.push_messages(sent)
+        ids = list(self._grid.push_messages(sent))
         for original, message in zip(given, sent, strict=True):
             if message is not original:
                 original.metadata.__dict__["_message_id"] = message.metadata.message_id
@@ -149,7 +149,7 @@ class CodecGrid(Grid):
     def _encoded(self, message: Message) -> Message:
         """The message as it travels; itself if it holds no model for the codec."""
         name = _name_of_model(message.content)
-        if name is None or not self._update(message.content.array_records[name]):
+        if not name or not self._update(message.content.array_records[name]):
             return message
         parcel = self._end.send(message.metadata.dst_node_id)
         return _like(message, _replaced(message.content, name, _record_of(parcel)))
@@ -221,11 +221,11 @@ class CodecGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """As of the Grid inside."""
-        return self._grid.get_node_ids()
+        return list(self._grid.get_node_ids())
 
     def get_nodes(self) -> Iterable[Any]:
         """As of the Grid inside."""
-        return self._grid.get_nodes()
+        return list(self._grid.get_nodes())
 
     def __getattr__(self, name: str) -> Any:
         if name == "_grid":  # while being unpickled
@@ -275,7 +275,7 @@ class CodecMod:
         name, parcel = _parcel_in(message.content)
         if not parcel:
             return call_next(message, context)
-        saved = context.state.config_records.get(STATE, {})
+        saved = _parcel_of(context.state.config_records.get(STATE, ConfigRecord()))
         setup = parcel.get(SETUP) or saved.get(SETUP)
         if setup is None:
             return _request(message, NOTHING_HELD)
@@ -307,7 +307,7 @@ codec_mod = CodecMod()
 def _with_local_model(content: RecordDict, session: ClientSession, like: Model) -> RecordDict:
     """The app's reply as it travels; a model of another layout stays as it is."""
     name = _name_of_model(content)
-    local = None if name is None else fit(_model_of(content.array_records[name]), like)
+    local = None if not name else fit(_model_of(content.array_records[name]), like)
     if local is None:
         return RecordDict({**content, STATE: _record_of({HELD: held(session)})})
     return _replaced(content, name, _record_of({MESSAGE: session.send(local)}))
@@ -341,18 +341,22 @@ def _replaced(content: RecordDict, name: str, record: Any) -> RecordDict:
     return RecordDict({key: value for key, value in records.items() if value is not None})
 
 
-def _name_of_model(content: RecordDict) -> str | None:
+def _name_of_model(content: RecordDict) -> str:
     """The name of the ArrayRecord, if there is one and one only."""
     names = list(content.array_records)
-    return names[0] if len(names) == 1 else None
+    return names[0] if len(names) == 1 else ""
 
 
 def _parcel_in(content: RecordDict) -> tuple[str, Parcel]:
     """The name of the record that holds a parcel, and the parcel; empty if there is none."""
     for name, record in content.config_records.items():
         if any(key in record for key in (MESSAGE, REQUEST, HELD)):
-            return name, dict(record)
+            return name, _parcel_of(record)
     return "", {}
+
+
+def _parcel_of(record: ConfigRecord) -> Parcel:
+    return {key: value for key, value in record.items() if isinstance(value, bytes)}
 
 
 def _record_of(parcel: Parcel) -> ConfigRecord:

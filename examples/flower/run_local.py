@@ -1,0 +1,249 @@
+"""Run the example on this machine: Flower's SuperLink and SuperNodes, over loopback.
+
+    python examples/flower/run_local.py
+    python examples/flower/run_local.py --kill 2 3   # kill SuperNode 2 in round 3, and restart it
+
+Needs ``pip install 'resfed-codec[flower]' scikit-learn``. Prints what came out as JSON. SuperNodes
+reach the SuperLink through a proxy that counts the bytes on its sockets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+APP = Path(__file__).parent
+N_CLIENTS = 3
+BIN = Path(sys.executable).parent
+
+
+def run(
+    app: Path = APP,
+    *,
+    kill: tuple[int, int] | None = None,
+    n_rounds: int = 5,
+    timeout_s: float = 30.0,
+    limit_s: float = 400.0,
+) -> dict[str, Any]:
+    """The app's run on three SuperNodes.
+
+    Args:
+        app: The folder of a Flower app that prints a JSON object at the end.
+        kill: Which SuperNode to kill, and in which round: while it holds the training message. It
+            is started again at once.
+        n_rounds: Rounds of the run.
+        timeout_s: How long the server waits for replies.
+        limit_s: After so long all is stopped.
+
+    Returns:
+        What the app printed, and ``message_bytes``: by SuperNode, pairs of incoming and outgoing
+        message sizes as Flower's ``message_size_mod`` logs them; ``socket_bytes``: all that went
+        between SuperNodes and SuperLink, up and down; ``seconds``.
+
+    Raises:
+        RuntimeError: The run failed; with the end of its log.
+        subprocess.TimeoutExpired: It took longer than ``limit_s``.
+    """
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        link_port = free_port()
+        (home / "config.toml").write_text(
+            f'[superlink.loop]\naddress = "127.0.0.1:{link_port}"\ninsecure = true\n'
+        )
+        stack.enter_context(
+            started(
+                home / "superlink.log",
+                *("flower-superlink", "--insecure", "--host", "127.0.0.1"),
+                *("--port", str(link_port), "--disable-runtime-dependency-installation"),
+            )
+        )
+        wait_for_port(link_port)
+        proxy = stack.enter_context(CountingProxy(link_port))
+
+        def start_node(partition: int, log: Path) -> subprocess.Popen[bytes]:
+            return stack.enter_context(
+                started(
+                    log,
+                    *("flower-supernode", "--insecure", "--host", "127.0.0.1"),
+                    *("--superlink", f"127.0.0.1:{proxy.port}", "--port", str(free_port())),
+                    *("--node-config", f"partition-id={partition}"),
+                )
+            )
+
+        logs = [home / f"supernode{i}.log" for i in range(N_CLIENTS)]
+        nodes = [start_node(i, log) for i, log in enumerate(logs)]
+        start = time.monotonic()
+        config = f"num-rounds={n_rounds} timeout={timeout_s}"
+        flwr_run = stack.enter_context(
+            started(
+                home / "run.log",
+                *("flwr", "run", str(app), "loop", "--stream", "--run-config", config),
+            )
+        )
+        if kill is not None:
+            partition, number = kill
+            wait_for_train_message(logs[partition], number, flwr_run, limit_s)
+            stop(nodes[partition])
+            logs.append(home / f"supernode{partition}_again.log")
+            start_node(partition, logs[-1])
+        flwr_run.wait(max(1.0, start + limit_s - time.monotonic()))
+        output = (home / "run.log").read_text()
+        results = [line for line in output.splitlines() if line.startswith("{")]
+        if not results:
+            tails = "\n".join(log.read_text()[-1500:] for log in [home / "run.log", *logs])
+            raise RuntimeError(f"the run has failed:\n{tails}")
+        sizes = {log.stem: message_sizes(log.read_text()) for log in logs}
+        return {
+            **json.loads(results[-1]),
+            "message_bytes": sizes,
+            "socket_bytes": {"up": proxy.n_up, "down": proxy.n_down},
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+
+def message_sizes(log: str) -> list[tuple[int, int]]:
+    """Pairs of incoming and outgoing message sizes, in bytes."""
+    sizes = re.findall(r"(Incoming|Outgoing) message size: (\d+) bytes", log)
+    incoming = [int(size) for way, size in sizes if way == "Incoming"]
+    outgoing = [int(size) for way, size in sizes if way == "Outgoing"]
+    return list(zip(incoming, outgoing, strict=False))
+
+
+def wait_for_train_message(
+    log: Path, number: int, flwr_run: subprocess.Popen[bytes], limit_s: float
+) -> None:
+    """Until the SuperNode has received so many training messages."""
+    end = time.monotonic() + limit_s
+    while len(re.findall("Receiving: train message", log.read_text())) < number:
+        if flwr_run.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"the SuperNode has received no training message {number}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def started(log: Path, name: str, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of Flower's; at the end it is killed, with all that it has started."""
+    env = {
+        **os.environ,
+        "FLWR_HOME": str(log.parent),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [BIN / name, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, seconds: float = 60.0) -> None:
+    """Until something listens there."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+class CountingProxy:
+    """Forwards TCP connections on loopback and counts their bytes.
+
+    Attributes:
+        port: Where it listens.
+        n_up, n_down: Bytes from those who connect, and to them.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.n_up = self.n_down = 0
+        self._target_port = target_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> CountingProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target_port))
+            except OSError:
+                near.close()
+                continue
+            for args in ((near, far, True), (far, near, False)):
+                threading.Thread(target=self._forward, args=args, daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, up: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                with self._lock:
+                    if up:
+                        self.n_up += len(data)
+                    else:
+                        self.n_down += len(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            source.close()
+            target.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kill", nargs=2, type=int, metavar=("NODE", "ROUND"))
+    args = parser.parse_args()
+    print(json.dumps(run(kill=args.kill and tuple(args.kill)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
