@@ -20,8 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,41 +201,44 @@ class CountingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> CountingProxy:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
         self._listener.close()
 
+    def _start(self, target: Callable[..., None], *args: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        return thread
+
     def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(("127.0.0.1", self._target_port))
-            except OSError:
-                near.close()
-                continue
-            for args in ((near, far, True), (far, near, False)):
-                threading.Thread(target=self._forward, args=args, daemon=True).start()
+        with suppress(OSError):  # the listener has been shut down
+            while True:
+                self._start(self._serve, self._listener.accept()[0])
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", self._target_port)) as far:
+            back = self._start(self._forward, far, near, False)
+            self._forward(near, far, True)
+            back.join()
 
     def _forward(self, source: socket.socket, target: socket.socket, up: bool) -> None:
-        try:
+        with suppress(OSError):  # one of the two was killed
             while data := source.recv(1 << 16):
                 with self._lock:
-                    if up:
-                        self.n_up += len(data)
-                    else:
-                        self.n_down += len(data)
+                    self.n_up += len(data) * up
+                    self.n_down += len(data) * (not up)
                 target.sendall(data)
+        with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
-        except OSError:
-            source.close()
-            target.close()
 
 
 def main() -> None:
