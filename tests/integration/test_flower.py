@@ -352,10 +352,12 @@ def test_a_second_grid_in_the_same_run() -> None:
             assert all(same(given_model, model) for given_model in app.given.values())
 
 
-def test_different_models_in_one_push() -> None:
+@pytest.mark.parametrize("fault", ["", "rolled back"])
+def test_different_models_in_one_push(fault: str) -> None:
+    """Each node gets its own, also one that has to be healed first."""
     fine = rfc.CodecConfig(sparsity=0.0, bits=16)
     app = App(codec_mod)
-    nodes = LocalGrid(app.app, 2)
+    nodes = LocalGrid(app.app, 2, lambda node, n: fault if n == 0 else "")
     grid = CodecGrid(nodes, fine, fine)
     for number in (1, 2):
         messages = messages_for(nodes, first_model(), number)
@@ -364,6 +366,7 @@ def test_different_models_in_one_push() -> None:
         for node, message in zip(nodes.get_node_ids(), messages, strict=True):
             for name, array in model_of(message.content["arrays"]).items():
                 np.testing.assert_allclose(app.given[node][name], array, atol=2e-3)
+    assert [len(sent) for sent in nodes.sent.values()] == [3 if fault else 2] * 2
 
 
 def test_a_model_changed_in_place_is_seen() -> None:

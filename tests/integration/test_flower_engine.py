@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +15,14 @@ import run_local
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
-APP = ROOT / "examples" / "flower"
-
 
 @pytest.fixture(scope="module")
 def plain_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example before the codec: what the diff in docs/integrations.md starts from."""
-    app = tmp_path_factory.mktemp("plain") / "flower"
-    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(
-        ["git", "apply", "-R", "-"], input=documented_diff(), text=True, cwd=app, check=True
-    )
-    return app
-
-
-def documented_diff() -> str:
-    text = (ROOT / "docs" / "integrations.md").read_text()
-    diffs = re.findall(r"^```diff\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return next(diff for diff in diffs if "server_app.py" in diff)
+    return run_local.plain_copy(tmp_path_factory.mktemp("plain"))
 
 
 def test_the_codec_takes_at_most_six_lines(plain_app: Path) -> None:
-    lines = documented_diff().splitlines()
+    lines = run_local.codec_diff().splitlines()
     added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
     assert 0 < len(added) <= 6
     for path in (plain_app / "digits").glob("*.py"):
@@ -63,9 +45,9 @@ def test_a_killed_node_changes_nothing_but_its_round(killed_run: dict) -> None:
 def test_messages_are_200_times_smaller(killed_run: dict, plain_app: Path) -> None:
     """By Flower's message_size_mod; in the plain app every round is like the first."""
     plain = run_local.run(plain_app, n_rounds=1)
-    ((train_down, train_up), (evaluate_down, evaluate_up)) = plain["message_bytes"]["supernode0"]
+    ((train_down, train_up), (evaluate_down, evaluate_up)) = plain["message_bytes"]["node0"]
     assert min(train_down, train_up, evaluate_down) > 4 * 1_005_240
-    rounds = killed_run["message_bytes"]["supernode0"]
+    rounds = killed_run["message_bytes"]["node0"]
     assert len(rounds) == 10
     codec = sum(down + up for down, up in rounds)
     assert 200 * codec < 5 * (train_down + train_up + evaluate_down + evaluate_up)

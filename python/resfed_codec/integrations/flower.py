@@ -118,9 +118,10 @@ class CodecGrid(Grid):
         sent = [self._encoded(message) for message in given]
         ids = list(self._grid.push_messages(sent))
         for original, message in zip(given, sent, strict=True):
-            if message is not original:
-                original.metadata.__dict__["_message_id"] = message.metadata.message_id
-                self._waiting[message.metadata.message_id] = _Waiting(original)
+            message_id = message.metadata.message_id
+            if message is not original and message_id in ids:
+                original.metadata.__dict__["_message_id"] = message_id  # as Grids do
+                self._waiting[message_id] = _Waiting(original)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -178,6 +179,7 @@ class CodecGrid(Grid):
         try:
             if REQUEST in parcel:
                 waiting.reply = None
+                self._update(waiting.message.content.array_records[waiting.name])
                 return self._ask(waiting, self._end.answer(waiting.node_id, parcel[REQUEST]))
             model = self._end.receive(waiting.node_id, parcel) if parcel else None
         except StateMismatchError as error:
@@ -196,8 +198,7 @@ class CodecGrid(Grid):
         if waiting.n_messages == MAX_MESSAGES:
             return _failed(waiting, "the node and the server do not come together")
         original = waiting.message
-        name = _name_of_model(original.content)
-        message = _like(original, _replaced(original.content, name, _record_of(parcel)))
+        message = _like(original, _replaced(original.content, waiting.name, _record_of(parcel)))
         self._grid.push_messages([message])
         waiting.n_messages += 1
         self._waiting[message.metadata.message_id] = waiting
@@ -248,6 +249,11 @@ class _Waiting:
     def node_id(self) -> int:
         node_id: int = self.message.metadata.dst_node_id
         return node_id
+
+    @property
+    def name(self) -> str:
+        """Of the record that holds the model."""
+        return _name_of_model(self.message.content)
 
 
 class CodecMod:
