@@ -2,6 +2,7 @@
 
     python examples/flower/run_local.py
     python examples/flower/run_local.py --kill 2 3   # kill SuperNode 2 in round 3, and restart it
+    python examples/flower/run_local.py --plain      # the app without the codec
 
 Needs ``pip install 'resfed-codec[flower]' scikit-learn``. Prints what came out as JSON. SuperNodes
 reach the SuperLink through a proxy that counts the bytes on its sockets.
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,10 +24,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 APP = Path(__file__).parent
+DOCS = APP.parents[1] / "docs" / "integrations.md"
 N_CLIENTS = 3
 BIN = Path(sys.executable).parent
 
@@ -54,64 +58,100 @@ def run(
         between SuperNodes and SuperLink, up and down; ``seconds``.
 
     Raises:
-        RuntimeError: The run failed; with the end of its log.
+        RuntimeError: The run failed; with the end of its logs.
         subprocess.TimeoutExpired: It took longer than ``limit_s``.
     """
-    with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        link_port = free_port()
-        (home / "config.toml").write_text(
-            f'[superlink.loop]\naddress = "127.0.0.1:{link_port}"\ninsecure = true\n'
-        )
-        stack.enter_context(
-            started(
-                home / "superlink.log",
-                *("flower-superlink", "--insecure", "--host", "127.0.0.1"),
-                *("--port", str(link_port), "--disable-runtime-dependency-installation"),
-            )
-        )
-        wait_for_port(link_port)
-        proxy = stack.enter_context(CountingProxy(link_port))
-
-        def start_node(partition: int, log: Path) -> subprocess.Popen[bytes]:
-            return stack.enter_context(
-                started(
-                    log,
-                    *("flower-supernode", "--insecure", "--host", "127.0.0.1"),
-                    *("--superlink", f"127.0.0.1:{proxy.port}", "--port", str(free_port())),
-                    *("--node-config", f"partition-id={partition}"),
-                )
-            )
-
-        logs = [home / f"supernode{i}.log" for i in range(N_CLIENTS)]
-        nodes = [start_node(i, log) for i, log in enumerate(logs)]
+    with engine() as link:
         start = time.monotonic()
+        nodes = [link.start_node(i) for i in range(N_CLIENTS)]
         config = f"num-rounds={n_rounds} timeout={timeout_s}"
-        flwr_run = stack.enter_context(
-            started(
-                home / "run.log",
-                *("flwr", "run", str(app), "loop", "--stream", "--run-config", config),
-            )
-        )
+        command = "flwr", "run", str(app), "loop", "--stream", "--run-config", config
+        flwr_run = link.start("run", *command)
         if kill is not None:
             partition, number = kill
-            wait_for_train_message(logs[partition], number, flwr_run, limit_s)
+            log = link.log(f"node{partition}")
+            while len(re.findall("Receiving: train message", log.read_text())) < number:
+                if flwr_run.poll() is not None or time.monotonic() > start + limit_s:
+                    break
+                time.sleep(0.05)
             stop(nodes[partition])
-            logs.append(home / f"supernode{partition}_again.log")
-            start_node(partition, logs[-1])
+            link.start_node(partition, "again")
         flwr_run.wait(max(1.0, start + limit_s - time.monotonic()))
-        output = (home / "run.log").read_text()
+        seconds = time.monotonic() - start
+        output = link.log("run").read_text()
+        logs = {log.stem: log.read_text() for log in sorted(link.home.glob("node*.log"))}
         results = [line for line in output.splitlines() if line.startswith("{")]
         if not results:
-            tails = "\n".join(log.read_text()[-1500:] for log in [home / "run.log", *logs])
-            raise RuntimeError(f"the run has failed:\n{tails}")
-        sizes = {log.stem: message_sizes(log.read_text()) for log in logs}
+            ends = "\n".join(text[-1500:] for text in [output, *logs.values()])
+            raise RuntimeError(f"the run has failed:\n{ends}")
         return {
             **json.loads(results[-1]),
-            "message_bytes": sizes,
-            "socket_bytes": {"up": proxy.n_up, "down": proxy.n_down},
-            "seconds": round(time.monotonic() - start, 1),
+            "message_bytes": {name: message_sizes(text) for name, text in logs.items()},
+            "socket_bytes": {"up": link.proxy.n_up, "down": link.proxy.n_down},
+            "seconds": round(seconds, 1),
         }
+
+
+def plain_copy(folder: Path) -> Path:
+    """A copy of the app from before the codec: the diff in docs/integrations.md is taken back."""
+    app = folder / "flower"
+    shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(["git", "apply", "-R", "-"], input=codec_diff(), text=True, cwd=app, check=True)
+    return app
+
+
+def codec_diff() -> str:
+    """The diff that brings the codec into the app, as docs/integrations.md shows it."""
+    diffs = re.findall(r"^```diff\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    return next(diff for diff in diffs if "digits/server_app.py" in diff)
+
+
+@dataclass
+class Link:
+    """A running SuperLink, with a proxy before it.
+
+    Attributes:
+        home: A folder for logs and Flower's own files.
+        proxy: Where SuperNodes connect to.
+    """
+
+    home: Path
+    stack: ExitStack
+    proxy: CountingProxy
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        """A process that is stopped with the SuperLink at the latest; it writes to its log."""
+        return self.stack.enter_context(started(self.home, self.log(name), *command))
+
+    def start_node(self, partition: int, suffix: str = "") -> subprocess.Popen[bytes]:
+        """A SuperNode."""
+        return self.start(
+            f"node{partition}{suffix}",
+            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.proxy.port}"),
+            *("--host", "127.0.0.1", "--port", str(free_port())),
+            *("--node-config", f"partition-id={partition}"),
+        )
+
+    def log(self, name: str) -> Path:
+        return self.home / f"{name}.log"
+
+
+@contextmanager
+def engine() -> Iterator[Link]:
+    """Flower's SuperLink on loopback; at the end all processes are stopped."""
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = free_port()
+        (home / "config.toml").write_text(
+            f'[superlink.loop]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        )
+        command = (
+            *("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
+            "--disable-runtime-dependency-installation",
+        )
+        stack.enter_context(started(home, home / "superlink.log", *command))
+        wait_for_port(port)
+        yield Link(home, stack, stack.enter_context(CountingProxy(port)))
 
 
 def message_sizes(log: str) -> list[tuple[int, int]]:
@@ -122,23 +162,12 @@ def message_sizes(log: str) -> list[tuple[int, int]]:
     return list(zip(incoming, outgoing, strict=False))
 
 
-def wait_for_train_message(
-    log: Path, number: int, flwr_run: subprocess.Popen[bytes], limit_s: float
-) -> None:
-    """Until the SuperNode has received so many training messages."""
-    end = time.monotonic() + limit_s
-    while len(re.findall("Receiving: train message", log.read_text())) < number:
-        if flwr_run.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"the SuperNode has received no training message {number}")
-        time.sleep(0.05)
-
-
 @contextmanager
-def started(log: Path, name: str, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+def started(home: Path, log: Path, name: str, *args: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of Flower's; at the end it is killed, with all that it has started."""
     env = {
         **os.environ,
-        "FLWR_HOME": str(log.parent),
+        "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -244,8 +273,11 @@ class CountingProxy:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kill", nargs=2, type=int, metavar=("NODE", "ROUND"))
+    parser.add_argument("--plain", action="store_true")
     args = parser.parse_args()
-    print(json.dumps(run(kill=args.kill and tuple(args.kill)), indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        app = plain_copy(Path(folder)) if args.plain else APP
+        print(json.dumps(run(app, kill=args.kill and tuple(args.kill)), indent=1))
 
 
 if __name__ == "__main__":
