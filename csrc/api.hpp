@@ -74,7 +74,7 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
 
 // For a fit of coefficients: of each lossy tensor, with f[0] its residuals and f[1 + j] =
 // term[j] - term[last], the sums over its elements of f[a] f[b] for a <= b, row by row. Float64
-// sums in an order that docs/predictors.md fixes. Empty for other tensors.
+// sums in the order that docs/format.md, section 11.5, fixes. Empty for other tensors.
 std::vector<std::vector<double>> moments(const std::vector<Tensor>& tensors);
 
 int num_threads();

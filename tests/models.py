@@ -90,15 +90,16 @@ def cnn_pair(rng: np.random.Generator) -> tuple[State, State]:
     return state, reference
 
 
-def assert_same(actual: Any, expected: Any) -> None:
+def assert_same(actual: Any, expected: Any, where: str = "") -> None:
     """Bitwise equality of two states; the message locates the first difference."""
     if isinstance(expected, dict):
-        assert list(actual) == list(expected)
+        assert list(actual) == list(expected), where
         pairs = [(name, actual[name], expected[name]) for name in expected]
     else:
         assert len(actual) == len(expected)
         pairs = [(str(i), a, e) for i, (a, e) in enumerate(zip(actual, expected, strict=True))]
     for name, a, e in pairs:
+        name = f"{where}: {name}" if where else name
         assert type(a) is type(e), name
         a, e = np.asarray(a), np.asarray(e)
         assert (a.dtype, a.shape) == (e.dtype, e.shape), name

@@ -201,6 +201,12 @@ PYBIND11_MODULE(_native, m) {
       [](const py::bytes& data) { return crc32c(data_of(view(data)), view(data).size()); },
       py::arg("data"));
   m.def("inspect", &inspect_payload, py::arg("payload"));
+  m.def(
+      "link_of",
+      [](const py::bytes& payload) {
+        return py::bytes(open_payload(data_of(view(payload)), view(payload).size()).link);
+      },
+      py::arg("payload"));
   m.def("encode_keyframe", &encode_keyframe_of, py::arg("tensors"), py::arg("layout_digest"),
         py::arg("mantissa_bits"));
   m.def("decode_keyframe", &decode_keyframe_into, py::arg("payload"), py::arg("layout_digest"),

@@ -25,15 +25,10 @@ RESFED_HD void remember(History& h, uint32_t gap_class, bool positive, uint32_t 
   h.level = level;
 }
 
+// 0 below 4, then 1, 2, ... from 4, 8, 16, 24, 40, 56 and 80 on: three bits for each activity / 4.
 RESFED_HD uint32_t activity_class(uint32_t activity) {
-  return activity < 4    ? 0
-         : activity < 8  ? 1
-         : activity < 16 ? 2
-         : activity < 24 ? 3
-         : activity < 40 ? 4
-         : activity < 56 ? 5
-         : activity < 80 ? 6
-                         : 7;
+  constexpr uint64_t kClasses = 07'666666'5555'4444'33'22'1'0;
+  return static_cast<uint32_t>(kClasses >> 3 * min_of(activity >> 2, 20u)) & 7u;
 }
 
 // Sizes of the context families, in the order in which they lie in the table.
@@ -50,9 +45,12 @@ constexpr uint32_t kLevelBase = kSignBase + 3 * 3;
 constexpr uint32_t kEscapeBase = kLevelBase + kLevelClasses * 3 * kLevelUnary;
 constexpr uint32_t kSliceContexts = kEscapeBase + kEscapeUnary;
 
-RESFED_HD uint32_t gap_context(const History& h, uint32_t position) {
-  return kGapBase + (min_of(h.gap_class, 2u) * 8 + activity_class(h.activity)) * kGapUnary +
-         min_of(position, kGapUnary - 1);
+// Unary codes have a row of contexts each, in which the position counts.
+RESFED_HD uint32_t gap_row(const History& h) {
+  return kGapBase + (min_of(h.gap_class, 2u) * 8 + activity_class(h.activity)) * kGapUnary;
+}
+RESFED_HD uint32_t gap_context(uint32_t row, uint32_t position) {
+  return row + min_of(position, kGapUnary - 1);
 }
 RESFED_HD uint32_t gap_mantissa_context(uint32_t gap_class) {
   return kGapMantissaBase + min_of(gap_class, kGapMantissa) - 1;
@@ -60,10 +58,9 @@ RESFED_HD uint32_t gap_mantissa_context(uint32_t gap_class) {
 RESFED_HD uint32_t sign_context(const History& h, uint32_t gap_class) {
   return kSignBase + h.sign * 3 + min_of(gap_class, 2u);
 }
-RESFED_HD uint32_t level_context(const History& h, uint32_t gap_class, uint32_t position) {
+RESFED_HD uint32_t level_row(const History& h, uint32_t gap_class) {
   return kLevelBase +
-         ((min_of(h.level, kLevelClasses) - 1) * 3 + min_of(gap_class, 2u)) * kLevelUnary +
-         position;
+         ((min_of(h.level, kLevelClasses) - 1) * 3 + min_of(gap_class, 2u)) * kLevelUnary;
 }
 RESFED_HD uint32_t escape_context(uint32_t position) {
   return kEscapeBase + min_of(position, kEscapeUnary - 1);

@@ -21,11 +21,12 @@ struct InitialState {
   uint8_t count;
 };
 
-struct Probability {
+struct alignas(8) Probability {
   uint16_t fast;
   uint16_t slow;
   uint16_t count;
 };
+static_assert(sizeof(Probability) == 8);  // one shift to address
 
 RESFED_HD Probability initial_probability(InitialState s) {
   const uint16_t p = static_cast<uint16_t>(s.probability * 256u);
@@ -34,23 +35,50 @@ RESFED_HD Probability initial_probability(InitialState s) {
 
 // Probability of a 1 in 1/kProbOne, never 0 and never certain.
 RESFED_HD uint32_t prob_of_one(const Probability& p) {
-  const uint32_t prob = (static_cast<uint32_t>(p.fast) + p.slow) >> (17 - kProbBits);
-  return min_of(max_of(prob, 1u), kProbOne - 1);
+  static_assert((2 * 65535u) >> (17 - kProbBits) == kProbOne - 1);
+  return max_of((static_cast<uint32_t>(p.fast) + p.slow) >> (17 - kProbBits), 1u);
 }
 
+// How far both estimates move after `count` decisions, 65536 / (count + 1.5) or the rate if that is
+// more, and the next count.
+struct alignas(8) Rates {
+  uint16_t fast;
+  uint16_t slow;
+  uint16_t next_count;
+};
+RESFED_HD constexpr Rates rates_after(uint32_t count) {
+  const uint32_t young = 131072u / (2u * count + 3u);
+  return {static_cast<uint16_t>(young > kFastRate ? young : kFastRate),
+          static_cast<uint16_t>(young > kSlowRate ? young : kSlowRate),
+          static_cast<uint16_t>(count < kMaxCount ? count + 1u : kMaxCount)};
+}
+#if !defined(__CUDA_ARCH__)
+// The same as a table: a load instead of a division.
+struct RateTable {
+  Rates of[kMaxCount + 1];
+  constexpr RateTable() : of() {
+    for (uint32_t count = 0; count <= kMaxCount; ++count) of[count] = rates_after(count);
+  }
+};
+inline constexpr RateTable kRateTable;
+#endif
+
+// A fraction of the way towards 65535 (a 1) or 0: with a 1, the complement moves towards 0.
 RESFED_HD uint16_t move_towards(uint16_t estimate, bool bit, uint32_t rate) {
-  return bit ? static_cast<uint16_t>(estimate + (((65535u - estimate) * rate) >> 16))
-             : static_cast<uint16_t>(estimate - ((estimate * rate) >> 16));
+  const uint32_t flip = bit ? 0xffffu : 0u;
+  const uint32_t distance = estimate ^ flip;
+  return static_cast<uint16_t>((distance - ((distance * rate) >> 16)) ^ flip);
 }
 
 RESFED_HD void update(Probability& p, bool bit) {
-  // 65536 / (count + 1.5). At the last count that is below both rates, and most updates are there:
-  // they need no division.
-  static_assert(131072u / (2u * kMaxCount + 3u) < kSlowRate);
-  uint32_t young = 0;
-  if (p.count < kMaxCount) young = 131072u / (2u * p.count++ + 3u);
-  p.fast = move_towards(p.fast, bit, max_of(young, kFastRate));
-  p.slow = move_towards(p.slow, bit, max_of(young, kSlowRate));
+#if defined(__CUDA_ARCH__)
+  const Rates rates = rates_after(p.count);
+#else
+  const Rates rates = kRateTable.of[p.count];
+#endif
+  p.count = rates.next_count;
+  p.fast = move_towards(p.fast, bit, rates.fast);
+  p.slow = move_towards(p.slow, bit, rates.slow);
 }
 
 }  // namespace resfed

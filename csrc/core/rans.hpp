@@ -34,13 +34,13 @@ RESFED_HD bool rans_put(uint32_t& state, bool bit, uint32_t prob_one, uint16_t* 
   return full;
 }
 
-// Takes one decision off the state, without refilling it.
+// Takes one decision off the state, without refilling it. With q = state >> kProbBits and slot the
+// rest, a 1 leaves p q + slot; a 0 leaves (kProbOne - p) q + slot - p = state - p q - p.
 RESFED_HD bool rans_take(uint32_t& state, uint32_t prob_one) {
   const uint32_t slot = state & (kProbOne - 1);
+  const uint32_t ones = prob_one * (state >> kProbBits);
   const bool bit = slot < prob_one;
-  const uint32_t freq = bit ? prob_one : kProbOne - prob_one;
-  const uint32_t start = bit ? 0 : prob_one;
-  state = freq * (state >> kProbBits) + slot - start;
+  state = bit ? ones + slot : state - ones - prob_one;
   return bit;
 }
 

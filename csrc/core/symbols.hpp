@@ -34,8 +34,8 @@ RESFED_HD uint64_t code_mantissa(Coder& coder, uint64_t value, uint32_t size, ui
 template <class Coder>
 RESFED_HD bool code_nonzero(Coder& coder, History& history, Nonzero& nonzero) {
   uint32_t wanted = floor_log2(nonzero.gap | 1u);
-  uint32_t gap_class = 0;
-  while (coder.decide(gap_context(history, gap_class), gap_class < wanted)) {
+  uint32_t gap_class = 0, row = gap_row(history);
+  while (coder.decide(gap_context(row, gap_class), gap_class < wanted)) {
     if (++gap_class > kMaxGapClass) return false;
   }
   uint64_t gap = 1;
@@ -48,8 +48,8 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, Nonzero& nonzero) {
   const bool positive = coder.decide(sign_context(history, gap_class), nonzero.positive);
 
   uint32_t level = 1;
-  while (level <= kLevelUnary &&
-         coder.decide(level_context(history, gap_class, level - 1), level < nonzero.level)) {
+  row = level_row(history, gap_class);
+  while (level <= kLevelUnary && coder.decide(row + level - 1, level < nonzero.level)) {
     ++level;
   }
   if (level > kLevelUnary) {  // escape: Elias gamma of what is left, level - kLevelUnary >= 1

@@ -40,20 +40,6 @@ void with_reference(const Tensor& t, Visit visit) {
                 [&]<class T>(const Elements<T>&) { visit(static_cast<const T*>(t.reference)); });
 }
 
-// Calls visit(piece, begin, end, shift) for the sent elements [begin, end) of a segment that lie in
-// one piece: they are its elements offset + shift.
-template <class Visit>
-void for_each_run(const Group& group, uint64_t segment, const std::vector<SentElement>& sent,
-                  Visit visit) {
-  if (sent.empty()) return;
-  size_t i = 0;
-  for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
-    const size_t begin = i;
-    while (i < sent.size() && sent[i].offset - at < n) ++i;
-    if (i > begin) visit(piece, begin, i, first - at);
-  });
-}
-
 // The largest magnitude, and the first tensor that has one as large.
 struct Largest {
   uint64_t magnitude = 0;
@@ -96,7 +82,8 @@ Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed)
 
 void Aggregator::add(const uint8_t* payload, size_t n_bytes, uint64_t digest, double weight) {
   const DefaultFloatMode mode;
-  const Update u = read_update(payload, n_bytes, digest, tensors_);
+  read_update(payload, n_bytes, digest, tensors_, &update_);
+  const Update& u = update_;
   const auto for_lossless = [&](const auto& visit) {
     for_each_change(u.groups.lossless, u.changes,
                     [&](const Piece& piece, uint64_t element, size_t i) {
@@ -104,8 +91,11 @@ void Aggregator::add(const uint8_t* payload, size_t n_bytes, uint64_t digest, do
                     });
   };
   Bounds bounds;
-  const auto matrix = contributions(u.groups.matrix, u.sent_matrix, u.matrix, weight, bounds);
-  const auto vector = contributions(u.groups.vector, u.sent_vector, u.vector, weight, bounds);
+  contributions_.resize(u.symbols.size());
+  double* const matrix = contributions_.data();
+  double* const vector = matrix + u.sent_matrix.size();
+  u.verify(weigh(u.groups.matrix, u.sent_matrix, u.frame.matrix, weight, bounds, matrix) +
+           weigh(u.groups.vector, u.sent_vector, u.frame.vector, weight, bounds, vector));
   for_lossless([&](uint64_t ordinal, uint64_t element, uint64_t after) {
     look_at(ordinal, element, after, weight, bounds);
   });
@@ -150,48 +140,36 @@ void Aggregator::add_state(const std::vector<const void*>& state, double weight)
   }
 }
 
-Aggregator::Contributions Aggregator::contributions(const Group& group, const SentSegments& sent,
-                                                    const Recovered& recovered, double weight,
-                                                    Bounds& bounds) {
-  Contributions all(sent.size());
-  parallel_for(sent.size(), [&](size_t s) {
+// What the sent elements add, with bounds and memory for it; returns their part of the reference
+// check.
+uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer,
+                           double weight, Bounds& bounds, double* contributions) {
+  std::atomic<uint32_t> check{0};
+  parallel_for(n_tasks(sent), [&](size_t task) {
     Bounds own;
-    all[s].resize(sent[s].size());
-    const SentElement* const elements = sent[s].data();
-    const uint64_t* const bits = recovered.bits[s].data();
-    double* const out = all[s].data();
-    for_each_run(
-        group, s, sent[s], [&](const Piece& piece, size_t begin, size_t end, uint64_t shift) {
-          const uint64_t base = begin_[piece.ordinal] + shift;
-          float_sums_.touch(base + elements[begin].offset);
-          float_sums_.touch(base + elements[end - 1].offset);  // no run meets a third segment
-          uint64_t most = 0;
-          with_reference(*piece.tensor, [&](const auto* reference) {
-            using T = std::remove_cvref_t<decltype(*reference)>;
-            for (size_t i = begin; i < end; ++i) {
-              const double before = as_double(reference[elements[i].offset + shift]);
-              out[i] = weight * (as_double(from_bits<T>(bits[i])) - before);
-              most = std::max(most, magnitude_bits(out[i]));
-            }
-          });
-          own.floats.see(most, piece.ordinal);
-        });
+    for_each_run(group, sent, task, [&](const Run& run) {
+      uint64_t most = 0;
+      check += recover_run(run, sent, quantizer, [&](size_t i, uint64_t, auto before, auto after) {
+        contributions[i] = weight * (as_double(after) - as_double(before));
+        most = std::max(most, magnitude_bits(contributions[i]));
+      });
+      const uint64_t place = begin_[run.piece.ordinal] - run.first;
+      own.floats.see(most, run.piece.ordinal);
+      float_sums_.touch(place + sent[run.begin].index, place + sent[run.end - 1].index);
+    });
     bounds.add(own);
   });
-  return all;
+  return check;
 }
 
-void Aggregator::sum_up(const Group& group, const SentSegments& sent,
-                        const Contributions& contributions) {
-  parallel_for(sent.size(), [&](size_t s) {
-    const SentElement* const elements = sent[s].data();
-    const double* const in = contributions[s].data();
-    for_each_run(group, s, sent[s],
-                 [&](const Piece& piece, size_t begin, size_t end, uint64_t shift) {
-                   const uint64_t base = begin_[piece.ordinal] + shift;
-                   for (size_t i = begin; i < end; ++i)
-                     float_sums_.at(base + elements[i].offset) += to_units(in[i]);
-                 });
+void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* contributions) {
+  parallel_for(n_tasks(sent), [&](size_t task) {
+    for_each_run(group, sent, task, [&](const Run& run) {
+      const uint64_t place = begin_[run.piece.ordinal] - run.first;
+      for (size_t i = run.begin; i < run.end; ++i) {
+        float_sums_.at(place + sent[i].index) += to_units(contributions[i]);
+      }
+    });
   });
 }
 
@@ -215,11 +193,11 @@ int128 Aggregator::integer_change(uint64_t ordinal, uint64_t element, uint64_t a
 void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
                          Bounds& bounds) {
   if (is_float(tensors_[ordinal])) {
-    float_sums_.touch(begin_[ordinal] + element);
+    float_sums_.touch(begin_[ordinal] + element, begin_[ordinal] + element);
     const double contribution = weight * float_change(ordinal, element, after);
     bounds.floats.see(magnitude_bits(contribution), ordinal);
   } else {
-    integer_sums_.touch(begin_[ordinal] + element);
+    integer_sums_.touch(begin_[ordinal] + element, begin_[ordinal] + element);
     const double weighed = static_cast<double>(integer_weight_of(weight)) *
                            static_cast<double>(integer_change(ordinal, element, after));
     bounds.integers.see(magnitude_bits(weighed), ordinal);

@@ -26,11 +26,9 @@ class Aggregator {
 
  private:
   struct Bounds;
-  using Contributions = std::vector<std::vector<double>>;  // beside the sent elements
-
-  Contributions contributions(const Group& group, const SentSegments& sent,
-                              const Recovered& recovered, double weight, Bounds& bounds);
-  void sum_up(const Group& group, const SentSegments& sent, const Contributions& contributions);
+  uint32_t weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer, double weight,
+                 Bounds& bounds, double* contributions);
+  void sum_up(const Group& group, SentSymbols sent, const double* contributions);
   void look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight, Bounds& bounds);
   void add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight);
   void accept(const Bounds& bounds, double weight);
@@ -39,6 +37,9 @@ class Aggregator {
   void write_floats(const Piece& piece, uint64_t first, uint64_t n, void* out,
                     double total_weight) const;
   void write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const;
+
+  Update update_;                      // the last one, kept for its memory
+  std::vector<double> contributions_;  // of its symbols, likewise
 
   std::vector<Tensor> tensors_;
   std::vector<bool> is_signed_;

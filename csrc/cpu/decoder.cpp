@@ -2,7 +2,6 @@
 #include "cpu/decoder.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
@@ -11,25 +10,6 @@
 
 namespace resfed {
 namespace {
-
-// The symbols [begin, end) that fall into a group, by segment.
-SentSegments split_by_segment(const Group& group, const std::vector<SentSymbol>& symbols,
-                              uint64_t begin, uint64_t end, uint64_t base) {
-  SentSegments sent(n_segments(group));
-  const SentSymbol* next = symbols.data() + begin;
-  const SentSymbol* const last = symbols.data() + end;
-  for (uint64_t s = 0; next != last; ++s) {
-    const uint64_t origin = base + s * kSegment;
-    const SentSymbol* const border = std::partition_point(
-        next, last, [&](const SentSymbol& symbol) { return symbol.index - origin < kSegment; });
-    sent[s].resize(static_cast<size_t>(border - next));
-    for (SentElement& element : sent[s]) {
-      element = {static_cast<uint32_t>(next->index - origin), next->level};
-      ++next;
-    }
-  }
-  return sent;
-}
 
 // What exclusions do to roles: excluded tensors become lossless; where no matrix is left, vectors
 // are treated as matrices. roles_of() in layout.py is the other end's view of this rule.
@@ -63,12 +43,13 @@ Frame open_payload(const uint8_t* payload, size_t n_bytes) {
   return read_frame(payload, n_checked);
 }
 
-Update read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                   std::vector<Tensor> tensors) {
-  const Frame frame = open_payload(payload, n_bytes);
-  exclude(tensors, frame.exclusions);
-  Update u;
-  u.tensors = std::move(tensors);
+void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                 const std::vector<Tensor>& tensors, Update* update) {
+  Update& u = *update;
+  u.frame = open_payload(payload, n_bytes);
+  const Frame& frame = u.frame;
+  u.tensors = tensors;
+  exclude(u.tensors, frame.exclusions);
   u.groups = make_groups(u.tensors);
   Groups& groups = u.groups;
   if (frame.digest != digest) {
@@ -85,36 +66,39 @@ Update read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   const Partition lossy = frame.lossy_partition(), lossless = frame.lossless_partition();
   uint64_t lossy_bytes = 0;
   for (uint64_t s = 0; s < lossy.n_slices; ++s) lossy_bytes += frame.slice_bytes[s];
-  const std::vector<SentSymbol> symbols =
-      decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector);
+  decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector,
+                 &u.symbols);
   u.changes = decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices,
                              lossless, frame.n_lossless, lossy.n_slices);
 
+  u.sent_matrix = SentSymbols(u.symbols).first(frame.k_matrix);
+  u.sent_vector = SentSymbols(u.symbols).subspan(frame.k_matrix);
   const bool split_is_right =
-      (frame.k_matrix == 0 || symbols[frame.k_matrix - 1].index < frame.n_matrix) &&
-      (frame.k_vector == 0 || symbols[frame.k_matrix].index >= frame.n_matrix);
+      (u.sent_matrix.empty() || u.sent_matrix.back().index < frame.n_matrix) &&
+      (u.sent_vector.empty() || u.sent_vector.front().index >= frame.n_matrix);
   if (!split_is_right) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
 
-  u.sent_matrix = split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0);
-  u.sent_vector =
-      split_by_segment(groups.vector, symbols, frame.k_matrix, symbols.size(), frame.n_matrix);
-  u.matrix = recover_all(groups.matrix, u.sent_matrix, frame.matrix, nullptr);
-  u.vector = recover_all(groups.vector, u.sent_vector, frame.vector, nullptr);
   u.restored = restore_changes(groups.lossless, u.changes);
-  const uint32_t check = u.matrix.check + u.vector.check + u.restored.check;
+}
+
+void Update::verify(uint32_t recovered_check) const {
+  const uint32_t check = recovered_check + restored.check;
   if (check != frame.reference_check) {
     throw Failure{Code::kWrongReference, frame.reference_check, check};
   }
-  return u;
 }
 
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::vector<Tensor>& tensors) {
   const DefaultFloatMode mode;
-  const Update u = read_update(payload, n_bytes, digest, tensors);
+  Update u;
+  read_update(payload, n_bytes, digest, tensors, &u);
+  const Recovered matrix = recover_all(u.groups.matrix, u.sent_matrix, u.frame.matrix, nullptr);
+  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
+  u.verify(matrix.check + vector.check);
   write_predictions(u.groups);
-  write_recovered(u.groups.matrix, u.sent_matrix, u.matrix);
-  write_recovered(u.groups.vector, u.sent_vector, u.vector);
+  write_recovered(u.groups.matrix, u.sent_matrix, matrix);
+  write_recovered(u.groups.vector, u.sent_vector, vector);
   write_changes(u.groups.lossless, u.changes, u.restored);
 }
 
@@ -123,22 +107,21 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
   const Frame frame = open_payload(payload, n_bytes);
   Groups groups = make_groups(tensors);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
-  const std::vector<SentSymbol> symbols =
-      decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(),
-                     frame.lossy_partition(), frame.n_matrix + frame.n_vector);
-  const auto add = [](const Group& group, const Quantizer& quantizer, const SentSegments& sent) {
-    for (size_t s = 0; s < sent.size(); ++s) {
-      for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
-        const int32_t level = sent[s][i].level;
-        const float magnitude =
-            dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
-        piece.tensor->feedback[element] += level < 0 ? -magnitude : magnitude;
+  std::vector<SentSymbol> symbols;
+  decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
+                 frame.n_matrix + frame.n_vector, &symbols);
+  const auto add = [](const Group& group, const Quantizer& quantizer, SentSymbols sent) {
+    for (size_t task = 0; task < n_tasks(sent); ++task) {
+      for_each_run(group, sent, task, [&](const Run& run) {
+        float* const feedback = run.piece.tensor->feedback;
+        for (size_t i = run.begin; i < run.end; ++i) {
+          feedback[sent[i].index - run.first] += dequantize(quantizer, run.piece, sent[i].level);
+        }
       });
     }
   };
-  add(groups.matrix, frame.matrix, split_by_segment(groups.matrix, symbols, 0, frame.k_matrix, 0));
-  add(groups.vector, frame.vector,
-      split_by_segment(groups.vector, symbols, frame.k_matrix, symbols.size(), frame.n_matrix));
+  add(groups.matrix, frame.matrix, SentSymbols(symbols).first(frame.k_matrix));
+  add(groups.vector, frame.vector, SentSymbols(symbols).subspan(frame.k_matrix));
 }
 
 }  // namespace resfed

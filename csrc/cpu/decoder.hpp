@@ -1,4 +1,4 @@
-// The part of decoding that decode and aggregation share: everything up to the first write.
+// What decode and aggregation share: a payload as symbols that fit the tensors.
 #pragma once
 
 #include "cpu/groups.hpp"
@@ -7,18 +7,22 @@
 
 namespace resfed {
 
-// A payload that belongs to its reference, and what it makes of the elements it touches.
 struct Update {
+  Frame frame;
   std::vector<Tensor> tensors;  // with the roles that the payload's exclusions give them
   Groups groups;                // point into `tensors`
-  SentSegments sent_matrix, sent_vector;
-  Recovered matrix, vector;
+  std::vector<SentSymbol> symbols;
+  SentSymbols sent_matrix, sent_vector;  // parts of `symbols`
   std::vector<ChangedElement> changes;
   RestoredElements restored;
+
+  // Throws kWrongReference unless the recovered matrices and vectors have this check together.
+  void verify(uint32_t recovered_check) const;
 };
 
-// `tensors` have the roles of a payload without exclusions. Throws Failure.
-Update read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                   std::vector<Tensor> tensors);
+// `tensors` have the roles of a payload without exclusions. Throws Failure. What `update` held is
+// gone; its memory is used again.
+void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                 const std::vector<Tensor>& tensors, Update* update);
 
 }  // namespace resfed

@@ -24,7 +24,7 @@ namespace {
 struct Coded {
   uint64_t k = 0;  // really sent
   Quantizer quantizer;
-  SentSegments sent;
+  std::vector<SentSymbol> sent;
   Recovered recovered;
 };
 
@@ -34,17 +34,9 @@ Coded code_group(const Group& group, const Segments& selected, const StepRule& r
   coded.k = count(selected);
   if (coded.k == 0) return coded;
   coded.quantizer = fit_quantizer(selected, rule);
-  coded.sent = quantize_all(selected, &coded.quantizer);
+  coded.sent = quantize_all(group, selected, &coded.quantizer);
   coded.recovered = recover_all(group, coded.sent, coded.quantizer, error);
   return coded;
-}
-
-void append_symbols(const Coded& coded, uint64_t base, std::vector<SentSymbol>& symbols) {
-  for (size_t s = 0; s < coded.sent.size(); ++s) {
-    for (const SentElement& e : coded.sent[s]) {
-      symbols.push_back({base + s * kSegment + e.offset, e.level});
-    }
-  }
 }
 
 // Vector tensors live on very different scales (a running variance beside a bias): each is divided
@@ -142,8 +134,8 @@ std::vector<uint8_t> assemble(Frame frame, const Coded& matrix, const Coded& vec
 
   std::vector<SentSymbol> symbols;
   symbols.reserve(matrix.k + vector.k);
-  append_symbols(matrix, 0, symbols);
-  append_symbols(vector, frame.n_matrix, symbols);
+  symbols.insert(symbols.end(), matrix.sent.begin(), matrix.sent.end());
+  symbols.insert(symbols.end(), vector.sent.begin(), vector.sent.end());
   const std::vector<Slice> lossy_slices = encode_slices(symbols, frame.slice_log2);
   for (const Slice& slice : lossy_slices) frame.slice_bytes.push_back(slice.size());
   for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());

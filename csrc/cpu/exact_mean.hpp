@@ -33,15 +33,16 @@ class Sums {
   Sums(const Sums&) = delete;
   Sums& operator=(const Sums&) = delete;
 
-  // Makes the segment of `place` if it is not there; several threads may.
-  void touch(uint64_t place) {
-    std::atomic<int128*>& segment = segments_[place / kSegment];
-    if (segment.load(std::memory_order_relaxed) != nullptr) return;
-    // The system hands out zero pages when they are written to: memory follows what is touched.
-    auto* const made = static_cast<int128*>(std::calloc(kSegment, sizeof(int128)));
-    if (made == nullptr) throw std::bad_alloc();
-    int128* none = nullptr;
-    if (!segment.compare_exchange_strong(none, made)) std::free(made);
+  // Makes the segments from `first` to `last` that are not there; several threads may.
+  void touch(uint64_t first, uint64_t last) {
+    for (uint64_t s = first / kSegment; s <= last / kSegment; ++s) {
+      if (segments_[s].load(std::memory_order_relaxed) != nullptr) continue;
+      // The system hands out zero pages when they are written to: memory follows what is touched.
+      auto* const made = static_cast<int128*>(std::calloc(kSegment, sizeof(int128)));
+      if (made == nullptr) throw std::bad_alloc();
+      int128* none = nullptr;
+      if (!segments_[s].compare_exchange_strong(none, made)) std::free(made);
+    }
   }
   int128& at(uint64_t place) {
     return segments_[place / kSegment].load(std::memory_order_relaxed)[place % kSegment];

@@ -20,6 +20,7 @@ inline Groups make_groups(const std::vector<Tensor>& tensors) {
     group.pieces.push_back({&t, i, group.n_elems});
     group.n_elems += t.n_elems;
   }
+  groups.vector.base = groups.matrix.n_elems;
   return groups;
 }
 

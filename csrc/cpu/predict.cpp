@@ -83,16 +83,19 @@ void write_predictions(const Groups& groups) {
   }
 }
 
-void update_feedback(const Group& group, const SentSegments& sent, const Recovered& recovered) {
-  parallel_for(n_segments(group), [&](size_t s) {
-    std::vector<float> left_of_sent;
-    if (!sent.empty()) {
-      for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
-        with_elements(*piece.tensor, element, [&]<class T>(const Elements<T>& elements) {
-          left_of_sent.push_back(elements.residual_to(0, from_bits<T>(recovered.bits[s][i])));
-        });
+void update_feedback(const Group& group, SentSymbols sent, const Recovered& recovered) {
+  std::vector<float> left_of_sent(sent.size());
+  parallel_for(n_tasks(sent), [&](size_t task) {
+    for_each_run(group, sent, task, [&](const Run& run) {
+      with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>& elements) {
+        for (size_t i = run.begin; i < run.end; ++i) {
+          left_of_sent[i] =
+              elements.residual_to(sent[i].index - run.first, from_bits<T>(recovered.bits[i]));
+        }
       });
-    }
+    });
+  });
+  parallel_for(n_segments(group), [&](size_t s) {
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
       float* const feedback = piece.tensor->feedback;
       if (feedback == nullptr) return;
@@ -102,9 +105,15 @@ void update_feedback(const Group& group, const SentSegments& sent, const Recover
         std::memcpy(feedback + at, residuals, count * sizeof(float));
       });
     });
-    if (sent.empty()) return;
-    for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
-      if (piece.tensor->feedback != nullptr) piece.tensor->feedback[element] = left_of_sent[i];
+  });
+  parallel_for(n_tasks(sent), [&](size_t task) {
+    for_each_run(group, sent, task, [&](const Run& run) {
+      float* const feedback = run.piece.tensor->feedback;
+      if (feedback == nullptr) return;
+      const float* left = left_of_sent.data() + run.begin;
+      for (const SentSymbol& symbol : sent.subspan(run.begin, run.end - run.begin)) {
+        feedback[symbol.index - run.first] = *left++;
+      }
     });
   });
 }

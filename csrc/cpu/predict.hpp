@@ -18,6 +18,6 @@ void write_predictions(const Groups& groups);
 
 // Where a tensor has feedback: what the recovered model still lacks becomes the new feedback. Reads
 // the history, so it comes before anything is written to an `out`.
-void update_feedback(const Group& group, const SentSegments& sent, const Recovered& recovered);
+void update_feedback(const Group& group, SentSymbols sent, const Recovered& recovered);
 
 }  // namespace resfed

@@ -7,7 +7,6 @@
 #include <mutex>
 #include <numeric>
 
-#include "core/check.hpp"
 #include "cpu/threads.hpp"
 
 namespace resfed {
@@ -27,9 +26,9 @@ double root_mean_square(const Segments& selected) {
   return std::sqrt(squares.value() / static_cast<double>(n));
 }
 
-// A total over segments, in any order: `add` must be exact.
+// A total over tasks, in any order: `add` must be exact.
 template <class Total, class Part>
-Total sum_over_segments(size_t n, const Part& part) {
+Total sum_over(size_t n, const Part& part) {
   Total total{};
   std::mutex mutex;
   parallel_for(n, [&](size_t s) {
@@ -92,10 +91,13 @@ Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
   return q;
 }
 
-SentSegments quantize_all(const Segments& selected, Quantizer* quantizer) {
-  SentSegments sent(selected.size());
-  const auto means = sum_over_segments<LevelMeans>(selected.size(), [&](size_t s, LevelMeans& own) {
-    sent[s].reserve(selected[s].size());
+std::vector<SentSymbol> quantize_all(const Group& group, const Segments& selected,
+                                     Quantizer* quantizer) {
+  std::vector<size_t> begin(selected.size() + 1, 0);
+  for (size_t s = 0; s < selected.size(); ++s) begin[s + 1] = begin[s] + selected[s].size();
+  std::vector<SentSymbol> sent(begin.back());
+  const auto means = sum_over<LevelMeans>(selected.size(), [&](size_t s, LevelMeans& own) {
+    SentSymbol* out = sent.data() + begin[s];
     for (const Candidate& c : selected[s]) {
       const auto [level, position] =
           quantize(*quantizer, float_from_bits(magnitude_key(c.residual)));
@@ -105,7 +107,8 @@ SentSegments quantize_all(const Segments& selected, Quantizer* quantizer) {
       }
       own.highest = std::max(own.highest, level);
       const int32_t magnitude = static_cast<int32_t>(level);
-      sent[s].push_back({c.offset, std::signbit(c.residual) ? -magnitude : magnitude});
+      *out++ = {group.base + s * kSegment + c.offset,
+                std::signbit(c.residual) ? -magnitude : magnitude};
     }
   });
   quantizer->n_offsets = std::min<uint32_t>(means.highest, kMaxOffsets);
@@ -115,44 +118,43 @@ SentSegments quantize_all(const Segments& selected, Quantizer* quantizer) {
   return sent;
 }
 
-Recovered recover_all(const Group& group, const SentSegments& sent, const Quantizer& quantizer,
+Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& quantizer,
                       ExactSquares* error) {
   Recovered recovered;
   recovered.bits.resize(sent.size());
-  const auto recover_segment = [&](size_t s, CheckAndError& own) {
-    recovered.bits[s].resize(sent[s].size());
-    for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
-      const int32_t level = sent[s][i].level;
-      const float magnitude =
-          dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
-      with_elements(*piece.tensor, element, [&](const auto& elements) {
-        const auto before = elements.predicted(0);
-        const auto after = recover(before, level < 0 ? -magnitude : magnitude);
-        recovered.bits[s][i] = element_bits(after);
-        own.check += check_term(piece.begin + element, element_bits(before), element_bits(after));
-        if (error != nullptr) own.error.add(elements.residual_to(0, after));
-      });
+  uint64_t* const bits = recovered.bits.data();
+  const auto total = sum_over<CheckAndError>(n_tasks(sent), [&](size_t task, CheckAndError& own) {
+    for_each_run(group, sent, task, [&](const Run& run) {
+      own.check +=
+          recover_run(run, sent, quantizer, [&](size_t i, uint64_t element, auto, auto after) {
+            bits[i] = element_bits(after);
+            if (error == nullptr) return;
+            own.error.add(
+                Elements<decltype(after)>{*run.piece.tensor, element}.residual_to(0, after));
+          });
     });
-  };
-  const auto total = sum_over_segments<CheckAndError>(sent.size(), recover_segment);
+  });
   if (error != nullptr) error->add(total.error);
   recovered.check = total.check;
   return recovered;
 }
 
-void write_recovered(const Group& group, const SentSegments& sent, const Recovered& recovered) {
-  parallel_for(sent.size(), [&](size_t s) {
-    for_each_sent(group, s, sent[s], [&](const Piece& piece, uint64_t element, size_t i) {
-      const Tensor& t = *piece.tensor;
-      if (t.out == nullptr) return;
-      std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, &recovered.bits[s][i],
-                  t.elem_bytes);
+void write_recovered(const Group& group, SentSymbols sent, const Recovered& recovered) {
+  parallel_for(n_tasks(sent), [&](size_t task) {
+    for_each_run(group, sent, task, [&](const Run& run) {
+      if (run.piece.tensor->out == nullptr) return;
+      with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>&) {
+        T* const out = static_cast<T*>(run.piece.tensor->out);
+        for (size_t i = run.begin; i < run.end; ++i) {
+          std::memcpy(out + (sent[i].index - run.first), &recovered.bits[i], sizeof(T));
+        }
+      });
     });
   });
 }
 
 ExactSquares residual_squares(const Group& group) {
-  return sum_over_segments<ExactSquares>(n_segments(group), [&](size_t s, ExactSquares& own) {
+  return sum_over<ExactSquares>(n_segments(group), [&](size_t s, ExactSquares& own) {
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
       with_elements(*piece.tensor, first, [&](const auto& elements) {
         for (uint64_t i = 0; i < n; ++i) own.add(elements.residual_at(i));
@@ -162,7 +164,7 @@ ExactSquares residual_squares(const Group& group) {
 }
 
 ExactSquares residual_squares(const Group& group, const Segments& selected) {
-  return sum_over_segments<ExactSquares>(selected.size(), [&](size_t s, ExactSquares& own) {
+  return sum_over<ExactSquares>(selected.size(), [&](size_t s, ExactSquares& own) {
     size_t i = 0;
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
       for (; i < selected[s].size() && selected[s][i].offset - at < n; ++i) {

@@ -1,51 +1,93 @@
 // Stage 3 on the CPU: from selected residuals to levels, and from levels to recovered values.
 #pragma once
 
+#include <cstdlib>
+#include <span>
+
+#include "core/check.hpp"
 #include "core/exact_sum.hpp"
 #include "core/quantize.hpp"
 #include "cpu/residual.hpp"
 
 namespace resfed {
 
-// One group's part of a payload, as integers. Level signs are the residuals' signs.
-struct SentElement {
-  uint32_t offset;  // in its segment
+// A sent element: its index among the lossy elements, and its level with the residual's sign.
+struct SentSymbol {
+  uint64_t index;
   int32_t level;
 };
-using SentSegments = std::vector<std::vector<SentElement>>;
+// Of one group, in ascending order.
+using SentSymbols = std::span<const SentSymbol>;
+
+// Symbols that one task works on.
+constexpr size_t kSymbolsPerTask = 4096;
+inline size_t n_tasks(SentSymbols sent) {
+  return (sent.size() + kSymbolsPerTask - 1) / kSymbolsPerTask;
+}
 
 // Threshold and step for a selection that is not empty.
 Quantizer fit_quantizer(const Segments& selected, const StepRule& rule);
 
 // Levels of all selected residuals; completes the quantizer with the means found.
-SentSegments quantize_all(const Segments& selected, Quantizer* quantizer);
+std::vector<SentSymbol> quantize_all(const Group& group, const Segments& selected,
+                                     Quantizer* quantizer);
 
-// Calls visit(piece, element in the piece, which of the sent) for the sent elements of a segment.
+// The symbols [begin, end) of a task, all in one piece: symbol i is its element index - first.
+struct Run {
+  const Piece& piece;
+  size_t begin, end;
+  uint64_t first;
+};
+
 template <class Visit>
-void for_each_sent(const Group& group, uint64_t segment, const std::vector<SentElement>& sent,
-                   Visit visit) {
-  size_t i = 0;
-  for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
-    for (; i < sent.size() && sent[i].offset - at < n; ++i) {
-      visit(piece, first + (sent[i].offset - at), i);
-    }
-  });
+void for_each_run(const Group& group, SentSymbols sent, size_t task, Visit visit) {
+  const size_t last = std::min(sent.size(), (task + 1) * kSymbolsPerTask);
+  for (size_t i = task * kSymbolsPerTask; i < last;) {
+    const Piece& piece = piece_at(group, sent[i].index - group.base);
+    const uint64_t first = group.base + piece.begin;
+    const size_t begin = i;
+    while (i < last && sent[i].index - first < piece.tensor->n_elems) ++i;
+    visit(Run{piece, begin, i, first});
+  }
 }
 
-// What the sent elements become, as bit patterns beside the levels, and the group's part of the
+inline float dequantize(const Quantizer& quantizer, const Piece& piece, int32_t level) {
+  const float magnitude =
+      dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
+  return level < 0 ? -magnitude : magnitude;
+}
+
+// Calls visit(which symbol, element, before, after) for a run's elements; returns its part of the
+// reference check.
+template <class Visit>
+uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantizer, Visit visit) {
+  uint32_t check = 0;
+  with_elements(*run.piece.tensor, 0, [&](const auto& elements) {
+    for (size_t i = run.begin; i < run.end; ++i) {
+      const uint64_t element = sent[i].index - run.first;
+      const auto before = elements.predicted(element);
+      const auto after = recover(before, dequantize(quantizer, run.piece, sent[i].level));
+      check += check_term(run.piece.begin + element, element_bits(before), element_bits(after));
+      visit(i, element, before, after);
+    }
+  });
+  return check;
+}
+
+// What the sent elements become, as bit patterns beside the symbols, and the group's part of the
 // reference check. All of it is computed before anything is written: `out` may be the reference,
 // and tied tensors may share memory.
 struct Recovered {
-  std::vector<std::vector<uint64_t>> bits;
+  std::vector<uint64_t> bits;
   uint32_t check = 0;
 };
 
 // Where `error` is not null it receives the squares of what remains of the sent residuals.
-Recovered recover_all(const Group& group, const SentSegments& sent, const Quantizer& quantizer,
+Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& quantizer,
                       ExactSquares* error);
 
 // Writes to every tensor that has an `out`.
-void write_recovered(const Group& group, const SentSegments& sent, const Recovered& recovered);
+void write_recovered(const Group& group, SentSymbols sent, const Recovered& recovered);
 
 // Squares of the unscaled residuals: of the whole group, and of a selection.
 ExactSquares residual_squares(const Group& group);

@@ -29,7 +29,18 @@ struct Piece {
 struct Group {
   std::vector<Piece> pieces;  // none empty
   uint64_t n_elems = 0;
+  uint64_t base = 0;  // index of its first element among all lossy elements of a payload
 };
+
+// The piece that holds an element of the group.
+inline const Piece& piece_at(const Group& group, uint64_t element) {
+  size_t low = 0, high = group.pieces.size();  // last piece that begins at or before it
+  while (high - low > 1) {
+    const size_t middle = (low + high) / 2;
+    (group.pieces[middle].begin <= element ? low : high) = middle;
+  }
+  return group.pieces[low];
+}
 
 // The group is worked on in segments of this many elements, whatever the number of threads.
 constexpr uint64_t kSegment = 1u << 16;
@@ -44,16 +55,11 @@ template <class Visit>
 void for_each_part(const Group& group, uint64_t segment, Visit visit) {
   const uint64_t begin = segment * kSegment;
   const uint64_t end = std::min(begin + kSegment, group.n_elems);
-  size_t low = 0, high = group.pieces.size();  // last piece that begins at or before `begin`
-  while (high - low > 1) {
-    const size_t middle = (low + high) / 2;
-    (group.pieces[middle].begin <= begin ? low : high) = middle;
-  }
-  for (uint64_t at = begin; at < end; ++low) {
-    const Piece& piece = group.pieces[low];
-    const uint64_t first = at - piece.begin;
-    const uint64_t count = std::min(piece.tensor->n_elems - first, end - at);
-    visit(piece, first, count, static_cast<uint32_t>(at - begin));
+  const Piece* piece = &piece_at(group, begin);
+  for (uint64_t at = begin; at < end; ++piece) {
+    const uint64_t first = at - piece->begin;
+    const uint64_t count = std::min(piece->tensor->n_elems - first, end - at);
+    visit(*piece, first, count, static_cast<uint32_t>(at - begin));
     at += count;
   }
 }

@@ -8,22 +8,17 @@
 
 namespace resfed {
 
-// Lossy symbols of a payload in coding order: matrices, then vectors.
-struct SentSymbol {
-  uint64_t index;
-  int32_t level;
-};
-
 using Slice = std::vector<uint8_t>;
 
+// Lossy symbols of a payload in coding order: matrices, then vectors.
 std::vector<Slice> encode_slices(const std::vector<SentSymbol>& symbols, unsigned slice_log2);
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
 
 // Indices come out strictly ascending and below n_elems, levels within the format's range; else
 // kBadSlice. `slices` is the concatenation of all slices, `lengths` theirs in bytes;
 // `first_slice` only numbers errors.
-std::vector<SentSymbol> decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p,
-                                       uint64_t n_elems);
+void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
+                    std::vector<SentSymbol>* symbols);
 std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
                                            Partition p, uint64_t n_elems, uint64_t first_slice);
 

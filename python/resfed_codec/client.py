@@ -133,7 +133,9 @@ class ClientSession(Session):
         self._down = version
         self._held[version.number] = version
         for number in sorted(self._held):
-            if number < oldest or number > version.number or len(self._held) > self._history:
+            stale = number < oldest or number > version.number
+            surplus = len(self._held) > self._history and number not in (oldest, version.number)
+            if stale or surplus:
                 del self._held[number]
         if m.ack is not None:
             self._settle(m.ack)
@@ -187,9 +189,7 @@ class ClientSession(Session):
         in_place = spare and self._only_newest_counts and o.copies(OWN)
         out = model_of(base) if in_place else self._layout.empty()
         o.decode(self._layout, base, other, out)
-        version = Version(link.version, o.digest, out, base)
-        version.forget_beyond(self._keep_down)
-        return version
+        return Version(link.version, o.digest, out, base).shortened(self._keep_down)
 
     @property
     def _only_newest_counts(self) -> bool:
@@ -238,8 +238,7 @@ class ClientSession(Session):
             out=out,
             feedback=self._feedback,
         )
-        version = Version(number, version_digest(payload), out, base)
-        version.forget_beyond(self._keep_up)
+        version = Version(number, version_digest(payload), out, base).shortened(self._keep_up)
         update = None
         if self._feedback is not None and out is not None:
             update = differences(self._up.roles, self._layout.specs, out, model_of(self._down))
@@ -315,6 +314,7 @@ class ClientSession(Session):
         m = open_request(as_bytes(request), self._tag)
         if m.ack is None:
             raise PayloadError("payload: a client's request; it is for the server")
+        self._tag = self._tag or m.tag
         self._settle(m.ack, certain=True)
         if not self._sent:
             raise StateMismatchError("payload: a request, but no update waits to be sent again")
@@ -357,12 +357,12 @@ class ClientSession(Session):
                 [s.version, s.message, s.payload, list(s.global_version), s.update]
                 for s in self._sent.values()
             ],
-            "keep": [self._keep_up, self._keep_down],
+            "keep": [self._keep_up, self._keep_down, self._broadcast],
             "feedback": self._feedback,
         }
 
     def _load_fields(self, fields: dict[str, Any]) -> None:
-        if fields["keep"] != [self._keep_up, self._keep_down]:
+        if fields["keep"] != [self._keep_up, self._keep_down, self._broadcast]:
             raise ValueError("state_dict: saved with other predictors")
         if (fields["feedback"] is None) != (self._feedback is None):
             raise ValueError("state_dict: saved with another setting of error_feedback")

@@ -192,7 +192,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
 
 def check_stands_alone(payload: bytes) -> None:
     """Refuse payloads that build on a stream's versions; raises NativeError for damaged ones."""
-    link = _native.inspect(payload)["link"]
+    link = _native.link_of(payload)
     if link:
         raise StateMismatchError(
             f"payload: belongs to a stream ({parse_link(link)}): give it to the Decoder or the"

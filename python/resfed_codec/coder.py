@@ -57,7 +57,7 @@ class Coder:
     def __init__(
         self, layout: Layout, config: CodecConfig, predictor: Predictor, *, two_way: bool
     ) -> None:
-        self.layout, self.config, self.predictor = layout, config, predictor
+        self.layout, self.config, self.predictor, self.two_way = layout, config, predictor, two_way
         self.exclusions = excluded_ordinals(layout.specs, config.exclude)
         self.roles = roles_of(layout.specs, self.exclusions)
         if isinstance(predictor, AdaptivePredictor):

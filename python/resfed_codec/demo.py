@@ -5,15 +5,16 @@ only four of the ten digits, so that no client can learn the task alone. The sam
 twice from the same seed: once with every model sent through the codec, in both directions, and
 once with the raw float32 models (plain federated averaging). Both runs count every byte.
 
-Each compressed round goes as follows. ``shared`` is the model that the server and all clients
-hold; they build the first one from a common seed, so nothing is sent for it.
+Each compressed round goes as follows. All ends build the first model from a common seed, so nothing
+is sent for it.
 
-1. Every client trains from ``shared`` for one local epoch and sends
-   ``encode(local + memory, shared)``. Its memory is what earlier messages left out.
-2. The server decodes the messages and adds their weighted average step to its own ``model``.
-3. The server sends ``encode(model, shared)``, which every client downloads, and both sides decode
-   it to the next ``shared``. Whatever that message leaves out is still in ``model - shared``, so
-   it goes out in a later round.
+1. Every client trains for one local epoch from the global model that it holds and sends the result
+   through its ClientSession. What a payload leaves out is added to the next (error feedback).
+2. The server takes the payloads straight into their weighted mean and adds the mean's step to its
+   own ``model``.
+3. The server gives ``model`` to its ServerSession, which encodes it once, and sends every client
+   what it lacks. Whatever that leaves out is still in ``model`` minus what clients hold, so it goes
+   out in a later round.
 
 Needs the extra packages of ``pip install "resfed-codec[demo]"``.
 """
@@ -189,40 +190,44 @@ def _federate(
     model: State,
 ) -> Iterator[RoundResult]:
     """Run both trainings and yield after every round. ``shards`` index ``data.images``."""
-    shared = model  # what the server and the clients hold; ``model`` is what the server aims at
+    uplink = rfc.CodecConfig(sparsity=sparsity, error_feedback=True)
+    downlink = rfc.CodecConfig(sparsity=sparsity)
+    server = rfc.ServerSession(model, uplink, downlink)
+    sessions = [rfc.ClientSession(model, uplink, downlink) for _ in shards]
+    held = [model for _ in shards]  # what each client trains from
     plain = model  # what everyone holds in the uncompressed run
-    memories = [{name: np.zeros_like(a) for name, a in model.items()} for _ in shards]
     examples = sum(len(shard) for shard in shards)
     plain_bytes = len(shards) * sum(a.nbytes for a in model.values())
 
     for number in range(1, rounds + 1):
-        bytes_up = 0
+        bytes_up = bytes_down = 0
         next_plain = plain
+        mean = server.aggregator()
         for client, shard in enumerate(shards):
             # Both runs see the examples in the same order.
             order = np.random.default_rng([seed, number, client]).permutation(shard)
             images, labels = data.images[order], data.labels[order]
-            weight = len(shard) / examples
 
-            local = _add(_train(shared, images, labels), memories[client])
-            payload = rfc.encode(local, shared, sparsity=sparsity)
+            payload = sessions[client].send(_train(held[client], images, labels))
             bytes_up += len(payload)
-            recovered = rfc.decode(payload, shared)  # on the server, and for the client's memory
-            memories[client] = _add(local, recovered, -1)
-            model = _add(model, _add(recovered, shared, -1), weight)
+            server.receive_into(client, payload, mean, weight=len(shard))
 
             local = _train(plain, images, labels)
-            next_plain = _add(next_plain, _add(local, plain, -1), weight)
+            next_plain = _add(next_plain, _add(local, plain, -1), len(shard) / examples)
 
-        payload = rfc.encode(model, shared, sparsity=sparsity)
-        shared = rfc.decode(payload, shared)  # the same on the server and on every client
+        model = _add(model, _add(mean.result(), server.state, -1))
+        server.update(model)
+        for client, session in enumerate(sessions):
+            message = server.send(client)
+            bytes_down += len(message)
+            held[client] = session.receive(message)
         plain = next_plain
         yield RoundResult(
             number=number,
-            accuracy=_accuracy(shared, data),
+            accuracy=_accuracy(held[0], data),
             plain_accuracy=_accuracy(plain, data),
             bytes_up=bytes_up,
-            bytes_down=len(shards) * len(payload),
+            bytes_down=bytes_down,
             plain_bytes=plain_bytes,
         )
 

@@ -56,9 +56,16 @@ class Version:
             version = version.parent
         return versions
 
-    def forget_beyond(self, depth: int) -> None:
-        """Keep no more than ``depth`` versions of the lineage."""
-        self.lineage(max(depth, 1))[-1].parent = None
+    def shortened(self, depth: int) -> Version:
+        """The same version with no more than ``depth`` versions of its lineage; shares the models.
+
+        This one and its parents keep what they have: they may still be built on.
+        """
+        version = None
+        for v in reversed(self.lineage(depth)):
+            version = Version(v.number, v.digest, v.model, version)
+        assert version is not None
+        return version
 
     def __str__(self) -> str:
         return f"version {self.number} (digest {self.digest:016x})"
@@ -236,17 +243,19 @@ class Opened:
 def differences(
     roles: Sequence[int], specs: Sequence[TensorSpec], new: Model, old: Model
 ) -> Feedback:
-    """New minus old, as float32, of the lossy tensors."""
+    """New minus old of the lossy tensors, rounded to float32 as residuals are."""
     return [
-        None if role == LOSSLESS else _widened(a, spec) - _widened(b, spec)
+        None
+        if role == LOSSLESS
+        else np.asarray(_widened(a, spec) - _widened(b, spec)).astype(np.float32)
         for role, spec, a, b in zip(roles, specs, new, old, strict=True)
     ]
 
 
-def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[np.float32]:
+def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     if spec.dtype == "bfloat16":
-        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(np.float32)
+        return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array if spec.dtype == "float64" else array.astype(np.float32)
 
 
 def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:

@@ -135,6 +135,8 @@ def parse_link(data: bytes) -> Link:
         values = [0] * _PLACES
         for j in used:
             values[j] = unzigzag(reader.varint(2 * MAX_NUMERATOR))
+        if not any(values):
+            raise reader.refuse("holds a prediction from nothing")
         return (values[0], values[1], values[2], values[3], values[4], values[5])
 
     coef_log2, per_tensor = 0, {}

@@ -7,10 +7,9 @@ it to understand the format or to start an implementation of your own, and for w
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,11 @@ from numpy.typing import NDArray
 from resfed_codec.codec import make_config
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.layout import State, check_same_layout, excluded_ordinals, views_of
+from resfed_codec.layout import (
+    State,
+    TensorSpec,
+    excluded_ordinals,
+)
 from resfed_codec.payload import as_bytes
 from resfed_codec.reference_slices import (
     MAX_LEVEL,
@@ -31,165 +34,22 @@ from resfed_codec.reference_slices import (
     encode_slices,
     slice_sizes,
 )
+from resfed_codec.reference_values import (
+    F32,
+    Quantizer,
+    Tensor,
+    bits_of,
+    change_of,
+    groups_of,
+    layout_digest,
+    recover_group,
+    residuals,
+    restore_group,
+    size_of,
+    tensors_of,
+)
 
-F32 = np.float32
 VECTOR_SHARE = 10
-LARGEST = {2: 0x7BFF, 4: 0x7F7FFFFF, 8: 0x7FEFFFFFFFFFFFFF}
-MASK64 = 2**64 - 1
-
-
-# ---- 1. Layout, roles, groups
-
-
-@dataclass
-class Tensor:
-    """One tensor, flattened; bfloat16 as its bit patterns."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    reference: NDArray[Any]
-    state: NDArray[Any] | None = None
-    exponent: int = 0
-
-
-def layout_digest(tensors: list[Tensor]) -> bytes:
-    text = "".join(
-        f"{len(t.name)}:{t.name} {t.dtype} {','.join(str(d) for d in t.shape)}\n" for t in tensors
-    )
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def groups_of(
-    tensors: list[Tensor], exclusions: list[int]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Matrices, vectors, lossless tensors."""
-    lossy = [t for i, t in enumerate(tensors) if "float" in t.dtype and i not in exclusions]
-    lossless = [t for t in tensors if not any(t is x for x in lossy)]
-    matrices = [t for t in lossy if len(t.shape) >= 2]
-    vectors = [t for t in lossy if len(t.shape) < 2]
-    return (matrices, vectors, lossless) if matrices else (vectors, [], lossless)
-
-
-def size_of(group: list[Tensor]) -> int:
-    return sum(t.reference.size for t in group)
-
-
-def locate(group: list[Tensor], element: int) -> tuple[Tensor, int]:
-    """The tensor that holds a group's element, and where in it."""
-    for t in group:
-        if element < t.reference.size:
-            return t, element
-        element -= t.reference.size
-    raise IndexError(element)
-
-
-# ---- 4. Values
-
-
-def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """What arithmetic is done in: float64 for float64, else float32."""
-    if dtype == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(F32)
-    return array if dtype == "float64" else array.astype(F32)
-
-
-def residuals(group: list[Tensor], scaled: bool) -> NDArray[np.float32]:
-    parts = [np.zeros(0, F32)]
-    for t in group:
-        assert t.state is not None
-        r = (widen(t.state, t.dtype) - widen(t.reference, t.dtype)).astype(F32)
-        parts.append(r * F32(2.0) ** F32(-t.exponent) if scaled else r)
-    return np.concatenate(parts)
-
-
-@dataclass
-class Quantizer:
-    threshold: np.float32
-    step: np.float32
-    offsets: list[int] = field(default_factory=list)
-
-    def value(self, level: int) -> np.float32:
-        offset = self.offsets[level - 1] if level <= len(self.offsets) else 128
-        steps = F32(level - 1) + F32(offset) / F32(256)
-        return min(F32(self.threshold + steps * self.step), np.finfo(F32).max)
-
-
-def recover(t: Tensor, where: int, level: int, quantizer: Quantizer) -> Any:
-    """The element after recovery, in the tensor's dtype (bfloat16: its bits)."""
-    magnitude = quantizer.value(abs(level)) * F32(2.0) ** F32(t.exponent)
-    value = F32(-magnitude if level < 0 else magnitude)
-    old = widen(t.reference[where : where + 1], t.dtype)[0]
-    total = old + (np.float64(value) if t.dtype == "float64" else value)
-    if t.dtype == "bfloat16":
-        total = saturate(F32(total), 4)
-        bits = int(total.view(np.uint32))
-        bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-        if bits & 0x7FFF >= 0x7F80:
-            bits = bits & 0x8000 | 0x7F7F
-        return np.uint16(bits)
-    new = np.dtype(t.dtype).type(total)
-    return saturate(new, new.itemsize)
-
-
-def saturate(value: Any, n_bytes: int) -> Any:
-    if not np.isinf(value):
-        return value
-    largest = np.uint64(LARGEST[n_bytes]).astype(f"u{n_bytes}").view(value.dtype)
-    return largest if value > 0 else -largest
-
-
-# ---- 5.4 and 6. Bit patterns, changes, the reference check
-
-
-def bits_of(value: np.generic) -> int:
-    return int.from_bytes(value.tobytes(), "little")
-
-
-def change_of(old: int, new: int, n_bits: int) -> int:
-    d = (new - old) % (1 << n_bits)
-    d -= 1 << n_bits if d >= 1 << (n_bits - 1) else 0
-    return 2 * d if d >= 0 else -2 * d - 1
-
-
-def check_term(element: int, old: int, new: int) -> int:
-    z = (element + 1) * 0x9E3779B97F4A7C15 + old * 0xD1B54A32D192ED03 + new * 0x8CB92BA72F3D8DD7
-    z &= MASK64
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK64
-    return (z ^ z >> 31) >> 32
-
-
-def recover_group(
-    group: list[Tensor], sent: Symbols, quantizer: Quantizer | None
-) -> tuple[list[tuple[Tensor, int, Any]], int]:
-    """(tensor, where, new value) of each sent element, and the group's part of the check."""
-    writes, check = [], 0
-    for element, level in sent:
-        assert quantizer is not None
-        t, where = locate(group, element)
-        new = recover(t, where, level, quantizer)
-        check += check_term(element, bits_of(t.reference[where]), bits_of(new))
-        writes.append((t, where, new))
-    return writes, check
-
-
-def restore_group(
-    group: list[Tensor], changes: Symbols
-) -> tuple[list[tuple[Tensor, int, Any]], int]:
-    writes, check = [], 0
-    for element, change in changes:
-        t, where = locate(group, element)
-        old = t.reference[where]
-        n_bits = 8 * old.itemsize
-        if change >= 2**n_bits:
-            raise PayloadError("payload: a change is too large")
-        d = change // 2 if change % 2 == 0 else -(change // 2) - 1
-        new_bits = (bits_of(old) + d) % 2**n_bits
-        new = np.frombuffer(new_bits.to_bytes(old.itemsize, "little"), old.dtype)[0]
-        check += check_term(element, bits_of(old), new_bits)
-        writes.append((t, where, new))
-    return writes, check
 
 
 # ---- 8. What an encoder does
@@ -348,7 +208,8 @@ def write_quantizer(q: Quantizer) -> bytes:
 
 
 def assemble(
-    tensors: list[Tensor],
+    digest: bytes,
+    link: bytes,
     exclusions: list[int],
     groups: tuple[list[Tensor], list[Tensor], list[Tensor]],
     matrix: Sent,
@@ -358,8 +219,10 @@ def assemble(
 ) -> bytes:
     n_m, n_v, n_l = (size_of(group) for group in groups)
     check = (matrix.check + vector.check + changes_check) % 2**32
-    out = b"RFD" + bytes([1, 1 if exclusions else 0, SLICE_LOG2])
-    out += layout_digest(tensors) + check.to_bytes(4, "little")
+    out = b"RFD" + bytes([1, (1 if exclusions else 0) | (2 if link else 0), SLICE_LOG2])
+    out += digest + check.to_bytes(4, "little")
+    if link:
+        out += varint(len(link)) + link
     out += varint(n_m) + varint(n_v) + varint(n_l)
     if n_m:
         out += varint(len(matrix.symbols))
@@ -388,14 +251,15 @@ def encode(
     state: State, reference: State, config: CodecConfig | None = None, **options: Any
 ) -> bytes:
     """The same bytes as :func:`resfed_codec.encode`; same arguments, same errors but for NaNs."""
-    config = make_config(config, options)
-    current, base = views_of(state, "state"), views_of(reference, "reference")
-    specs = [view.spec for view in base]
-    check_same_layout([view.spec for view in current], specs, "state")
-    tensors = [
-        Tensor(b.spec.name, b.spec.dtype, b.spec.shape, b.array.ravel(), c.array.ravel())
-        for b, c in zip(base, current, strict=True)
-    ]
+    tensors = tensors_of(reference, state)
+    return encode_tensors(tensors, make_config(config, options), layout_digest(tensors))
+
+
+def encode_tensors(
+    tensors: list[Tensor], config: CodecConfig, digest: bytes, link: bytes = b""
+) -> bytes:
+    """The payload of tensors whose reference is what the receiver predicts."""
+    specs = [TensorSpec(t.name, t.shape, t.dtype) for t in tensors]
     exclusions = excluded_ordinals(specs, config.exclude)
     groups = groups_of(tensors, exclusions)
     matrices, vectors, lossless = groups
@@ -413,7 +277,7 @@ def encode(
     _, changes_check = restore_group(lossless, changes)
 
     def payload(matrix: Sent, vector: Sent) -> bytes:
-        return assemble(tensors, exclusions, groups, matrix, vector, changes, changes_check)
+        return assemble(digest, link, exclusions, groups, matrix, vector, changes, changes_check)
 
     if config.max_error is not None:
         return payload(within_error(matrices, config), within_error(vectors, config))
@@ -488,22 +352,54 @@ class Reader:
 
 def decode(payload: bytes, reference: State) -> State:
     """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
-    data = as_bytes(payload)
+    tensors = tensors_of(reference)
+    decoded = decode_tensors(as_bytes(payload), lambda _: tensors, layout_digest(tensors))
+    if isinstance(reference, Mapping):
+        return {name: decoded[name] for name in reference}
+    return list(decoded.values())
+
+
+@dataclass
+class Header:
+    """The fields before the counts, and the reader that stands behind them."""
+
+    flags: int
+    slice_log2: int
+    digest: bytes
+    check: int
+    link: bytes
+    reader: Reader
+
+
+def read_header(data: bytes) -> Header:
     if len(data) < 22 or data[:3] != b"RFD":
         raise PayloadError("payload: not a payload of this codec, or truncated")
     if data[3] != 1:
         raise PayloadError(f"payload: format version {data[3]} is not known")
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise PayloadError("payload: damaged")
-    views = views_of(reference, "reference")
-    tensors = [Tensor(v.spec.name, v.spec.dtype, v.spec.shape, v.array.ravel()) for v in views]
-
     reader = Reader(data[:-4])
     reader.take(4)
     flags, slice_log2 = reader.byte(), reader.byte()
-    if flags & ~1 or not 6 <= slice_log2 <= 20:
+    if flags & ~3 or not 6 <= slice_log2 <= 20:
         raise PayloadError("payload: unknown flags or slice size")
     digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
+    link = reader.take(reader.varint()) if flags & 2 else b""
+    if flags & 2 and not link:
+        raise PayloadError("payload: a link without content")
+    return Header(flags, slice_log2, digest, check, link, reader)
+
+
+def decode_tensors(
+    data: bytes, predicted: Callable[[list[int]], list[Tensor]], expected: bytes
+) -> dict[str, NDArray[Any]]:
+    """The recovered tensors by name.
+
+    ``predicted`` makes the tensors for the payload's exclusions; ``expected`` is the digest that
+    the payload must have.
+    """
+    header = read_header(data)
+    reader = header.reader
     sizes = [reader.varint(2**61 - 1) for _ in range(3)]
     matrix_quantizer = vector_quantizer = None
     exponents: list[int] = []
@@ -518,13 +414,13 @@ def decode(payload: bytes, reference: State) -> State:
             raise PayloadError("payload: an exponent is out of range")
     n_changed = reader.varint(sizes[2]) if sizes[2] else 0
     exclusions: list[int] = []
-    if flags & 1:
+    if header.flags & 1:
         for _ in range(reader.varint(len(data))):
             exclusions.append(reader.varint() + (exclusions[-1] + 1 if exclusions else 0))
         if not exclusions:
             raise PayloadError("payload: exclusions without any")
-    lossy_sizes = slice_sizes(k_m + k_v, slice_log2)
-    all_sizes = lossy_sizes + slice_sizes(n_changed, slice_log2)
+    lossy_sizes = slice_sizes(k_m + k_v, header.slice_log2)
+    all_sizes = lossy_sizes + slice_sizes(n_changed, header.slice_log2)
     slices = []
     lengths = [2 * reader.varint() for _ in all_sizes[:-1]]
     slices = [reader.take(n) for n in lengths]
@@ -534,8 +430,9 @@ def decode(payload: bytes, reference: State) -> State:
     elif rest:
         raise PayloadError("payload: unexpected bytes at the end")
 
-    if digest != layout_digest(tensors):
-        raise StateMismatchError("payload: made for another layout")
+    if header.digest != expected:
+        raise StateMismatchError("payload: made for another layout, or on other versions")
+    tensors = predicted(exclusions)
     if exclusions and exclusions[-1] >= len(tensors):
         raise StateMismatchError("payload: made for another layout")
     matrices, vectors, lossless = groups_of(tensors, exclusions)
@@ -559,13 +456,10 @@ def decode(payload: bytes, reference: State) -> State:
         restore_group(lossless, changes),
     ):
         writes, total = writes + more, total + part
-    if total % 2**32 != check:
+    if total % 2**32 != header.check:
         raise StateMismatchError("payload: made against another reference")
 
     arrays = {t.name: t.reference.copy() for t in tensors}
     for t, where, new in writes:
         arrays[t.name][where] = new
-    shaped = {t.name: arrays[t.name].reshape(t.shape) for t in tensors}
-    if isinstance(reference, Mapping):
-        return {name: shaped[name] for name in reference}
-    return list(shaped.values())
+    return {t.name: arrays[t.name].reshape(t.shape) for t in tensors}

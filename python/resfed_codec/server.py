@@ -97,24 +97,27 @@ class ServerSession(Session):
 
     def forget(self, client_id: ClientId) -> None:
         """Drop what is kept of a client; if it comes back it is brought up by a keyframe."""
+        client_tag(client_id, self._initial)  # complains about what is no name
         self._clients.pop(client_id, None)
+
+    def _enter(self, client_id: ClientId, client: ClientRecord) -> None:
+        name = str(client_id) if isinstance(client_id, str) else int(client_id)
+        self._clients[name] = client
 
     def memory(self) -> dict[str, int]:
         """Bytes held, by what for: "global", "clients" (models), "payloads", "feedback"."""
-        shared: dict[int, int] = {}
+        shared = _sizes(self._target)
         for version in [*self._versions.values(), self._initial]:
             for member in version.lineage(self._keep_down):
-                shared[id(member.model)] = _size(member.model)
-        shared[id(self._target)] = _size(self._target)
+                shared |= _sizes(member.model)
         own: dict[int, int] = {}
         for client in self._clients.values():
             for version in [*client.uplinks.values(), *client.downlinks.values()]:
                 for member in version.lineage(max(self._keep_down, self._keep_up)):
-                    if id(member.model) not in shared:
-                        own[id(member.model)] = _size(member.model)
+                    own |= _sizes(member.model)
         return {
             "global": sum(shared.values()),
-            "clients": sum(own.values()),
+            "clients": sum(size for array, size in own.items() if array not in shared),
             "payloads": _total(self._chain.values()) + _total(self._keyframe_cache.values()),
             "feedback": sum(f.nbytes for f in self._feedback or [] if f is not None),
         }
@@ -149,7 +152,7 @@ class ServerSession(Session):
             feedback=self._feedback,
         )
         version = Version(base.number + 1, version_digest(payload), out, base)
-        version.forget_beyond(self._keep_down)
+        version = version.shortened(self._keep_down)
         self._current = version
         self._versions[version.number] = version
         _keep_newest(self._versions, self._history)
@@ -174,7 +177,7 @@ class ServerSession(Session):
         """
         client = self._client(client_id)
         message = self._send_to_all(client) if self._broadcast else self._send_alone(client)
-        self._clients[client_id] = client
+        self._enter(client_id, client)
         return write_message(message)
 
     def _send_to_all(self, client: ClientRecord) -> Message:
@@ -259,7 +262,7 @@ class ServerSession(Session):
                 feedback=None,
             )
             version = Version(number, version_digest(client.sent), out, base)
-            version.forget_beyond(self._keep_down)
+            version = version.shortened(self._keep_down)
         client.target = self._target_number
         client.downlinks[number] = version
         _keep_newest(client.downlinks, self._history, client.known and client.known.version)
@@ -285,7 +288,7 @@ class ServerSession(Session):
             client.known = m.head
         else:
             client.known, client.replaces, client.sent = None, m.head.digest, b""
-        self._clients[client_id] = client
+        self._enter(client_id, client)
         message = self.send(client_id)
         if m.refused != version_digest(message) & LOW32:
             return message
@@ -364,6 +367,8 @@ class ServerSession(Session):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
         data = as_bytes(payload)
         client = self._client(client_id)
+        if client.seen[:1] == [version_digest(data)]:
+            return False  # also if what it builds on is no longer held
         model = None
         try:
             arrived = self._open(client, data)
@@ -453,7 +458,7 @@ class ServerSession(Session):
     def _commit(
         self, client_id: ClientId, client: ClientRecord, arrived: Arrived, model: Model | None
     ) -> None:
-        self._clients[client_id] = client
+        self._enter(client_id, client)
         if client.has_last(arrived.number, arrived.digest):
             return
         client.note_uplink(arrived.number, arrived.digest)
@@ -467,7 +472,7 @@ class ServerSession(Session):
         if not self._keep_up:
             return
         version = Version(arrived.number, arrived.digest, model, arrived.base)
-        version.forget_beyond(self._keep_up)
+        version = version.shortened(self._keep_up)
         client.uplinks[arrived.number] = version
         if arrived.base is not None:
             for number in [n for n in client.uplinks if n < arrived.base.number]:
@@ -478,7 +483,7 @@ class ServerSession(Session):
 
     def _fields(self) -> dict[str, Any]:
         return {
-            "keep": [self._keep_up, self._keep_down],
+            "keep": [self._keep_up, self._keep_down, self._broadcast],
             "current": self._current,
             "versions": self._versions,
             "chain": self._chain,
@@ -490,7 +495,7 @@ class ServerSession(Session):
         }
 
     def _load_fields(self, fields: dict[str, Any]) -> None:
-        if fields["keep"] != [self._keep_up, self._keep_down]:
+        if fields["keep"] != [self._keep_up, self._keep_down, self._broadcast]:
             raise ValueError("state_dict: saved with other predictors")
         if (fields["feedback"] is None) != (self._feedback is None):
             raise ValueError("state_dict: saved with another setting of error_feedback")
@@ -524,8 +529,9 @@ def _numbers(versions: Mapping[int, Any]) -> str:
     return ", ".join(map(str, sorted(versions))) or "none"
 
 
-def _size(model: Model | None) -> int:
-    return sum(array.nbytes for array in model or [])
+def _sizes(model: Model | None) -> dict[int, int]:
+    """Bytes by array: versions share them."""
+    return {id(array): array.nbytes for array in model or []}
 
 
 def _total(payloads: Iterable[bytes]) -> int:

@@ -1,11 +1,13 @@
 """State of streams and sessions as plain tensors, for state_dict() and load_state_dict().
 
-The structure (numbers, texts, lists, mappings) is JSON in a tensor of bytes; models, feedback and
-payloads are tensors beside it. Nothing is pickled, so any tensor format can store the result.
+The structure (numbers, texts, lists, mappings) is JSON in a tensor of bytes, behind a digest of it
+and of all else; models, feedback and payloads are tensors beside it. Nothing is pickled, so any
+tensor format can store the result.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +19,14 @@ from resfed_codec.layout import is_torch, torch_module
 
 STRUCTURE = "structure"
 
+_DIGEST_BYTES = 16
+
 
 class _Writer:
     def __init__(self) -> None:
         self.arrays: dict[str, Any] = {}
         self._versions: dict[int, tuple[str, Version]] = {}
+        self._names: dict[int, tuple[str, Any]] = {}
 
     def plain(self, value: Any) -> Any:
         """``value`` as JSON knows it; arrays, bytes and versions by reference."""
@@ -30,7 +35,9 @@ class _Writer:
         if isinstance(value, bytes):
             return {"bytes": self._store(np.frombuffer(value, np.uint8))}
         if isinstance(value, np.ndarray):
-            return {"array": self._store(value)}
+            if id(value) not in self._names:  # versions share models
+                self._names[id(value)] = self._store(value), value
+            return {"array": self._names[id(value)][0]}
         if isinstance(value, Version):
             return {"version": self._version(value)}
         if isinstance(value, Mapping):
@@ -54,6 +61,7 @@ class _Writer:
 class _Reader:
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         self._arrays = arrays
+        self._copies: dict[str, Any] = {}
         self._versions: dict[str, Version] = {}
 
     def value(self, plain: Any) -> Any:
@@ -63,16 +71,14 @@ class _Reader:
             return plain
         ((kind, content),) = plain.items()
         if kind == "bytes":
-            return self._array(content).tobytes()
+            return self._arrays[content].tobytes()
         if kind == "array":
-            return self._array(content).copy()
+            if content not in self._copies:
+                self._copies[content] = self._arrays[content].copy()
+            return self._copies[content]
         if kind == "version":
             return self._version(content)
         return {self.value(k): self.value(v) for k, v in content}
-
-    def _array(self, name: str) -> Any:
-        value = self._arrays[name]
-        return value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
 
     def _version(self, content: Any) -> Version:
         if isinstance(content, str):
@@ -86,8 +92,9 @@ class _Reader:
 def write_snapshot(kind: str, fields: Mapping[str, Any], *, as_torch: bool) -> dict[str, Any]:
     """A flat mapping of tensors that :func:`read_snapshot` turns back into ``fields``."""
     writer = _Writer()
-    structure = json.dumps({"kind": kind, "fields": writer.plain(fields)})
-    arrays = {STRUCTURE: np.frombuffer(structure.encode("ascii"), np.uint8).copy(), **writer.arrays}
+    structure = json.dumps({"kind": kind, "fields": writer.plain(fields)}).encode("ascii")
+    head = _digest(structure, writer.arrays) + structure
+    arrays = {STRUCTURE: np.frombuffer(head, np.uint8).copy(), **writer.arrays}
     if not as_torch:
         return arrays
     torch = torch_module()
@@ -102,12 +109,28 @@ def read_snapshot(kind: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(state_dict, Mapping) or STRUCTURE not in state_dict:
         raise ValueError(f"state_dict: must be what {kind}.state_dict() returned")
-    reader = _Reader(state_dict)
     try:
-        structure = json.loads(reader._array(STRUCTURE).tobytes())
-        if structure["kind"] != kind:
-            raise ValueError(f"state_dict: saved by a {structure['kind']}, not by a {kind}")
-        fields: dict[str, Any] = reader.value(structure["fields"])
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        arrays = {str(name): _array(value) for name, value in state_dict.items()}
+    except (TypeError, ValueError) as error:
         raise ValueError(f"state_dict: incomplete or damaged: {error}") from error
+    head = arrays.pop(STRUCTURE).tobytes()
+    digest, structure = head[:_DIGEST_BYTES], head[_DIGEST_BYTES:]
+    if digest != _digest(structure, arrays):
+        raise ValueError("state_dict: incomplete or damaged")
+    saved = json.loads(structure)
+    if saved["kind"] != kind:
+        raise ValueError(f"state_dict: saved by a {saved['kind']}, not by a {kind}")
+    fields: dict[str, Any] = _Reader(arrays).value(saved["fields"])
     return fields
+
+
+def _array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+
+
+def _digest(structure: bytes, arrays: Mapping[str, Any]) -> bytes:
+    digest = hashlib.blake2b(structure, digest_size=_DIGEST_BYTES)
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.digest()

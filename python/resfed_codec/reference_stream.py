@@ -1,0 +1,169 @@
+"""Links and predictions once more, slow and readable: section 11 of docs/format.md as NumPy.
+
+Written from the specification, like :mod:`resfed_codec.reference`, and held to the same bytes by
+tests. Which version to build on is the business of streams and sessions and not repeated here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError
+from resfed_codec.layout import State, excluded_ordinals, views_of
+from resfed_codec.reference import Reader, decode_tensors, encode_tensors, read_header
+from resfed_codec.reference_values import F32, Tensor, groups_of, saturate, tensors_of, widen
+
+History = Sequence["tuple[int, State]"]
+"""Versions of one direction, newest first: number and model."""
+
+
+# ---- 11.1 and 11.2 Digests
+
+
+def link_digest(tag: int, base: int, other: int) -> bytes:
+    """64 bits that name what a payload builds on, and whom it is for."""
+    parts = tag.to_bytes(4, "little") + base.to_bytes(8, "little") + other.to_bytes(8, "little")
+    return hashlib.blake2b(b"link" + parts, digest_size=8).digest()
+
+
+# ---- 11.3 The link
+
+
+@dataclass
+class Link:
+    """The fields of a link; coefficients are numerators / 2**coef_log2, one per place."""
+
+    version: int
+    back: int
+    other: int
+    n_own: int
+    n_other: int
+    keep: int
+    coef_log2: int
+    common: list[int]
+    per_tensor: dict[int, list[int]] = field(default_factory=dict)
+
+
+def read_link(data: bytes) -> Link:
+    reader = Reader(data)
+    version, back, other = reader.varint(), reader.varint(), reader.varint()
+    depths = reader.byte()
+    n_own, n_other, keep = depths & 3, depths >> 2 & 3, depths >> 4 & 3
+    mask = reader.byte()
+    places = [j for j in range(6) if mask >> j & 1]
+    if version < 1 or back > version or depths >= 64 or keep < 1 or not places:
+        raise PayloadError("payload: a link that cannot be")
+    if (back > 0) != (n_own > 0) or (other > 0) != (n_other > 0):
+        raise PayloadError("payload: a link without the history it names")
+    if any((n_own if j < 3 else n_other) == 0 for j in places):
+        raise PayloadError("payload: a link that predicts from nothing")
+    link = Link(version, back, other, n_own, n_other, keep, 0, [0] * 6)
+    if not mask & 128:
+        if len(places) > 1 or mask & 64:
+            raise PayloadError("payload: a link without coefficients")
+        link.common[places[0]] = 1
+    else:
+        link.coef_log2 = reader.byte()
+        if link.coef_log2 > 12:
+            raise PayloadError("payload: a link with coefficients that are too fine")
+        link.common = read_numerators(reader, places)
+    if mask & 64:
+        bitmap = reader.take(reader.varint())
+        if not bitmap or bitmap[-1] == 0:
+            raise PayloadError("payload: a link with a bitmap that cannot be")
+        for i in range(8 * len(bitmap)):
+            if bitmap[i // 8] >> i % 8 & 1:
+                link.per_tensor[i] = read_numerators(reader, places)
+    if reader.at != len(data):
+        raise PayloadError("payload: a link that goes on where it must end")
+    return link
+
+
+def read_numerators(reader: Reader, places: list[int]) -> list[int]:
+    numerators = [0] * 6
+    for j in places:
+        zigzag = reader.varint(2**21)
+        numerators[j] = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
+    return numerators
+
+
+# ---- 11.4 Prediction
+
+
+def terms_of(
+    numerators: list[int], coef_log2: int, own: History, others: History
+) -> list[tuple[State, float]]:
+    """Models and coefficients, each version once, in the order of their first places."""
+    sums: dict[Any, int] = {}
+    models: dict[Any, State] = {}
+    for j, numerator in enumerate(numerators):
+        if numerator == 0:
+            continue
+        side = own if j < 3 else others
+        number, model = side[min(j % 3, len(side) - 1)]
+        key = "initial" if number == 0 else (j < 3, number)
+        sums[key] = sums.get(key, 0) + numerator
+        models.setdefault(key, model)
+    kept = [key for key in sums if sums[key] != 0] or list(sums)[:1]
+    return [(models[key], sums[key] / 2**coef_log2) for key in kept]
+
+
+def predict(t: Tensor, terms: list[tuple[NDArray[Any], float]]) -> NDArray[Any]:
+    """The prediction of one tensor, in its dtype (bfloat16: bits)."""
+    if len(terms) == 1 and terms[0][1] == 1:
+        return terms[0][0]
+    wide = np.float64 if t.dtype == "float64" else F32
+    total = widen(terms[0][0], t.dtype) * wide(terms[0][1])
+    for model, coefficient in terms[1:]:
+        total = total + widen(model, t.dtype) * wide(coefficient)
+    if t.dtype == "bfloat16":
+        bits = total.astype(F32).view(np.uint32).astype(np.uint64)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        full = rounded & 0x7FFF >= 0x7F80
+        return np.asarray(np.where(full, bits >> 16 & 0x8000 | 0x7F7F, rounded)).astype(np.uint16)
+    narrow = np.asarray(total).astype(t.dtype)
+    if t.dtype == "float16":
+        return np.array([saturate(x, 2) for x in narrow], np.float16)
+    return narrow
+
+
+def predicted_tensors(
+    link: Link, own: History, others: History, exclusions: list[int], state: State | None = None
+) -> list[Tensor]:
+    """Tensors whose reference is the prediction that the link describes."""
+    own, others = own[: link.n_own], others[: link.n_other]
+    tensors = tensors_of((own or others)[0][1], state)
+    lossless = groups_of(tensors, exclusions)[2]
+    common = terms_of(link.common, link.coef_log2, own, others)
+    flat = {id(model): tensors_of(model) for _, model in (*own, *others)}
+    for i, t in enumerate(tensors):
+        if any(t is x for x in lossless):
+            t.reference = flat[id(common[0][0])][i].reference
+            continue
+        terms = common
+        if i in link.per_tensor:
+            terms = terms_of(link.per_tensor[i], link.coef_log2, own, others)
+        t.reference = predict(t, [(flat[id(model)][i].reference, c) for model, c in terms])
+    return tensors
+
+
+def decode(payload: bytes, own: History, others: History, digest: bytes) -> dict[str, NDArray[Any]]:
+    """The recovered tensors by name (bfloat16 as uint16); ``digest`` is what it must build on."""
+    link = read_link(read_header(payload).link)
+    return decode_tensors(payload, lambda out: predicted_tensors(link, own, others, out), digest)
+
+
+def encode(
+    state: State, link: bytes, own: History, others: History, digest: bytes, config: CodecConfig
+) -> bytes:
+    """The payload of ``state`` that builds on these versions as ``link`` says."""
+    exclusions = excluded_ordinals([view.spec for view in views_of(state, "state")], config.exclude)
+    tensors = predicted_tensors(read_link(link), own, others, exclusions, state)
+    return encode_tensors(tensors, config, digest, link)

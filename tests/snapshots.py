@@ -1,0 +1,58 @@
+"""Saved state of streams and sessions: seen as bytes, and stored in ways that users store it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def snapshot(end: Any) -> dict[str, bytes]:
+    """All that can change of a stream's or session's end, to be compared."""
+    return {name: np.asarray(value).tobytes() for name, value in end.state_dict().items()}
+
+
+def refused(end: Any, error: type[Exception], match: str, call: Callable[[], Any]) -> Any:
+    """The error of a call that must be refused and must have changed nothing."""
+    before = snapshot(end)
+    with pytest.raises(error, match=match) as caught:
+        call()
+    assert snapshot(end) == before, "a refused call changed the state"
+    return caught.value
+
+
+def _npz(state_dict: dict[str, Any], path: Path) -> Any:
+    np.savez(path.with_suffix(".npz"), **state_dict)
+    return dict(np.load(path.with_suffix(".npz"), allow_pickle=False))
+
+
+def _torch(state_dict: dict[str, Any], path: Path) -> Any:
+    torch = pytest.importorskip("torch")
+    torch.save({n: torch.from_numpy(v) for n, v in state_dict.items()}, path)
+    return torch.load(path, weights_only=True)
+
+
+def _safetensors(state_dict: dict[str, Any], path: Path) -> Any:
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file(state_dict, path)
+    return numpy.load_file(path)
+
+
+def _safetensors_torch(state_dict: dict[str, Any], path: Path) -> Any:
+    torch = pytest.importorskip("torch")
+    storage = pytest.importorskip("safetensors.torch")
+    storage.save_file({n: torch.from_numpy(v) for n, v in state_dict.items()}, path)
+    return storage.load_file(path)
+
+
+SAVERS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
+    "as it is": lambda state_dict, path: state_dict,
+    "npz": _npz,
+    "torch": _torch,
+    "safetensors": _safetensors,
+    "safetensors.torch": _safetensors_torch,
+}
+"""From a state_dict to what comes back after it was stored."""
