@@ -61,7 +61,7 @@ def message_rows(name: str, report: dict[str, Any]) -> list[dict[str, Any]]:
             "run": name,
             "message": kind,
             "first round": sizes[0],
-            "later rounds, mean": sum(sizes[1:]) / len(sizes[1:]),
+            "later rounds, mean": round(sum(sizes[1:]) / len(sizes[1:])),
         }
         for kind, sizes in by_kind.items()
     ]
@@ -98,9 +98,9 @@ def main() -> None:
                 "final accuracy": report["accuracies"][-1],
                 "as in one process, bit for bit": equal,
                 "message bytes": messages,
-                "plain over this": plain_messages / messages,
+                "messages, plain over this": plain_messages / messages,
                 "socket bytes": sockets,
-                "plain over this ": plain_sockets / sockets,
+                "sockets, plain over this": plain_sockets / sockets,
                 "seconds": report["seconds"],
             }
         )
