@@ -4,8 +4,7 @@ Every step each worker encodes its gradient, what it left out before added, agai
 are gathered and averaged. Compared with DDP's own all-reduce: bytes, time and accuracy.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: DDP looks at the hook's annotations.
 import argparse
 import os
 import socket
@@ -26,7 +25,7 @@ from benchmarks.common import write_results
 N_WORKERS = 2
 
 
-class Hook:
+class Worker:
     """Error feedback and byte counts of one worker."""
 
     def __init__(self, sparsity: float) -> None:
@@ -34,22 +33,23 @@ class Hook:
         self.memory: dict[tuple[int, int], Tensor] = {}
         self.n_bytes = 0
 
-    def __call__(self, _: object, bucket: Any) -> torch.futures.Future[Tensor]:
-        gradient = bucket.buffer()
-        key = bucket.index(), gradient.numel()
-        target = gradient + self.memory.get(key, 0)
-        zeros = [torch.zeros_like(target)]
-        payload = rfc.encode([target], zeros, sparsity=self.sparsity)
-        self.memory[key] = target - rfc.decode(payload, zeros)[0]
-        self.n_bytes += len(payload)
-        payloads = [b""] * N_WORKERS
-        dist.all_gather_object(payloads, payload)
-        aggregator = rfc.Aggregator(zeros)
-        for received in payloads:
-            aggregator.add(received)
-        future: torch.futures.Future[Tensor] = torch.futures.Future()
-        future.set_result(aggregator.result()[0])
-        return future
+
+def hook(worker: Worker, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    gradient = bucket.buffer()
+    key = bucket.index(), gradient.numel()
+    target = gradient + worker.memory.get(key, 0)
+    zeros = [torch.zeros_like(target)]
+    payload = rfc.encode([target], zeros, sparsity=worker.sparsity)
+    worker.memory[key] = target - rfc.decode(payload, zeros)[0]
+    worker.n_bytes += len(payload)
+    payloads = [b""] * N_WORKERS
+    dist.all_gather_object(payloads, payload)
+    aggregator = rfc.Aggregator(zeros)
+    for received in payloads:
+        aggregator.add(received)
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(aggregator.result()[0])
+    return future
 
 
 def work(worker: int, port: int, sparsity: float | None, n_epochs: int, answers: Any) -> None:
@@ -61,9 +61,9 @@ def work(worker: int, port: int, sparsity: float | None, n_epochs: int, answers:
     torch.manual_seed(0)
     layers = nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 930), nn.ReLU(), nn.Linear(930, 10)
     model = DistributedDataParallel(nn.Sequential(*layers))
-    hook = Hook(sparsity or 0.0)
+    state = Worker(sparsity or 0.0)
     if sparsity is not None:
-        model.register_comm_hook(None, hook)
+        model.register_comm_hook(state, hook)
     images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     images, labels = (images[order] / 16).float(), labels[order]
@@ -85,7 +85,7 @@ def work(worker: int, port: int, sparsity: float | None, n_epochs: int, answers:
     if worker == 0:
         right = (model(images[:n_test]).argmax(1) == labels[:n_test]).float().mean().item()
         gradient = sum(p.numel() * p.element_size() for p in model.parameters())
-        n_bytes = hook.n_bytes / len(times) if sparsity is not None else float(gradient)
+        n_bytes = state.n_bytes / len(times) if sparsity is not None else float(gradient)
         answers.put((n_bytes, statistics.median(times) * 1e3, right, len(times)))
     dist.destroy_process_group()
 

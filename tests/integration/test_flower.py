@@ -380,6 +380,20 @@ def test_a_model_changed_in_place_is_seen() -> None:
     assert app.given[2**63]["steps"] == 7
 
 
+@pytest.mark.parametrize("shared_initial", [False, True])
+@pytest.mark.parametrize("initial", [None, first_model, lambda: local_model(first_model(), 1, 1)])
+def test_clients_may_hold_another_first_model(shared_initial: bool, initial: Any) -> None:
+    """If they are thought to hold it they say that they do not, and get it all the same."""
+    app = App(CodecMod(initial))
+    nodes = LocalGrid(app.app, 1)
+    grid = CodecGrid(nodes, shared_initial=shared_initial)
+    for number in (1, 2):
+        assert len(list(grid.send_and_receive(messages_for(nodes, first_model(), number)))) == 1
+        assert same(app.given[2**63], first_model())
+    asked = shared_initial and initial is not first_model
+    assert len(nodes.sent[2**63]) == 2 + asked
+
+
 def test_clear_errors() -> None:
     nodes = LocalGrid(App(codec_mod).app, 1)
     with pytest.raises(TypeError, match="uplink: must be a CodecConfig"):
@@ -396,6 +410,13 @@ def test_clear_errors() -> None:
     nodes = LocalGrid(App(CodecMod(lambda: {"x": np.zeros(3)})).app, 1)
     (reply,) = CodecGrid(nodes).send_and_receive(messages_for(nodes, first_model(), 1))
     assert "initial: has other names or shapes" in reply.error.reason
+
+    seeds = iter(range(9))
+    nodes = LocalGrid(App(CodecMod(lambda: local_model(first_model(), 0, next(seeds)))).app, 1)
+    grid = CodecGrid(nodes)
+    assert not next(iter(grid.send_and_receive(messages_for(nodes, first_model(), 1)))).has_error()
+    (reply,) = grid.send_and_receive(messages_for(nodes, first_model(), 2))
+    assert "must make the same model every time" in reply.error.reason
 
 
 def test_the_rest_is_the_grid_inside() -> None:

@@ -271,7 +271,8 @@ class CodecMod:
     Raises:
         PayloadError: In the app's process, so that the server gets an error reply: a message is
             damaged.
-        ValueError: As well: ``initial()`` has other names or shapes than the server's model.
+        ValueError: As well: ``initial()`` has other names or shapes than the server's model, or
+            is another model than before.
     """
 
     def __init__(self, initial: Initial | None = None) -> None:
@@ -287,7 +288,13 @@ class CodecMod:
             return _request(message, NOTHING_HELD)
         session = read_setup(setup, self._initial)
         if saved.get(SETUP) == setup:
-            session.load_state_dict(_model_of(context.state.array_records[SESSION]))
+            try:
+                session.load_state_dict(_model_of(context.state.array_records[SESSION]))
+            except ValueError as error:
+                raise ValueError(
+                    "Context.state: the session in it cannot be taken up; if CodecMod was given an"
+                    " initial, that must make the same model every time"
+                ) from error
         if REQUEST in parcel:
             parcel = {MESSAGE: session.answer(parcel[REQUEST])}
             reply = Message(RecordDict({name: _record_of(parcel)}), reply_to=message)

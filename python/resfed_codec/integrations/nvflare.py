@@ -90,8 +90,14 @@ class ServerEncoder(DXOFilter):
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """At the start of the job, be ready for clients that cannot follow."""
         if event_type == EventType.START_RUN:
-            answer = _end_of(fl_ctx, self._new_end).answer
-            fl_ctx.get_engine().register_aux_message_handler(TOPIC, answer)
+            fl_ctx.get_engine().register_aux_message_handler(TOPIC, self._answer)
+
+    def _answer(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        client = _peer_of(fl_ctx)
+        reply = make_reply(ReturnCode.OK)
+        reply[PARCEL] = _end_of(fl_ctx, self._new_end).answer(client, request[PARCEL][REQUEST])
+        self.log_info(fl_ctx, f"resfed_codec: {client} could not follow and gets what it lacks")
+        return reply
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The DXO as it travels; None, which leaves it as it is, if its layout is another.
@@ -188,13 +194,9 @@ class _Server:
         with self._lock:
             return self._end.receive(client, parcel)
 
-    def answer(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        """NVFLARE's handler of auxiliary messages."""
+    def answer(self, client: str, request: bytes) -> Parcel:
         with self._lock:
-            parcel = self._end.answer(_peer_of(fl_ctx), request[PARCEL][REQUEST])
-        reply = make_reply(ReturnCode.OK)
-        reply[PARCEL] = parcel
-        return reply
+            return self._end.answer(client, request)
 
 
 class _Client:
