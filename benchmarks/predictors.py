@@ -127,7 +127,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--snapshots", type=Path, required=True, help=".npz with g4 ... l0_8")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.95, 0.99])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.95, 0.985, 0.99])
     args = parser.parse_args()
     snapshots = load_snapshots(args.snapshots)
     rows = []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
@@ -162,6 +166,36 @@ def test_threads(threads: int, rng: np.random.Generator) -> None:
     expected = aggregated(reference, mixed)
     rfc.set_num_threads(threads)
     assert_same(aggregated(reference, mixed[::-1]), expected)
+
+
+def test_many_threads_add_at_once(rng: np.random.Generator) -> None:
+    """Also while others add whole models, ask for the result, and start again."""
+    state, reference = cnn_pair(rng)
+    contributions = updates(reference, rng)
+    expected = aggregated(reference, contributions * 20)
+    aggregator = rfc.Aggregator(state)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            aggregator.reset(state)
+            with contextlib.suppress(ValueError):
+                aggregator.result()
+            with pytest.raises(rfc.StateMismatchError):
+                aggregator.add(contributions[0][0])
+
+    disturbers = [threading.Thread(target=disturb) for _ in range(2)]
+    for thread in disturbers:
+        thread.start()
+    time.sleep(0.05)
+    stop.set()
+    for thread in disturbers:
+        thread.join()
+    aggregator.reset(reference)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda c: aggregator.add(c[0], c[2]), contributions * 20))
+    assert aggregator.count == 20 * len(contributions)
+    assert_same(aggregator.result(), expected)
 
 
 def test_mean_of_a_network(rng: np.random.Generator) -> None:

@@ -5,133 +5,14 @@ tests/test_channel.py does all of it at random; here each promise has a test of 
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 
 import resfed_codec as rfc
-from models import State, assert_same
+from federation import OWN_DOWNLINKS, RULES, Federation, model
+from models import assert_same
 from published_rules import moved
 from resfed_codec.message import read_message
 from snapshots import refused, snapshot
-
-RULES = {
-    "default": ("global", "previous"),
-    "own history": ("res1", "previous"),
-    "long history": ("res2", "previous"),
-    "adaptive": ("adaptive", "adaptive"),
-    "own downlinks": ("global", "res2"),
-    "all": ("res2", "res2"),
-}
-OWN_DOWNLINKS = ("own downlinks", "all")
-"""Here the server keeps whatever global model each client is known to hold."""
-
-
-def model(rng: np.random.Generator) -> State:
-    return {
-        "w": rng.standard_normal((30, 40)).astype(np.float32),
-        "b": rng.standard_normal(30).astype(np.float16),
-        "s": np.asarray(rng.standard_normal(), np.float64),
-        "n": np.array([1, 2]),
-    }
-
-
-class Federation:
-    """A server and clients that hold what they hold; every model is checked on arrival."""
-
-    def __init__(
-        self, rules: tuple[str, str] = RULES["default"], feedback: bool = False, **arguments: Any
-    ) -> None:
-        self.rng = np.random.default_rng(7)
-        self.initial = model(self.rng)
-        self.broadcast = rules[1] in ("previous", "adaptive")
-        self.keeps_local_models = rules[0] != "global" or not self.broadcast
-        self.configs = (
-            rfc.CodecConfig(sparsity=0.8, predictor=rules[0], error_feedback=feedback),
-            rfc.CodecConfig(
-                sparsity=0.8, predictor=rules[1], error_feedback=feedback and self.broadcast
-            ),
-        )
-        self.arguments = arguments
-        self.server = self.new_server()
-
-    def new_server(self, initial: State | None = None) -> rfc.ServerSession:
-        return rfc.ServerSession(initial or self.initial, *self.configs, **self.arguments)
-
-    def new_client(self, initial: State | None = None, **arguments: Any) -> rfc.ClientSession:
-        return rfc.ClientSession(
-            initial or self.initial, *self.configs, **self.arguments, **arguments
-        )
-
-    def restored(self, end: Any, saved: dict[str, Any] | None = None) -> Any:
-        new = self.new_server() if isinstance(end, rfc.ServerSession) else self.new_client()
-        new.load_state_dict(saved or end.state_dict())
-        return new
-
-    def update(self, n: int = 1) -> None:
-        for _ in range(n):
-            self.server.update(moved(self.server.state, self.rng))
-
-    def check(self, client: rfc.ClientSession, received: State) -> None:
-        """Lossless tensors tell which model it is."""
-        assert_same(client.state, received)
-        assert np.array_equal(received["n"], self.server.state["n"]), "not the newest global model"
-        if self.broadcast:
-            assert_same(received, self.server.state)
-
-    def healed(
-        self, end: Any, receive: Any, answer: Any, message: bytes, answers: int | None
-    ) -> State:
-        """What ``receive`` returns after so many refusals and answers; None: as many as it takes,
-        but no more than two."""
-        for n in range(2 if answers is None else answers):
-            try:
-                state: State = receive(message)
-            except rfc.StateMismatchError:
-                error = refused(
-                    end, rfc.StateMismatchError, "payload: ", lambda m=message: receive(m)
-                )
-                message = answer(error.request)
-            else:
-                assert answers is None, f"accepted after {n} answers, not {answers}"
-                return state
-        return receive(message)  # type: ignore[no-any-return]
-
-    def down(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
-        """Deliver the newest global model; ``answers`` refusals are expected and healed."""
-        message = self.server.send(name)
-        received = self.healed(
-            client,
-            client.receive,
-            lambda request: self.server.answer(name, request),
-            message,
-            answers,
-        )
-        self.check(client, received)
-
-    def up(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
-        """Deliver a local model."""
-        local = moved(client.state, self.rng)
-        received = self.healed(
-            self.server,
-            lambda payload: self.server.receive(name, payload),
-            client.answer,
-            client.send(local),
-            answers,
-        )
-        self.check_local(received, local)
-
-    def check_local(self, received: State, local: State) -> None:
-        assert np.array_equal(received["n"], local["n"]), "not this local model"
-        assert np.abs(received["w"] - local["w"]).max() < 3
-
-    def rounds(self, client: rfc.ClientSession, n: int = 3, name: Any = "a") -> None:
-        """Rounds in which nothing goes wrong."""
-        for _ in range(n):
-            self.update()
-            self.down(client, name)
-            self.up(client, name)
 
 
 @pytest.fixture(params=RULES.values(), ids=RULES.keys())
@@ -339,11 +220,14 @@ def test_late_joiner_gets_what_is_smaller() -> None:
     assert not any(kinds[n_chains:])
 
 
+@pytest.mark.parametrize("client_id", [None, "a"])
 @pytest.mark.parametrize("n_rounds", [0, 1, 4])
-def test_client_with_another_initial_model(fed: Federation, n_rounds: int) -> None:
+def test_client_with_another_initial_model(
+    fed: Federation, n_rounds: int, client_id: str | None
+) -> None:
     """It is found out by the first message, and then gets a keyframe."""
     fed.rounds(fed.new_client(), n_rounds, "b")
-    client = fed.new_client(model(fed.rng))
+    client = fed.new_client(model(fed.rng), client_id=client_id)
     fed.down(client, answers=1)
     fed.up(client)
     fed.rounds(client)
@@ -361,116 +245,4 @@ def test_late_client_that_misses_rounds(running: Running) -> None:
     assert not message.keyframes
     assert len(message.payloads) == (3 if fed.broadcast else 1)
     fed.down(client)
-    fed.rounds(client)
-
-
-# ---- restarts
-
-
-def test_client_restarts_with_nothing(running: Running) -> None:
-    fed, _ = running
-    client = fed.new_client()
-    fed.update()
-    fed.down(client, answers=1)
-    fed.up(client)
-    fed.rounds(client)
-
-
-def test_client_restarts_and_trains_at_once(running: Running) -> None:
-    """Without asking for the global model: its uplink is refused, and healed."""
-    fed, _ = running
-    client = fed.new_client(client_id="a")
-    fed.up(client, answers=1)
-    fed.update()
-    fed.down(client)
-    fed.rounds(client)
-
-
-@pytest.mark.parametrize("n_rounds", [1, 3])
-def test_client_restarts_from_old_state(running: Running, n_rounds: int) -> None:
-    fed, client = running
-    saved = client.state_dict()
-    fed.rounds(client, n_rounds)
-    client = fed.restored(client, saved)
-    fed.update()
-    fed.down(client, answers=1 if fed.broadcast else None)
-    fed.up(client, answers=None if fed.keeps_local_models else 0)
-    fed.rounds(client)
-
-
-@pytest.mark.parametrize("n_rounds", [1, 3])
-def test_server_restarts_from_old_state(running: Running, n_rounds: int) -> None:
-    """Clients are ahead of it, and come back; once is enough."""
-    fed, client = running
-    saved = fed.server.state_dict()
-    fed.rounds(client, n_rounds)
-    fed.server = fed.restored(fed.server, saved)
-    fed.update()
-    fed.down(client, answers=1)
-    fed.up(client, answers=None if fed.keeps_local_models else 0)
-    fed.up(client)
-    fed.rounds(client)
-
-
-@pytest.mark.parametrize("same", [True, False])
-@pytest.mark.parametrize("arrived", [True, False])
-def test_client_saved_before_send(running: Running, same: bool, arrived: bool) -> None:
-    """Crashed after sending and before saving; then it sends the same, or trains anew."""
-    fed, client = running
-    fed.update()
-    fed.down(client)
-    local = moved(client.state, fed.rng)
-    saved = client.state_dict()
-    payload = client.send(local)
-    if arrived:
-        fed.server.receive("a", payload)
-    client = fed.restored(client, saved)
-    again = client.send(local if same else moved(client.state, fed.rng))
-    assert (again == payload) == same
-    fed.server.receive("a", again)
-    fed.rounds(client)
-
-
-def test_a_number_used_twice(running: Running) -> None:
-    """By a client that was restored; what the number meant before is old now."""
-    fed, client = running
-    saved = client.state_dict()
-    payloads = []
-    for _ in range(3):
-        client = fed.restored(client, saved)
-        payloads.append(client.send(moved(client.state, fed.rng)))
-        fed.server.receive("a", payloads[-1])
-    for payload in payloads[:2]:
-        refused(
-            fed.server,
-            rfc.StateMismatchError,
-            "version 5, .*older than uplink 5, which has arrived",
-            lambda payload=payload: fed.server.receive("a", payload),
-        )
-    fed.server.receive("a", payloads[2])
-    fed.rounds(client)
-
-
-def test_server_saved_before_send(running: Running) -> None:
-    fed, client = running
-    fed.update()
-    saved = fed.server.state_dict()
-    message = fed.server.send("a")
-    client.receive(message)
-    fed.server = fed.restored(fed.server, saved)
-    assert fed.server.send("a") == message
-    fed.down(client)
-    fed.rounds(client)
-
-
-def test_client_applied_and_did_not_answer(running: Running) -> None:
-    """And its state was saved before, or after it had applied."""
-    fed, client = running
-    for late in (False, True):
-        fed.update()
-        saved = client.state_dict()
-        fed.down(client)
-        client = fed.restored(client, client.state_dict() if late else saved)
-        fed.update()
-        fed.down(client)
     fed.rounds(client)

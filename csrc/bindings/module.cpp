@@ -58,10 +58,11 @@ void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
-void add_payload(Aggregator& aggregator, const py::bytes& payload, uint64_t digest, double weight) {
+std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const py::bytes& payload,
+                                              uint64_t digest, double weight) {
   const std::string_view bytes = view(payload);
   const py::gil_scoped_release unlocked;
-  aggregator.add(data_of(bytes), bytes.size(), digest, weight);
+  return aggregator.prepare(data_of(bytes), bytes.size(), digest, weight);
 }
 
 template <class Pointer>
@@ -158,12 +159,20 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("slice_log2", &EncodeOptions::slice_log2)
       .def_readwrite("exclusions", &EncodeOptions::exclusions);
 
+  py::class_<Contribution>(m, "Contribution");
   py::class_<Aggregator>(m, "Aggregator")
       .def(py::init([](const py::sequence& rows, std::vector<bool> is_signed) {
              return std::make_unique<Aggregator>(tensors_from(rows), std::move(is_signed));
            }),
            py::arg("tensors"), py::arg("is_signed"))
-      .def("add", &add_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
+      .def("prepare", &prepare_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
+      .def(
+          "add",
+          [](Aggregator& a, Contribution& contribution) {
+            const py::gil_scoped_release unlocked;
+            a.add(&contribution);
+          },
+          py::arg("contribution"))
       .def(
           "add_state",
           [](Aggregator& a, const std::vector<uintptr_t>& addresses, double weight) {

@@ -28,15 +28,14 @@ struct alignas(8) Probability {
 };
 static_assert(sizeof(Probability) == 8);  // one shift to address
 
-RESFED_HD Probability initial_probability(InitialState s) {
+RESFED_HD constexpr Probability initial_probability(InitialState s) {
   const uint16_t p = static_cast<uint16_t>(s.probability * 256u);
   return {p, p, s.count};
 }
 
-// Probability of a 1 in 1/kProbOne, never 0 and never certain.
-RESFED_HD uint32_t prob_of_one(const Probability& p) {
-  static_assert((2 * 65535u) >> (17 - kProbBits) == kProbOne - 1);
-  return max_of((static_cast<uint32_t>(p.fast) + p.slow) >> (17 - kProbBits), 1u);
+// Probability of a 1 in 1/kProbOne. Never 0 and never certain: see stays_uncertain() below.
+RESFED_HD constexpr uint32_t prob_of_one(const Probability& p) {
+  return (static_cast<uint32_t>(p.fast) + p.slow) >> (17 - kProbBits);
 }
 
 // How far both estimates move after `count` decisions, 65536 / (count + 1.5) or the rate if that is
@@ -64,7 +63,7 @@ inline constexpr RateTable kRateTable;
 #endif
 
 // A fraction of the way towards 65535 (a 1) or 0: with a 1, the complement moves towards 0.
-RESFED_HD uint16_t move_towards(uint16_t estimate, bool bit, uint32_t rate) {
+RESFED_HD constexpr uint16_t move_towards(uint16_t estimate, bool bit, uint32_t rate) {
   const uint32_t flip = bit ? 0xffffu : 0u;
   const uint32_t distance = estimate ^ flip;
   return static_cast<uint16_t>((distance - ((distance * rate) >> 16)) ^ flip);
@@ -79,6 +78,24 @@ RESFED_HD void update(Probability& p, bool bit) {
   p.count = rates.next_count;
   p.fast = move_towards(p.fast, bit, rates.fast);
   p.slow = move_towards(p.slow, bit, rates.slow);
+}
+
+// Whether a context that starts like this has a probability of at least 1 and at most kProbOne - 1
+// for ever. Estimates move monotonically, so the worst is a run of equal bits; a mature estimate
+// stops moving short of either end, where its product with the rate is below 1.
+constexpr bool stays_uncertain(InitialState state) {
+  for (const bool bit : {false, true}) {
+    Probability p = initial_probability(state);
+    for (bool moves = true; moves;) {
+      const Rates rates = rates_after(p.count);
+      const Probability next{move_towards(p.fast, bit, rates.fast),
+                             move_towards(p.slow, bit, rates.slow), rates.next_count};
+      moves = next.fast != p.fast || next.slow != p.slow || next.count != p.count;
+      p = next;
+      if (prob_of_one(p) < 1 || prob_of_one(p) > kProbOne - 1) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace resfed

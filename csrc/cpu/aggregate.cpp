@@ -1,7 +1,6 @@
 #include "cpu/aggregate.hpp"
 
 #include <cmath>
-#include <mutex>
 #include <type_traits>
 
 #include "cpu/float_mode.hpp"
@@ -40,32 +39,7 @@ void with_reference(const Tensor& t, Visit visit) {
                 [&]<class T>(const Elements<T>&) { visit(static_cast<const T*>(t.reference)); });
 }
 
-// The largest magnitude, and the first tensor that has one as large.
-struct Largest {
-  uint64_t magnitude = 0;
-  uint64_t ordinal = 0;
-
-  void see(uint64_t bits, uint64_t where) {
-    if (bits < magnitude || (bits == magnitude && where >= ordinal)) return;
-    magnitude = bits;
-    ordinal = where;
-  }
-  double value() const { return double_from_bits(magnitude); }
-};
-
 }  // namespace
-
-// What a call is about to add at most, to float and to integer sums.
-struct Aggregator::Bounds {
-  Largest floats, integers;
-  std::mutex mutex;
-
-  void add(const Bounds& other) {
-    const std::lock_guard lock(mutex);
-    floats.see(other.floats.magnitude, other.floats.ordinal);
-    integers.see(other.integers.magnitude, other.integers.ordinal);
-  }
-};
 
 Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed)
     : tensors_(std::move(tensors)),
@@ -80,32 +54,68 @@ Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed)
   }
 }
 
-void Aggregator::add(const uint8_t* payload, size_t n_bytes, uint64_t digest, double weight) {
-  const DefaultFloatMode mode;
-  read_update(payload, n_bytes, digest, tensors_, &update_);
-  const Update& u = update_;
-  const auto for_lossless = [&](const auto& visit) {
-    for_each_change(u.groups.lossless, u.changes,
-                    [&](const Piece& piece, uint64_t element, size_t i) {
-                      visit(piece.ordinal, element, u.restored.bits[i]);
-                    });
-  };
-  Bounds bounds;
-  contributions_.resize(u.symbols.size());
-  double* const matrix = contributions_.data();
-  double* const vector = matrix + u.sent_matrix.size();
-  u.verify(weigh(u.groups.matrix, u.sent_matrix, u.frame.matrix, weight, bounds, matrix) +
-           weigh(u.groups.vector, u.sent_vector, u.frame.vector, weight, bounds, vector));
-  for_lossless([&](uint64_t ordinal, uint64_t element, uint64_t after) {
-    look_at(ordinal, element, after, weight, bounds);
-  });
-  accept(bounds, weight);
+namespace {
 
-  sum_up(u.groups.matrix, u.sent_matrix, matrix);
-  sum_up(u.groups.vector, u.sent_vector, vector);
-  for_lossless([&](uint64_t ordinal, uint64_t element, uint64_t after) {
-    add_element(ordinal, element, after, weight);
+// Calls visit(ordinal, element, bits after) for an update's changed lossless elements.
+template <class Visit>
+void for_lossless(const Update& u, Visit visit) {
+  for_each_change(u.groups.lossless, u.changes,
+                  [&](const Piece& piece, uint64_t element, size_t i) {
+                    visit(piece.ordinal, element, u.restored.bits[i]);
+                  });
+}
+
+}  // namespace
+
+std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t n_bytes,
+                                                  uint64_t digest, double weight) {
+  const DefaultFloatMode mode;
+  std::unique_ptr<Contribution> c;
+  {
+    const std::lock_guard lock(spare_mutex_);
+    if (!spare_.empty()) {
+      c = std::move(spare_.back());
+      spare_.pop_back();
+    }
+  }
+  if (!c) c = std::make_unique<Contribution>();
+  c->weight = weight;
+  c->bounds = {};
+  read_update(payload, n_bytes, digest, tensors_, &c->update);
+  const Update& u = c->update;
+  c->values.resize(u.symbols.size());
+  double* const matrix = c->values.data();
+  double* const vector = matrix + u.sent_matrix.size();
+  u.verify(weigh(u.groups.matrix, u.sent_matrix, u.frame.matrix, weight, c->bounds, matrix) +
+           weigh(u.groups.vector, u.sent_vector, u.frame.vector, weight, c->bounds, vector));
+  for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
+    look_at(ordinal, element, after, weight, c->bounds);
   });
+  return c;
+}
+
+void Aggregator::add(Contribution* contribution) {
+  const DefaultFloatMode mode;
+  const Update& u = contribution->update;
+  touch(u.groups.matrix, u.sent_matrix);
+  touch(u.groups.vector, u.sent_vector);
+  for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t) { touch(ordinal, element); });
+  auto used = std::make_unique<Contribution>();
+  {
+    const std::lock_guard lock(spare_mutex_);
+    spare_.reserve(spare_.size() + 1);
+  }
+  accept(contribution->bounds, contribution->weight);
+
+  const double* const matrix = contribution->values.data();
+  sum_up(u.groups.matrix, u.sent_matrix, matrix);
+  sum_up(u.groups.vector, u.sent_vector, matrix + u.sent_matrix.size());
+  for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
+    add_element(ordinal, element, after, contribution->weight);
+  });
+  *used = std::move(*contribution);
+  const std::lock_guard lock(spare_mutex_);
+  spare_.push_back(std::move(used));
 }
 
 // Twice over the model: nothing of its size is kept in between.
@@ -121,12 +131,15 @@ void Aggregator::add_state(const std::vector<const void*>& state, double weight)
     });
   };
   Bounds bounds;
+  std::mutex mutex;
   for (const Group* group : {&floats_, &integers_}) {
     parallel_for(n_segments(*group), [&](size_t s) {
       Bounds own;
       for_changed(*group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
         look_at(ordinal, element, after, weight, own);
+        touch(ordinal, element);
       });
+      const std::lock_guard lock(mutex);
       bounds.add(own);
     });
   }
@@ -140,34 +153,51 @@ void Aggregator::add_state(const std::vector<const void*>& state, double weight)
   }
 }
 
-// What the sent elements add, with bounds and memory for it; returns their part of the reference
-// check.
+// What the sent elements add; returns their part of the reference check.
 uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer,
-                           double weight, Bounds& bounds, double* contributions) {
-  std::atomic<uint32_t> check{0};
+                           double weight, Bounds& bounds, double* values) const {
+  uint32_t check = 0;
+  std::mutex mutex;
   parallel_for(n_tasks(sent), [&](size_t task) {
     Bounds own;
+    uint32_t own_check = 0;
     for_each_run(group, sent, task, [&](const Run& run) {
       uint64_t most = 0;
-      check += recover_run(run, sent, quantizer, [&](size_t i, uint64_t, auto before, auto after) {
-        contributions[i] = weight * (as_double(after) - as_double(before));
-        most = std::max(most, magnitude_bits(contributions[i]));
-      });
-      const uint64_t place = begin_[run.piece.ordinal] - run.first;
+      own_check +=
+          recover_run(run, sent, quantizer, [&](size_t i, uint64_t, auto before, auto after) {
+            values[i] = weight * (as_double(after) - as_double(before));
+            most = std::max(most, magnitude_bits(values[i]));
+          });
       own.floats.see(most, run.piece.ordinal);
-      float_sums_.touch(place + sent[run.begin].index, place + sent[run.end - 1].index);
     });
+    const std::lock_guard lock(mutex);
     bounds.add(own);
+    check += own_check;
   });
   return check;
 }
 
-void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* contributions) {
+// Memory for sums, so that adding cannot fail half way.
+void Aggregator::touch(const Group& group, SentSymbols sent) {
+  for (size_t task = 0; task < n_tasks(sent); ++task) {
+    for_each_run(group, sent, task, [&](const Run& run) {
+      const uint64_t place = begin_[run.piece.ordinal] - run.first;
+      float_sums_.touch(place + sent[run.begin].index, place + sent[run.end - 1].index);
+    });
+  }
+}
+
+void Aggregator::touch(uint64_t ordinal, uint64_t element) {
+  const uint64_t place = begin_[ordinal] + element;
+  (is_float(tensors_[ordinal]) ? float_sums_ : integer_sums_).touch(place, place);
+}
+
+void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* values) {
   parallel_for(n_tasks(sent), [&](size_t task) {
     for_each_run(group, sent, task, [&](const Run& run) {
       const uint64_t place = begin_[run.piece.ordinal] - run.first;
       for (size_t i = run.begin; i < run.end; ++i) {
-        float_sums_.at(place + sent[i].index) += to_units(contributions[i]);
+        float_sums_.at(place + sent[i].index) += to_units(values[i]);
       }
     });
   });
@@ -189,15 +219,13 @@ int128 Aggregator::integer_change(uint64_t ordinal, uint64_t element, uint64_t a
          integer_value(before, t.elem_bytes, is_signed_[ordinal]);
 }
 
-// One changed element of any kind: its bound and memory.
+// One changed element of any kind.
 void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
-                         Bounds& bounds) {
+                         Bounds& bounds) const {
   if (is_float(tensors_[ordinal])) {
-    float_sums_.touch(begin_[ordinal] + element, begin_[ordinal] + element);
     const double contribution = weight * float_change(ordinal, element, after);
     bounds.floats.see(magnitude_bits(contribution), ordinal);
   } else {
-    integer_sums_.touch(begin_[ordinal] + element, begin_[ordinal] + element);
     const double weighed = static_cast<double>(integer_weight_of(weight)) *
                            static_cast<double>(integer_change(ordinal, element, after));
     bounds.integers.see(magnitude_bits(weighed), ordinal);

@@ -1,11 +1,45 @@
 // Weighted mean of recovered models, straight from payloads: adding one costs what it touches.
 #pragma once
 
+#include <memory>
+#include <mutex>
+
 #include "api.hpp"
 #include "cpu/decoder.hpp"
 #include "cpu/exact_mean.hpp"
 
 namespace resfed {
+
+// The largest magnitude, and the first tensor that has one as large.
+struct Largest {
+  uint64_t magnitude = 0;
+  uint64_t ordinal = 0;
+
+  void see(uint64_t bits, uint64_t where) {
+    if (bits < magnitude || (bits == magnitude && where >= ordinal)) return;
+    magnitude = bits;
+    ordinal = where;
+  }
+  double value() const { return double_from_bits(magnitude); }
+};
+
+// What is about to be added at most, to float and to integer sums.
+struct Bounds {
+  Largest floats, integers;
+
+  void add(const Bounds& other) {
+    floats.see(other.floats.magnitude, other.floats.ordinal);
+    integers.see(other.integers.magnitude, other.integers.ordinal);
+  }
+};
+
+// What one payload adds, with weight.
+struct Contribution {
+  double weight = 0.0;
+  Update update;
+  std::vector<double> values;  // of the update's symbols
+  Bounds bounds;
+};
 
 class Aggregator {
  public:
@@ -14,9 +48,13 @@ class Aggregator {
   Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed);
 
   // `digest` is the one that the payload must name; its prediction is the reference. Weights lie in
-  // [2^-40, 2^40]. All or nothing: both throw Failure before anything is added,
-  // kSumTooLarge where sums could overflow. `state` has one address per tensor.
-  void add(const uint8_t* payload, size_t n_bytes, uint64_t digest, double weight);
+  // [2^-40, 2^40]. Several threads may prepare while another calls any other function; these take
+  // turns. All or nothing: all throw Failure before anything is added, kSumTooLarge where sums
+  // could overflow. A contribution is added once, and its memory used again. `state` has one
+  // address per tensor.
+  std::unique_ptr<Contribution> prepare(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                                        double weight);
+  void add(Contribution* contribution);
   void add_state(const std::vector<const void*>& state, double weight);
 
   // Writes the mean to `out`, one address per tensor. `total_weight` is the exact sum of the
@@ -25,11 +63,13 @@ class Aggregator {
   void reset();
 
  private:
-  struct Bounds;
   uint32_t weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer, double weight,
-                 Bounds& bounds, double* contributions);
-  void sum_up(const Group& group, SentSymbols sent, const double* contributions);
-  void look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight, Bounds& bounds);
+                 Bounds& bounds, double* values) const;
+  void touch(const Group& group, SentSymbols sent);
+  void sum_up(const Group& group, SentSymbols sent, const double* values);
+  void look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
+               Bounds& bounds) const;
+  void touch(uint64_t ordinal, uint64_t element);
   void add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight);
   void accept(const Bounds& bounds, double weight);
   double float_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
@@ -38,8 +78,8 @@ class Aggregator {
                     double total_weight) const;
   void write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const;
 
-  Update update_;                      // the last one, kept for its memory
-  std::vector<double> contributions_;  // of its symbols, likewise
+  std::mutex spare_mutex_;
+  std::vector<std::unique_ptr<Contribution>> spare_;  // for their memory
 
   std::vector<Tensor> tensors_;
   std::vector<bool> is_signed_;

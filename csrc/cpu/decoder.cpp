@@ -114,8 +114,9 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
     for (size_t task = 0; task < n_tasks(sent); ++task) {
       for_each_run(group, sent, task, [&](const Run& run) {
         float* const feedback = run.piece.tensor->feedback;
+        const Values values(quantizer, run.piece);
         for (size_t i = run.begin; i < run.end; ++i) {
-          feedback[sent[i].index - run.first] += dequantize(quantizer, run.piece, sent[i].level);
+          feedback[sent[i].index - run.first] += values.of(sent[i].level);
         }
       });
     }

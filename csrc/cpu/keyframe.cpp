@@ -81,6 +81,7 @@ struct DecisionSink {
 };
 
 void reset(Probability* contexts) {
+  static_assert(stays_uncertain(kInitialByteState));
   std::fill_n(contexts, kByteContexts, initial_probability(kInitialByteState));
 }
 

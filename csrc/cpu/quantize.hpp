@@ -51,24 +51,49 @@ void for_each_run(const Group& group, SentSymbols sent, size_t task, Visit visit
   }
 }
 
-inline float dequantize(const Quantizer& quantizer, const Piece& piece, int32_t level) {
-  const float magnitude =
-      dequantize_magnitude(quantizer, static_cast<uint32_t>(std::abs(level))) * piece.unscale;
-  return level < 0 ? -magnitude : magnitude;
-}
+// Values of a piece's levels; those of the lowest, which are nearly all, are computed once.
+class Values {
+ public:
+  Values(const Quantizer& quantizer, const Piece& piece)
+      : quantizer_(quantizer), unscale_(piece.unscale) {
+    for (uint32_t level = 1; level < kTabled; ++level) table_[level] = compute(level);
+  }
+  float of(int32_t level) const {
+    const uint32_t magnitude = static_cast<uint32_t>(std::abs(level));
+    const float value = magnitude < kTabled ? table_[magnitude] : compute(magnitude);
+    return level < 0 ? -value : value;
+  }
+
+ private:
+  static constexpr uint32_t kTabled = kMaxOffsets + 1;
+  float compute(uint32_t level) const { return dequantize_magnitude(quantizer_, level) * unscale_; }
+
+  const Quantizer& quantizer_;
+  float unscale_;
+  float table_[kTabled] = {};
+};
 
 // Calls visit(which symbol, element, before, after) for a run's elements; returns its part of the
 // reference check.
 template <class Visit>
 uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantizer, Visit visit) {
   uint32_t check = 0;
-  with_elements(*run.piece.tensor, 0, [&](const auto& elements) {
+  const Values values(quantizer, run.piece);
+  const auto recover_from = [&](const auto& predicted) {
     for (size_t i = run.begin; i < run.end; ++i) {
       const uint64_t element = sent[i].index - run.first;
-      const auto before = elements.predicted(element);
-      const auto after = recover(before, dequantize(quantizer, run.piece, sent[i].level));
+      const auto before = predicted(element);
+      const auto after = recover(before, values.of(sent[i].level));
       check += check_term(run.piece.begin + element, element_bits(before), element_bits(after));
       visit(i, element, before, after);
+    }
+  };
+  const Tensor& tensor = *run.piece.tensor;
+  with_elements(tensor, 0, [&]<class T>(const Elements<T>& elements) {
+    if (tensor.prediction.n_terms == 0) {
+      recover_from([p = static_cast<const T*>(tensor.reference)](uint64_t i) { return p[i]; });
+    } else {
+      recover_from([&](uint64_t i) { return elements.predicted(i); });
     }
   });
   return check;

@@ -13,6 +13,14 @@ namespace {
 // may wait for its turn much longer.
 constexpr size_t kSlicesPerThread = 8;
 
+constexpr bool all_stay_uncertain() {
+  for (const InitialState state : kInitialSliceStates) {
+    if (!stays_uncertain(state)) return false;
+  }
+  return stays_uncertain(kInitialLosslessState);
+}
+static_assert(all_stay_uncertain());
+
 struct DecisionBuffer {
   std::vector<Decision> decisions;
   void put(Decision d) { decisions.push_back(d); }

@@ -45,7 +45,8 @@ class Aggregator:
     Memory: a private copy of the reference, and 16 bytes for each element of the pages touched: at
     most four times a float32 model.
 
-    Calls from several threads take turns. An instance can be neither copied nor pickled.
+    Several threads may call at once: they read payloads side by side and take turns at adding up.
+    An instance can be neither copied nor pickled.
 
     Args:
         reference: The model that payloads were encoded against: a mapping from names to arrays, or
@@ -56,18 +57,12 @@ class Aggregator:
     """
 
     def __init__(self, reference: State) -> None:
-        given = views_of(reference, "reference")
-        self._reference = empty_like(reference)
-        self._base = views_of(self._reference, "reference")  # memory of the private copy
-        self._specs = [view.spec for view in given]
+        self._specs = [view.spec for view in views_of(reference, "reference")]
+        self._digest = layout_digest(self._specs)
+        self._core = _Core(reference)
         self._lock = threading.Lock()
         self._units = self._count = 0
         self._origin: int | None = None  # digest of the version that is the reference, if one is
-        self._copy(given)
-        is_signed = [spec.dtype.startswith("int") for spec in self._specs]
-        rows = rows_of(self._base, self._base, None, roles_of(self._specs, ()))
-        self._native = _native.Aggregator(rows, is_signed)
-        self._digest = layout_digest(self._specs)
 
     def add(self, payload: Payload, weight: float = 1.0) -> None:
         """Add the model that ``payload`` encodes. All or nothing: an error changes nothing.
@@ -95,12 +90,18 @@ class Aggregator:
     def _add_predicted(self, payload: bytes, digest: int, weight: float) -> None:
         """Add a payload with this digest field, whose prediction is the reference itself."""
         value = _checked_weight(weight)
-        with self._lock:
-            try:
-                self._native.add(payload, digest, value)
-            except _native.NativeError as error:
-                raise_from_native(error, [spec.name for spec in self._specs], len(payload))
-            self._count_in(value)
+        try:
+            while True:
+                core = self._core
+                contribution = core.native.prepare(payload, digest, value)
+                with self._lock:
+                    if core is not self._core:
+                        continue  # reset() went on from another reference meanwhile
+                    core.native.add(contribution)
+                    self._count_in(value)
+                    return
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in self._specs], len(payload))
 
     def add_state(self, state: State, weight: float = 1.0) -> None:
         """Add a model that is not compressed; costs a pass over it. All or nothing.
@@ -118,7 +119,7 @@ class Aggregator:
         check_same_layout((view.spec for view in views), self._specs, "state")
         with self._lock:
             try:
-                self._native.add_state([address_of(view.array) for view in views], value)
+                self._core.native.add_state([address_of(view.array) for view in views], value)
             except _native.NativeError as error:
                 raise_from_native(error, [spec.name for spec in self._specs])
             self._count_in(value)
@@ -137,9 +138,9 @@ class Aggregator:
         with self._lock:
             if self._count == 0:
                 raise ValueError("result: nothing was added")
-            state = empty_like(self._reference)
+            state = empty_like(self._core.reference)
             addresses = [address_of(view.array) for view in views_of(state, "result")]
-            self._native.result(addresses, self.total_weight)
+            self._core.native.result(addresses, self.total_weight)
         return state
 
     def reset(self, reference: State | None = None) -> None:
@@ -152,14 +153,16 @@ class Aggregator:
             TypeError: ``reference`` is of the wrong type.
             ValueError: ``reference`` has another layout (both sides are named).
         """
-        given = None if reference is None else views_of(reference, "reference")
-        if given is not None:
-            check_same_layout((view.spec for view in given), self._specs, "reference")
+        core = None
+        if reference is not None:
+            given = [view.spec for view in views_of(reference, "reference")]
+            check_same_layout(given, self._specs, "reference")
+            core = _Core(reference)
         with self._lock:
-            if given is not None:
-                self._copy(given)
-                self._origin = None
-            self._native.reset()
+            if core is None:
+                self._core.native.reset()
+            else:
+                self._core, self._origin = core, None
             self._units = self._count = 0
 
     @property
@@ -175,13 +178,22 @@ class Aggregator:
     def __repr__(self) -> str:
         return f"<Aggregator of {self._count} models, total weight {self.total_weight:g}>"
 
-    def _copy(self, given: Any) -> None:
-        for mine, theirs in zip(self._base, given, strict=True):
-            np.copyto(mine.array, theirs.array)
-
     def _count_in(self, weight: float) -> None:
         self._units += int(weight * _WEIGHT_UNITS)
         self._count += 1
+
+
+class _Core:
+    """A private copy of a reference, and the native sums over it."""
+
+    def __init__(self, reference: State) -> None:
+        self.reference = empty_like(reference)
+        mine = views_of(self.reference, "reference")
+        for view, theirs in zip(mine, views_of(reference, "reference"), strict=True):
+            np.copyto(view.array, theirs.array)
+        specs = [view.spec for view in mine]
+        is_signed = [spec.dtype.startswith("int") for spec in specs]
+        self.native = _native.Aggregator(rows_of(mine, mine, None, roles_of(specs, ())), is_signed)
 
 
 def _checked_weight(weight: Any) -> float:

@@ -76,7 +76,7 @@ class ClientSession(Session):
         client_id: ClientId | None = None,
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
-        self._tag = 0 if client_id is None else client_tag(client_id, self._initial)
+        self._tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
         self._down = first = self._first_downlink()
         self._held = {0: first}  # versions that the server may build on
         self._acknowledged = self._first_uplink()
@@ -309,7 +309,8 @@ class ClientSession(Session):
         Raises:
             PayloadError: The bytes are no request, or damaged.
             StateMismatchError: The request is for another client, or there is no update that could
-                be sent again: train and ``send``, which will be understood.
+                be sent again: train and ``send``, which will be understood, because what the
+                request says of the server is remembered all the same.
         """
         m = open_request(as_bytes(request), self._tag)
         if m.ack is None:

@@ -71,13 +71,17 @@ class Version:
         return f"version {self.number} (digest {self.digest:016x})"
 
 
+def run_digest(layout: Layout, run: str) -> int:
+    """Stands for the run: its name, and what models look like in it."""
+    name = run.encode("utf-8", "surrogatepass")
+    return digest64(b"run", layout.digest.to_bytes(8, "little"), name)
+
+
 def initial_version(layout: Layout, model: Model, run: str) -> Version:
-    """Version 0: its digest covers ``run``, the layout and every byte of the model."""
+    """Version 0: its digest covers the run and every byte of the model."""
     digest = digest64(
         b"initial",
-        layout.digest.to_bytes(8, "little"),
-        run.encode("utf-8", "surrogatepass"),
-        b"\0",
+        run_digest(layout, run).to_bytes(8, "little"),
         *(array.reshape(-1).view(np.uint8).data for array in model if array.size),
     )
     return Version(0, digest, model)

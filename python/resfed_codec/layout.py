@@ -148,7 +148,7 @@ def _view_of_torch(name: str, value: Any, where: str) -> View:
     contiguous = plain.contiguous()
     copied = contiguous.data_ptr() != value.data_ptr()
     if dtype == "bfloat16":
-        contiguous = contiguous.view(torch.uint16 if hasattr(torch, "uint16") else torch.int16)
+        contiguous = contiguous.view(torch.uint16)
     return View(TensorSpec(name, tuple(value.shape), dtype), contiguous.numpy(), copied)
 
 

@@ -91,6 +91,8 @@ def read_numerators(reader: Reader, places: list[int]) -> list[int]:
     for j in places:
         zigzag = reader.varint(2**21)
         numerators[j] = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
+    if not any(numerators):
+        raise PayloadError("payload: a link that predicts from nothing")
     return numerators
 
 

@@ -97,7 +97,7 @@ class ServerSession(Session):
 
     def forget(self, client_id: ClientId) -> None:
         """Drop what is kept of a client; if it comes back it is brought up by a keyframe."""
-        client_tag(client_id, self._initial)  # complains about what is no name
+        client_tag(client_id, self._run_digest)  # complains about what is no name
         self._clients.pop(client_id, None)
 
     def _enter(self, client_id: ClientId, client: ClientRecord) -> None:
@@ -194,7 +194,7 @@ class ServerSession(Session):
 
     def _client(self, client_id: ClientId) -> ClientRecord:
         """The client's record; a new one is not entered yet."""
-        tag = client_tag(client_id, self._initial)
+        tag = client_tag(client_id, self._run_digest)
         if client_id in self._clients:
             return self._clients[client_id]
         client = ClientRecord(tag, Head(0, self._down_root))
@@ -307,7 +307,8 @@ class ServerSession(Session):
     def receive(self, client_id: ClientId, payload: bytes, *, out: Any = None) -> Any:
         """The recovered local model, after a payload of :meth:`ClientSession.send`.
 
-        The newest payload of a client may come again and gives the same model again.
+        The newest payload of a client may come again and gives the same model again, as long as
+        the global model that it builds on is held (``history``).
 
         Args:
             client_id: Who sent it.

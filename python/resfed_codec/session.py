@@ -12,7 +12,7 @@ import numpy as np
 from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.history import Version, copy_model, initial_version
+from resfed_codec.history import Version, copy_model, initial_version, run_digest
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
@@ -53,6 +53,7 @@ class Session:
         self._layout = Layout(initial_state, "initial_state")
         model = copy_model(self._layout.model_of(initial_state, "initial_state"))
         self._initial = initial_version(self._layout, model, run)
+        self._run_digest = run_digest(self._layout, run)
         down = predictor_of(downlink.predictor or "previous")
         self._broadcast = not (isinstance(down, LinearPredictor) and down.other_depth)
         up = predictor_of(uplink.predictor or "global")
@@ -115,8 +116,10 @@ def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
     return config
 
 
-def client_tag(client_id: ClientId, initial: Version) -> int:
+def client_tag(client_id: ClientId, run_digest: int) -> int:
     """32 bits that stand for a client in messages and digests; never 0.
+
+    They do not depend on the initial model: a client with another one is still the same client.
 
     Raises:
         TypeError: ``client_id`` is neither a str nor an integer.
@@ -125,7 +128,7 @@ def client_tag(client_id: ClientId, initial: Version) -> int:
         raise TypeError(f"client_id={client_id!r}: must be a str or an integer")
     kind = b"text" if isinstance(client_id, str) else b"number"
     text = str(client_id).encode("utf-8", "surrogatepass")
-    return digest64(kind, initial.digest.to_bytes(8, "little"), text) & LOW32 or 1
+    return digest64(kind, run_digest.to_bytes(8, "little"), text) & LOW32 or 1
 
 
 def open_request(request: bytes, tag: int) -> Message:

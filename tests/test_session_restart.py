@@ -1,0 +1,135 @@
+"""Sessions whose ends are killed: restored from older state, or begun again with nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+import resfed_codec as rfc
+from federation import RULES, Federation
+from published_rules import moved
+from snapshots import refused
+
+
+@pytest.fixture(params=RULES.values(), ids=RULES.keys())
+def fed(request: pytest.FixtureRequest) -> Federation:
+    return Federation(request.param)
+
+
+@pytest.fixture
+def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
+    """After some rounds."""
+    client = fed.new_client()
+    fed.rounds(client, 4)
+    return fed, client
+
+
+Running = tuple[Federation, rfc.ClientSession]
+
+
+def test_client_restarts_with_nothing(running: Running) -> None:
+    fed, _ = running
+    client = fed.new_client()
+    fed.update()
+    fed.down(client, answers=1)
+    fed.up(client)
+    fed.rounds(client)
+
+
+def test_client_restarts_and_trains_at_once(running: Running) -> None:
+    """Without asking for the global model: its uplink is refused, and healed."""
+    fed, _ = running
+    client = fed.new_client(client_id="a")
+    fed.up(client, answers=1)
+    fed.update()
+    fed.down(client)
+    fed.rounds(client)
+
+
+@pytest.mark.parametrize("n_rounds", [1, 3])
+def test_client_restarts_from_old_state(running: Running, n_rounds: int) -> None:
+    fed, client = running
+    saved = client.state_dict()
+    fed.rounds(client, n_rounds)
+    client = fed.restored(client, saved)
+    fed.update()
+    fed.down(client, answers=1 if fed.broadcast else None)
+    fed.up(client, answers=None if fed.keeps_local_models else 0)
+    fed.rounds(client)
+
+
+@pytest.mark.parametrize("n_rounds", [1, 3])
+def test_server_restarts_from_old_state(running: Running, n_rounds: int) -> None:
+    """Clients are ahead of it, and come back; once is enough."""
+    fed, client = running
+    saved = fed.server.state_dict()
+    fed.rounds(client, n_rounds)
+    fed.server = fed.restored(fed.server, saved)
+    fed.update()
+    fed.down(client, answers=1)
+    fed.up(client, answers=None if fed.keeps_local_models else 0)
+    fed.up(client)
+    fed.rounds(client)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("arrived", [True, False])
+def test_client_saved_before_send(running: Running, same: bool, arrived: bool) -> None:
+    """Crashed after sending and before saving; then it sends the same, or trains anew."""
+    fed, client = running
+    fed.update()
+    fed.down(client)
+    local = moved(client.state, fed.rng)
+    saved = client.state_dict()
+    payload = client.send(local)
+    if arrived:
+        fed.server.receive("a", payload)
+    client = fed.restored(client, saved)
+    again = client.send(local if same else moved(client.state, fed.rng))
+    assert (again == payload) == same
+    fed.server.receive("a", again)
+    fed.rounds(client)
+
+
+def test_a_number_used_twice(running: Running) -> None:
+    """By a client that was restored; what the number meant before is old now."""
+    fed, client = running
+    saved = client.state_dict()
+    payloads = []
+    for _ in range(3):
+        client = fed.restored(client, saved)
+        payloads.append(client.send(moved(client.state, fed.rng)))
+        fed.server.receive("a", payloads[-1])
+    for payload in payloads[:2]:
+        refused(
+            fed.server,
+            rfc.StateMismatchError,
+            "version 5, .*older than uplink 5, which has arrived",
+            lambda payload=payload: fed.server.receive("a", payload),
+        )
+    fed.server.receive("a", payloads[2])
+    fed.rounds(client)
+
+
+def test_server_saved_before_send(running: Running) -> None:
+    fed, client = running
+    fed.update()
+    saved = fed.server.state_dict()
+    message = fed.server.send("a")
+    client.receive(message)
+    fed.server = fed.restored(fed.server, saved)
+    assert fed.server.send("a") == message
+    fed.down(client)
+    fed.rounds(client)
+
+
+def test_client_applied_and_did_not_answer(running: Running) -> None:
+    """And its state was saved before, or after it had applied."""
+    fed, client = running
+    for late in (False, True):
+        fed.update()
+        saved = client.state_dict()
+        fed.down(client)
+        client = fed.restored(client, client.state_dict() if late else saved)
+        fed.update()
+        fed.down(client)
+    fed.rounds(client)
