@@ -225,9 +225,10 @@ class _Client:
         if session is None or setup != self._setup:
             if not setup:
                 raise StateMismatchError("payload: from a session that is not known here")
-            session, self._sent = read_setup(setup, None), None
+            session = read_setup(setup, None)
         model: Model = session.receive(parcel[MESSAGE])
-        self._session, self._setup = session, setup
+        if session is not self._session:
+            self._session, self._setup, self._sent = session, setup, None
         self._like = {name: np.empty_like(array) for name, array in model.items()}
         return model
 
