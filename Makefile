@@ -45,7 +45,8 @@ format: .venv-test/installed
 
 .venv-integration/installed: $(SOURCES)
 	test -d .venv-integration || $(PYTHON) -m venv .venv-integration
-	.venv-integration/bin/python $(PIP_INSTALL) '.[flower,nvflare]' hypothesis pytest scikit-learn
+	.venv-integration/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) \
+		'.[flower,nvflare]' hypothesis pytest scikit-learn
 	touch $@
 
 clean:

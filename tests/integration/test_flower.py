@@ -287,6 +287,39 @@ def test_a_node_that_never_understands_is_a_failed_node() -> None:
     assert len(nodes.sent[2**63]) == 1 + flower.MAX_MESSAGES
 
 
+@pytest.mark.parametrize(
+    "parcel",
+    [
+        {"resfed.message": 5, "resfed.setup": b"1"},
+        {"resfed.message": b"no message"},
+        {"resfed.request": b"no request"},
+        {"resfed.held": b"nothing"},
+        {"resfed.held": flower.NOTHING_HELD[:-1] + b"x"},
+    ],
+)
+def test_nonsense_from_a_client_is_its_own_affair(parcel: Any) -> None:
+    app = App(codec_mod)
+    nodes = LocalGrid(app.app, 2)
+    grid = CodecGrid(nodes)
+    list(grid.send_and_receive(messages_for(nodes, first_model(), 1)))
+
+    def nonsense(message: Message, context: Context) -> Message:
+        if context.node_id == 2**63:
+            return app.app(message, context)
+        return Message(RecordDict({"x": ConfigRecord(parcel)}), reply_to=message)
+
+    nodes.app = nonsense  # type: ignore[assignment]
+    replies = {
+        reply.metadata.src_node_id: reply
+        for reply in grid.send_and_receive(messages_for(nodes, first_model(), 2))
+    }
+    assert "local" in replies[2**63].content
+    bad = replies[2**63 + 1]
+    assert bad.has_error() or bad.content == RecordDict({"x": ConfigRecord(parcel)})
+    nodes.app = app.app
+    assert len(list(grid.send_and_receive(messages_for(nodes, first_model(), 3)))) == 2
+
+
 def test_replies_that_never_come_leave_nothing_behind() -> None:
     nodes = LocalGrid(App(codec_mod).app, 2, lambda node, n: "lost")
     grid = CodecGrid(nodes)

@@ -264,6 +264,23 @@ def test_whatever_happens_every_task_is_understood(rule: str, plan: Any) -> None
         assert len(received) < 2 or same(*received)
 
 
+def test_a_server_that_restarts() -> None:
+    job = Job(2)
+    for number in (1, 2, 3, 4):
+        if number == 3:
+            job.server = Site("server", ServerEncoder(), ServerDecoder())
+            for client in job.clients.values():
+                client.server = job.server
+        model = local_model(first_model(), number)
+        for name in job.clients:
+            task_id = str(number)
+            sent = job.assign(name, shareable_of(model), task_id)
+            given_model = job.take(name, sent, task_id)
+            assert number % 2 == 0 or same(given_model, model)
+            local = shareable_of(local_model(given_model, number))
+            job.accept(name, job.reply(name, local, task_id), task_id)
+
+
 def test_tasks_of_many_clients_are_filtered_at_the_same_time() -> None:
     job = Job(16)
     task = shareable_of(first_model())

@@ -363,8 +363,9 @@ def _name_of_model(content: RecordDict) -> str:
 def _parcel_in(content: RecordDict) -> tuple[str, Parcel]:
     """The name of the record that holds a parcel, and the parcel; empty if there is none."""
     for name, record in content.config_records.items():
-        if any(key in record for key in (MESSAGE, REQUEST, HELD)):
-            return name, _parcel_of(record)
+        parcel = _parcel_of(record)
+        if any(key in parcel for key in (MESSAGE, REQUEST, HELD)):
+            return name, parcel
     return "", {}
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 try:
     from nvflare.apis.dxo import DXO, DataKind, MetaKey
@@ -206,6 +207,7 @@ class _Client:
         self._lock = threading.Lock()
         self._setup = b""
         self._session: ClientSession | None = None
+        self._like: Model = {}
         self._sent: tuple[str, Parcel] | None = None
 
     def receive(self, parcel: Parcel, ask: Callable[[bytes], Parcel]) -> Model:
@@ -225,15 +227,17 @@ class _Client:
                 raise StateMismatchError("payload: from a session that is not known here")
             session = read_setup(setup, None)
         model: Model = session.receive(parcel[MESSAGE])
-        self._session, self._setup = session, setup
+        if session is not self._session:
+            self._session, self._setup, self._sent = session, setup, None
+        self._like = {name: np.empty_like(array) for name, array in model.items()}
         return model
 
     def send(self, task_id: str, model: Model) -> Parcel | None:
         with self._lock:
             if self._sent is not None and self._sent[0] == task_id:
                 return self._sent[1]
-            fitted = self._session and fit(model, self._session.state)
-            if not self._session or not fitted:
+            fitted = fit(model, self._like)
+            if self._session is None or fitted is None:
                 return None
             self._sent = task_id, {MESSAGE: self._session.send(fitted)}
             return self._sent[1]
@@ -278,9 +282,13 @@ def _same(a: Model, b: Model) -> bool:
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype
         and a[name].shape == b[name].shape
-        and a[name].tobytes() == b[name].tobytes()
+        and np.array_equal(_bytes_of(a[name]), _bytes_of(b[name]))
         for name in a
     )
+
+
+def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _sizes(model: Model, parcel: Parcel) -> str:
