@@ -8,13 +8,18 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-integration lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
 
 test: .venv-test/installed
 	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
+
+# Flower's and NVFLARE's own engines, over loopback. They bring many packages, so they have an
+# environment of their own; without it these tests are skipped in `make test`.
+test-integration: .venv-integration/installed
+	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
 
 # Style, types and warnings; what CI asks for.
 lint: .venv-test/installed
@@ -38,5 +43,11 @@ format: .venv-test/installed
 	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev]'
 	touch $@
 
+.venv-integration/installed: $(SOURCES)
+	test -d .venv-integration || $(PYTHON) -m venv .venv-integration
+	.venv-integration/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) \
+		'.[flower,nvflare]' hypothesis pytest scikit-learn
+	touch $@
+
 clean:
-	rm -rf build dist .venv .venv-test
+	rm -rf build dist .venv .venv-test .venv-integration

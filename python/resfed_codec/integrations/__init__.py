@@ -1,0 +1,7 @@
+"""The codec in federated learning frameworks: one module each, imported only by who uses it.
+
+- :mod:`resfed_codec.integrations.flower`: ``pip install 'resfed-codec[flower]'``
+- :mod:`resfed_codec.integrations.nvflare`: ``pip install 'resfed-codec[nvflare]'``
+
+docs/integrations.md shows how to put them into an existing application.
+"""

@@ -1,0 +1,179 @@
+"""What the integrations share: how a server and its clients begin, and what they exchange.
+
+They exchange *parcels*, small mappings from names to bytes that any framework can carry:
+
+- ``MESSAGE``: what a session sent;
+- ``SETUP``: layout and configurations, for a client that may not have them yet;
+- ``REQUEST``: from an end that could not take a message: what it holds;
+- ``HELD``: in a reply without a model: what the client holds now.
+
+The setup is all that a client needs to know, so only the server is configured. A client that does
+not have the model the server started from begins with zeros; its first message is a keyframe then.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.client import ClientSession
+from resfed_codec.config import CodecConfig
+from resfed_codec.message import Head, Message, write_message
+from resfed_codec.predictor import AdaptivePredictor, LinearPredictor
+from resfed_codec.server import ServerSession
+from resfed_codec.session import ClientId, check_config
+
+Model: TypeAlias = "dict[str, NDArray[Any]]"
+Parcel: TypeAlias = "dict[str, bytes]"
+Initial: TypeAlias = "Callable[[], Mapping[str, Any]]"
+
+MESSAGE, SETUP, REQUEST, HELD = "resfed.message", "resfed.setup", "resfed.request", "resfed.held"
+
+NOTHING_HELD = write_message(Message(0, is_request=True, head=Head(0, 0)))
+"""The request of a client that has no session yet."""
+
+
+class ServerEnd:
+    """A ServerSession that begins with the first model it sees and introduces itself to clients.
+
+    Args:
+        uplink, downlink, history: Of the ServerSession.
+        shared_initial: Clients make the first model themselves, so it need not be sent. One that
+            does not hold it after all says so and is sent a keyframe.
+    """
+
+    def __init__(
+        self,
+        uplink: CodecConfig | None,
+        downlink: CodecConfig | None,
+        *,
+        history: int,
+        shared_initial: bool,
+    ) -> None:
+        self._uplink = check_config("uplink", uplink)
+        self._downlink = check_config("downlink", downlink)
+        self._history, self._shared_initial = history, shared_initial
+        self._run = secrets.token_hex(8)
+        self._session: ServerSession | None = None
+        self._like: Model = {}
+        self._setup = b""
+        self._introduced: set[ClientId] = set()
+
+    @property
+    def session(self) -> ServerSession:
+        """The session.
+
+        Raises:
+            RuntimeError: No model has been sent yet.
+        """
+        if self._session is None:
+            raise RuntimeError("session: there is none before the first model is sent")
+        return self._session
+
+    def update(self, model: Mapping[str, NDArray[Any]]) -> bool:
+        """Take a new global model; False if it has other names or shapes than the first one.
+
+        Raises:
+            TypeError, ValueError: As :meth:`ServerSession.update`.
+        """
+        if self._session is None:
+            options = self._uplink, self._downlink
+            session = ServerSession(model, *options, run=self._run, history=self._history)
+            session.update(model)  # a keyframe must be newer than a client's zeros
+            self._like = {name: np.empty_like(array) for name, array in model.items()}
+            self._setup = write_setup(self._like, *options, self._run, self._history)
+            self._session = session
+            return True
+        fitted = fit(model, self._like)
+        if fitted is not None:
+            self._session.update(fitted)
+        return fitted is not None
+
+    def send(self, client_id: ClientId) -> Parcel:
+        """What brings the client to the newest global model."""
+        if client_id in self._introduced:
+            return {MESSAGE: self.session.send(client_id)}
+        if self._shared_initial:
+            return {MESSAGE: self.session.send(client_id), SETUP: self._setup}
+        return self.answer(client_id, NOTHING_HELD)
+
+    def answer(self, client_id: ClientId, request: bytes) -> Parcel:
+        """What heals a client that could not take the last message.
+
+        Raises:
+            CodecError: As :meth:`ServerSession.answer`.
+        """
+        return {MESSAGE: self.session.answer(client_id, request), SETUP: self._setup}
+
+    def receive(self, client_id: ClientId, parcel: Mapping[str, bytes]) -> Model | None:
+        """The recovered local model, or None if the reply holds none.
+
+        Raises:
+            CodecError: As :meth:`ServerSession.receive`.
+        """
+        model: Model | None = None
+        if MESSAGE in parcel:
+            model = self.session.receive(client_id, parcel[MESSAGE])
+        else:
+            self.session.answer(client_id, parcel[HELD])  # notes what is held
+        self._introduced.add(client_id)
+        return model
+
+
+def fit(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> Model | None:
+    """``model`` with the dtypes of ``like``; None if names or shapes differ.
+
+    Frameworks average integers in float64: those are rounded to integers again.
+    """
+    if model.keys() != like.keys() or any(model[n].shape != like[n].shape for n in like):
+        return None
+    return {name: _cast(model[name], like[name].dtype) for name in like}
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if array.dtype.kind == "f" and dtype.kind in "iu":
+        array = np.rint(array)
+    return array.astype(dtype, copy=False)
+
+
+def write_setup(
+    like: Model, uplink: CodecConfig, downlink: CodecConfig, run: str, history: int
+) -> bytes:
+    tensors = [[name, array.dtype.name, array.shape] for name, array in like.items()]
+    return json.dumps([tensors, asdict(uplink), asdict(downlink), run, history]).encode()
+
+
+def read_setup(setup: bytes, initial: Initial | None) -> ClientSession:
+    """A new session, at ``initial()`` or at zeros.
+
+    Raises:
+        ValueError: ``initial()`` has another layout than the server's model.
+    """
+    tensors, uplink, downlink, run, history = json.loads(setup)
+    zeros = {name: np.zeros(shape, dtype) for name, dtype, shape in tensors}
+    model = zeros
+    if initial is not None:
+        given = {name: np.asarray(value) for name, value in initial().items()}
+        fitted = fit(given, zeros)
+        if fitted is None:
+            raise ValueError("initial: has other names or shapes than the server's model")
+        model = fitted
+    return ClientSession(model, _config(uplink), _config(downlink), run=run, history=history)
+
+
+def _config(fields: dict[str, Any]) -> CodecConfig:
+    predictor = fields["predictor"]
+    if isinstance(predictor, dict):
+        predictor = LinearPredictor(**predictor) if predictor else AdaptivePredictor()
+    return CodecConfig(**{**fields, "predictor": predictor})
+
+
+def held(session: ClientSession) -> bytes:
+    """What a client holds, to be told to the server when there is no local model to send."""
+    return session._request(b"")

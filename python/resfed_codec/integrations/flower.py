@@ -1,0 +1,385 @@
+"""Flower: :class:`CodecGrid` around the server's Grid, :data:`codec_mod` among the client's mods.
+
+For the message API. On the server::
+
+    strategy.start(grid=CodecGrid(grid), ...)
+
+and on the client::
+
+    app = ClientApp(mods=[codec_mod])
+
+Strategy, training and evaluation stay as they are. On its way, the ArrayRecord of a message is a
+ConfigRecord of the same name with one blob in it; other records travel as they are.
+docs/integrations.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+    from flwr.clientapp.typing import ClientAppCallable
+    from flwr.common.constant import ErrorCode
+    from flwr.serverapp import Grid
+    from flwr.supercore import log
+except ImportError as error:
+    raise ImportError(
+        "resfed_codec.integrations.flower needs Flower: pip install 'resfed-codec[flower]'"
+    ) from error
+
+from resfed_codec.client import ClientSession
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import CodecError, StateMismatchError
+from resfed_codec.integrations._ends import (
+    HELD,
+    MESSAGE,
+    NOTHING_HELD,
+    REQUEST,
+    SETUP,
+    Initial,
+    Model,
+    Parcel,
+    ServerEnd,
+    fit,
+    held,
+    read_setup,
+)
+from resfed_codec.server import ServerSession
+
+STATE, SESSION = "resfed_codec", "resfed_codec.session"
+"""Where clients keep setup and session in ``Context.state``."""
+
+POLL_SECONDS = 1.0
+MAX_MESSAGES = 4
+"""To a node about one message of the strategy, before that counts as failed."""
+
+
+class CodecGrid(Grid):
+    """A Grid that encodes the models it sends and decodes those it receives.
+
+    Give it to a strategy instead of the Grid. The first model that is sent sets names, shapes and
+    dtypes; a message with another model, with none or with several travels as it is. A node that
+    cannot follow (it is new, was restarted, or has missed rounds) is brought up to date at once,
+    and the strategy sees only its reply. A reply that cannot be decoded after all is an error
+    reply to the strategy.
+
+    Args:
+        grid: The Grid that the ServerApp was given.
+        uplink, downlink, history: Of the :class:`ServerSession`. Clients take them from here.
+        shared_initial: True if clients make the first model themselves, with
+            ``CodecMod(initial)``, so that it need not be sent.
+
+    Raises:
+        TypeError: ``uplink`` or ``downlink`` is no CodecConfig.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        uplink: CodecConfig | None = None,
+        downlink: CodecConfig | None = None,
+        *,
+        history: int = 4,
+        shared_initial: bool = False,
+    ) -> None:
+        self._grid = grid
+        self._end = ServerEnd(uplink, downlink, history=history, shared_initial=shared_initial)
+        self._current: dict[str, Any] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._asked_as: dict[str, str] = {}
+
+    @property
+    def session(self) -> ServerSession:
+        """The server's session, for ``memory()`` and ``forget(node_id)``.
+
+        Raises:
+            RuntimeError: No model has been sent yet.
+        """
+        return self._end.session
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, their models encoded.
+
+        Returns:
+            The ids for :meth:`pull_messages`.
+
+        Raises:
+            TypeError, ValueError: A model cannot be encoded, see :meth:`ServerSession.update`;
+                nothing has been sent then.
+        """
+        given = list(messages)
+        sent = [self._encoded(message) for message in given]
+        ids = list(self._grid.push_messages(sent))
+        for original, message in zip(given, sent, strict=True):
+            message_id = message.metadata.message_id
+            if message is not original and message_id in ids:
+                original.metadata.__dict__["_message_id"] = message_id  # as Grids do
+                self._waiting[message_id] = _Waiting(original)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that have come, their models decoded."""
+        ids = [self._asked_as.get(message_id, message_id) for message_id in message_ids]
+        replies = [self._decoded(reply) for reply in self._grid.pull_messages(ids)]
+        return [reply for reply in replies if reply is not None]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and wait for the replies, ``timeout`` seconds at most."""
+        end = None if timeout is None else time.monotonic() + timeout
+        missing = {message_id for message_id in self.push_messages(messages) if message_id}
+        replies: list[Message] = []
+        while missing and (end is None or time.monotonic() < end):
+            arrived = list(self.pull_messages(missing))
+            replies += arrived
+            missing -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if missing and not arrived:
+                time.sleep(POLL_SECONDS)
+        for message_id in missing:
+            self._waiting.pop(self._asked_as.pop(message_id, message_id), None)
+        return replies
+
+    def _encoded(self, message: Message) -> Message:
+        """The message as it travels; itself if it holds no model for the codec."""
+        name = _name_of_model(message.content)
+        if not name or not self._update(message.content.array_records[name]):
+            return message
+        parcel = self._end.send(message.metadata.dst_node_id)
+        return _like(message, _replaced(message.content, name, _record_of(parcel)))
+
+    def _update(self, arrays: ArrayRecord) -> bool:
+        """Make ``arrays`` the global model unless it is that already."""
+        contents = {name: (a.dtype, tuple(a.shape), a.data) for name, a in arrays.items()}
+        if contents == self._current:
+            return True
+        if not self._end.update(_model_of(arrays)):
+            log(WARNING, "resfed_codec: a model of another layout is sent as it is")
+            return False
+        self._current = contents
+        return True
+
+    def _decoded(self, reply: Message) -> Message | None:
+        """The strategy's reply; None if the node has been asked something first."""
+        waiting = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+        if waiting is None:
+            return reply
+        self._asked_as.pop(waiting.message.metadata.message_id, None)
+        if reply.has_error():
+            return Message(reply.error, reply_to=waiting.message)
+        _, parcel = _parcel_in(reply.content)
+        content = waiting.reply or reply.content
+        try:
+            if REQUEST in parcel:
+                waiting.reply = None
+                self._update(waiting.message.content.array_records[waiting.name])
+                return self._ask(waiting, self._end.answer(waiting.node_id, parcel[REQUEST]))
+            model = self._end.receive(waiting.node_id, parcel) if parcel else None
+        except StateMismatchError as error:
+            if error.request:
+                waiting.reply = content
+                return self._ask(waiting, {REQUEST: error.request})
+            return _failed(waiting, error)
+        except CodecError as error:
+            return _failed(waiting, error)
+        record = None if model is None else _arrays_of(model)
+        content = _replaced(content, _parcel_in(content)[0], record)
+        return Message(content, reply_to=waiting.message)
+
+    def _ask(self, waiting: _Waiting, parcel: Parcel) -> Message | None:
+        """Send the node another message about the one that is waiting."""
+        if waiting.n_messages == MAX_MESSAGES:
+            return _failed(waiting, "the node and the server do not come together")
+        original = waiting.message
+        message = _like(original, _replaced(original.content, waiting.name, _record_of(parcel)))
+        self._grid.push_messages([message])
+        waiting.n_messages += 1
+        self._waiting[message.metadata.message_id] = waiting
+        self._asked_as[original.metadata.message_id] = message.metadata.message_id
+        return None
+
+    # ---- the rest of a Grid
+
+    def set_run(self, run: Any) -> None:
+        """As of the Grid inside."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As of the Grid inside."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """As of the Grid inside."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As of the Grid inside."""
+        return list(self._grid.get_node_ids())
+
+    def get_nodes(self) -> Iterable[Any]:
+        """As of the Grid inside."""
+        return list(self._grid.get_nodes())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_grid":  # while being unpickled
+            raise AttributeError(name)
+        return getattr(self._grid, name)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A message of the strategy that waits for its reply.
+
+    ``reply`` is what came, while only its model is asked for once more.
+    """
+
+    message: Message
+    reply: RecordDict | None = None
+    n_messages: int = 1
+
+    @property
+    def node_id(self) -> int:
+        node_id: int = self.message.metadata.dst_node_id
+        return node_id
+
+    @property
+    def name(self) -> str:
+        """Of the record that holds the model."""
+        return _name_of_model(self.message.content)
+
+
+class CodecMod:
+    """A client's mod that decodes the models it is sent and encodes those it sends back.
+
+    ``ClientApp(mods=[codec_mod])``; mods before it see messages as they travel, mods after it and
+    the app see models. Settings come from the server. Between messages the session lives in
+    ``Context.state``; it is written only when the app has replied without an error. Messages that
+    do not come from a :class:`CodecGrid` pass as they are.
+
+    Args:
+        initial: Makes the model that the server starts from, a mapping from names to NumPy arrays
+            or torch CPU tensors, bit for bit; for a server with ``shared_initial=True``.
+
+    Raises:
+        PayloadError: In the app's process, so that the server gets an error reply: a message is
+            damaged.
+        ValueError: As well: ``initial()`` has other names or shapes than the server's model, or
+            is another model than before.
+    """
+
+    def __init__(self, initial: Initial | None = None) -> None:
+        self._initial = initial
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        name, parcel = _parcel_in(message.content)
+        if not parcel:
+            return call_next(message, context)
+        saved = _parcel_of(context.state.config_records.get(STATE, ConfigRecord()))
+        setup = parcel.get(SETUP) or saved.get(SETUP)
+        if setup is None:
+            return _request(message, NOTHING_HELD)
+        session = read_setup(setup, self._initial)
+        if saved.get(SETUP) == setup:
+            try:
+                session.load_state_dict(_model_of(context.state.array_records[SESSION]))
+            except ValueError as error:
+                raise ValueError(
+                    "Context.state: the session in it cannot be taken up; if CodecMod was given an"
+                    " initial, that must make the same model every time"
+                ) from error
+        if REQUEST in parcel:
+            parcel = {MESSAGE: session.answer(parcel[REQUEST])}
+            reply = Message(RecordDict({name: _record_of(parcel)}), reply_to=message)
+        else:
+            try:
+                model = session.receive(parcel[MESSAGE], copy=False)
+            except StateMismatchError as error:
+                return _request(message, error.request or NOTHING_HELD)
+            message.content = _replaced(message.content, name, _arrays_of(model))
+            reply = call_next(message, context)
+            if reply.has_error():
+                return reply
+            reply.content = _with_local_model(reply.content, session, model)
+        context.state[STATE] = ConfigRecord({SETUP: setup})
+        context.state[SESSION] = _arrays_of(session.state_dict())
+        return reply
+
+
+codec_mod = CodecMod()
+"""The mod for ``ClientApp(mods=[codec_mod])``."""
+
+
+def _with_local_model(content: RecordDict, session: ClientSession, like: Model) -> RecordDict:
+    """The app's reply as it travels; a model of another layout stays as it is."""
+    name = _name_of_model(content)
+    local = None if not name else fit(_model_of(content.array_records[name]), like)
+    if local is None:
+        return RecordDict({**content, STATE: _record_of({HELD: held(session)})})
+    return _replaced(content, name, _record_of({MESSAGE: session.send(local)}))
+
+
+def _request(message: Message, request: bytes) -> Message:
+    return Message(RecordDict({STATE: _record_of({REQUEST: request})}), reply_to=message)
+
+
+def _failed(waiting: _Waiting, why: object) -> Message:
+    error = Error(ErrorCode.MOD_FAILED_PRECONDITION, f"resfed_codec: {why}")
+    return Message(error, reply_to=waiting.message)
+
+
+def _like(message: Message, content: RecordDict) -> Message:
+    """A message to the same node about something else."""
+    metadata = message.metadata
+    return Message(
+        content,
+        metadata.dst_node_id,
+        metadata.message_type,
+        ttl=metadata.ttl,
+        group_id=metadata.group_id,
+        dst_task_id=metadata.dst_task_id,
+    )
+
+
+def _replaced(content: RecordDict, name: str, record: Any) -> RecordDict:
+    """A copy with another record of that name, or without it if ``record`` is None."""
+    records = {key: record if key == name else value for key, value in content.items()}
+    return RecordDict({key: value for key, value in records.items() if value is not None})
+
+
+def _name_of_model(content: RecordDict) -> str:
+    """The name of the ArrayRecord, if there is one and one only."""
+    names = list(content.array_records)
+    return names[0] if len(names) == 1 else ""
+
+
+def _parcel_in(content: RecordDict) -> tuple[str, Parcel]:
+    """The name of the record that holds a parcel, and the parcel; empty if there is none."""
+    for name, record in content.config_records.items():
+        parcel = _parcel_of(record)
+        if any(key in parcel for key in (MESSAGE, REQUEST, HELD)):
+            return name, parcel
+    return "", {}
+
+
+def _parcel_of(record: ConfigRecord) -> Parcel:
+    return {key: value for key, value in record.items() if isinstance(value, bytes)}
+
+
+def _record_of(parcel: Parcel) -> ConfigRecord:
+    return ConfigRecord({**parcel})
+
+
+def _model_of(arrays: ArrayRecord) -> Model:
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def _arrays_of(model: Model) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})

@@ -1,0 +1,132 @@
+"""A Grid that runs ClientApps in this process and can lose, kill and restart what the engine can.
+
+Messages and contexts go through Flower's own wire format, so nothing is shared by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import (
+    context_from_proto,
+    context_to_proto,
+    message_from_proto,
+    message_to_proto,
+)
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+Fault = Callable[[int, int], str]
+
+
+class LocalGrid(Grid):
+    """Nodes are numbers from 2**63 on, as Flower's are unsigned; each has a context of its own.
+
+    Attributes:
+        fault: What goes wrong with a message, by node and how many it was sent before: "" nothing;
+            "raise" the app is told to raise, and its context is kept; "killed" its process dies
+            before it replies, so that its context is rolled back; "rolled back" it dies just
+            after it has replied; "lost" the reply never arrives though the context is kept;
+            "late" it arrives when it is asked for once more; "damaged down", "damaged up" a byte of
+            the codec's message is another one.
+        n_bytes: Sizes of the records sent down and up, as ``message_size_mod`` counts them.
+        sent: Messages by node.
+    """
+
+    def __init__(self, app: ClientApp, n_nodes: int, fault: Fault = lambda node, n: "") -> None:
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self.app, self.fault = app, fault
+        self.contexts: dict[int, Context] = {}
+        self.sent: dict[int, list[Message]] = {}
+        self.n_bytes: list[tuple[int, int]] = []
+        self._replies: dict[str, Message] = {}
+        self._late: dict[str, Message] = {}
+        self._next = 2**63
+        self._count = 0
+        for partition in range(n_nodes):
+            self.start_node(partition)
+
+    def start_node(self, partition: int) -> int:
+        node, self._next = self._next, self._next + 1
+        self.contexts[node] = Context(1, node, {"partition-id": partition}, RecordDict(), {})
+        self.sent[node] = []
+        return node
+
+    def restart_node(self, node: int) -> int:
+        """As a killed SuperNode that is started again: a new id, and an empty context."""
+        return self.start_node(int(self.contexts.pop(node).node_config["partition-id"]))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            self._count += 1
+            id_ = f"message {self._count}"
+            message.metadata.__dict__["_message_id"] = id_
+            ids.append(id_)
+            self._deliver(message_from_proto(message_to_proto(message)))
+        return ids
+
+    def _deliver(self, message: Message) -> None:
+        node, id_ = message.metadata.dst_node_id, message.metadata.message_id
+        if node not in self.contexts:
+            return
+        fault = self.fault(node, len(self.sent[node]))
+        self.sent[node].append(message_from_proto(message_to_proto(message)))
+        context = context_from_proto(context_to_proto(self.contexts[node]))
+        context.node_config["fault"] = fault
+        if fault == "damaged down":
+            damage(message)
+        down = count_bytes(message)
+        try:
+            reply = self.app(message, context)
+        except Exception as error:  # as Flower does
+            reply = Message(Error(2, repr(error)), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = 1
+        if fault not in ("killed", "rolled back"):
+            self.contexts[node] = context
+        self.n_bytes.append((down, 0 if reply.has_error() else count_bytes(reply)))
+        reply = message_from_proto(message_to_proto(reply))
+        if fault == "damaged up":
+            damage(reply)
+        if fault == "late":
+            self._late[id_] = reply
+        elif fault not in ("lost", "killed"):
+            self._replies[id_] = reply
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = list(message_ids)
+        replies = [self._replies.pop(id_) for id_ in ids if id_ in self._replies]
+        self._replies |= {id_: self._late.pop(id_) for id_ in ids if id_ in self._late}
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return Message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.contexts)
+
+
+def count_bytes(message: Message) -> int:
+    return sum(record.count_bytes() for record in message.content.values())
+
+
+def damage(message: Message) -> None:
+    for record in message.content.config_records.values() if message.has_content() else ():
+        for key, value in record.items():
+            if isinstance(value, bytes):
+                record[key] = value[:-1] + bytes([value[-1] ^ 1])

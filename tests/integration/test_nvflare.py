@@ -1,0 +1,391 @@
+"""NVFLARE's filters: tasks and results that come twice, clients that restart, and the simulator."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import resfed_codec as rfc
+
+pytest.importorskip("nvflare", reason="needs NVFLARE: pip install 'resfed-codec[nvflare]'")
+
+pytest.importorskip("sklearn", reason="needs scikit-learn")
+
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext, FLContextManager
+from nvflare.apis.shareable import Shareable, make_copy
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from nvflare.fuel.utils import fobs
+from threadpoolctl import threadpool_limits
+
+from digits import task
+from resfed_codec.integrations.nvflare import (
+    END,
+    ClientDecoder,
+    ClientEncoder,
+    ServerDecoder,
+    ServerEncoder,
+)
+
+pytestmark = pytest.mark.integration
+
+Model = dict[str, np.ndarray]
+
+
+def first_model() -> Model:
+    rng = np.random.default_rng(0)
+    return {
+        "z.weight": rng.standard_normal((40, 50), np.float32),
+        "a.weight": rng.standard_normal((50, 30), np.float32),
+        "a.bias": np.zeros(30, np.float32),
+        "steps": np.array(0, np.int64),
+    }
+
+
+def local_model(model: Model, seed: int) -> Model:
+    rng = np.random.default_rng(seed)
+    local = {n: a + np.float32(0.01) * rng.standard_t(2, a.shape) for n, a in model.items()}
+    return {n: a.astype(model[n].dtype) for n, a in local.items()}
+
+
+def same(a: Model, b: Model) -> bool:
+    return list(a) == list(b) and all(a[n].tobytes() == b[n].tobytes() for n in a)
+
+
+class Site:
+    """One site's filters, and what an engine does for them."""
+
+    def __init__(self, name: str, task_data: Any, task_result: Any) -> None:
+        self.name, self.task_data, self.task_result = name, task_data, task_result
+        self.handlers: dict[str, Any] = {}
+        self.server: Site | None = None
+        self.manager = FLContextManager(engine=self, identity_name=name, job_id="job")
+        for component in (task_data, task_result):
+            component.handle_event(EventType.START_RUN, self.context())
+
+    def context(self, peer: str = "", task_id: str = "") -> FLContext:
+        context = self.manager.new_context()
+        context.set_peer_context(FLContextManager(identity_name=peer, job_id="job").new_context())
+        context.set_prop(FLContextKey.TASK_ID, task_id, private=True, sticky=False)
+        return context
+
+    def register_aux_message_handler(self, topic: str, handler: Any) -> None:
+        self.handlers[topic] = handler
+
+    def send_aux_request(
+        self, targets: Any, topic: str, request: Any, timeout: float, fl_ctx: Any
+    ) -> dict[str, Shareable]:
+        assert targets is None
+        assert self.server is not None
+        handler = self.server.handlers[topic]
+        return {"server": over_the_wire(handler(topic, request, self.server.context(self.name)))}
+
+
+def over_the_wire(shareable: Shareable) -> Shareable:
+    copy: Shareable = fobs.loads(fobs.dumps(shareable))
+    return copy
+
+
+class Job:
+    """A server and clients; what NVFLARE does with a task, step by step."""
+
+    def __init__(self, n_clients: int, **options: Any) -> None:
+        self.server = Site("server", ServerEncoder(**options), ServerDecoder())
+        self.clients: dict[str, Site] = {}
+        for i in range(1, n_clients + 1):
+            self.start(f"site-{i}")
+
+    def start(self, name: str) -> None:
+        self.clients[name] = Site(name, ClientDecoder(), ClientEncoder())
+        self.clients[name].server = self.server
+
+    def assign(self, name: str, task: Shareable, task_id: str) -> Shareable:
+        """The task as it travels to a client."""
+        context = self.server.context(name, task_id)
+        return make_copy(self.server.task_data.process(make_copy(task), context))
+
+    def take(self, name: str, task: Shareable, task_id: str) -> Model:
+        """What the client's executor is given."""
+        context = self.clients[name].context("server", task_id)
+        dxo = from_shareable(self.clients[name].task_data.process(over_the_wire(task), context))
+        assert dxo.data_kind == DataKind.WEIGHTS
+        model: Model = dxo.data
+        return model
+
+    def reply(self, name: str, result: Shareable, task_id: str) -> Shareable:
+        """The result as it travels to the server."""
+        context = self.clients[name].context("server", task_id)
+        return make_copy(self.clients[name].task_result.process(make_copy(result), context))
+
+    def accept(self, name: str, result: Shareable, task_id: str) -> Model:
+        """What the controller is given."""
+        context = self.server.context(name, task_id)
+        dxo = from_shareable(self.server.task_result.process(over_the_wire(result), context))
+        assert dxo.data_kind == DataKind.WEIGHTS
+        assert dxo.meta["loss"] == 0.5
+        model: Model = dxo.data
+        return model
+
+
+def shareable_of(model: Model) -> Shareable:
+    return DXO(DataKind.WEIGHTS, dict(model), {"loss": 0.5}).to_shareable()
+
+
+def n_bytes(shareable: Shareable) -> int:
+    return sum(len(value) for value in from_shareable(shareable).data.values())
+
+
+FINE = {"sparsity": 0.0, "bits": 16}
+
+
+def test_models_arrive_in_both_directions() -> None:
+    job = Job(2, uplink=FINE, downlink=FINE)
+    model = first_model()
+    for number in (1, 2, 3):
+        task = shareable_of(model)
+        locals_ = []
+        for name in job.clients:
+            sent = job.assign(name, task, f"{number}")
+            given_model = job.take(name, sent, f"{number}")
+            for key, array in model.items():
+                np.testing.assert_allclose(given_model[key], array, atol=1e-3)
+            local = local_model(given_model, number)
+            reply = job.reply(name, shareable_of(local), f"{number}")
+            locals_.append(job.accept(name, reply, f"{number}"))
+            for key, array in local.items():
+                np.testing.assert_allclose(locals_[-1][key], array, atol=1e-3)
+        model = {n: ((a + locals_[1][n]) / 2).astype(a.dtype) for n, a in locals_[0].items()}
+
+
+def test_a_round_costs_little_after_the_first_keyframe() -> None:
+    job = Job(1)
+    model = first_model()
+    sizes = []
+    for number in (1, 2, 3):
+        sent = job.assign("site-1", shareable_of(model), str(number))
+        local = local_model(job.take("site-1", sent, str(number)), number)
+        reply = job.reply("site-1", shareable_of(local), str(number))
+        model = job.accept("site-1", reply, str(number))
+        sizes.append((n_bytes(sent), n_bytes(reply)))
+    whole = sum(array.nbytes for array in model.values())
+    assert sizes[0][0] > whole / 2
+    assert max(down for down, _ in sizes[1:]) < whole / 20
+    assert max(up for _, up in sizes) < whole / 20
+
+
+def test_the_same_again_gives_the_same_again() -> None:
+    """With error feedback, which would count a result twice."""
+    options = {"error_feedback": True}
+    job, twice = Job(1, uplink=options, downlink=options), Job(1, uplink=options, downlink=options)
+    model = first_model()
+    for number in (1, 2, 3):
+        task_id, task = str(number), shareable_of(model)
+        once = job.take("site-1", job.assign("site-1", task, task_id), task_id)
+        result = shareable_of(local_model(once, number))
+        recovered = job.accept("site-1", job.reply("site-1", result, task_id), task_id)
+        for _ in range(3):
+            sent = twice.assign("site-1", task, task_id)
+            for _ in range(2):
+                assert same(twice.take("site-1", sent, task_id), once)
+        for _ in range(2):
+            reply = twice.reply("site-1", result, task_id)
+            for _ in range(2):
+                assert same(twice.accept("site-1", reply, task_id), recovered)
+        model = recovered
+
+
+def test_nothing_is_changed_in_place() -> None:
+    """All clients' tasks share the data of one DXO."""
+    job = Job(2)
+    model, kept = first_model(), first_model()
+    task = shareable_of(model)
+    data, meta = from_shareable(task).data, from_shareable(task).meta
+    for name in job.clients:
+        given_model = job.take(name, job.assign(name, task, "1"), "1")
+        assert from_shareable(task).data is data
+        assert same(data, kept)
+        assert meta == {"loss": 0.5}
+        for array in given_model.values():
+            array[...] = 1
+        result = shareable_of(local_model(first_model(), 1))
+        result_data = from_shareable(result).data
+        job.reply(name, result, "1")
+        assert from_shareable(result).data is result_data
+        assert same(result_data, local_model(first_model(), 1))
+
+
+EVENTS = ["", "task lost", "task twice", "result lost", "result twice", "restarted", "old result"]
+
+
+@pytest.mark.parametrize("rule", ["global", "res1"])
+@given(plan=st.lists(st.tuples(*[st.sampled_from(EVENTS)] * 2), max_size=6))
+def test_whatever_happens_every_task_is_understood(rule: str, plan: Any) -> None:
+    job = Job(2, uplink={"predictor": rule})
+    model = first_model()
+    old: dict[str, tuple[str, Shareable]] = {}
+    for number, events in enumerate([*plan, ("", ""), ("", "")], 1):
+        task_id, task = str(number), shareable_of(model)
+        received = []
+        for name, event in zip(sorted(job.clients), events, strict=True):
+            if event == "restarted":
+                job.start(name)
+            sent = job.assign(name, task, task_id)
+            if event == "task lost":
+                continue
+            if event == "task twice":
+                job.take(name, sent, task_id)
+                sent = job.assign(name, task, task_id)
+            received.append(job.take(name, sent, task_id))
+            reply = job.reply(name, shareable_of(local_model(received[-1], number)), task_id)
+            if event == "result lost":
+                continue
+            if event == "old result" and name in old:
+                job.accept(name, reply, task_id)
+                with pytest.raises(rfc.StateMismatchError, match="older"):
+                    job.accept(name, old[name][1], old[name][0])
+            model = job.accept(name, reply, task_id)
+            if event == "result twice":
+                assert same(job.accept(name, reply, task_id), model)
+            old[name] = task_id, reply
+        assert len(received) < 2 or same(*received)
+
+
+def test_a_server_that_restarts() -> None:
+    job = Job(2)
+    for number in (1, 2, 3, 4):
+        if number == 3:
+            job.server = Site("server", ServerEncoder(), ServerDecoder())
+            for client in job.clients.values():
+                client.server = job.server
+        model = local_model(first_model(), number)
+        for name in job.clients:
+            task_id = str(number)
+            sent = job.assign(name, shareable_of(model), task_id)
+            given_model = job.take(name, sent, task_id)
+            assert number % 2 == 0 or same(given_model, model)
+            local = shareable_of(local_model(given_model, number))
+            job.accept(name, job.reply(name, local, task_id), task_id)
+
+
+def test_tasks_of_many_clients_are_filtered_at_the_same_time() -> None:
+    job = Job(16)
+    task = shareable_of(first_model())
+    given_models: dict[str, Model] = {}
+
+    def work(name: str) -> None:
+        sent = job.assign(name, task, "1")
+        given_models[name] = job.take(name, sent, "1")
+        job.accept(name, job.reply(name, shareable_of(first_model()), "1"), "1")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in job.clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(given_models) == 16
+    assert all(same(model, first_model()) for model in given_models.values())
+    assert job.server.context().get_prop(END)._end.session.version == 1
+
+
+def test_other_data_travels_as_it_is() -> None:
+    job = Job(1)
+    job.take("site-1", job.assign("site-1", shareable_of(first_model()), "1"), "1")
+    other = {"gradient": np.ones(3, np.float32)}
+    for kind, data in [
+        (DataKind.WEIGHTS, other),
+        (DataKind.WEIGHTS, {"text": "no array"}),
+        (DataKind.METRICS, {"accuracy": 0.5}),
+        (DataKind.WEIGHT_DIFF, first_model()),
+        (DataKind.APP_DEFINED, {"anything": 1}),
+    ]:
+        task = DXO(kind, data).to_shareable()
+        for site in (job.server, job.clients["site-1"]):
+            for component in (site.task_data, site.task_result):
+                dxo = from_shareable(
+                    component.process(make_copy(task), site.context("site-1", "2"))
+                )
+                if site is job.server or component is site.task_result:
+                    assert dxo.data_kind == kind
+                    assert dxo.data is data
+
+
+def test_clear_errors() -> None:
+    with pytest.raises(ValueError, match="sparsity=2"):
+        ServerEncoder(uplink={"sparsity": 2})
+    with pytest.raises(TypeError):
+        ServerEncoder(downlink={"sparse": 0.5})
+    job = Job(1)
+    sent = job.assign("site-1", shareable_of(first_model()), "1")
+    job.take("site-1", sent, "1")
+    reply = job.reply("site-1", shareable_of(first_model()), "1")
+    alone = Site("server", ServerDecoder(), ServerDecoder())
+    with pytest.raises(RuntimeError, match="needs a ServerEncoder"):
+        alone.task_result.process(reply, alone.context("site-1", "1"))
+
+
+def in_one_process(n_rounds: int) -> Model:
+    """What the example's job computes, with NVFLARE's own way of averaging."""
+    model = task.first_model()
+    server = rfc.ServerSession(model)
+    server.update(model)
+    clients = [rfc.ClientSession(model) for _ in range(2)]
+    for number in range(1, n_rounds + 1):
+        total = WeightedAggregationHelper()
+        for i, client in enumerate(clients):
+            images, labels, _, _ = task.load_data(i, 2)
+            local = task.train(client.receive(server.send(i)), images, labels, 1000 * number + i)
+            recovered = server.receive(i, client.send(local))
+            total.add(recovered, len(labels), f"site-{i + 1}", number)
+        model = total.get_result()
+        server.update(model)
+    return model
+
+
+def test_simulator(tmp_path: Path) -> None:
+    """The example gives bit for bit what one process gives, though its clients forget all once."""
+    job = Path(__file__).parent / "forgetful.py"
+    process = subprocess.Popen(
+        [sys.executable, job, tmp_path, "--rounds", "3"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(200) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+    with np.load(tmp_path / "server" / "simulate_job" / "model.npz") as saved:
+        final = {name: saved[name] for name in saved.files}
+    with threadpool_limits(1, "blas"):
+        assert same(final, in_one_process(3))
+    logs = [tmp_path / site / "log.txt" for site in ("server", "site-1", "site-2")]
+    sizes = [
+        [
+            int(n)
+            for n in re.findall(r"resfed_codec: (\d+) bytes instead of 4020960", log.read_text())
+        ]
+        for log in logs
+    ]
+    assert list(map(len, sizes)) == [6, 3, 3]
+    assert sorted(re.findall(r"(site-\d) could not follow", logs[0].read_text())) == [
+        "site-1",
+        "site-2",
+    ]
+    assert max(sizes[0][2:] + sizes[1] + sizes[2]) * 200 < 4020960
