@@ -121,7 +121,7 @@ class ServerEnd:
         if MESSAGE in parcel:
             model = self.session.receive(client_id, parcel[MESSAGE])
         else:
-            self.session.answer(client_id, parcel[HELD])  # notes what is held
+            self.session.acknowledged(client_id, parcel[HELD])
         self._introduced.add(client_id)
         return model
 
@@ -172,8 +172,3 @@ def _config(fields: dict[str, Any]) -> CodecConfig:
     if isinstance(predictor, dict):
         predictor = LinearPredictor(**predictor) if predictor else AdaptivePredictor()
     return CodecConfig(**{**fields, "predictor": predictor})
-
-
-def held(session: ClientSession) -> bytes:
-    """What a client holds, to be told to the server when there is no local model to send."""
-    return session._request(b"")

@@ -48,7 +48,6 @@ from resfed_codec.integrations._ends import (
     Parcel,
     ServerEnd,
     fit,
-    held,
     read_setup,
 )
 from resfed_codec.server import ServerSession
@@ -322,7 +321,7 @@ def _with_local_model(content: RecordDict, session: ClientSession, like: Model) 
     name = _name_of_model(content)
     local = None if not name else fit(_model_of(content.array_records[name]), like)
     if local is None:
-        return RecordDict({**content, STATE: _record_of({HELD: held(session)})})
+        return RecordDict({**content, STATE: _record_of({HELD: session.acknowledge()})})
     return _replaced(content, name, _record_of({MESSAGE: session.send(local)}))
 
 
