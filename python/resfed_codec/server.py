@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from resfed_codec.aggregate import Aggregator
+from resfed_codec.arrival import Arrived, open_uplink
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
@@ -20,15 +20,13 @@ from resfed_codec.history import (
     model_of,
     new_feedback,
 )
-from resfed_codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.keyframe import encode_keyframe
 from resfed_codec.layout import State
 from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import (
     Head,
     Keyframe,
     Message,
-    is_message,
-    read_message,
     write_message,
 )
 from resfed_codec.payload import as_bytes
@@ -412,51 +410,8 @@ class ServerSession(Session):
         return True
 
     def _open(self, client: ClientRecord, data: bytes) -> Arrived:
-        """What came, with the versions it builds on. Changes nothing."""
-        if is_message(data):
-            return self._open_message(client, data)
-        opened = Opened(data)
-        link = opened.link
-        self._check_order(client, link.version, opened.digest, str(link))
         versions = self._versions if self._broadcast else client.downlinks
-        other = versions.get(-1 if link.other is None else link.other)
-        if other is None:
-            raise StateMismatchError(
-                f"payload: {link}, of which {_numbers(versions)} are held here"
-            )
-        base = None if link.base is None else client.uplinks.get(link.base)
-        if link.base is not None and base is None:
-            raise StateMismatchError(
-                f"payload: {link}; uplinks {_numbers(client.uplinks)} are held here"
-            )
-        nameless = client.newest == 0 and opened.builds_on(0, base, other)
-        if not nameless and not opened.builds_on(client.tag, base, other):
-            raise StateMismatchError(
-                f"payload: {link}, but from another client or run, or after a restart"
-            )
-        return Arrived(
-            link.version, opened.digest, Head(other.number, other.digest), base, opened, other
-        )
-
-    def _open_message(self, client: ClientRecord, data: bytes) -> Arrived:
-        m = read_message(data)
-        if m.is_request:
-            raise PayloadError("payload: this is a request: give it to answer()")
-        if len(m.keyframes) != 1 or m.head is None or m.ack is not None:
-            raise PayloadError("payload: this message is not from a client's session")
-        if m.tag != client.tag and (m.tag or client.newest):
-            raise StateMismatchError("payload: a keyframe of another client")
-        keyframe = m.keyframes[0]
-        text = f"a keyframe of version {keyframe.version}"
-        self._check_order(client, keyframe.version, keyframe.digest, text)
-        return Arrived(keyframe.version, keyframe.digest, m.head, None, keyframe)
-
-    def _check_order(self, client: ClientRecord, number: int, digest: int, text: str) -> None:
-        """A client that was restored may use the newest number once more, for something else."""
-        if number < client.newest or (number == client.newest and digest in client.seen[1:]):
-            raise StateMismatchError(
-                f"payload: {text}, older than uplink {client.newest}, which has arrived"
-            )
+        return open_uplink(data, client, versions)
 
     def _request(self, client: ClientRecord, refused: bytes) -> bytes:
         newest = self._current if self._broadcast else client.downlinks[max(client.downlinks)]
@@ -473,11 +428,7 @@ class ServerSession(Session):
         if self._keep_up and client.has_last(arrived.number, arrived.digest):
             return model_of(client.uplinks[arrived.number])
         model = self._layout.empty()
-        if isinstance(arrived.content, Keyframe):
-            state = self._layout.state_of(model)
-            decode_keyframe(arrived.content.data, state, out=state)
-        else:
-            arrived.content.decode(self._layout, arrived.base, arrived.other, model)
+        arrived.decode(self._layout, model)
         return model
 
     def _commit(
@@ -532,26 +483,10 @@ class ServerSession(Session):
         self._keyframe_cache = {}
 
 
-@dataclass(eq=False)
-class Arrived:
-    """An uplink whose order and base have been checked, not yet decoded."""
-
-    number: int
-    digest: int
-    known: Head
-    base: Version | None
-    content: Opened | Keyframe
-    other: Version | None = None
-
-
 def _keep_newest(versions: dict[int, Version], n: int, always: int | None = None) -> None:
     for number in sorted(versions)[: max(0, len(versions) - n)]:
         if number != always:
             del versions[number]
-
-
-def _numbers(versions: Mapping[int, Any]) -> str:
-    return ", ".join(map(str, sorted(versions))) or "none"
 
 
 def _sizes(model: Model | None) -> dict[int, int]:
