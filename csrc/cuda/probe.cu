@@ -4,8 +4,9 @@
 
 #include "core/check.hpp"
 #include "core/exact_sum.hpp"
+#include "core/keyframe.hpp"
+#include "core/predict.hpp"
 #include "core/quantize.hpp"
-#include "core/residual.hpp"
 #include "core/slice.hpp"
 #include "cuda/probe.hpp"
 
@@ -13,8 +14,8 @@ namespace resfed {
 
 // Compiled, never launched: instantiates core/ for the device so that every build checks it.
 __global__ void compile_core(const uint8_t* slice, size_t n_bytes, Probability* contexts,
-                             Quantizer quantizer, const BFloat16* reference, BFloat16* out,
-                             uint32_t* check) {
+                             Quantizer quantizer, Prediction prediction, BFloat16* out,
+                             uint32_t* check, uint8_t* plane) {
   DecodingCoder coder;
   if (!open_slice(slice, n_bytes, contexts, &coder)) return;
   History history;
@@ -24,9 +25,11 @@ __global__ void compile_core(const uint8_t* slice, size_t n_bytes, Probability* 
     covered += nonzero.gap;
     const float magnitude = dequantize_magnitude(quantizer, nonzero.level);
     const uint64_t i = covered - 1;
-    out[i] = recover(reference[i], nonzero.positive ? magnitude : -magnitude);
-    *check += check_term(i, element_bits(reference[i]), element_bits(out[i]));
+    const BFloat16 before = predict<BFloat16>(prediction, i);
+    out[i] = recover(before, nonzero.positive ? magnitude : -magnitude);
+    *check += check_term(i, element_bits(before), element_bits(out[i]));
   }
+  *plane = code_byte(coder, 0);
 }
 
 std::string cuda_unavailable_reason() {
