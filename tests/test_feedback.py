@@ -159,3 +159,27 @@ def test_refused_states_leave_feedback_alone(rng: np.random.Generator) -> None:
         with pytest.raises(ValueError, match="tensor 'w16' at flat index 63 is not finite"):
             enc.encode(bad)
         assert enc.encode(state) == twin.encode(state)
+
+
+@pytest.mark.parametrize("predictor", [None, "global", "previous", "res2", "adaptive"])
+def test_the_default(predictor: str | None, rng: np.random.Generator) -> None:
+    """On for uplinks that look at global models alone, off for all else."""
+    initial = random_model(rng)
+    on = predictor in (None, "global")
+    payloads = []
+    for feedback in (None, on, not on):
+        uplink = rfc.CodecConfig(sparsity=0.9, predictor=predictor, error_feedback=feedback)
+        client = rfc.ClientSession(initial, uplink)
+        payloads.append([client.send(moved(initial, np.random.default_rng(t))) for t in range(3)])
+    assert payloads[0] == payloads[1]
+    assert payloads[0] != payloads[2]
+    update = moved(initial, rng)
+    servers = [
+        rfc.ServerSession(initial, None, rfc.CodecConfig(error_feedback=feedback))
+        for feedback in (None, False)
+    ]
+    first, second = ([server.update(update) for _ in range(3)] for server in servers)
+    assert first == second
+    streams = [rfc.Encoder(initial, error_feedback=feedback) for feedback in (None, False)]
+    first, second = ([stream.encode(update) for _ in range(3)] for stream in streams)
+    assert first == second

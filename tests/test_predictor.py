@@ -49,7 +49,7 @@ def check_sessions(
 ) -> None:
     """A server and two clients, held against the model in every round."""
     initial = random_model(rng)
-    uplink = rfc.CodecConfig(sparsity=SPARSITY, predictor=up)
+    uplink = rfc.CodecConfig(sparsity=SPARSITY, predictor=up, error_feedback=False)
     downlink = rfc.CodecConfig(sparsity=SPARSITY, predictor=down)
     server = rfc.ServerSession(initial, uplink, downlink)
     clients = [rfc.ClientSession(initial, uplink, downlink) for _ in range(2)]

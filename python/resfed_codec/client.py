@@ -83,7 +83,8 @@ class ClientSession(Session):
         self._sent: dict[int, Sent] = {}
         self._number = 0
         self._feedback: Feedback | None = None
-        if self._up.config.error_feedback:
+        wanted = self._up.config.error_feedback
+        if wanted or (wanted is None and self._up.own_depth == 0):
             self._feedback = new_feedback(self._layout.specs, self._up.roles)
 
     @property

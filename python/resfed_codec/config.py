@@ -41,7 +41,12 @@ class CodecConfig:
         predictor: In a stream: what the next model is expected to be. A name ("global",
             "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
             AdaptivePredictor. Default: "global" for uplinks, else "previous".
-        error_feedback: In a stream: add to each update what the ones before it left out.
+        error_feedback: In a stream: add to each update what the ones before it left out. Right
+            where each model is made from the one that the other end recovered, so that what was
+            left out is in it no more: an uplink trained from the received global model, a global
+            model that is the mean of recovered local ones. Default: on for uplinks whose predictor
+            looks at global models alone, as "global" does; else off. docs/benchmarks.md has the
+            measurement behind it.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -55,7 +60,7 @@ class CodecConfig:
     bits: int | None = None
     exclude: tuple[str, ...] = ()
     predictor: str | Predictor | None = None
-    error_feedback: bool = False
+    error_feedback: bool | None = None
 
     def __post_init__(self) -> None:
         targets = [
@@ -95,8 +100,8 @@ class CodecConfig:
         object.__setattr__(self, "exclude", patterns)
         if self.predictor is not None:
             predictor_of(self.predictor)
-        if not isinstance(self.error_feedback, bool):
-            raise TypeError(f"error_feedback={self.error_feedback!r}: must be True or False")
+        if self.error_feedback is not None and not isinstance(self.error_feedback, bool):
+            raise TypeError(f"error_feedback={self.error_feedback!r}: must be True, False or None")
 
     def count(self, n_elems: int, share: int = 1) -> int:
         """How many of ``n_elems`` elements ``sparsity`` sends, at ``share`` times its density.
