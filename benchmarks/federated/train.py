@@ -63,7 +63,7 @@ class Trainer:
         optimizer = torch.optim.SGD(self._model.parameters(), self._lr, self._momentum)
         for _ in range(self._epochs):
             order = torch.from_numpy(rng.permutation(indices)).to(self._device)
-            for chosen in order.split(self._batch):
+            for chosen in torch.split(order, self._batch):
                 optimizer.zero_grad()
                 output = self._model(self._images[chosen])
                 loss = nn.functional.cross_entropy(output, self._labels[chosen])
