@@ -6,9 +6,6 @@ import math
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
 from benchmarks.federated.methods import METHODS, Method, State, make
 from benchmarks.federated.methods.base import flat, like
 from benchmarks.federated.methods.bits import pack, unpack
@@ -34,9 +31,7 @@ def initial(rng: np.random.Generator) -> State:
 
 def moved(state: State, rng: np.random.Generator) -> State:
     """The state after something like a training: heavy-tailed changes."""
-    return {
-        k: v + (0.01 * rng.standard_t(2, v.shape)).astype(np.float32) for k, v in state.items()
-    }
+    return {k: v + (0.01 * rng.standard_t(2, v.shape)).astype(np.float32) for k, v in state.items()}
 
 
 def one_round(method: Method, rng: np.random.Generator) -> tuple[list[State], State, list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS, stamp
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.jobs import run_all
+from benchmarks.federated.report import write
 from benchmarks.federated.suites import SUITES
 
 FOLDER = RESULTS / "federated"
@@ -24,6 +25,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True)
     _add_run(commands.add_parser("run", help="train, and write a JSON line per round"))
+    _add_report(commands.add_parser("report", help="figures and tables of finished trainings"))
     args = parser.parse_args()
     try:
         args.action(args)
@@ -54,6 +56,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         settings.add_argument(f"--{name}", type=float)
     for name in ("model", "split"):
         settings.add_argument(f"--{name}")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(action=_report)
+    parser.add_argument("folder", type=Path, help="what run wrote; figures go beside it")
+    parser.add_argument("--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7")
+    parser.add_argument("--name", help="of the files written (default: the folder's)")
 
 
 def configs_of(args: argparse.Namespace) -> list[RunConfig]:
@@ -89,6 +98,10 @@ def _run(args: argparse.Namespace) -> None:
     )
     if finished < len(configs):
         print(f"{finished} of {len(configs)} are done; the same command goes on from there")
+
+
+def _report(args: argparse.Namespace) -> None:
+    print(write(args.folder, args.targets, args.name or args.folder.name))
 
 
 if __name__ == "__main__":
