@@ -136,6 +136,7 @@ def test_wrong_splits_are_refused(spec: str) -> None:
         ("resfed_cnn", (3, 32, 32), 1_020_160),
         ("lenet5", (3, 32, 32), 62_006),
         ("groupnorm_cnn", (3, 32, 32), 157_106),
+        ("batchnorm_cnn", (3, 32, 32), 157_106),
         ("tiny_cnn", (1, 8, 8), 9_178),
     ],
 )

@@ -169,7 +169,8 @@ def test_suites_name_methods_that_exist(name: str) -> None:
     labels = set()
     for spec in methods:
         method, options = parse_method(spec)
-        make(method, options, {"weight": np.zeros((8, 8), np.float32)}, base.clients, 0)
+        initial = {name: np.zeros((8, 8), np.float32) for name in ("fc", "norm.running_var")}
+        make(method, options, initial, base.clients, 0)
         labels.add(replace(base, method=method, options=options).file_name)
     assert len(labels) == len(methods)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from benchmarks.federated.config import RunConfig
@@ -26,9 +27,29 @@ def rules(*sparsities: float) -> list[str]:
     return [rule.format(sparsity) for sparsity, rule in product(sparsities, RULES)]
 
 
+PEERS = (
+    "stc:sparsity=0.99",
+    "topk:sparsity=0.99",
+    "resfed:sparsity=0.99",
+    "eden",
+    "qsgd:bits=4",
+    "signsgd",
+    "resfed:sparsity=0.95",
+    "float16",
+)
+
+BATCHNORM = (
+    "uncompressed",
+    "codec:sparsity=0.95,up_feedback=True,down_feedback=True",
+    "codec:sparsity=0.95,up_feedback=True,down_feedback=True,exclude=*running*",
+    "codec:sparsity=0.95,up_feedback=True,down_feedback=True,exclude=norm*",
+)
+
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
     "cpu": (CIFAR_SUBSET, ["uncompressed", *rules(0.95, 0.99)], [0, 1, 2]),
+    "peers": (CIFAR_SUBSET, ["uncompressed", *PEERS], [0, 1, 2]),
+    "batchnorm": (replace(CIFAR_SUBSET, model="batchnorm_cnn"), [*BATCHNORM], [0, 1, 2]),
 }
 """By name: what all trainings share, the methods, the seeds. A seed goes through all methods before
 the next one begins."""
