@@ -95,10 +95,14 @@ def test_lines_say_what_happened(tmp_path: Path) -> None:
     assert lines[0]["accuracy"] < 0.6 < lines[-1]["accuracy"] <= 1
 
 
-def test_a_deadline_stops_between_rounds(tmp_path: Path) -> None:
+def test_a_deadline_stops_between_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, data = tmp_path / "run.jsonl", load("digits", None)
-    assert not run(SMALL, data, path, STAMP, deadline=time.time())
-    assert len(lines_of(path)) == 1
+    clock = iter(range(100))
+    monkeypatch.setattr("benchmarks.federated.runner.time.time", lambda: next(clock))
+    assert not run(SMALL, data, path, STAMP, deadline=3)  # asked at 0 and before every round
+    assert len(lines_of(path)) == 1 + 2
+    assert not run(SMALL, data, tmp_path / "late.jsonl", STAMP, deadline=3)
+    assert not (tmp_path / "late.jsonl").exists()
     assert run(SMALL, data, path, STAMP)
 
 
@@ -195,6 +199,7 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
 
     groups = read(folder)
     assert list(groups) == ["topk", "stc"]
+    assert list(read(folder, ["s*"])) == ["stc"]
     first = groups["topk"][0]
     assert first.until(0.4) == {"rounds": 2, "up": 3, "down": 6, "total": 9}
     assert first.until(0.7) is None

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ class Curve:
 Group = list[Curve]
 
 
-def read(folder: Path) -> dict[str, Group]:
+def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
     """The finished trainings of a folder by label; in a group only the seed differs.
+
+    Args:
+        patterns: Labels to take (:mod:`fnmatch`).
 
     Raises:
         FileNotFoundError: There is none.
@@ -63,7 +67,7 @@ def read(folder: Path) -> dict[str, Group]:
     for path in sorted(folder.glob("*.jsonl")):
         header, *lines = (json.loads(line) for line in path.read_text().splitlines())
         config = RunConfig(**header["config"])
-        if len(lines) < config.rounds:
+        if len(lines) < config.rounds or not any(fnmatch(config.label, p) for p in patterns):
             continue
         common = {**config.as_dict(), "method": "", "options": {}, "seed": 0}
         settings.setdefault(json.dumps(common), path)
@@ -83,14 +87,17 @@ def read(folder: Path) -> dict[str, Group]:
     return dict(sorted(groups.items(), key=lambda item: -_mean(c.final for c in item[1])))
 
 
-def write(folder: Path, targets: Sequence[float], name: str) -> str:
+def write(
+    folder: Path, targets: Sequence[float], name: str, patterns: Sequence[str] = ("*",)
+) -> str:
     """Write NAME.md and NAME_*.png beside ``folder``; returns the Markdown.
 
     Args:
+        folder, patterns: As in :func:`read`.
         targets: Accuracies of the table, from 0 to 1; empty takes what half the methods reach, and
             two lower ones.
     """
-    groups = read(folder)
+    groups = read(folder, patterns)
     if not targets:
         middle = float(np.median([_mean(c.accuracy.max() for c in g) for g in groups.values()]))
         targets = [round(middle * part, 2) for part in (0.8, 0.9, 1)]

@@ -66,6 +66,8 @@ def run(
     """
     if is_finished(path, config):
         return True
+    if time.time() >= deadline:
+        return False
     checkpoint = path.with_suffix(".checkpoint")
     data = data.subset(config.images, config.test_images, config.seed)
     shards = split(config.split, data.labels, config.clients, config.seed)

@@ -11,12 +11,14 @@ DIGITS = RunConfig(data="digits", model="tiny_cnn", rounds=30, lr=0.05, batch=32
 CIFAR_SUBSET = RunConfig(
     data="cifar10", model="groupnorm_cnn", rounds=50, images=5000, test_images=2000
 )
-PAPER = RunConfig(data="cifar10", model="resfed_cnn", rounds=200)
+PAPER = RunConfig(data="cifar10", model="resfed_cnn", rounds=150)
+
+BOTH = "codec:sparsity={0},up_feedback=True,down_feedback=True"
 
 RULES = (
     "codec:sparsity={0}",
     "codec:sparsity={0},down_feedback=True",
-    "codec:sparsity={0},up_feedback=True,down_feedback=True",
+    BOTH,
     "codec:sparsity={0},up=res0,down_feedback=True",
     "codec:sparsity={0},up=res1,down_feedback=True",
     "codec:sparsity={0},up=adaptive,down_feedback=True",
@@ -40,9 +42,29 @@ PEERS = (
 
 BATCHNORM = (
     "uncompressed",
-    "codec:sparsity=0.95,up_feedback=True,down_feedback=True",
-    "codec:sparsity=0.95,up_feedback=True,down_feedback=True,exclude=*running*",
-    "codec:sparsity=0.95,up_feedback=True,down_feedback=True,exclude=norm*",
+    BOTH.format(0.95),
+    BOTH.format(0.95) + ",exclude=*running*",
+    BOTH.format(0.95) + ",exclude=norm*",
+)
+
+PAPER_GPU = (
+    BOTH.format(0.99),
+    BOTH.format(0.995),
+    "uncompressed",
+    BOTH.format(0.95),
+    "resfed:sparsity=0.99",
+    BOTH.format(0.99) + ",exclude=*running*",
+    BOTH.format(0.99) + ",keyframe=True",
+    "codec:sparsity=0.99,down_feedback=True",
+    "codec:max_bytes=3000,up_feedback=True,down_feedback=True",
+    "codec:sparsity=0.99,up=res1,down_feedback=True",
+    "codec:sparsity=0.99,up=adaptive,down_feedback=True",
+    "stc:sparsity=0.99",
+    "topk:sparsity=0.99",
+    "eden",
+    "qsgd:bits=4",
+    "signsgd",
+    "float16",
 )
 
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
@@ -50,6 +72,7 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "cpu": (CIFAR_SUBSET, ["uncompressed", *rules(0.95, 0.99)], [0, 1, 2]),
     "peers": (CIFAR_SUBSET, ["uncompressed", *PEERS], [0, 1, 2]),
     "batchnorm": (replace(CIFAR_SUBSET, model="batchnorm_cnn"), [*BATCHNORM], [0, 1, 2]),
+    "paper-gpu": (PAPER, [*PAPER_GPU], [0, 1, 2]),
 }
 """By name: what all trainings share, the methods, the seeds. A seed goes through all methods before
 the next one begins."""
