@@ -8,6 +8,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.common import RESULTS, stamp
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.jobs import run_all
@@ -87,6 +89,8 @@ def _run(args: argparse.Namespace) -> None:
     configs = configs_of(args)
     where = stamp()
     where["command"] = where["command"].replace(".__main__", "")
+    if args.device.startswith("cuda"):
+        where["machine"] += f", {torch.cuda.get_device_name(args.device)}"
     finished = run_all(
         configs,
         args.out or FOLDER / (args.suite or "runs"),
