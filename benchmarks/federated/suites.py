@@ -42,9 +42,9 @@ PEERS = (
 
 BATCHNORM = (
     "uncompressed",
-    BOTH.format(0.95),
-    BOTH.format(0.95) + ",exclude=*running*",
-    BOTH.format(0.95) + ",exclude=norm*",
+    BOTH.format(0.99),
+    BOTH.format(0.99) + ",exclude=*running*",
+    BOTH.format(0.99) + ",exclude=norm*",
 )
 
 PAPER_GPU = (
