@@ -180,7 +180,8 @@ def test_suites_name_methods_that_exist(name: str) -> None:
 
 
 def write_run(folder: Path, config: RunConfig, accuracy: list[float], up: int) -> None:
-    header = {**STAMP, "config": config.as_dict()}
+    command = f"run --suite cpu --seeds 0 1 --method {config.method} --jobs 2"
+    header = {**STAMP, "command": command, "config": config.as_dict()}
     lines = [
         {"round": i, "accuracy": a, "up": up, "down": 2 * up} for i, a in enumerate(accuracy, 1)
     ]
@@ -204,9 +205,10 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
     assert first.until(0.4) == {"rounds": 2, "up": 3, "down": 6, "total": 9}
     assert first.until(0.7) is None
     text = write(folder, [0.4, 0.55], "trial")
-    assert "| topk | 2 of 2 | 2.5 ± 0.7 | 3.75 ± 1 | 7.5 ± 2 | 11.2 ± 3 | 90 |" in text
+    assert "| topk | 2 of 2 | 2.5 ± 0.71 | 3.75 ± 1.1 | 7.5 ± 2.1 | 11.2 ± 3.2 | 90 |" in text
     assert "| topk | 1 of 2 | 4 | 6 | 12 | 18 | 144 |" in text
     assert "Never: stc." in text
+    assert "- command: `run --suite cpu --jobs 2`\n" in text
     assert (tmp_path / "trial.md").read_text() == text + "\n"
     for kind in ("round", "up", "down", "total"):
         assert (tmp_path / f"trial_{kind}.png").stat().st_size > 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ import matplotlib.pyplot as plt
 
 LAST = 5
 """The final accuracy is the mean over so many last rounds: it swings from round to round."""
+
+CHOICE = re.compile(r" --(method \S+|seeds( \d+)+)")
+"""What a command chose of a suite; left out where many commands are listed."""
 
 DIRECTIONS = ("up", "down", "total")
 
@@ -121,9 +125,9 @@ def _heading(groups: dict[str, Group], name: str) -> list[str]:
     lines = [f"# Accuracy against bytes: {name}", ""]
     lines += [f"- {key}: `{value}`" for key, value in config.items()]
     for key in ("machine", "versions", "command", "commit", "date"):
-        values = sorted({curve.header[key] for curve in curves})
+        values = sorted({CHOICE.sub("", curve.header[key]) for curve in curves})
         lines.append(f"- {key}: " + ", ".join(f"`{value}`" for value in values))
-    return lines
+    return [*lines, "", "Each training's own command, commit and date are in its `.jsonl`."]
 
 
 def _final_table(groups: dict[str, Group]) -> list[str]:
@@ -206,4 +210,4 @@ def _mean(values: Any) -> float:
 def _spread(values: Sequence[float], form: str = ".3g") -> str:
     """Mean, and the sample standard deviation where there are several."""
     mean = format(_mean(values), form)
-    return f"{mean} ± {float(np.std(values, ddof=1)):.1g}" if len(values) > 1 else mean
+    return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean
