@@ -106,6 +106,22 @@ def test_a_deadline_stops_between_rounds(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(SMALL, data, path, STAMP)
 
 
+def test_what_a_sudden_end_can_leave_behind(tmp_path: Path) -> None:
+    """A line that is not whole, or a checkpoint whose lines were taken away by hand."""
+    path, data = tmp_path / "run.jsonl", load("digits", None)
+    assert run(SMALL, data, path, STAMP)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    assert not is_finished(path, SMALL)
+    assert run(SMALL, data, path, STAMP)
+    assert path.read_bytes() == whole
+
+    path.unlink()
+    path.with_suffix(".checkpoint").write_bytes(b"of something else")
+    assert run(SMALL, data, path, STAMP)
+    assert path.read_bytes() == whole
+
+
 def test_another_configuration_is_not_overwritten(tmp_path: Path) -> None:
     path, data = tmp_path / "run.jsonl", load("digits", None)
     short = replace(SMALL, rounds=1)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.federated.config import RunConfig
+from benchmarks.federated.runner import read_lines
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -69,7 +70,7 @@ def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
     groups: dict[str, Group] = defaultdict(list)
     settings: dict[str, Path] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        header, *lines = (json.loads(line) for line in path.read_text().splitlines())
+        header, *lines = read_lines(path)
         config = RunConfig(**header["config"])
         if len(lines) < config.rounds or not any(fnmatch(config.label, p) for p in patterns):
             continue

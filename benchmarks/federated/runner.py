@@ -24,6 +24,11 @@ Line = dict[str, Any]
 CHECKPOINT_EVERY = 5  # rounds
 
 
+def read_lines(path: Path) -> list[Line]:
+    """The header and the rounds; a last line that was not finished does not count."""
+    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+
+
 def is_finished(path: Path, config: RunConfig) -> bool:
     """Whether ``path`` holds all rounds of this very training.
 
@@ -32,7 +37,7 @@ def is_finished(path: Path, config: RunConfig) -> bool:
     """
     if not path.exists():
         return False
-    header, *lines = (json.loads(line) for line in path.read_text().splitlines())
+    header, *lines = read_lines(path)
     if header["config"] != json.loads(json.dumps(config.as_dict())):
         raise ValueError(f"{path}: of another configuration; move it away or name another folder")
     return len(lines) == config.rounds
@@ -51,7 +56,8 @@ def run(
     """Train, and write a header line and one line per round to ``path``.
 
     A run that was stopped, however suddenly, goes on from its last checkpoint and writes the same
-    lines that it would have written without the stop. ``accuracy`` is that of the model which
+    lines that it would have written without the stop. (Checkpoints are pickles beside ``path``: go
+    on from nobody else's.) ``accuracy`` is that of the model which
     clients hold after the round (client 0's, where they differ); ``up`` and ``down`` are the bytes
     of all clients in this round.
 
@@ -83,14 +89,13 @@ def run(
     )
     method: Method
     lines: list[Line]
-    if checkpoint.exists():
+    if path.exists() and checkpoint.exists():
         header, lines, method = pickle.loads(checkpoint.read_bytes())
     else:
         header = {**stamp, "config": config.as_dict()}
-        method, lines = (
-            make(config.method, config.options, trainer.state(), config.clients, config.seed),
-            [],
-        )
+        first = trainer.state()
+        method = make(config.method, config.options, first, config.clients, config.seed)
+        lines = []
     _write(path, [header, *lines])
     for line in lines:
         on_round(line)
