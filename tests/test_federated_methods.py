@@ -126,6 +126,22 @@ def test_error_feedback_loses_nothing(name: str, initial: State, rng: np.random.
     assert np.abs(left).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["topk", "stc", "qsgd", "signsgd", "eden"])
+def test_running_statistics_are_sent_as_they_are(
+    name: str, initial: State, rng: np.random.Generator
+) -> None:
+    plain = make(name, {}, initial, CLIENTS, 0)
+    state = {"weight": initial["weight"], "norm.running_var": np.ones(5, np.float32)}
+    state["bias"] = initial["bias"]
+    method = make(name, {}, state, CLIENTS, 0)
+    local = moved(state, rng)
+    model, n_bytes = method.up(0, local)
+    assert list(model) == list(state)
+    assert np.array_equal(model["norm.running_var"], local["norm.running_var"])
+    assert not np.array_equal(model["weight"], local["weight"])
+    assert n_bytes - 20 == pytest.approx(plain.up(0, {k: local[k] for k in initial})[1], abs=2)
+
+
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99, 0.999])
 def test_stc_decodes_what_it_counts(
     sparsity: float, initial: State, rng: np.random.Generator

@@ -11,6 +11,10 @@ State = dict[str, NDArray[np.float32]]
 Vector = NDArray[np.float32]
 
 
+STATISTICS = "running_"
+"""What names of running statistics have in common."""
+
+
 class Method(ABC):
     """Both ends of both directions. Stateful; one object serves one training.
 
@@ -44,6 +48,9 @@ class Method(ABC):
 class UpdateMethod(Method):
     """Methods that code a vector: the model minus the model held, all tensors one after another.
 
+    Running statistics of BatchNorm are not in it: they are sent as they are, float32. A statistic
+    is replaced in each round, not added to; error feedback would drive variances below 0.
+
     Uplink and downlink are coded alike, since a method that only looks after the uplink sends whole
     models down. The downlink is the same for all clients. With ``feedback`` every sender adds what
     it left out to its next update.
@@ -59,13 +66,17 @@ class UpdateMethod(Method):
         """The update as the receiver decodes it, and the length of the payload in bytes."""
 
     def _send(self, sender: int, state: State, held: State) -> tuple[State, int]:
-        update = flat(state) - flat(held)
+        whole = {name: value for name, value in state.items() if STATISTICS in name}
+        start = {name: value for name, value in held.items() if name not in whole}
+        update = flat({name: state[name] for name in start}) - flat(start)
         if self._feedback is not None and sender in self._feedback:
             update += self._feedback[sender]
         decoded, n_bytes = self.code(update)
         if self._feedback is not None:
             self._feedback[sender] = update - decoded
-        return like(held, flat(held) + decoded), n_bytes
+        coded = like(start, flat(start) + decoded)
+        recovered = {name: coded[name] if name in coded else whole[name] for name in state}
+        return recovered, n_bytes + sum(value.nbytes for value in whole.values())
 
     def up(self, client: int, local: State) -> tuple[State, int]:
         return self._send(client, local, self.held[client])
