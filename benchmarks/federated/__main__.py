@@ -1,0 +1,113 @@
+"""Command line: ``python -m benchmarks.federated run | report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import RESULTS, stamp
+from benchmarks.federated.config import RunConfig, parse_method
+from benchmarks.federated.jobs import run_all
+from benchmarks.federated.report import write
+from benchmarks.federated.suites import SUITES
+
+FOLDER = RESULTS / "federated"
+NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.federated",
+        description="Accuracy against bytes: federated trainings through this codec and others.",
+    )
+    commands = parser.add_subparsers(required=True)
+    _add_run(commands.add_parser("run", help="train, and write a JSON line per round"))
+    _add_report(commands.add_parser("report", help="figures and tables of finished trainings"))
+    args = parser.parse_args()
+    try:
+        args.action(args)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(action=_run)
+    parser.add_argument("--suite", choices=SUITES, help="trainings that answer a question")
+    parser.add_argument(
+        "--method",
+        action="append",
+        help="NAME or NAME:KEY=VALUE,..., e.g. codec:sparsity=0.95,up=res1; may be repeated;"
+        " with --suite: instead of the suite's methods",
+    )
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: digits)")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each training")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; resumable")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, or the suite's")
+    settings = parser.add_argument_group("the training (default: the suite's, or small)")
+    for name in NUMBERS:
+        settings.add_argument(f"--{name.replace('_', '-')}", type=int)
+    for name in ("lr", "momentum"):
+        settings.add_argument(f"--{name}", type=float)
+    for name in ("model", "split"):
+        settings.add_argument(f"--{name}")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(action=_report)
+    parser.add_argument("folder", type=Path, help="what run wrote; figures go beside it")
+    parser.add_argument("--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7")
+    parser.add_argument("--only", nargs="+", default=["*"], help="labels, e.g. 'codec*' stc")
+    parser.add_argument("--name", help="of the files written (default: the folder's)")
+
+
+def configs_of(args: argparse.Namespace) -> list[RunConfig]:
+    """The trainings that the command line asks for, in order."""
+    base, methods, seeds = SUITES[args.suite or "quick"]
+    if args.data and not args.suite:
+        base = replace(base, data="cifar10", model="groupnorm_cnn")
+    if not args.suite:
+        methods, seeds = ["codec"], [0]
+    names = (*NUMBERS, "lr", "momentum", "model", "split")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    configs = []
+    for seed in args.seeds or seeds:
+        for spec in args.method or methods:
+            method, options = parse_method(spec)
+            configs.append(replace(base, method=method, options=options, seed=seed, **changes))
+    return configs
+
+
+def _run(args: argparse.Namespace) -> None:
+    configs = configs_of(args)
+    where = stamp()
+    where["command"] = where["command"].replace(".__main__", "")
+    if args.device.startswith("cuda"):
+        where["machine"] += f", {torch.cuda.get_device_name(args.device)}"
+    finished = run_all(
+        configs,
+        args.out or FOLDER / (args.suite or "runs"),
+        args.data,
+        where,
+        jobs=args.jobs,
+        threads=args.threads,
+        device=args.device,
+        deadline=time.time() + 60 * args.minutes,
+    )
+    if finished < len(configs):
+        print(f"{finished} of {len(configs)} are done; the same command goes on from there")
+
+
+def _report(args: argparse.Namespace) -> None:
+    print(write(args.folder, args.targets, args.name or args.folder.name, args.only))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What one training is: everything that its result depends on."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training. ``images`` and ``test_images`` of 0 mean all."""
+
+    method: str = "codec"
+    options: dict[str, Any] = field(default_factory=dict)
+    data: str = "digits"
+    model: str = "tiny_cnn"
+    split: str = "classes:4"
+    clients: int = 10
+    rounds: int = 30
+    images: int = 0
+    test_images: int = 0
+    lr: float = 0.01
+    momentum: float = 0.9
+    batch: int = 64
+    epochs: int = 1
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """The method with its options, e.g. ``codec sparsity=0.95 up=res1``."""
+        return " ".join(
+            [self.method, *(f"{k}={_text(v)}" for k, v in sorted(self.options.items()))]
+        )
+
+    @property
+    def file_name(self) -> str:
+        """A name for the result; the same for the same label and seed."""
+        return re.sub(r"[^A-Za-z0-9.=_+-]+", "_", f"{self.label}_seed={self.seed}") + ".jsonl"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
+    """``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``; several patterns of a value are joined by ``+``.
+
+    Raises:
+        ValueError: A part is no KEY=VALUE.
+    """
+    name, _, rest = spec.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else []:
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise ValueError(f"method {spec!r}: {part!r} is not KEY=VALUE")
+        options[key] = tuple(text.split("+")) if key == "exclude" else _value(text)
+    return name, options
+
+
+def _value(text: str) -> Any:
+    """A Python number or True or False; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

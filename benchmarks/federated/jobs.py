@@ -1,0 +1,91 @@
+"""Many trainings, some at the same time, with one progress bar."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.federated.config import RunConfig
+from benchmarks.federated.data import Data, load
+from benchmarks.federated.runner import Line, is_finished, run
+
+
+@lru_cache(maxsize=1)
+def _data(name: str, folder: Path | None) -> Data:
+    return load(name, folder)
+
+
+def _work(
+    config: RunConfig,
+    folder: Path | None,
+    path: Path,
+    stamp: dict[str, str],
+    threads: int,
+    queue: Queue[tuple[RunConfig, Line]],
+    **options: Any,
+) -> bool:
+    """One training, in a process that may do several, one after another."""
+    torch.set_num_threads(threads)
+    data = _data(config.data, folder)
+    return run(config, data, path, stamp, on_round=lambda x: queue.put((config, x)), **options)
+
+
+def run_all(
+    configs: list[RunConfig],
+    out: Path,
+    folder: Path | None,
+    stamp: dict[str, str],
+    *,
+    jobs: int,
+    threads: int,
+    device: str,
+    deadline: float,
+) -> int:
+    """Run what is not finished yet in ``out``, in order, ``jobs`` at a time.
+
+    Returns:
+        How many of ``configs`` are finished now.
+    """
+    todo = [c for c in configs if not is_finished(out / c.file_name, c)]
+    if not todo:
+        return len(configs)
+    _data(todo[0].data, folder)  # complains early, and fills the cache
+    context = get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(jobs, context) as pool,
+        tqdm(total=sum(c.rounds for c in todo), unit="round", dynamic_ncols=True) as bar,
+    ):
+        queue = manager.Queue()
+        options = {"device": device, "deadline": deadline}
+        futures = [
+            pool.submit(_work, c, folder, out / c.file_name, stamp, threads, queue, **options)
+            for c in todo
+        ]
+        totals: dict[str, list[float]] = {}
+        while wait_for(futures, timeout=0).not_done or not queue.empty():
+            try:
+                config, line = queue.get(timeout=0.5)
+            except Empty:
+                continue
+            _show(bar, config, line, totals.setdefault(config.file_name, [0.0, 0.0]))
+        return len(configs) - len(todo) + sum(future.result() for future in futures)
+
+
+def _show(bar: tqdm[Any], config: RunConfig, line: Line, total: list[float]) -> None:
+    """Advance the bar; accuracy, and megabytes per client so far."""
+    for i, direction in enumerate(("up", "down")):
+        total[i] += line[direction] / config.clients / 1e6
+    text = f"{line['accuracy']:.1%}, {total[0]:.3f} MB up, {total[1]:.3f} MB down per client"
+    bar.set_postfix_str(text)
+    bar.update()
+    if line["round"] == config.rounds:
+        bar.write(f"{config.label}, seed {config.seed}: {text}")

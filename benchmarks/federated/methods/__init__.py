@@ -1,0 +1,41 @@
+"""The methods by name. Each is one small file behind the interface of base.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.federated.methods.base import Method, State
+from benchmarks.federated.methods.codec import Codec
+from benchmarks.federated.methods.eden import Drive
+from benchmarks.federated.methods.qsgd import Qsgd
+from benchmarks.federated.methods.resfed import ResFed
+from benchmarks.federated.methods.signsgd import SignMajority
+from benchmarks.federated.methods.stc import SparseTernary
+from benchmarks.federated.methods.topk import TopK
+from benchmarks.federated.methods.uncompressed import Float16, Uncompressed
+
+__all__ = ["METHODS", "Method", "State", "make"]
+
+METHODS: dict[str, type[Method]] = {
+    "uncompressed": Uncompressed,
+    "float16": Float16,
+    "codec": Codec,
+    "resfed": ResFed,
+    "topk": TopK,
+    "stc": SparseTernary,
+    "qsgd": Qsgd,
+    "signsgd": SignMajority,
+    "eden": Drive,
+}
+
+
+def make(name: str, options: dict[str, Any], initial: State, clients: int, seed: int) -> Method:
+    """A method for one training.
+
+    Raises:
+        ValueError: No method has that name.
+        TypeError: It has no such option, or a value of the wrong type.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method {name!r}: must be one of {', '.join(METHODS)}")
+    return METHODS[name](initial, clients, seed, **options)

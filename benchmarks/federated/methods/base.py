@@ -1,0 +1,101 @@
+"""What a method is: how models travel between the server and its clients, and at what cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = dict[str, NDArray[np.float32]]
+Vector = NDArray[np.float32]
+
+
+STATISTICS = "running_"
+"""What names of running statistics have in common."""
+
+
+class Method(ABC):
+    """Both ends of both directions. Stateful; one object serves one training.
+
+    All clients and the server start from ``initial``, drawn from a common seed, so nothing is sent
+    for it. In a round each client trains from ``held[client]``, :meth:`up` carries the result
+    to the server, and :meth:`down` carries the mean of what arrived to all clients. Bytes are the
+    length of a real payload unless the method's docstring says otherwise.
+
+    Args:
+        initial: The first model, float32.
+        clients: Number of clients.
+        seed: For methods that draw random numbers.
+    """
+
+    def __init__(self, initial: State, clients: int, seed: int) -> None:
+        self.held: list[State] = [initial] * clients
+
+    def begin(self) -> list[int]:
+        """Bytes to each client before the first round."""
+        return [0] * len(self.held)
+
+    @abstractmethod
+    def up(self, client: int, local: State) -> tuple[State, int]:
+        """The local model as the server recovers it, and the bytes that took."""
+
+    @abstractmethod
+    def down(self, mean: State) -> list[int]:
+        """Give all clients the new global model, in ``held``; returns the bytes to each."""
+
+
+class UpdateMethod(Method):
+    """Methods that code a vector: the model minus the model held, all tensors one after another.
+
+    Running statistics of BatchNorm are not in it: they are sent as they are, float32. A statistic
+    is replaced in each round, not added to; error feedback would drive variances below 0.
+
+    Uplink and downlink are coded alike, since a method that only looks after the uplink sends whole
+    models down. The downlink is the same for all clients. With ``feedback`` every sender adds what
+    it left out to its next update.
+    """
+
+    def __init__(self, initial: State, clients: int, seed: int, *, feedback: bool) -> None:
+        super().__init__(initial, clients, seed)
+        self._rng = np.random.default_rng([seed, 3])
+        self._feedback: dict[int, Vector] | None = {} if feedback else None
+
+    @abstractmethod
+    def code(self, update: Vector) -> tuple[Vector, int]:
+        """The update as the receiver decodes it, and the length of the payload in bytes."""
+
+    def _send(self, sender: int, state: State, held: State) -> tuple[State, int]:
+        whole = {name: value for name, value in state.items() if STATISTICS in name}
+        start = {name: value for name, value in held.items() if name not in whole}
+        update = flat({name: state[name] for name in start}) - flat(start)
+        if self._feedback is not None and sender in self._feedback:
+            update += self._feedback[sender]
+        decoded, n_bytes = self.code(update)
+        if self._feedback is not None:
+            self._feedback[sender] = update - decoded
+        coded = like(start, flat(start) + decoded)
+        recovered = {name: coded[name] if name in coded else whole[name] for name in state}
+        return recovered, n_bytes + sum(value.nbytes for value in whole.values())
+
+    def up(self, client: int, local: State) -> tuple[State, int]:
+        return self._send(client, local, self.held[client])
+
+    def down(self, mean: State) -> list[int]:
+        model, n_bytes = self._send(-1, mean, self.held[0])
+        self.held = [model] * len(self.held)
+        return [n_bytes] * len(self.held)
+
+
+def flat(state: State) -> Vector:
+    """All elements as one new vector, tensor after tensor."""
+    return np.concatenate([value.reshape(-1) for value in state.values()])
+
+
+def like(state: State, vector: Vector) -> State:
+    """The inverse of :func:`flat`, with the names and shapes of ``state``."""
+    parts = np.split(vector, np.cumsum([value.size for value in state.values()])[:-1])
+    return {
+        name: part.reshape(value.shape)
+        for (name, value), part in zip(state.items(), parts, strict=True)
+    }

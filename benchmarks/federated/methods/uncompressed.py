@@ -1,0 +1,32 @@
+"""Federated averaging without compression, and in half precision."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.federated.methods.base import Method, State
+
+
+class Uncompressed(Method):
+    """Every model is sent whole, as float32 (McMahan et al., arXiv:1602.05629)."""
+
+    dtype: type[np.floating] = np.float32
+
+    def _sent(self, state: State) -> tuple[State, int]:
+        payload = [value.astype(self.dtype) for value in state.values()]
+        names = dict(zip(state, (value.astype(np.float32) for value in payload), strict=True))
+        return names, sum(value.nbytes for value in payload)
+
+    def up(self, client: int, local: State) -> tuple[State, int]:
+        return self._sent(local)
+
+    def down(self, mean: State) -> list[int]:
+        model, n_bytes = self._sent(mean)
+        self.held = [model] * len(self.held)
+        return [n_bytes] * len(self.held)
+
+
+class Float16(Uncompressed):
+    """Every model is sent whole, rounded to float16."""
+
+    dtype = np.float16

@@ -1,0 +1,214 @@
+"""Figures and tables from the JSON lines of finished trainings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.federated.config import RunConfig
+from benchmarks.federated.runner import read_lines
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+LAST = 5
+"""The final accuracy is the mean over so many last rounds: it swings from round to round."""
+
+CHOICE = re.compile(r" --(method \S+|seeds( \d+)+)")
+"""What a command chose of a suite; left out where many commands are listed."""
+
+DIRECTIONS = ("up", "down", "total")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training: by round, accuracy and megabytes per client so far, all ``(rounds,)``."""
+
+    config: RunConfig
+    header: dict[str, Any]
+    accuracy: NDArray[np.float64]
+    megabytes: dict[str, NDArray[np.float64]]
+
+    @property
+    def final(self) -> float:
+        return float(self.accuracy[-LAST:].mean())
+
+    def until(self, target: float) -> dict[str, float] | None:
+        """Megabytes after the first round that reached the accuracy; None if no round did."""
+        hits = np.flatnonzero(self.accuracy >= target)
+        if not len(hits):
+            return None
+        return {
+            "rounds": float(hits[0] + 1),
+            **{name: float(self.megabytes[name][hits[0]]) for name in DIRECTIONS},
+        }
+
+
+Group = list[Curve]
+
+
+def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
+    """The finished trainings of a folder by label; in a group only the seed differs.
+
+    Args:
+        patterns: Labels to take (:mod:`fnmatch`).
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: Trainings differ in more than method and seed, so that they cannot be compared.
+    """
+    groups: dict[str, Group] = defaultdict(list)
+    settings: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        header, *lines = read_lines(path)
+        config = RunConfig(**header["config"])
+        if len(lines) < config.rounds or not any(fnmatch(config.label, p) for p in patterns):
+            continue
+        common = {**config.as_dict(), "method": "", "options": {}, "seed": 0}
+        settings.setdefault(json.dumps(common), path)
+        up, down = (
+            np.cumsum([line[name] for line in lines]) / config.clients / 1e6
+            for name in ("up", "down")
+        )
+        accuracy = np.array([line["accuracy"] for line in lines])
+        megabytes = {"up": up, "down": down, "total": up + down}
+        groups[config.label].append(Curve(config, header, accuracy, megabytes))
+    if not groups:
+        raise FileNotFoundError(
+            f"no finished training in {folder}: python -m benchmarks.federated run"
+        )
+    if len(settings) > 1:
+        raise ValueError(f"{' and '.join(map(str, settings.values()))}: different trainings")
+    return dict(sorted(groups.items(), key=lambda item: -_mean(c.final for c in item[1])))
+
+
+def write(
+    folder: Path, targets: Sequence[float], name: str, patterns: Sequence[str] = ("*",)
+) -> str:
+    """Write NAME.md and NAME_*.png beside ``folder``; returns the Markdown.
+
+    Args:
+        folder, patterns: As in :func:`read`.
+        targets: Accuracies of the table, from 0 to 1; empty takes what half the methods reach, and
+            two lower ones.
+    """
+    groups = read(folder, patterns)
+    if not targets:
+        middle = float(np.median([_mean(c.accuracy.max() for c in g) for g in groups.values()]))
+        targets = [round(middle * part, 2) for part in (0.8, 0.9, 1)]
+    text = "\n".join(
+        [
+            *_heading(groups, name),
+            *_final_table(groups),
+            *_target_tables(groups, targets),
+            *[f"\n![{kind}]({path.name})" for kind, path in _figures(groups, folder, name)],
+        ]
+    )
+    (folder.parent / f"{name}.md").write_text(text + "\n")
+    return text
+
+
+def _heading(groups: dict[str, Group], name: str) -> list[str]:
+    curves = [curve for group in groups.values() for curve in group]
+    config = curves[0].config.as_dict()
+    for key in ("method", "options", "seed"):
+        del config[key]
+    lines = [f"# Accuracy against bytes: {name}", ""]
+    lines += [f"- {key}: `{value}`" for key, value in config.items()]
+    for key in ("machine", "versions", "command", "commit", "date"):
+        values = sorted({CHOICE.sub("", curve.header[key]) for curve in curves})
+        lines.append(f"- {key}: " + ", ".join(f"`{value}`" for value in values))
+    return [*lines, "", "Each training's own command, commit and date are in its `.jsonl`."]
+
+
+def _final_table(groups: dict[str, Group]) -> list[str]:
+    lines = [
+        "",
+        f"Final accuracy: mean of the last {LAST} rounds. MB: megabytes (10^6 bytes) per client,"
+        " all rounds together. Mean ± standard deviation over seeds.",
+        "",
+        "| method | seeds | final accuracy, % | MB up | MB down | MB both |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, group in groups.items():
+        cells = [_spread([100 * c.final for c in group], ".1f")]
+        cells += [_spread([c.megabytes[d][-1] for c in group]) for d in DIRECTIONS]
+        lines.append(f"| {label} | {len(group)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _target_tables(groups: dict[str, Group], targets: Sequence[float]) -> list[str]:
+    lines = [
+        "",
+        "## Megabytes to an accuracy",
+        "",
+        "Per client, until the first round whose model reached it. Mean ± standard deviation over"
+        " the seeds that did; how many did stands beside it. Mbit: both directions, in megabits.",
+    ]
+    for target in targets:
+        lines += ["", f"### To {target:.0%}", ""]
+        lines += ["| method | reached by | rounds | MB up | MB down | MB both | Mbit |"]
+        lines += ["|---" * 7 + "|"]
+        never = []
+        for label, group in groups.items():
+            found = [reached for c in group if (reached := c.until(target)) is not None]
+            if not found:
+                never.append(label)
+                continue
+            cells = [label, f"{len(found)} of {len(group)}", _spread([f["rounds"] for f in found])]
+            cells += [_spread([f[d] for f in found]) for d in DIRECTIONS]
+            cells.append(f"{8 * _mean(f['total'] for f in found):.3g}")
+            lines.append("| " + " | ".join(cells) + " |")
+        if never:
+            lines += ["", "Never: " + "; ".join(never) + "."]
+    return lines
+
+
+def _figures(groups: dict[str, Group], folder: Path, name: str) -> list[tuple[str, Path]]:
+    """Accuracy over rounds, and over megabytes in each direction and both."""
+    written = []
+    for kind in ("round", *DIRECTIONS):
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        styles = ["-", "--", ":", "-."]
+        for i, (label, group) in enumerate(groups.items()):
+            accuracy = np.array([c.accuracy for c in group])
+            rounds = np.arange(1, accuracy.shape[1] + 1)
+            x = rounds if kind == "round" else np.mean([c.megabytes[kind] for c in group], axis=0)
+            style = styles[i // 10 % len(styles)]
+            (line,) = axes.plot(x, 100 * accuracy.mean(axis=0), style, label=label, linewidth=1.2)
+            if len(group) > 1:
+                low, high = 100 * accuracy.min(axis=0), 100 * accuracy.max(axis=0)
+                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
+        if kind == "round":
+            axes.set_xlabel("round")
+        else:
+            what = "up and down" if kind == "total" else kind
+            axes.set(xlabel=f"megabytes {what}, per client", xscale="log")
+        axes.set_ylabel("test accuracy, %; mean and range over seeds")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=6)
+        path = folder.parent / f"{name}_{kind}.png"
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+        written.append((f"Accuracy over {kind}", path))
+    return written
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def _spread(values: Sequence[float], form: str = ".3g") -> str:
+    """Mean, and the sample standard deviation where there are several."""
+    mean = format(_mean(values), form)
+    return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean

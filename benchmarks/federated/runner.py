@@ -1,0 +1,153 @@
+"""The training loop: rounds, bytes, checkpoints, one JSON line per round."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.federated.config import RunConfig
+from benchmarks.federated.data import Data
+from benchmarks.federated.methods import Method, State, make
+from benchmarks.federated.models import build
+from benchmarks.federated.splits import split
+from benchmarks.federated.train import Trainer
+
+Line = dict[str, Any]
+
+CHECKPOINT_EVERY = 5  # rounds
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The header and the rounds; a last line that was not finished does not count."""
+    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+
+
+def is_finished(path: Path, config: RunConfig) -> bool:
+    """Whether ``path`` holds all rounds of this very training.
+
+    Raises:
+        ValueError: It holds another one.
+    """
+    if not path.exists():
+        return False
+    header, *lines = read_lines(path)
+    if header["config"] != json.loads(json.dumps(config.as_dict())):
+        raise ValueError(f"{path}: of another configuration; move it away or name another folder")
+    return len(lines) == config.rounds
+
+
+def run(
+    config: RunConfig,
+    data: Data,
+    path: Path,
+    stamp: dict[str, str],
+    *,
+    device: str = "cpu",
+    deadline: float = float("inf"),
+    on_round: Callable[[Line], None] = lambda line: None,
+) -> bool:
+    """Train, and write a header line and one line per round to ``path``.
+
+    A run that was stopped, however suddenly, goes on from its last checkpoint and writes the same
+    lines that it would have written without the stop. (Checkpoints are pickles beside ``path``: go
+    on from nobody else's.) ``accuracy`` is that of the model which
+    clients hold after the round (client 0's, where they differ); ``up`` and ``down`` are the bytes
+    of all clients in this round.
+
+    Args:
+        data: All of the data set; the run takes its subset.
+        stamp: Machine, versions and so on, for the header.
+        deadline: The ``time.time()`` at which to stop between two rounds.
+        on_round: Called with every line; those of an earlier process are repeated to it.
+
+    Returns:
+        Whether all rounds are done.
+    """
+    if is_finished(path, config):
+        return True
+    if time.time() >= deadline:
+        return False
+    checkpoint = path.with_suffix(".checkpoint")
+    data = data.subset(config.images, config.test_images, config.seed)
+    shards = split(config.split, data.labels, config.clients, config.seed)
+    model = build(config.model, data.images.shape[1:], data.n_classes, config.seed)
+    trainer = Trainer(
+        model,
+        data,
+        device=device,
+        lr=config.lr,
+        momentum=config.momentum,
+        batch=config.batch,
+        epochs=config.epochs,
+    )
+    method: Method
+    lines: list[Line]
+    if path.exists() and checkpoint.exists():
+        header, lines, method = pickle.loads(checkpoint.read_bytes())
+    else:
+        header = {**stamp, "config": config.as_dict()}
+        first = trainer.state()
+        method = make(config.method, config.options, first, config.clients, config.seed)
+        lines = []
+    _write(path, [header, *lines])
+    for line in lines:
+        on_round(line)
+    while len(lines) < config.rounds:
+        if time.time() >= deadline:
+            _save(checkpoint, (header, lines, method))
+            return False
+        line = _round(len(lines) + 1, config, trainer, shards, method)
+        lines.append(line)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        on_round(line)
+        if len(lines) % CHECKPOINT_EVERY == 0 and len(lines) < config.rounds:
+            _save(checkpoint, (header, lines, method))
+    checkpoint.unlink(missing_ok=True)
+    return True
+
+
+def _round(
+    number: int, config: RunConfig, trainer: Trainer, shards: list[Any], method: Method
+) -> Line:
+    begin = method.begin() if number == 1 else [0] * config.clients
+    bytes_up = 0
+    mean: dict[str, Any] = {}
+    examples = sum(map(len, shards))
+    for client, shard in enumerate(shards):
+        rng = np.random.default_rng([config.seed, number, client])
+        local = trainer.train(method.held[client], shard, rng)
+        recovered, n_bytes = method.up(client, local)
+        bytes_up += n_bytes
+        for name, value in recovered.items():
+            mean[name] = mean.get(name, 0.0) + value.astype(np.float64) * (len(shard) / examples)
+    new: State = {name: value.astype(np.float32) for name, value in mean.items()}
+    bytes_down = sum(begin) + sum(method.down(new))
+    accuracy = trainer.accuracy(method.held[0])
+    return {"round": number, "accuracy": accuracy, "up": bytes_up, "down": bytes_down}
+
+
+def _write(path: Path, lines: list[Line]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _save(path: Path, content: object) -> None:
+    _replace(path, pickle.dumps(content))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file such that it is never seen half written."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)

@@ -1,0 +1,81 @@
+"""Lists of trainings that answer a question together, the most important first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from benchmarks.federated.config import RunConfig
+
+DIGITS = RunConfig(data="digits", model="tiny_cnn", rounds=30, lr=0.05, batch=32)
+CIFAR_SUBSET = RunConfig(
+    data="cifar10", model="groupnorm_cnn", rounds=50, images=5000, test_images=2000
+)
+PAPER = RunConfig(data="cifar10", model="resfed_cnn", rounds=150)
+
+BOTH = "codec:sparsity={0},up_feedback=True,down_feedback=True"
+
+RULES = (
+    "codec:sparsity={0}",
+    "codec:sparsity={0},down_feedback=True",
+    BOTH,
+    "codec:sparsity={0},up=res0,down_feedback=True",
+    "codec:sparsity={0},up=res1,down_feedback=True",
+    "codec:sparsity={0},up=adaptive,down_feedback=True",
+)
+
+
+def rules(*sparsities: float) -> list[str]:
+    return [rule.format(sparsity) for sparsity, rule in product(sparsities, RULES)]
+
+
+PEERS = (
+    "stc:sparsity=0.99",
+    "topk:sparsity=0.99",
+    "resfed:sparsity=0.99",
+    "eden",
+    "qsgd:bits=4",
+    "signsgd",
+    "resfed:sparsity=0.95",
+    "float16",
+)
+
+BATCHNORM = (
+    "uncompressed",
+    BOTH.format(0.99),
+    BOTH.format(0.99) + ",exclude=*running*",
+    BOTH.format(0.99) + ",exclude=norm*",
+)
+
+EXACT = ",exclude=*running*"
+
+PAPER_GPU = (
+    BOTH.format(0.99) + EXACT,
+    BOTH.format(0.995) + EXACT,
+    "uncompressed",
+    BOTH.format(0.95) + EXACT,
+    "resfed:sparsity=0.99",
+    BOTH.format(0.99) + EXACT + ",keyframe=True",
+    "codec:sparsity=0.99,up=adaptive,down_feedback=True" + EXACT,
+    "codec:sparsity=0.99,down_feedback=True" + EXACT,
+    "codec:max_bytes=8000,up_feedback=True,down_feedback=True" + EXACT,
+    "codec:sparsity=0.99,up=res1,down_feedback=True" + EXACT,
+    "stc:sparsity=0.99",
+    "topk:sparsity=0.99",
+    "eden",
+    "qsgd:bits=4",
+    "signsgd",
+    "float16",
+    BOTH.format(0.99),
+)
+"""Running statistics are carried losslessly but for the last: docs/benchmarks.md says why."""
+
+SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
+    "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
+    "cpu": (CIFAR_SUBSET, ["uncompressed", *rules(0.95, 0.99)], [0, 1, 2]),
+    "peers": (CIFAR_SUBSET, ["uncompressed", *PEERS], [0, 1, 2]),
+    "batchnorm": (replace(CIFAR_SUBSET, model="batchnorm_cnn"), [*BATCHNORM], [0, 1, 2]),
+    "paper-gpu": (PAPER, [*PAPER_GPU], [0, 1, 2]),
+}
+"""By name: what all trainings share, the methods, the seeds. A seed goes through all methods before
+the next one begins."""

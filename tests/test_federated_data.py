@@ -1,0 +1,164 @@
+"""Data, splits and networks of benchmarks/federated."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.federated.data import load
+from benchmarks.federated.models import build
+from benchmarks.federated.splits import split
+from benchmarks.federated.train import Trainer
+from PIL import Image
+
+LABELS = np.repeat(np.arange(10), 60)
+
+
+@pytest.fixture
+def pixels(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (12, 3, 32, 32)).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(file, "png")
+    return file.getvalue()
+
+
+def write_npz(folder: Path, pixels: np.ndarray) -> None:
+    files = [png(image) for image in pixels]
+    content = {
+        "jpeg": np.frombuffer(b"".join(files), np.uint8),
+        "offset": np.cumsum([0, *map(len, files)]),
+        "label": np.arange(12, dtype=np.uint8) % 4,
+    }
+    for part in ("train", "test"):
+        np.savez(folder / f"cifar10_{part}.npz", **content)
+
+
+def write_batches(folder: Path, pixels: np.ndarray) -> None:
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    labels = (np.arange(12) % 4).tolist()
+    cuts = [0, 2, 4, 6, 8, 12]
+    for i, (a, b) in enumerate(pairwise(cuts), start=1):
+        batch = {b"data": pixels[a:b].reshape(b - a, -1), b"labels": labels[a:b]}
+        (batches / f"data_batch_{i}").write_bytes(pickle.dumps(batch))
+    whole = {b"data": pixels.reshape(12, -1), b"labels": labels}
+    (batches / "test_batch").write_bytes(pickle.dumps(whole))
+
+
+def write_folder(folder: Path, pixels: np.ndarray) -> None:
+    for part in ("train", "test"):
+        for i, image in enumerate(pixels):
+            directory = folder / part / f"class{i % 4}"
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / f"{i:02}.png").write_bytes(png(image))
+
+
+@pytest.mark.parametrize("write", [write_npz, write_batches, write_folder])
+def test_three_forms_of_the_same_images(
+    write, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path, pixels)
+    for _ in range(2):  # the second time from the cache
+        data = load("cifar10", tmp_path)
+        order = np.argsort(np.arange(12) % 4, kind="stable")
+        mine = np.argsort(data.labels, kind="stable")
+        assert data.labels[mine].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        wanted = pixels[order].astype(np.float64)
+        wanted = (wanted - pixels.mean((0, 2, 3), keepdims=True)) / pixels.std(
+            (0, 2, 3), keepdims=True
+        )
+        np.testing.assert_allclose(data.images[mine], wanted, atol=1e-5)
+        np.testing.assert_array_equal(data.images, data.test_images)
+
+
+def test_absent_data_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-python\.tar\.gz"):
+        load("cifar10", tmp_path)
+    with pytest.raises(FileNotFoundError, match="--data is missing"):
+        load("cifar10", None)
+    with pytest.raises(ValueError, match="must be digits or cifar10"):
+        load("mnist", None)
+
+
+def test_subsets_differ_by_seed_but_not_the_test() -> None:
+    data = load("digits", None)
+    a, again, b = data.subset(200, 50, 0), data.subset(200, 50, 0), data.subset(200, 50, 1)
+    assert np.array_equal(a.images, again.images)
+    assert not np.array_equal(a.images, b.images)
+    assert np.array_equal(a.test_images, b.test_images)
+    assert (len(a.labels), len(a.test_labels)) == (200, 50)
+    assert len(data.subset(0, 0, 0).labels) == len(data.labels)
+
+
+@pytest.mark.parametrize("spec", ["classes:4", "classes:10", "dirichlet:0.3", "iid"])
+def test_splits_hand_out_every_image_once(spec: str) -> None:
+    shards = split(spec, LABELS, 10, seed=3)
+    assert sorted(np.concatenate(shards).tolist()) == list(range(len(LABELS)))
+    assert all(
+        np.array_equal(x, y) for x, y in zip(shards, split(spec, LABELS, 10, seed=3), strict=True)
+    )
+    other = split(spec, LABELS, 10, seed=4)
+    assert any(not np.array_equal(x, y) for x, y in zip(shards, other, strict=True))
+
+
+def test_classes_per_client() -> None:
+    for shard in split("classes:4", LABELS, 10, 0):
+        assert len(np.unique(LABELS[shard])) == 4
+        assert len(shard) == 60
+
+
+def test_alpha_of_dirichlet_tells_how_uneven_clients_are() -> None:
+    def spread(alpha: float) -> float:
+        shards = split(f"dirichlet:{alpha}", LABELS, 10, 0)
+        return float(np.std([np.bincount(LABELS[s], minlength=10) for s in shards]))
+
+    assert spread(0.1) > 2 * spread(1) > 4 * spread(100)
+
+
+@pytest.mark.parametrize("spec", ["classes", "classes:0", "classes:11", "dirichlet:0", "half"])
+def test_wrong_splits_are_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"split|classes:|alpha"):
+        split(spec, LABELS, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("resfed_cnn", (3, 32, 32), 1_020_160),
+        ("lenet5", (3, 32, 32), 62_006),
+        ("groupnorm_cnn", (3, 32, 32), 157_106),
+        ("batchnorm_cnn", (3, 32, 32), 157_106),
+        ("tiny_cnn", (1, 8, 8), 9_178),
+    ],
+)
+def test_networks(name: str, shape: tuple[int, int, int], expected: int) -> None:
+    model = build(name, shape, 10, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == expected
+    assert model(torch.zeros(2, *shape)).shape == (2, 10)
+    same, other = (build(name, shape, 10, seed).state_dict() for seed in (0, 1))
+    first = model.state_dict()
+    assert all(torch.equal(first[k], same[k]) for k in same if "running" not in k)
+    assert any(not torch.equal(first[k], other[k]) for k in other)
+    assert not any("num_batches_tracked" in key for key in first)
+
+
+def test_training_is_the_same_each_time_and_learns() -> None:
+    data = load("digits", None).subset(300, 100, 0)
+    torch.set_num_threads(1)
+    trainer = Trainer(build("tiny_cnn", (1, 8, 8), 10, 0), data, lr=0.05, batch=16, epochs=3)
+    first = trainer.state()
+    shard = np.arange(300)
+    trained = [trainer.train(first, shard, np.random.default_rng(0)) for _ in range(2)]
+    other = trainer.train(first, shard, np.random.default_rng(1))
+    assert all(np.array_equal(trained[0][k], trained[1][k]) for k in first)
+    assert any(not np.array_equal(trained[0][k], other[k]) for k in first)
+    assert trainer.accuracy(first) < 0.3 < 0.7 < trainer.accuracy(trained[0])
