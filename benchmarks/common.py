@@ -56,11 +56,12 @@ def stamp() -> dict[str, str]:
     if "torch" in sys.modules:
         versions.append(f"torch {sys.modules['torch'].__version__}")
     module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = module.name.removesuffix(".__main__") if module else "?"
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return {
         "machine": cpu,
         "versions": ", ".join([f"resfed_codec {rfc.__version__}", *versions]),
-        "command": " ".join(["python -m", module.name if module else "?", *words]),
+        "command": " ".join(["python -m", program, *words]),
         "commit": _git_commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -88,7 +88,6 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
 def _run(args: argparse.Namespace) -> None:
     configs = configs_of(args)
     where = stamp()
-    where["command"] = where["command"].replace(".__main__", "")
     if args.device.startswith("cuda"):
         where["machine"] += f", {torch.cuda.get_device_name(args.device)}"
     finished = run_all(

@@ -37,7 +37,8 @@ class CodecConfig:
         bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
         exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.running_var"``) of tensors to carry
-            losslessly. For sequences the names are "0", "1", ...
+            losslessly. For sequences the names are "0", "1", ... Running statistics of BatchNorm
+            should be among them, ``"*running_*"``; docs/benchmarks.md shows what else happens.
         predictor: In a stream: what the next model is expected to be. A name ("global",
             "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
             AdaptivePredictor. Default: "global" for uplinks, else "previous".
