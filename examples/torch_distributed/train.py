@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
+import tempfile
 from typing import Any
 
 import torch
@@ -53,12 +53,12 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
         optimizer.step()
 
 
-def work(worker: int, port: int, n_rounds: int) -> None:
+def work(worker: int, meeting: str, n_rounds: int) -> None:
     """One worker's process; the first one prints what came out, as JSON."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=worker, world_size=N_WORKERS)
+    where = f"file://{meeting}"
+    dist.init_process_group("gloo", init_method=where, rank=worker, world_size=N_WORKERS)
     model = make_model()
     images, labels, test_images, test_labels = load_data(worker)
     shared = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -85,6 +85,7 @@ def work(worker: int, port: int, n_rounds: int) -> None:
         sent, models = zip(*results, strict=True)
         report = {"accuracies": accuracies, "models": models, "bytes": sent, "plain_bytes": whole}
         print(json.dumps(report))
+    dist.barrier()  # none leaves while another still needs it
     dist.destroy_process_group()
 
 
@@ -94,10 +95,8 @@ def digest(state: dict[str, Tensor]) -> str:
 
 
 def main() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, N_ROUNDS), N_WORKERS)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(work, (f"{folder}/meeting", N_ROUNDS), N_WORKERS)
 
 
 if __name__ == "__main__":
