@@ -303,6 +303,22 @@ def test_ways_of_sending_statistics(
         np.testing.assert_allclose(models[0][name], locals_[0][name], atol=error, rtol=0)
 
 
+def test_statistics_now_and_then(with_statistics: State, rng: np.random.Generator) -> None:
+    name = "norm.running_var"
+    method = Codec(with_statistics, 1, 0, sparsity=0.95, exclude=("*running*",), statistics_every=2)
+    old = method.held[0]
+    sizes = []
+    for number in range(1, 5):
+        local = moved(method.held[0], rng)
+        model, up = method.up(0, local)
+        sizes.append(up + method.down(model)[0])
+        expected = local if number % 2 == 0 else old
+        assert np.array_equal(method.held[0][name], expected[name])
+        assert not np.array_equal(method.held[0]["weight"], old["weight"])
+        old = method.held[0]
+    assert max(sizes[0], sizes[2]) < min(sizes[1], sizes[3]) - 100
+
+
 def test_statistics_cost_what_they_should(with_statistics: State, rng: np.random.Generator) -> None:
     start = with_statistics
     local = moved(start, rng)
@@ -313,6 +329,7 @@ def test_statistics_cost_what_they_should(with_statistics: State, rng: np.random
     kept = n_bytes(statistics="kept")
     assert kept < n_bytes(statistics="apart") < n_bytes(exclude=("*running*",))
     assert kept < n_bytes(statistics="float16") < n_bytes(exclude=("*running*",))
+    assert kept < n_bytes(statistics="apart", statistics_bits=4) < n_bytes(statistics="apart")
     assert kept < n_bytes() < n_bytes(vector_share=100)
     with pytest.raises(ValueError, match="statistics 'none'"):
         n_bytes(statistics="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ class Codec(Method):
         exclude: Patterns of tensors to carry losslessly.
         statistics: How running statistics travel. "budget": like all tensors (unless ``exclude``
             names them). "float16": rounded, then losslessly. "apart": in sessions of their own that
-            send every one of them in every round, with an automatic step and without feedback.
-            "kept": not at all, every client keeps its own.
+            send every one of them in every round, with ``statistics_bits`` bits (0: an automatic
+            step) and without feedback. "kept": not at all, every client keeps its own.
+        statistics_every: Only in every so-maniest round do statistics change for the other end.
         vector_share: Instead of the codec's own.
         options: More fields of CodecConfig for both directions: sparsity, max_bytes, ...
     """
@@ -47,6 +49,8 @@ class Codec(Method):
         down_sparsity: float | None = None,
         exclude: tuple[str, ...] = (),
         statistics: str = "budget",
+        statistics_bits: int = 0,
+        statistics_every: int = 1,
         vector_share: int | None = None,
         **options: Any,
     ) -> None:
@@ -71,10 +75,13 @@ class Codec(Method):
         if statistics == "apart" and names:
             # An empty matrix makes them vectors, which are scaled tensor by tensor.
             own = {name: initial[name] for name in names} | {"": np.zeros((1, 0), np.float32)}
-            config = rfc.CodecConfig(sparsity=0.0, exclude=())
-            uplink = rfc.CodecConfig(sparsity=0.0, exclude=(), error_feedback=False)
-            self._channels.append(_Channel(own, clients, uplink, config, keyframe))
+            uplink = rfc.CodecConfig(
+                sparsity=0.0, bits=statistics_bits or None, exclude=(), error_feedback=False
+            )
+            downlink = replace(uplink, error_feedback=None)
+            self._channels.append(_Channel(own, clients, uplink, downlink, keyframe))
         self._kept = names if statistics == "kept" else []
+        self._round, self._every = 1, statistics_every
         self._keyframe = keyframe
         self._share = codec.VECTOR_SHARE if vector_share is None else vector_share
 
@@ -82,6 +89,7 @@ class Codec(Method):
         return self._deliver() if self._keyframe else super().begin()
 
     def up(self, client: int, local: State) -> tuple[State, int]:
+        local = self._with_statistics(local, self.held[client])
         recovered: State = {}
         total = 0
         with _vector_share(self._share):
@@ -93,10 +101,18 @@ class Codec(Method):
         return recovered, total
 
     def down(self, mean: State) -> list[int]:
+        mean = self._with_statistics(mean, self.held[0])
+        self._round += 1
         with _vector_share(self._share):
             for channel in self._channels:
                 channel.update(mean)
         return self._deliver()
+
+    def _with_statistics(self, new: State, held: State) -> State:
+        """``new``, but with the statistics of ``held`` where it is not their turn."""
+        if self._round % self._every == 0:
+            return new
+        return {name: held[name] if STATISTICS in name else value for name, value in new.items()}
 
     def _deliver(self) -> list[int]:
         totals = []
