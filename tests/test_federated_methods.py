@@ -388,6 +388,26 @@ def test_rate_drops_loners_and_fills_holes() -> None:
     assert chosen[110] == 1
 
 
+def test_rate_sends_as_many_bytes_as_magnitude(rng: np.random.Generator) -> None:
+    """In either direction, and with less error."""
+    zeros = {"w": np.zeros((100, 200), np.float32), "b": np.zeros(20, np.float32)}
+    rows = rng.lognormal(0, 1, (100, 1)).astype(np.float32)
+    sizes, errors = [], []
+    for rule in ("magnitude", "rate"):
+        draws = np.random.default_rng(1)
+        method = CodecSelect(zeros, 1, 0, rule=rule, sparsity=0.95)
+        for _ in range(5):
+            local = moved(method.held[0], draws)
+            local["w"] = method.held[0]["w"] + rows * (local["w"] - method.held[0]["w"])
+            model, up = method.up(0, local)
+            down = method.down(model)[0]
+            notes = method.notes()
+        sizes.append([up, down])
+        errors.append(notes["error_up"])
+    np.testing.assert_allclose(sizes[1], sizes[0], rtol=0.1)
+    assert errors[1] < errors[0]
+
+
 def test_feedback_down_is_a_server_with_the_exact_model(
     initial: State, rng: np.random.Generator
 ) -> None:

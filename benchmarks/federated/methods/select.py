@@ -46,9 +46,17 @@ class Choice:
 
 @dataclass
 class Costs:
-    """Bits of gaps, as an adaptive coder may see them: by class of the gap before, 2 and above."""
+    """Bits of gaps, as an adaptive coder may see them: by class of the gap before, 2 and above.
+
+    ``price`` is what a bit is worth, relative to what it brings at the threshold of top-k.
+    """
 
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 32)))
+    price: float = 1.0
+
+    def steer(self, n_bytes: int, wanted: int) -> None:
+        """Raise the price if too much was sent, lower it if too little."""
+        self.price *= min(max(n_bytes / wanted, 0.5), 2.0)
 
     def learn(self, chosen: Index) -> None:
         self.counts *= 0.5  # so that it follows the training
@@ -125,12 +133,12 @@ def by_group(update: Matrices, sparsity: float, costs: Costs, share: int = 4) ->
     return Choice(only(inside, largest(inside, sparsity)))
 
 
-def by_rate(update: Matrices, sparsity: float, costs: Costs, window: int = 64) -> Choice:
+def by_rate(update: Matrices, sparsity: float, costs: Costs, window: int = 32) -> Choice:
     """Most squared error removed for the bits: the cheapest path through the candidates.
 
-    A bit is worth what it brings at the threshold of top-k, so that about as much is sent. Loners
-    are dropped, holes in clusters filled; what is sent from below the threshold is raised to it. A
-    Viterbi search that looks ``window`` candidates back.
+    Loners are dropped, holes in clusters filled; what is sent from below the threshold of top-k is
+    raised to it. A Viterbi search among the largest magnitudes, three times as many as top-k sends,
+    that looks ``window`` of them back.
     """
     magnitude = np.abs(update.values)
     top = largest(update.values, sparsity)
@@ -140,8 +148,9 @@ def by_rate(update: Matrices, sparsity: float, costs: Costs, window: int = 64) -
     if not costs.counts.any():
         costs.learn(top)
     bits = costs.bits()
-    worth = threshold**2 / float(bits[_with_the_one_before(top)].mean())
-    candidates = np.flatnonzero(magnitude >= 0.6 * threshold)
+    worth = costs.price * threshold**2 / float(bits[_with_the_one_before(top)].mean())
+    candidates = largest(magnitude, max(0.0, 1 - 3 * (1 - sparsity)))
+    candidates = candidates[magnitude[candidates] >= 0.6 * threshold]
     m = magnitude[candidates].astype(np.float64)
     first = magnitude[top][magnitude[top] < threshold * (1 + 1 / AUTO_STEP_RATIO)].mean()
     gain = m**2 - np.where(m < threshold * (1 + 1 / AUTO_STEP_RATIO), (m - first) ** 2, 0)
@@ -215,8 +224,8 @@ class CodecSelect(UpdateMethod):
 
     Args:
         rule: A key of ``RULES``.
-        sparsity: As in CodecConfig; "rate" sends about as many bytes as top-k would, not as many
-            elements.
+        sparsity: As in CodecConfig. "rate" sends about as many bytes as top-k would, not as many
+            elements: each direction's price of a bit follows the payloads.
         feedback: Error feedback in both directions.
     """
 
@@ -236,26 +245,42 @@ class CodecSelect(UpdateMethod):
         self._rule, self._sparsity = rule, sparsity
         self._zeros = {n: np.zeros_like(v) for n, v in initial.items() if STATISTICS not in n}
         self._matrices = sorted(name for name, value in self._zeros.items() if value.ndim > 1)
-        self._costs = Costs()
+        self._costs = {is_up: Costs() for is_up in (True, False)}
+        self._is_up = True
         self._errors: list[tuple[float, float]] = []
+
+    def up(self, client: int, local: State) -> tuple[State, int]:
+        self._is_up = True
+        return super().up(client, local)
+
+    def down(self, mean: State) -> list[int]:
+        self._is_up = False
+        return super().down(mean)
 
     def code(self, update: Vector) -> tuple[Vector, int]:
         state = like(self._zeros, update)
-        chosen, exponents = self._choose(state)
-        scaled = {n: np.ldexp(v, -exponents.get(n, 0)) for n, v in chosen.items()}
-        payload = _encode(scaled, self._zeros, self._sparsity, self._matrices)
+        payload, exponents = self._encode(state, self._rule)
+        if self._rule == "rate":
+            costs = self._costs[self._is_up]
+            wanted = len(self._encode(state, "magnitude")[0])
+            for _ in range(8 if costs.price == 1 else 0):
+                costs.steer(len(payload), wanted)
+                payload, exponents = self._encode(state, self._rule)
+            costs.steer(len(payload), wanted)
         decoded = rfc.decode(payload, self._zeros)
         sent = flat({n: np.ldexp(decoded[n], exponents.get(n, 0)) for n in self._zeros})
         self._errors.append((float(np.square(update - sent).sum()), float(np.square(update).sum())))
         return sent, len(payload) + len(exponents)
 
-    def _choose(self, state: State) -> tuple[State, dict[str, int]]:
-        """The state with what the rule leaves of its matrices, and exponents by name."""
+    def _encode(self, state: State, rule: str) -> tuple[bytes, dict[str, int]]:
+        """The payload of what the rule leaves of the matrices, and exponents by name."""
         matrices = {name: state[name] for name in self._matrices}
         parts = Matrices(flat(matrices), [value.shape for value in matrices.values()])
-        choice = RULES[self._rule](parts, self._sparsity, self._costs)
+        choice = RULES[rule](parts, self._sparsity, self._costs[self._is_up])
         exponents = dict(zip(matrices, choice.exponents or [], strict=bool(choice.exponents)))
-        return {**state, **like(matrices, choice.values)}, exponents
+        chosen = {**state, **like(matrices, choice.values)}
+        scaled = {n: np.ldexp(v, -exponents.get(n, 0)) for n, v in chosen.items()}
+        return _encode(scaled, self._zeros, self._sparsity, self._matrices), exponents
 
     def notes(self) -> dict[str, float]:
         """Squared errors relative to what there was to send: of all clients, and down."""
