@@ -122,7 +122,7 @@ RUNS = {
     "mlp_noniid": Run(mlp, four_classes, 0.02, 0.9, 8),
     "mlp_late": Run(mlp, four_classes, 0.02, 0.9, 25),
     "cnn_batchnorm_noniid": Run(
-        lambda: cnn(nn.BatchNorm2d, (16, 32, 64, 64, 128, 128)), four_classes, 0.01, 0.9, 8
+        lambda: cnn(nn.BatchNorm2d, (16, 32, 64, 96)), four_classes, 0.01, 0.9, 8, clients=4
     ),
     "cnn_groupnorm_iid": Run(groupnorm_cnn, iid_digits, 0.05, 0.0, 12),
     "lenet_noniid": Run(lenet, lambda: digits_batches(2), 0.02, 0.9, 10),
@@ -130,11 +130,7 @@ RUNS = {
     "transformer_adam": Run(Transformer, library_batches, 1e-3, None, 6, steps=12, clients=4),
     "mlp_loop_0.99": Run(mlp, four_classes, 0.02, 0.9, 15, sparsity=0.99),
     "cnn_groupnorm_loop_0.95": Run(groupnorm_cnn, four_classes, 0.05, 0.9, 12, sparsity=0.95),
-    "cnn_groupnorm_loop_0.99": Run(groupnorm_cnn, four_classes, 0.05, 0.9, 12, sparsity=0.99),
     "lenet_loop_0.98": Run(lenet, lambda: digits_batches(2), 0.02, 0.9, 15, sparsity=0.98),
-    "transformer_sgd_loop_0.98": Run(
-        Transformer, library_batches, 0.05, 0.9, 6, steps=12, clients=4, sparsity=0.98
-    ),
     "transformer_adam_loop_0.99": Run(
         Transformer, library_batches, 1e-3, None, 6, steps=12, clients=4, sparsity=0.99
     ),
