@@ -1,7 +1,9 @@
 #include "cpu/slice.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <numeric>
+#include <span>
 
 #include "core/initial_states.hpp"
 #include "cpu/threads.hpp"
@@ -52,40 +54,78 @@ Nonzero to_nonzero(const SentSymbol& s, uint64_t gap) {
   return {gap, static_cast<uint32_t>(std::abs(s.level())), s.level() > 0};
 }
 
-// How each kind of symbol is coded: contexts, history, number <-> decisions.
-struct LossyCode {
+uint64_t row_length_at(const RowLengths& rows, uint64_t index) {
+  const auto after = std::upper_bound(rows.begin(), rows.end(), index,
+                                      [](uint64_t i, const RowLength& r) { return i < r.begin; });
+  return after == rows.begin() ? 0 : after[-1].length;
+}
+
+// The period that a slice tells: the row length where its middle nonzero lies, if that pays.
+uint64_t choose_period(const SentSymbol* begin, const SentSymbol* end, const RowLengths& rows) {
+  const uint64_t length = row_length_at(rows, begin[(end - begin) / 2].index());
+  return length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length) ? length : 0;
+}
+
+// How each kind of symbol is coded: contexts, history, number <-> decisions. `begin` comes once,
+// with the place of the slice's first symbol; of `code`'s symbols all before it must stand there,
+// with indices from any common origin.
+class LossyCode {
+ public:
   using Symbol = SentSymbol;
   static constexpr uint32_t kContexts = kSliceContexts;
   static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
-  History history;
+  using Parameter = uint64_t;  // the period
 
+  static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
+    return choose_period(begin, end, rows);
+  }
   template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
-    Nonzero nonzero = to_nonzero(symbol, gap);
-    code_nonzero(coder, history, nonzero);
+  void begin(Coder& coder, const Symbol* first, Parameter period) {
+    above_ = {first, first, first, code_period(coder, period)};
+  }
+  template <class Coder>
+  void encode(Coder& coder, uint64_t gap, const Symbol* symbol) {
+    Nonzero nonzero = to_nonzero(*symbol, gap);
+    code(coder, nonzero, symbol);
   }
   // The symbol lies `gap` after `before`, the index + 1 of the last one; false if it is no symbol.
   template <class Coder>
   bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
     Nonzero nonzero{};
-    if (!code_nonzero(coder, history, nonzero) || nonzero.level > kMaxLevel) return false;
+    if (!code(coder, nonzero, symbol) || nonzero.level > kMaxLevel) return false;
     if (nonzero.gap > n_elems - before) return false;
     const int32_t level = static_cast<int32_t>(nonzero.level);
     const int32_t sign = static_cast<int32_t>(nonzero.positive) - 1;
     *symbol = {before + nonzero.gap - 1, (level ^ sign) - sign};
     return true;
   }
+
+ private:
+  template <class Coder>
+  bool code(Coder& coder, Nonzero& nonzero, const Symbol* place) {
+    above_.end = place;
+    NoAbove none;
+    return above_.period != 0 ? code_nonzero(coder, history_, above_, nonzero)
+                              : code_nonzero(coder, history_, none, nonzero);
+  }
+
+  History history_;
+  Above<Symbol> above_;
 };
 
 struct LosslessCode {
   using Symbol = ChangedElement;
   static constexpr uint32_t kContexts = kLosslessContexts;
   static InitialState initial(uint32_t) { return kInitialLosslessState; }
+  struct Parameter {};
   LosslessHistory history;
 
+  static Parameter choose(const Symbol*, const Symbol*, const RowLengths&) { return {}; }
   template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
-    Change change{gap, symbol.change};
+  void begin(Coder&, const Symbol*, Parameter) {}
+  template <class Coder>
+  void encode(Coder& coder, uint64_t gap, const Symbol* symbol) {
+    Change change{gap, symbol->change};
     code_change(coder, history, change);
   }
   template <class Coder>
@@ -107,34 +147,51 @@ uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
 uint64_t index_of(const ChangedElement& change) { return change.index; }
 
 // Two lists as one.
+template <class Symbol>
 struct Joined {
-  SentSymbols first, second;
+  std::span<const Symbol> first, second;
+
   size_t size() const { return first.size() + second.size(); }
-  const SentSymbol& operator[](size_t i) const {
+  const Symbol& operator[](size_t i) const {
     return i < first.size() ? first[i] : second[i - first.size()];
+  }
+  // In one piece, in `room` if need be.
+  std::span<const Symbol> part(size_t begin, size_t end, Scratch<Symbol>* room) const {
+    if (end <= first.size()) return first.subspan(begin, end - begin);
+    if (begin >= first.size()) return second.subspan(begin - first.size(), end - begin);
+    room->assign(first.begin() + static_cast<std::ptrdiff_t>(begin), first.end());
+    const size_t rest = end - first.size();
+    room->insert(room->end(), second.begin(), second.begin() + static_cast<std::ptrdiff_t>(rest));
+    return *room;
   }
 };
 
-// The symbols [begin, end) through a coder; the gap of the first is counted from the symbol before.
-template <class Code, class Symbols, class Coder>
-void encode_symbols(const Symbols& symbols, uint64_t begin, uint64_t end, Coder& coder) {
+// The symbols of a slice through a coder; `covered` is the index + 1 of the one before.
+template <class Code, class Coder>
+void encode_symbols(std::span<const typename Code::Symbol> symbols, uint64_t covered,
+                    const RowLengths& rows, Coder& coder) {
+  const auto* const first = symbols.data();
+  const auto* const end = first + symbols.size();
   Code code;
-  uint64_t covered = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
-  for (uint64_t i = begin; i < end; ++i) {
-    const uint64_t next = index_of(symbols[i]) + 1;
+  code.begin(coder, first, Code::choose(first, end, rows));
+  for (const auto* symbol = first; symbol != end; ++symbol) {
+    const uint64_t next = index_of(*symbol) + 1;
     coder.begin_symbol();
-    code.encode(coder, next - covered, symbols[i]);
+    code.encode(coder, next - covered, symbol);
     covered = next;
   }
 }
 
-template <class Code, class Symbols>
-DecisionBuffer record(const Symbols& symbols, uint64_t begin, uint64_t end) {
+template <class Code>
+DecisionBuffer record(const Joined<typename Code::Symbol>& symbols, uint64_t begin, uint64_t end,
+                      const RowLengths& rows) {
   DecisionBuffer buffer(16 * (end - begin));
   Probability contexts[Code::kContexts];
   reset<Code>(contexts);
   Recorder coder{{contexts, buffer}};
-  encode_symbols<Code>(symbols, begin, end, coder);
+  Scratch<typename Code::Symbol> room;
+  const uint64_t covered = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
+  encode_symbols<Code>(symbols.part(begin, end, &room), covered, rows, coder);
   return buffer;
 }
 
@@ -152,22 +209,23 @@ void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
   }
 }
 
-template <class Code, class Symbols>
-std::vector<Slice> encode_all(const Symbols& symbols, unsigned slice_log2) {
+template <class Code>
+std::vector<Slice> encode_all(const Joined<typename Code::Symbol>& symbols, const RowLengths& rows,
+                              unsigned slice_log2) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
-  parallel_for(
-      (p.n_slices + kLanes - 1) / kLanes,
-      [&](size_t task) {
-        const uint64_t first = task * kLanes;
-        const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
-        std::vector<DecisionBuffer> decisions;
-        for (uint64_t s = first; s < first + n; ++s) {
-          decisions.push_back(record<Code>(symbols, slice_begin(p, s), slice_begin(p, s + 1)));
-        }
-        write_slices(decisions, slices.data() + first);
-      },
-      kSlicesPerThread / kLanes);
+  parallel_for((p.n_slices + kLanes - 1) / kLanes,
+               [&](size_t task) {
+                 const uint64_t first = task * kLanes;
+                 const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
+                 std::vector<DecisionBuffer> decisions;
+                 for (uint64_t s = first; s < first + n; ++s) {
+                   decisions.push_back(
+                       record<Code>(symbols, slice_begin(p, s), slice_begin(p, s + 1), rows));
+                 }
+                 write_slices(decisions, slices.data() + first);
+               },
+               kSlicesPerThread / kLanes);
   return slices;
 }
 
@@ -192,6 +250,7 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
         DecodingCoder coder;
         if (!open_slice(slices + offsets[s], lengths[s], contexts, &coder)) throw bad;
         Code code;
+        code.begin(coder, symbols + slice_begin(p, s), {});
         uint64_t covered = 0;  // index + 1, relative to the end of the slice before
         for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) {
           if (!code.decode(coder, covered, n_elems, &symbols[i]) || coder.underrun) throw bad;
@@ -217,12 +276,13 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 }  // namespace
 
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, unsigned slice_log2) {
-  return encode_all<LossyCode>(Joined{matrix, vector}, slice_log2);
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
+                                 unsigned slice_log2) {
+  return encode_all<LossyCode>({matrix, vector}, rows, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
-  return encode_all<LosslessCode>(changes, slice_log2);
+  return encode_all<LosslessCode>({changes, {}}, {}, slice_log2);
 }
 
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
@@ -237,8 +297,8 @@ std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t
   return changes;
 }
 
-std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
-                                      std::vector<uint64_t>* ends) {
+std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& rows,
+                                      unsigned slice_log2, std::vector<uint64_t>* ends) {
   struct Tracer {
     std::vector<uint16_t>& decisions;
     void begin_symbol() {}
@@ -253,7 +313,9 @@ std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
   Tracer tracer{decisions};
   const Partition p = partition(symbols.size(), slice_log2);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
-    encode_symbols<LossyCode>(symbols, slice_begin(p, s), slice_begin(p, s + 1), tracer);
+    const uint64_t begin = slice_begin(p, s), end = slice_begin(p, s + 1);
+    const uint64_t covered = begin == 0 ? 0 : symbols[begin - 1].index() + 1;
+    encode_symbols<LossyCode>(symbols.subspan(begin, end - begin), covered, rows, tracer);
     ends->push_back(decisions.size());
   }
   return decisions;

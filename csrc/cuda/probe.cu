@@ -19,9 +19,10 @@ __global__ void compile_core(const uint8_t* slice, size_t n_bytes, Probability* 
   DecodingCoder coder;
   if (!open_slice(slice, n_bytes, contexts, &coder)) return;
   History history;
+  NoAbove above;
   Nonzero nonzero{};
   uint64_t covered = 0;
-  while (code_nonzero(coder, history, nonzero) && !coder.finished()) {
+  while (code_nonzero(coder, history, above, nonzero) && !coder.finished()) {
     covered += nonzero.gap;
     const float magnitude = dequantize_magnitude(quantizer, nonzero.level);
     const uint64_t i = covered - 1;
