@@ -66,70 +66,64 @@ uint64_t choose_period(const SentSymbol* begin, const SentSymbol* end, const Row
   return length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length) ? length : 0;
 }
 
-// How each kind of symbol is coded: contexts, history, number <-> decisions. `begin` comes once,
-// with the place of the slice's first symbol; of `code`'s symbols all before it must stand there,
-// with indices from any common origin.
-class LossyCode {
- public:
-  using Symbol = SentSymbol;
-  static constexpr uint32_t kContexts = kSliceContexts;
-  static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
-  using Parameter = uint64_t;  // the period
+uint64_t choose_period(const ChangedElement*, const ChangedElement*, const RowLengths&) {
+  return 0;
+}
 
-  static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
-    return choose_period(begin, end, rows);
-  }
+// How each kind of symbol is coded: contexts, history, number <-> decisions. open() comes first and
+// calls visit(code) with the code for the slice's symbols, the first of which stands at `first`,
+// and all others behind it when they are coded, with indices from any common origin.
+template <class RowAbove>
+struct LossyCode {
+  History history;
+  RowAbove above;
+
   template <class Coder>
-  void begin(Coder& coder, const Symbol* first, Parameter period) {
-    above_ = {first, first, first, code_period(coder, period)};
-  }
-  template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const Symbol* symbol) {
+  void encode(Coder& coder, uint64_t gap, const SentSymbol* symbol) {
     Nonzero nonzero = to_nonzero(*symbol, gap);
-    code(coder, nonzero, symbol);
+    above.reach(symbol);
+    code_nonzero(coder, history, above, nonzero);
   }
   // The symbol lies `gap` after `before`, the index + 1 of the last one; false if it is no symbol.
   template <class Coder>
-  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
+  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, SentSymbol* symbol) {
     Nonzero nonzero{};
-    if (!code(coder, nonzero, symbol) || nonzero.level > kMaxLevel) return false;
+    above.reach(symbol);
+    if (!code_nonzero(coder, history, above, nonzero) || nonzero.level > kMaxLevel) return false;
     if (nonzero.gap > n_elems - before) return false;
     const int32_t level = static_cast<int32_t>(nonzero.level);
     const int32_t sign = static_cast<int32_t>(nonzero.positive) - 1;
     *symbol = {before + nonzero.gap - 1, (level ^ sign) - sign};
     return true;
   }
+};
 
- private:
-  template <class Coder>
-  bool code(Coder& coder, Nonzero& nonzero, const Symbol* place) {
-    above_.end = place;
-    NoAbove none;
-    return above_.period != 0 ? code_nonzero(coder, history_, above_, nonzero)
-                              : code_nonzero(coder, history_, none, nonzero);
+struct Lossy {
+  using Symbol = SentSymbol;
+  static constexpr uint32_t kContexts = kSliceContexts;
+  static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
+
+  template <class Coder, class Visit>
+  static void open(Coder& coder, const Symbol* first, uint64_t period, Visit visit) {
+    period = code_period(coder, period);
+    if (period == 0) {
+      visit(LossyCode<NoAbove>{});
+    } else {
+      visit(LossyCode<Above<Symbol>>{{}, {first, first, first, period}});
+    }
   }
-
-  History history_;
-  Above<Symbol> above_;
 };
 
 struct LosslessCode {
-  using Symbol = ChangedElement;
-  static constexpr uint32_t kContexts = kLosslessContexts;
-  static InitialState initial(uint32_t) { return kInitialLosslessState; }
-  struct Parameter {};
   LosslessHistory history;
 
-  static Parameter choose(const Symbol*, const Symbol*, const RowLengths&) { return {}; }
   template <class Coder>
-  void begin(Coder&, const Symbol*, Parameter) {}
-  template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const Symbol* symbol) {
+  void encode(Coder& coder, uint64_t gap, const ChangedElement* symbol) {
     Change change{gap, symbol->change};
     code_change(coder, history, change);
   }
   template <class Coder>
-  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
+  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, ChangedElement* symbol) {
     Change change{};
     if (!code_change(coder, history, change) || change.gap > n_elems - before) return false;
     *symbol = {before + change.gap - 1, change.change};
@@ -137,10 +131,21 @@ struct LosslessCode {
   }
 };
 
-template <class Code>
+struct Lossless {
+  using Symbol = ChangedElement;
+  static constexpr uint32_t kContexts = kLosslessContexts;
+  static InitialState initial(uint32_t) { return kInitialLosslessState; }
+
+  template <class Coder, class Visit>
+  static void open(Coder&, const Symbol*, uint64_t, Visit visit) {
+    visit(LosslessCode{});
+  }
+};
+
+template <class Kind>
 void reset(Probability* contexts) {
-  for (uint32_t i = 0; i < Code::kContexts; ++i)
-    contexts[i] = initial_probability(Code::initial(i));
+  for (uint32_t i = 0; i < Kind::kContexts; ++i)
+    contexts[i] = initial_probability(Kind::initial(i));
 }
 
 uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
@@ -167,31 +172,31 @@ struct Joined {
 };
 
 // The symbols of a slice through a coder; `covered` is the index + 1 of the one before.
-template <class Code, class Coder>
-void encode_symbols(std::span<const typename Code::Symbol> symbols, uint64_t covered,
+template <class Kind, class Coder>
+void encode_symbols(std::span<const typename Kind::Symbol> symbols, uint64_t covered,
                     const RowLengths& rows, Coder& coder) {
   const auto* const first = symbols.data();
   const auto* const end = first + symbols.size();
-  Code code;
-  code.begin(coder, first, Code::choose(first, end, rows));
-  for (const auto* symbol = first; symbol != end; ++symbol) {
-    const uint64_t next = index_of(*symbol) + 1;
-    coder.begin_symbol();
-    code.encode(coder, next - covered, symbol);
-    covered = next;
-  }
+  Kind::open(coder, first, choose_period(first, end, rows), [&](auto code) {
+    for (const auto* symbol = first; symbol != end; ++symbol) {
+      const uint64_t next = index_of(*symbol) + 1;
+      coder.begin_symbol();
+      code.encode(coder, next - covered, symbol);
+      covered = next;
+    }
+  });
 }
 
-template <class Code>
-DecisionBuffer record(const Joined<typename Code::Symbol>& symbols, uint64_t begin, uint64_t end,
+template <class Kind>
+DecisionBuffer record(const Joined<typename Kind::Symbol>& symbols, uint64_t begin, uint64_t end,
                       const RowLengths& rows) {
   DecisionBuffer buffer(16 * (end - begin));
-  Probability contexts[Code::kContexts];
-  reset<Code>(contexts);
+  Probability contexts[Kind::kContexts];
+  reset<Kind>(contexts);
   Recorder coder{{contexts, buffer}};
-  Scratch<typename Code::Symbol> room;
+  Scratch<typename Kind::Symbol> room;
   const uint64_t covered = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
-  encode_symbols<Code>(symbols.part(begin, end, &room), covered, rows, coder);
+  encode_symbols<Kind>(symbols.part(begin, end, &room), covered, rows, coder);
   return buffer;
 }
 
@@ -209,8 +214,8 @@ void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
   }
 }
 
-template <class Code>
-std::vector<Slice> encode_all(const Joined<typename Code::Symbol>& symbols, const RowLengths& rows,
+template <class Kind>
+std::vector<Slice> encode_all(const Joined<typename Kind::Symbol>& symbols, const RowLengths& rows,
                               unsigned slice_log2) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
@@ -221,7 +226,7 @@ std::vector<Slice> encode_all(const Joined<typename Code::Symbol>& symbols, cons
                  std::vector<DecisionBuffer> decisions;
                  for (uint64_t s = first; s < first + n; ++s) {
                    decisions.push_back(
-                       record<Code>(symbols, slice_begin(p, s), slice_begin(p, s + 1), rows));
+                       record<Kind>(symbols, slice_begin(p, s), slice_begin(p, s + 1), rows));
                  }
                  write_slices(decisions, slices.data() + first);
                },
@@ -234,7 +239,7 @@ void move_up(ChangedElement& change, uint64_t distance) { change.index += distan
 
 // Slices decode to gaps and know only where they start relative to the slice before, so positions
 // are relative first and made absolute once all slices are through.
-template <class Code, class Symbols>
+template <class Kind, class Symbols>
 void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
                 uint64_t first_slice, Symbols* result) {
   std::vector<uint64_t> offsets(p.n_slices + 1, 0), bases(p.n_slices + 1, 0);
@@ -245,17 +250,19 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
       p.n_slices,
       [&](size_t s) {
         const Failure bad{resfed::Code::kBadSlice, first_slice + s};
-        Probability contexts[Code::kContexts];
-        reset<Code>(contexts);
+        Probability contexts[Kind::kContexts];
+        reset<Kind>(contexts);
         DecodingCoder coder;
         if (!open_slice(slices + offsets[s], lengths[s], contexts, &coder)) throw bad;
-        Code code;
-        code.begin(coder, symbols + slice_begin(p, s), {});
+        auto* const first = symbols + slice_begin(p, s);
+        auto* const end = symbols + slice_begin(p, s + 1);
         uint64_t covered = 0;  // index + 1, relative to the end of the slice before
-        for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) {
-          if (!code.decode(coder, covered, n_elems, &symbols[i]) || coder.underrun) throw bad;
-          covered = index_of(symbols[i]) + 1;
-        }
+        Kind::open(coder, first, 0, [&](auto code) {
+          for (auto* symbol = first; symbol != end; ++symbol) {
+            if (!code.decode(coder, covered, n_elems, symbol) || coder.underrun) throw bad;
+            covered = index_of(*symbol) + 1;
+          }
+        });
         if (!coder.finished()) throw bad;
         bases[s + 1] = covered;
       },
@@ -278,22 +285,22 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
                                  unsigned slice_log2) {
-  return encode_all<LossyCode>({matrix, vector}, rows, slice_log2);
+  return encode_all<Lossy>({matrix, vector}, rows, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
-  return encode_all<LosslessCode>({changes, {}}, {}, slice_log2);
+  return encode_all<Lossless>({changes, {}}, {}, slice_log2);
 }
 
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
                     Scratch<SentSymbol>* symbols) {
-  decode_all<LossyCode>(slices, lengths, p, n_elems, 0, symbols);
+  decode_all<Lossy>(slices, lengths, p, n_elems, 0, symbols);
 }
 
 std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
                                            Partition p, uint64_t n_elems, uint64_t first_slice) {
   std::vector<ChangedElement> changes;
-  decode_all<LosslessCode>(slices, lengths, p, n_elems, first_slice, &changes);
+  decode_all<Lossless>(slices, lengths, p, n_elems, first_slice, &changes);
   return changes;
 }
 
@@ -315,7 +322,7 @@ std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& row
   for (uint64_t s = 0; s < p.n_slices; ++s) {
     const uint64_t begin = slice_begin(p, s), end = slice_begin(p, s + 1);
     const uint64_t covered = begin == 0 ? 0 : symbols[begin - 1].index() + 1;
-    encode_symbols<LossyCode>(symbols.subspan(begin, end - begin), covered, rows, tracer);
+    encode_symbols<Lossy>(symbols.subspan(begin, end - begin), covered, rows, tracer);
     ends->push_back(decisions.size());
   }
   return decisions;
