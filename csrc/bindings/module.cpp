@@ -110,8 +110,8 @@ py::dict inspect_payload(const py::bytes& payload) {
 py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
                 const std::vector<std::pair<uint64_t, uint64_t>>& row_lengths,
                 unsigned slice_log2) {
-  std::vector<SentSymbol> symbols;
-  for (size_t i = 0; i < indices.size(); ++i) symbols.push_back({indices[i], levels[i]});
+  Scratch<SentSymbol> symbols;
+  for (size_t i = 0; i < indices.size(); ++i) symbols.emplace_back(indices[i], levels[i]);
   RowLengths rows;
   for (const auto& [begin, length] : row_lengths) rows.push_back({begin, length});
   std::vector<uint64_t> ends;

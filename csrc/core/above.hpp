@@ -12,6 +12,8 @@ namespace resfed {
 
 // For slices without a period.
 struct NoAbove {
+  template <class Symbol>
+  RESFED_HD void up_to(const Symbol*) {}
   RESFED_HD uint64_t gap() const { return 0; }
   RESFED_HD int32_t level(uint64_t) { return 0; }
   RESFED_HD uint32_t repeat_context(uint64_t) const { return kRepeatBase; }
@@ -20,7 +22,7 @@ struct NoAbove {
   RESFED_HD void remember_agreement(bool) {}
 };
 
-// Symbols have `index` and `level`, with the residual's sign; [begin, end) are those of the slice
+// Symbols have index() and level(), with the residual's sign; [begin, end) are those of the slice
 // so far. Both questions together go over them once in all.
 template <class Symbol>
 struct Above {
@@ -31,18 +33,20 @@ struct Above {
   uint32_t repeats = 0;  // up on a gap like the one above, halved on any other
   uint32_t agreed = 0;   // signs in sequence that were like those above, up to 3
 
+  RESFED_HD void up_to(const Symbol* place) { end = place; }
+
   // The gap to the element below the next nonzero above; 0 if that lies before the slice.
   RESFED_HD uint64_t gap() {
-    if (begin == end || end[-1].index + 1 < begin->index + period) return 0;
-    while (next->index + period <= end[-1].index) ++next;
-    return next->index + period - end[-1].index;
+    if (begin == end || end[-1].index() + 1 < begin->index() + period) return 0;
+    while (next->index() + period <= end[-1].index()) ++next;
+    return next->index() + period - end[-1].index();
   }
   // Level above the element that is `gap` after the last nonzero; 0 if that was not sent.
   RESFED_HD int32_t level(uint64_t gap) {
     if (begin == end) return 0;
-    const uint64_t element = end[-1].index + gap;
-    while (next != end && next->index + period < element) ++next;
-    return next != end && next->index + period == element ? next->level : 0;
+    const uint64_t element = end[-1].index() + gap;
+    while (next != end && next->index() + period < element) ++next;
+    return next != end && next->index() + period == element ? next->level() : 0;
   }
 
   RESFED_HD uint32_t repeat_context(uint64_t gap) const {
@@ -64,11 +68,11 @@ RESFED_HD bool rows_resemble(const Symbol* begin, const Symbol* end, uint64_t pe
   bool any = false, agreed = false;
   const Symbol* above = begin;
   for (const Symbol* s = begin; s != end; ++s) {
-    while (above != s && above->index + period < s->index) ++above;
-    if (above == s || above->index + period != s->index) continue;
-    const bool positive = s->level > 0, agrees = positive == (above->level > 0);
+    while (above != s && above->index() + period < s->index()) ++above;
+    if (above == s || above->index() + period != s->index()) continue;
+    const bool positive = s->level() > 0, agrees = positive == (above->level() > 0);
     advantage += any && agrees == agreed ? 1 : 0;
-    advantage -= positive == (s[-1].level > 0) ? 1 : 0;
+    advantage -= positive == (s[-1].level() > 0) ? 1 : 0;
     any = true;
     agreed = agrees;
   }

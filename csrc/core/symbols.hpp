@@ -2,13 +2,19 @@
 //
 // A Coder has   bool decide(uint32_t context, bool bit)   adaptive; an encoder records `bit` and
 //                                                         returns it, a decoder ignores it
-//               bool decide_raw(bool bit)                 probability one half
+//               uint32_t decide_blindly(uint32_t context, uint32_t bit)
+//                                                         the same without a branch, for bits that
+//                                                         cannot be predicted; 0 or 1
+//               uint32_t decide_number(uint32_t number, unsigned n_bits)
+//                                                         all of the 2^n_bits alike;
+//                                                         1 <= n_bits <= kMaxRawBits
 // A decoder's numbers are bounded by construction: unary codes stop at a limit and say so.
 #pragma once
 
 #include "core/above.hpp"
 #include "core/context.hpp"
 #include "core/hd.hpp"
+#include "core/rans.hpp"
 
 namespace resfed {
 
@@ -25,8 +31,11 @@ struct Nonzero {
 template <class Coder>
 RESFED_HD uint64_t code_mantissa(Coder& coder, uint64_t value, uint32_t size, uint64_t leading) {
   uint64_t result = leading;
-  for (uint32_t below = size; below-- > 0;) {
-    result = (result << 1) | (coder.decide_raw((value >> below) & 1u) ? 1u : 0u);
+  while (size > 0) {
+    const unsigned n_bits = min_of(size, kMaxRawBits);
+    size -= n_bits;
+    const auto number = static_cast<uint32_t>(value >> size) & ((1u << n_bits) - 1);
+    result = result << n_bits | coder.decide_number(number, n_bits);
   }
   return result;
 }
@@ -59,26 +68,27 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
     }
     gap = 1;
     if (gap_class > 0) {
-      const bool first = (nonzero.gap >> (gap_class - 1)) & 1u;
-      gap = 2u | (coder.decide(gap_mantissa_context(gap_class), first) ? 1u : 0u);
+      const auto first = static_cast<uint32_t>(nonzero.gap >> (gap_class - 1)) & 1u;
+      gap = 2u | coder.decide_blindly(gap_mantissa_context(gap_class), first);
       if (gap_class > 1) {
-        const bool second = (nonzero.gap >> (gap_class - 2)) & 1u;
+        const auto second = static_cast<uint32_t>(nonzero.gap >> (gap_class - 2)) & 1u;
         const uint32_t context = gap_second_context(gap_class, static_cast<uint32_t>(gap & 1u));
-        gap = 2u * gap + (coder.decide(context, second) ? 1u : 0u);
+        gap = 2u * gap | coder.decide_blindly(context, second);
         gap = code_mantissa(coder, nonzero.gap, gap_class - 2, gap);
       }
     }
   }
 
   const int32_t level_above = above.level(gap);
-  bool positive = level_above > 0;
+  uint32_t positive = nonzero.positive ? 1 : 0;
   if (level_above == 0) {
-    positive = coder.decide(sign_context(history, gap_class), nonzero.positive);
+    positive = coder.decide_blindly(sign_context(history, gap_class), positive);
     row = level_row(history, gap_class);
   } else {
-    const bool agrees = coder.decide(above.agree_context(), nonzero.positive == positive);
+    const uint32_t was_positive = level_above > 0 ? 1 : 0;
+    const bool agrees = coder.decide(above.agree_context(), positive == was_positive);
     above.remember_agreement(agrees);
-    positive = agrees == positive;
+    positive = was_positive ^ (agrees ? 0 : 1);
     row = level_above_row(static_cast<uint32_t>(level_above < 0 ? -level_above : level_above));
   }
 
@@ -96,7 +106,7 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
     level = kLevelUnary + static_cast<uint32_t>(code_mantissa(coder, rest, size, 1));
   }
 
-  nonzero = {gap, level, positive};
+  nonzero = {gap, level, positive != 0};
   remember(history, gap_class, positive, level);
   return true;
 }
