@@ -12,7 +12,8 @@ namespace resfed {
 
 // For slices without a period.
 struct NoAbove {
-  RESFED_HD void reach(const void*) {}
+  template <class Symbol>
+  RESFED_HD void up_to(const Symbol*) {}
   RESFED_HD uint64_t gap() const { return 0; }
   RESFED_HD int32_t level(uint64_t) { return 0; }
   RESFED_HD uint32_t repeat_context(uint64_t) const { return kRepeatBase; }
@@ -32,7 +33,8 @@ struct Above {
   uint32_t repeats = 0;  // up on a gap like the one above, halved on any other
   uint32_t agreed = 0;   // signs in sequence that were like those above, up to 3
 
-  RESFED_HD void reach(const Symbol* place) { end = place; }
+  RESFED_HD void up_to(const Symbol* place) { end = place; }
+
   // The gap to the element below the next nonzero above; 0 if that lies before the slice.
   RESFED_HD uint64_t gap() {
     if (begin == end || end[-1].index() + 1 < begin->index() + period) return 0;

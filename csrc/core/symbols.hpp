@@ -73,21 +73,22 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
       if (gap_class > 1) {
         const auto second = static_cast<uint32_t>(nonzero.gap >> (gap_class - 2)) & 1u;
         const uint32_t context = gap_second_context(gap_class, static_cast<uint32_t>(gap & 1u));
-        gap = 2u * gap + coder.decide_blindly(context, second);
+        gap = 2u * gap | coder.decide_blindly(context, second);
         gap = code_mantissa(coder, nonzero.gap, gap_class - 2, gap);
       }
     }
   }
 
   const int32_t level_above = above.level(gap);
-  uint32_t positive = level_above > 0 ? 1 : 0;
+  uint32_t positive = nonzero.positive ? 1 : 0;
   if (level_above == 0) {
-    positive = coder.decide_blindly(sign_context(history, gap_class), nonzero.positive ? 1 : 0);
+    positive = coder.decide_blindly(sign_context(history, gap_class), positive);
     row = level_row(history, gap_class);
   } else {
-    const bool agrees = coder.decide(above.agree_context(), nonzero.positive == (positive != 0));
+    const uint32_t was_positive = level_above > 0 ? 1 : 0;
+    const bool agrees = coder.decide(above.agree_context(), positive == was_positive);
     above.remember_agreement(agrees);
-    positive ^= agrees ? 0 : 1;
+    positive = was_positive ^ (agrees ? 0 : 1);
     row = level_above_row(static_cast<uint32_t>(level_above < 0 ? -level_above : level_above));
   }
 

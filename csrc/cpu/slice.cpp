@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <numeric>
-#include <span>
 
 #include "core/initial_states.hpp"
 #include "cpu/threads.hpp"
@@ -66,29 +65,25 @@ uint64_t choose_period(const SentSymbol* begin, const SentSymbol* end, const Row
   return length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length) ? length : 0;
 }
 
-uint64_t choose_period(const ChangedElement*, const ChangedElement*, const RowLengths&) {
-  return 0;
-}
-
-// How each kind of symbol is coded: contexts, history, number <-> decisions. open() comes first and
-// calls visit(code) with the code for the slice's symbols, the first of which stands at `first`,
-// and all others behind it when they are coded, with indices from any common origin.
+// How each kind of symbol is coded: contexts, history, number <-> decisions. `with_code` codes what
+// comes before the symbols and calls body(code) with a code for all of them. Those of the slice
+// before the one that is coded must stand in front of it, with indices from any common origin.
 template <class RowAbove>
-struct LossyCode {
-  History history;
+struct NonzeroCode {
   RowAbove above;
+  History history;
 
   template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const SentSymbol* symbol) {
-    Nonzero nonzero = to_nonzero(*symbol, gap);
-    above.reach(symbol);
+  void encode(Coder& coder, uint64_t gap, const SentSymbol& symbol) {
+    Nonzero nonzero = to_nonzero(symbol, gap);
+    above.up_to(&symbol);
     code_nonzero(coder, history, above, nonzero);
   }
   // The symbol lies `gap` after `before`, the index + 1 of the last one; false if it is no symbol.
   template <class Coder>
   bool decode(Coder& coder, uint64_t before, uint64_t n_elems, SentSymbol* symbol) {
     Nonzero nonzero{};
-    above.reach(symbol);
+    above.up_to(symbol);
     if (!code_nonzero(coder, history, above, nonzero) || nonzero.level > kMaxLevel) return false;
     if (nonzero.gap > n_elems - before) return false;
     const int32_t level = static_cast<int32_t>(nonzero.level);
@@ -98,32 +93,45 @@ struct LossyCode {
   }
 };
 
-struct Lossy {
+struct LossyCode {
   using Symbol = SentSymbol;
+  using Parameter = uint64_t;  // the period
   static constexpr uint32_t kContexts = kSliceContexts;
   static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
 
-  template <class Coder, class Visit>
-  static void open(Coder& coder, const Symbol* first, uint64_t period, Visit visit) {
+  static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
+    return choose_period(begin, end, rows);
+  }
+  template <class Coder, class Body>
+  static void with_code(Coder& coder, const Symbol* first, Parameter period, Body body) {
     period = code_period(coder, period);
     if (period == 0) {
-      visit(LossyCode<NoAbove>{});
+      body(NonzeroCode<NoAbove>{{}, {}});
     } else {
-      visit(LossyCode<Above<Symbol>>{{}, {first, first, first, period}});
+      body(NonzeroCode<Above<Symbol>>{{first, first, first, period}, {}});
     }
   }
 };
 
 struct LosslessCode {
+  using Symbol = ChangedElement;
+  struct Parameter {};
+  static constexpr uint32_t kContexts = kLosslessContexts;
+  static InitialState initial(uint32_t) { return kInitialLosslessState; }
   LosslessHistory history;
 
+  static Parameter choose(const Symbol*, const Symbol*, const RowLengths&) { return {}; }
+  template <class Coder, class Body>
+  static void with_code(Coder&, const Symbol*, Parameter, Body body) {
+    body(LosslessCode{});
+  }
   template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const ChangedElement* symbol) {
-    Change change{gap, symbol->change};
+  void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
+    Change change{gap, symbol.change};
     code_change(coder, history, change);
   }
   template <class Coder>
-  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, ChangedElement* symbol) {
+  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
     Change change{};
     if (!code_change(coder, history, change) || change.gap > n_elems - before) return false;
     *symbol = {before + change.gap - 1, change.change};
@@ -131,72 +139,65 @@ struct LosslessCode {
   }
 };
 
-struct Lossless {
-  using Symbol = ChangedElement;
-  static constexpr uint32_t kContexts = kLosslessContexts;
-  static InitialState initial(uint32_t) { return kInitialLosslessState; }
-
-  template <class Coder, class Visit>
-  static void open(Coder&, const Symbol*, uint64_t, Visit visit) {
-    visit(LosslessCode{});
-  }
-};
-
-template <class Kind>
+template <class Code>
 void reset(Probability* contexts) {
-  for (uint32_t i = 0; i < Kind::kContexts; ++i)
-    contexts[i] = initial_probability(Kind::initial(i));
+  for (uint32_t i = 0; i < Code::kContexts; ++i)
+    contexts[i] = initial_probability(Code::initial(i));
 }
 
 uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
 uint64_t index_of(const ChangedElement& change) { return change.index; }
 
 // Two lists as one.
-template <class Symbol>
 struct Joined {
-  std::span<const Symbol> first, second;
-
+  SentSymbols first, second;
   size_t size() const { return first.size() + second.size(); }
-  const Symbol& operator[](size_t i) const {
+  const SentSymbol& operator[](size_t i) const {
     return i < first.size() ? first[i] : second[i - first.size()];
-  }
-  // In one piece, in `room` if need be.
-  std::span<const Symbol> part(size_t begin, size_t end, Scratch<Symbol>* room) const {
-    if (end <= first.size()) return first.subspan(begin, end - begin);
-    if (begin >= first.size()) return second.subspan(begin - first.size(), end - begin);
-    room->assign(first.begin() + static_cast<std::ptrdiff_t>(begin), first.end());
-    const size_t rest = end - first.size();
-    room->insert(room->end(), second.begin(), second.begin() + static_cast<std::ptrdiff_t>(rest));
-    return *room;
   }
 };
 
-// The symbols of a slice through a coder; `covered` is the index + 1 of the one before.
-template <class Kind, class Coder>
-void encode_symbols(std::span<const typename Kind::Symbol> symbols, uint64_t covered,
-                    const RowLengths& rows, Coder& coder) {
-  const auto* const first = symbols.data();
-  const auto* const end = first + symbols.size();
-  Kind::open(coder, first, choose_period(first, end, rows), [&](auto code) {
-    for (const auto* symbol = first; symbol != end; ++symbol) {
+// Where the symbols [begin, end) stand one after the other; `copy` serves those from both lists.
+const SentSymbol* stretch(const Joined& symbols, uint64_t begin, uint64_t end,
+                          Scratch<SentSymbol>* copy) {
+  const size_t middle = symbols.first.size();
+  if (end <= middle) return symbols.first.data() + begin;
+  if (begin >= middle) return symbols.second.data() + (begin - middle);
+  for (uint64_t i = begin; i < end; ++i) copy->push_back(symbols[i]);
+  return copy->data();
+}
+const ChangedElement* stretch(const std::vector<ChangedElement>& changes, uint64_t begin, uint64_t,
+                              Scratch<SentSymbol>*) {
+  return changes.data() + begin;
+}
+
+// The symbols [begin, end) through a coder; the gap of the first is counted from the symbol before.
+template <class Code, class Symbols, class Coder>
+void encode_symbols(const Symbols& symbols, const RowLengths& rows, uint64_t begin, uint64_t end,
+                    Coder& coder) {
+  Scratch<SentSymbol> copy;
+  const auto* const first = stretch(symbols, begin, end, &copy);
+  const auto* const last = first + (end - begin);
+  const uint64_t before = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
+  Code::with_code(coder, first, Code::choose(first, last, rows), [&](auto code) {
+    uint64_t covered = before;
+    for (const auto* symbol = first; symbol != last; ++symbol) {
       const uint64_t next = index_of(*symbol) + 1;
       coder.begin_symbol();
-      code.encode(coder, next - covered, symbol);
+      code.encode(coder, next - covered, *symbol);
       covered = next;
     }
   });
 }
 
-template <class Kind>
-DecisionBuffer record(const Joined<typename Kind::Symbol>& symbols, uint64_t begin, uint64_t end,
-                      const RowLengths& rows) {
+template <class Code, class Symbols>
+DecisionBuffer record(const Symbols& symbols, const RowLengths& rows, uint64_t begin,
+                      uint64_t end) {
   DecisionBuffer buffer(16 * (end - begin));
-  Probability contexts[Kind::kContexts];
-  reset<Kind>(contexts);
+  Probability contexts[Code::kContexts];
+  reset<Code>(contexts);
   Recorder coder{{contexts, buffer}};
-  Scratch<typename Kind::Symbol> room;
-  const uint64_t covered = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
-  encode_symbols<Kind>(symbols.part(begin, end, &room), covered, rows, coder);
+  encode_symbols<Code>(symbols, rows, begin, end, coder);
   return buffer;
 }
 
@@ -214,9 +215,8 @@ void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
   }
 }
 
-template <class Kind>
-std::vector<Slice> encode_all(const Joined<typename Kind::Symbol>& symbols, const RowLengths& rows,
-                              unsigned slice_log2) {
+template <class Code, class Symbols>
+std::vector<Slice> encode_all(const Symbols& symbols, const RowLengths& rows, unsigned slice_log2) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
   parallel_for((p.n_slices + kLanes - 1) / kLanes,
@@ -226,7 +226,7 @@ std::vector<Slice> encode_all(const Joined<typename Kind::Symbol>& symbols, cons
                  std::vector<DecisionBuffer> decisions;
                  for (uint64_t s = first; s < first + n; ++s) {
                    decisions.push_back(
-                       record<Kind>(symbols, slice_begin(p, s), slice_begin(p, s + 1), rows));
+                       record<Code>(symbols, rows, slice_begin(p, s), slice_begin(p, s + 1)));
                  }
                  write_slices(decisions, slices.data() + first);
                },
@@ -239,7 +239,7 @@ void move_up(ChangedElement& change, uint64_t distance) { change.index += distan
 
 // Slices decode to gaps and know only where they start relative to the slice before, so positions
 // are relative first and made absolute once all slices are through.
-template <class Kind, class Symbols>
+template <class Code, class Symbols>
 void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
                 uint64_t first_slice, Symbols* result) {
   std::vector<uint64_t> offsets(p.n_slices + 1, 0), bases(p.n_slices + 1, 0);
@@ -250,21 +250,22 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
       p.n_slices,
       [&](size_t s) {
         const Failure bad{resfed::Code::kBadSlice, first_slice + s};
-        Probability contexts[Kind::kContexts];
-        reset<Kind>(contexts);
+        Probability contexts[Code::kContexts];
+        reset<Code>(contexts);
         DecodingCoder coder;
         if (!open_slice(slices + offsets[s], lengths[s], contexts, &coder)) throw bad;
         auto* const first = symbols + slice_begin(p, s);
-        auto* const end = symbols + slice_begin(p, s + 1);
-        uint64_t covered = 0;  // index + 1, relative to the end of the slice before
-        Kind::open(coder, first, 0, [&](auto code) {
-          for (auto* symbol = first; symbol != end; ++symbol) {
-            if (!code.decode(coder, covered, n_elems, symbol) || coder.underrun) throw bad;
+        auto* const last = symbols + slice_begin(p, s + 1);
+        Code::with_code(coder, first, {}, [&](auto code) {
+          DecodingCoder mine = coder;  // in registers
+          uint64_t covered = 0;        // index + 1, relative to the end of the slice before
+          for (auto* symbol = first; symbol != last; ++symbol) {
+            if (!code.decode(mine, covered, n_elems, symbol) || mine.underrun) throw bad;
             covered = index_of(*symbol) + 1;
           }
+          if (!mine.finished()) throw bad;
+          bases[s + 1] = covered;
         });
-        if (!coder.finished()) throw bad;
-        bases[s + 1] = covered;
       },
       kSlicesPerThread);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
@@ -285,22 +286,22 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
                                  unsigned slice_log2) {
-  return encode_all<Lossy>({matrix, vector}, rows, slice_log2);
+  return encode_all<LossyCode>(Joined{matrix, vector}, rows, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
-  return encode_all<Lossless>({changes, {}}, {}, slice_log2);
+  return encode_all<LosslessCode>(changes, {}, slice_log2);
 }
 
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
                     Scratch<SentSymbol>* symbols) {
-  decode_all<Lossy>(slices, lengths, p, n_elems, 0, symbols);
+  decode_all<LossyCode>(slices, lengths, p, n_elems, 0, symbols);
 }
 
 std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
                                            Partition p, uint64_t n_elems, uint64_t first_slice) {
   std::vector<ChangedElement> changes;
-  decode_all<Lossless>(slices, lengths, p, n_elems, first_slice, &changes);
+  decode_all<LosslessCode>(slices, lengths, p, n_elems, first_slice, &changes);
   return changes;
 }
 
@@ -320,9 +321,8 @@ std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& row
   Tracer tracer{decisions};
   const Partition p = partition(symbols.size(), slice_log2);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
-    const uint64_t begin = slice_begin(p, s), end = slice_begin(p, s + 1);
-    const uint64_t covered = begin == 0 ? 0 : symbols[begin - 1].index() + 1;
-    encode_symbols<Lossy>(symbols.subspan(begin, end - begin), covered, rows, tracer);
+    const Joined all{symbols, {}};
+    encode_symbols<LossyCode>(all, rows, slice_begin(p, s), slice_begin(p, s + 1), tracer);
     ends->push_back(decisions.size());
   }
   return decisions;
