@@ -106,7 +106,7 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     ),
     "selection": (CIFAR_SUBSET, [*SELECTION], [0, 1, 2]),
     "paper-cpu": (
-        replace(PAPER, rounds=20, images=1000, test_images=1000, batch=20),
+        replace(PAPER, rounds=15, images=1000, test_images=1000, batch=20),
         [*PAPER_CPU],
         [0],
     ),
