@@ -106,12 +106,14 @@ void reset(Probability* contexts) {
 uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
 uint64_t index_of(const ChangedElement& change) { return change.index; }
 
-// Two lists as one.
+// Three lists as one.
 struct Joined {
-  SentSymbols first, second;
-  size_t size() const { return first.size() + second.size(); }
+  SentSymbols first, second, third;
+  size_t size() const { return first.size() + second.size() + third.size(); }
   const SentSymbol& operator[](size_t i) const {
-    return i < first.size() ? first[i] : second[i - first.size()];
+    if (i < first.size()) return first[i];
+    i -= first.size();
+    return i < second.size() ? second[i] : third[i - second.size()];
   }
 };
 
@@ -217,8 +219,9 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 }  // namespace
 
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, unsigned slice_log2) {
-  return encode_all<LossyCode>(Joined{matrix, vector}, slice_log2);
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, SentSymbols dense,
+                                 unsigned slice_log2) {
+  return encode_all<LossyCode>(Joined{matrix, vector, dense}, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
