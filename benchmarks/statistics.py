@@ -4,8 +4,10 @@
 
 Takes real snapshots of the paper's CNN, which has BatchNorm, and encodes client updates (up) and
 broadcasts (down) against the model before, at one sparsity, with the statistics in the budget of
-the vectors, dense at several bits, and lossless. Errors of a mean are in units of the standard
-deviation that belongs to it, errors of a variance relative to it.
+the vectors, dense at several bits, lossless, and apart: in a second payload that sends all of them
+with so many bits each, a fixed number of levels between the smallest and the largest residual of
+all. Errors of a mean are in units of the standard deviation that belongs to it, errors of a
+variance relative to it.
 """
 
 from __future__ import annotations
@@ -21,16 +23,26 @@ from benchmarks.common import Model, load_snapshots, relative_squared_error, wri
 
 EPS = 1e-5
 ROUNDS = range(5, 9)
+APART = {f"apart, {bits} bits": bits for bits in (4, 5, 6)}
 WAYS: dict[str, dict[str, Any]] = {
     "not sent": {},
     "in the budget": {"dense": ()},
     **{f"dense, {bits} bits": {"dense_bits": bits} for bits in (2, 3, 4, 5, 6)},
+    **{way: {} for way in APART},
     "lossless": {"exclude": "*running_*"},
 }
 
 
 def is_statistic(name: str) -> bool:
     return "running_" in name
+
+
+def send_apart(state: Model, reference: Model, names: list[str], bits: int) -> tuple[int, Model]:
+    """Bytes of a payload of these tensors alone, and what it recovers."""
+    matrix = {"": np.zeros((1, 0), np.float32)}  # makes them vectors, which are scaled
+    own, base = ({n: m[n] for n in names} | matrix for m in (state, reference))
+    payload = rfc.encode(own, base, sparsity=0.0, bits=bits, dense=())
+    return len(payload), rfc.decode(payload, base)
 
 
 def errors(state: Model, recovered: Model) -> tuple[list[float], list[float]]:
@@ -57,7 +69,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for direction, prefix in (("up", "l0_"), ("down", "g")):
         for way, options in WAYS.items():
-            sizes, bits, squares = [], [], []
+            sizes: list[int] = []
+            squares: list[float] = []
+            n_extra = 0
             means: list[float] = []
             variances: list[float] = []
             for t in ROUNDS:
@@ -67,12 +81,16 @@ def main() -> None:
                     for model in (state, reference)
                 )
                 without = rfc.encode(rest, base, sparsity=args.sparsity)
-                payload = rfc.encode(state, reference, sparsity=args.sparsity, **options)
-                recovered = rfc.decode(payload, reference)
                 if way == "not sent":
-                    payload, recovered = without, {**state, **{n: reference[n] for n in names}}
-                sizes.append(len(payload))
-                bits.append(8 * (len(payload) - len(without)) / n_statistics)
+                    n_bytes, recovered = len(without), reference
+                elif way in APART:
+                    own_bytes, recovered = send_apart(state, reference, names, APART[way])
+                    n_bytes = len(without) + own_bytes
+                else:
+                    payload = rfc.encode(state, reference, sparsity=args.sparsity, **options)
+                    n_bytes, recovered = len(payload), rfc.decode(payload, reference)
+                sizes.append(n_bytes)
+                n_extra += n_bytes - len(without)
                 squares.append(relative_squared_error(state, reference, recovered, names))
                 more_means, more_variances = errors(state, recovered)
                 means += more_means
@@ -81,7 +99,7 @@ def main() -> None:
                 "direction": direction,
                 "statistics": way,
                 "bytes": round(np.mean(sizes)),
-                "bits a statistic": float(np.mean(bits)),
+                "bits a statistic": 8 * n_extra / (len(sizes) * n_statistics),
                 "squared error": float(np.mean(squares)),
                 "mean, median": float(np.median(means)),
                 "mean, 99 %": float(np.quantile(means, 0.99)),

@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="B",
         type=int,
         default=DEFAULT_DENSE_BITS,
-        help="about how many bits an element of them takes, 2 to 12 (default: %(default)s)",
+        help="how finely they are quantized, in bits an element, 2 to 12 (default: %(default)s)",
     )
     p.add_argument("--quiet", action="store_true", help="do not report the size")
     _add_threads(p)

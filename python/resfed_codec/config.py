@@ -56,9 +56,9 @@ class CodecConfig:
             variance, comes out without any. Default (None): running statistics of BatchNorm, as
             PyTorch and Keras name them (``RUNNING_STATISTICS``), if there are any. Patterns given
             replace the default; ``()`` names nothing. ``exclude`` goes before ``dense``.
-        dense_bits: About how many bits an element of a dense tensor takes, 2 to 12: the quantizer's
-            step is ``2**(2 - dense_bits)`` times the root mean square of the tensor's residual,
-            rounded down to a power of two.
+        dense_bits: How finely dense tensors are quantized, 2 to 12; an element takes about half a
+            bit more. The quantizer's step is ``2**(2 - dense_bits)`` times the root mean square of
+            the tensor's residual, rounded down to a power of two.
         predictor: In a stream: what the next model is expected to be. A name ("global",
             "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
             AdaptivePredictor. Default: "global" for uplinks, else "previous".
