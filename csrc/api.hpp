@@ -18,8 +18,9 @@ namespace resfed {
 
 enum class Role : uint8_t {
   kMatrix = 0,    // lossy, two or more dimensions
-  kVector = 1,    // lossy, scaled per tensor: biases, norms, running statistics
+  kVector = 1,    // lossy, scaled per tensor: biases, norms
   kLossless = 2,  // integers, bool, excluded tensors
+  kDense = 3,     // lossy, scaled per tensor, all of it in the payload: running statistics
 };
 
 struct Tensor {
@@ -31,8 +32,8 @@ struct Tensor {
   DType dtype = DType::kFloat32;  // of lossy tensors
   Role role = Role::kMatrix;
   Prediction prediction;      // of lossy tensors
-  float* feedback = nullptr;  // encode of lossy tensors: added to the residual, then replaced by
-                              // what is left of it; may be null
+  float* feedback = nullptr;  // encode of matrices and vectors: added to the residual, then
+                              // replaced by what is left of it; may be null
 
   bool plain() const { return prediction.n_terms == 0 && feedback == nullptr; }
 };
@@ -53,8 +54,10 @@ struct EncodeOptions {
   double max_error = -1.0;    // < 0: no bound
   uint64_t vector_share = 1;  // with max_bytes: vectors are sent this many times as densely
   StepRule step;
+  unsigned dense_bits = 3;  // of dense tensors: steps are 2^(2 - dense_bits) of their scale
   unsigned slice_log2 = kDefaultSliceLog2;
   std::vector<uint64_t> exclusions;   // for the frame; those tensors have role kLossless
+  std::vector<uint64_t> dense;        // for the frame; those tensors have role kDense
   std::vector<uint64_t> row_lengths;  // of each tensor, elements per first dimension; 0: no rows
 };
 
@@ -65,7 +68,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
 Frame open_payload(const uint8_t* payload, size_t n_bytes);
 
 // All or nothing: throws Failure before the first write to any `out`. The tensors have the roles of
-// a payload without exclusions.
+// a payload without exclusions and dense tensors.
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::vector<Tensor>& tensors);
 

@@ -2,13 +2,14 @@
 // code that every backend shares.
 //
 //   [4 bytes] magic "RFD" and version   [1] flags   [1] slice_log2   [8] digest
-//   [4] reference check   link   [varints] counts, quantizers, exponents, exclusions, slice lengths
-//   slices   [4] CRC-32C of all before
+//   [4] reference check   link   [varints] counts, quantizers, exponents, exclusions, dense
+//   tensors, slice lengths   slices   [4] CRC-32C of all before
 //
 // Hostile input: read_frame() checks every count against the reference's layout before anything is
 // allocated from it, and every length against the bytes that are there.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -24,7 +25,8 @@ constexpr uint8_t kMagic[3] = {'R', 'F', 'D'};
 constexpr uint8_t kFormatVersion = 1;
 constexpr uint8_t kFlagExclusions = 1;
 constexpr uint8_t kFlagLink = 2;
-constexpr uint8_t kKnownFlags = kFlagExclusions | kFlagLink;
+constexpr uint8_t kFlagDense = 4;
+constexpr uint8_t kKnownFlags = kFlagExclusions | kFlagLink | kFlagDense;
 constexpr size_t kFixedHeaderBytes = 18;
 constexpr size_t kChecksumBytes = 4;
 
@@ -33,16 +35,19 @@ struct Frame {
   uint64_t digest = 0;
   uint32_t reference_check = 0;
   std::string link;  // bytes that only the Python layer reads; empty if there are none
-  uint64_t n_matrix = 0, n_vector = 0, n_lossless = 0;  // elements by role
-  uint64_t k_matrix = 0, k_vector = 0, n_changed = 0;   // of them, sent
-  Quantizer matrix, vector;
-  std::vector<int8_t> exponents;      // one per non-empty vector tensor, when k_vector > 0
-  std::vector<uint64_t> exclusions;   // ordinals of float tensors that are carried losslessly
-  std::vector<uint64_t> slice_bytes;  // all slices, lossy ones first
-  size_t slices_offset = 0;           // set by read_frame
+  uint64_t n_matrix = 0, n_vector = 0, n_dense = 0, n_lossless = 0;  // elements by role
+  uint64_t k_matrix = 0, k_vector = 0, k_dense = 0, n_changed = 0;   // of them, sent
+  Quantizer matrix, vector, dense;
+  // One per non-empty tensor of the role, when one of its elements is sent.
+  std::vector<int8_t> exponents, dense_exponents;
+  std::vector<uint64_t> exclusions;     // ordinals of float tensors that are carried losslessly
+  std::vector<uint64_t> dense_tensors;  // ordinals
+  std::vector<uint64_t> slice_bytes;    // all slices, lossy ones first
+  size_t slices_offset = 0;             // set by read_frame
   size_t counts_offset = 0, quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
 
-  Partition lossy_partition() const { return partition(k_matrix + k_vector, slice_log2); }
+  uint64_t n_lossy() const { return n_matrix + n_vector + n_dense; }
+  Partition lossy_partition() const { return partition(k_matrix + k_vector + k_dense, slice_log2); }
   Partition lossless_partition() const { return partition(n_changed, slice_log2); }
 };
 
@@ -119,12 +124,50 @@ inline Quantizer read_quantizer(ByteReader& in) {
   return q;
 }
 
+inline void write_exponents(ByteWriter& out, const std::vector<int8_t>& exponents) {
+  out.varint(exponents.size());
+  for (int8_t exponent : exponents) out.fixed(static_cast<uint8_t>(exponent));
+}
+
+inline std::vector<int8_t> read_exponents(ByteReader& in, uint64_t n_elems) {
+  std::vector<int8_t> exponents;
+  const uint64_t n_exponents = in.varint(min_of<uint64_t>(n_elems, in.left()));
+  for (uint64_t i = 0; i < n_exponents; ++i) {
+    const int8_t exponent = static_cast<int8_t>(in.fixed<uint8_t>());
+    if (exponent < kMinExponent || exponent > kMaxExponent) {
+      throw Failure{Code::kBadField, in.offset() - 1, static_cast<uint8_t>(exponent)};
+    }
+    exponents.push_back(exponent);
+  }
+  return exponents;
+}
+
+// Ascending, at least one.
+inline void write_ordinals(ByteWriter& out, const std::vector<uint64_t>& ordinals) {
+  out.varint(ordinals.size());
+  uint64_t previous = 0;
+  for (uint64_t ordinal : ordinals) out.varint(ordinal - previous), previous = ordinal + 1;
+}
+
+inline std::vector<uint64_t> read_ordinals(ByteReader& in) {
+  std::vector<uint64_t> ordinals;
+  const uint64_t n_ordinals = in.varint(in.left());
+  if (n_ordinals == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
+  uint64_t next = 0;
+  for (uint64_t i = 0; i < n_ordinals; ++i) {
+    ordinals.push_back(next + in.varint(1ull << 32));
+    next = ordinals.back() + 1;
+  }
+  return ordinals;
+}
+
 // Everything before the slices.
 inline void write_frame(const Frame& f, ByteWriter& out) {
   for (uint8_t byte : kMagic) out.fixed(byte);
   out.fixed(kFormatVersion);
   out.fixed(static_cast<uint8_t>((f.exclusions.empty() ? 0 : kFlagExclusions) |
-                                 (f.link.empty() ? 0 : kFlagLink)));
+                                 (f.link.empty() ? 0 : kFlagLink) |
+                                 (f.dense_tensors.empty() ? 0 : kFlagDense)));
   out.fixed(static_cast<uint8_t>(f.slice_log2));
   out.fixed(f.digest);
   out.fixed(f.reference_check);
@@ -134,21 +177,23 @@ inline void write_frame(const Frame& f, ByteWriter& out) {
   }
   out.varint(f.n_matrix);
   out.varint(f.n_vector);
+  if (!f.dense_tensors.empty()) out.varint(f.n_dense);
   out.varint(f.n_lossless);
   if (f.n_matrix > 0) out.varint(f.k_matrix);
   if (f.k_matrix > 0) write_quantizer(out, f.matrix);
   if (f.n_vector > 0) out.varint(f.k_vector);
   if (f.k_vector > 0) {
     write_quantizer(out, f.vector);
-    out.varint(f.exponents.size());
-    for (int8_t exponent : f.exponents) out.fixed(static_cast<uint8_t>(exponent));
+    write_exponents(out, f.exponents);
+  }
+  if (f.n_dense > 0) out.varint(f.k_dense);
+  if (f.k_dense > 0) {
+    write_quantizer(out, f.dense);
+    write_exponents(out, f.dense_exponents);
   }
   if (f.n_lossless > 0) out.varint(f.n_changed);
-  if (!f.exclusions.empty()) {
-    out.varint(f.exclusions.size());
-    uint64_t previous = 0;
-    for (uint64_t ordinal : f.exclusions) out.varint(ordinal - previous), previous = ordinal + 1;
-  }
+  if (!f.exclusions.empty()) write_ordinals(out, f.exclusions);
+  if (!f.dense_tensors.empty()) write_ordinals(out, f.dense_tensors);
   for (size_t i = 0; i + 1 < f.slice_bytes.size(); ++i) out.varint(f.slice_bytes[i] / 2);
 }
 
@@ -179,6 +224,7 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
   constexpr uint64_t kMaxElems = (1ull << 61) - 1;
   f.n_matrix = in.varint(kMaxElems);
   f.n_vector = in.varint(kMaxElems);
+  if (flags & kFlagDense) f.n_dense = in.varint(kMaxElems);
   f.n_lossless = in.varint(kMaxElems);
   f.quantizer_offset = in.offset();
   if (f.n_matrix > 0) f.k_matrix = in.varint(f.n_matrix);
@@ -186,23 +232,22 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
   if (f.n_vector > 0) f.k_vector = in.varint(f.n_vector);
   if (f.k_vector > 0) {
     f.vector = read_quantizer(in);
-    const uint64_t n_exponents = in.varint(min_of<uint64_t>(f.n_vector, in.left()));
-    for (uint64_t i = 0; i < n_exponents; ++i) {
-      const int8_t exponent = static_cast<int8_t>(in.fixed<uint8_t>());
-      if (exponent < kMinExponent || exponent > kMaxExponent) {
-        throw Failure{Code::kBadField, in.offset() - 1, static_cast<uint8_t>(exponent)};
-      }
-      f.exponents.push_back(exponent);
-    }
+    f.exponents = read_exponents(in, f.n_vector);
+  }
+  if (f.n_dense > 0) f.k_dense = in.varint(f.n_dense);
+  if (f.k_dense > 0) {
+    f.dense = read_quantizer(in);
+    f.dense_exponents = read_exponents(in, f.n_dense);
   }
   if (f.n_lossless > 0) f.n_changed = in.varint(f.n_lossless);
-  if (flags & kFlagExclusions) {
-    const uint64_t n_exclusions = in.varint(in.left());
-    if (n_exclusions == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
-    uint64_t next = 0;
-    for (uint64_t i = 0; i < n_exclusions; ++i) {
-      f.exclusions.push_back(next + in.varint(1ull << 32));
-      next = f.exclusions.back() + 1;
+  if (flags & kFlagExclusions) f.exclusions = read_ordinals(in);
+  if (flags & kFlagDense) {
+    const size_t begin = in.offset();
+    f.dense_tensors = read_ordinals(in);
+    for (uint64_t ordinal : f.dense_tensors) {
+      if (std::binary_search(f.exclusions.begin(), f.exclusions.end(), ordinal)) {
+        throw Failure{Code::kBadField, begin, ordinal};
+      }
     }
   }
   f.table_offset = in.offset();

@@ -20,7 +20,7 @@ enum class Code : uint32_t {
   kWrongLayout = 20,
   kWrongReference = 21,
   kWrongKeyframeLayout = 22,
-  kNoSuchTensor = 23,  // where: the tensor excluded, detail: how many there are
+  kNoSuchTensor = 23,  // where: the tensor named, detail: how many there are
   // What is wrong with the caller's data or wishes.
   kNonFinite = 40,         // where: tensor, detail: element
   kBudgetTooSmall = 41,    // detail: bytes of the smallest payload

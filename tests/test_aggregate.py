@@ -61,7 +61,10 @@ def rounds(
             contributions.append((state, state, weight))
             continue
         excluded = draw(st.lists(st.sampled_from(names), max_size=2))
-        payload = rfc.encode(state, reference, exclude=tuple(excluded), **draw(options()))
+        dense = draw(st.lists(st.sampled_from(names), max_size=2))
+        payload = rfc.encode(
+            state, reference, exclude=tuple(excluded), dense=tuple(dense), **draw(options())
+        )
         contributions.append((payload, rfc.decode(payload, reference), weight))
     return reference, contributions
 

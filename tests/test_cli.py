@@ -150,6 +150,11 @@ def test_round_trip(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
         ("--sparsity 0.9 --bits 3", {"sparsity": 0.9, "bits": 3}),
         ("--exclude net.b* half", {"exclude": ("net.b*", "half")}),
         ("--exclude net.b* --exclude half", {"exclude": ("net.b*", "half")}),
+        ("--dense net.b* half", {"dense": ("net.b*", "half")}),
+        (
+            "--dense net.b* --dense half --dense-bits 6",
+            {"dense": ("net.b*", "half"), "dense_bits": 6},
+        ),
     ],
 )
 def test_encode_passes_its_options_on(files: Files, options: str, expected: dict[str, Any]) -> None:
@@ -159,15 +164,17 @@ def test_encode_passes_its_options_on(files: Files, options: str, expected: dict
     assert output.read_bytes() != files.payload.read_bytes()
 
 
-def test_running_statistics_are_excluded_unless_told_otherwise(files: Files) -> None:
+def test_running_statistics_are_dense_unless_told_otherwise(files: Files) -> None:
     new, old = ({**model(seed), "n.running_var": model(seed)["net.bias"]} for seed in (1, 0))
     save_file(new, files.new)
     save_file(old, files.old)
     output = files.folder / "out"
     assert main(files.encode(output)) == 0
-    assert output.read_bytes() == rfc.encode(new, old, exclude="n.running_var")
-    assert main([*files.encode(output), "--exclude"]) == 0
-    assert output.read_bytes() == rfc.encode(new, old, exclude=())
+    assert output.read_bytes() == rfc.encode(new, old, dense="n.running_var")
+    assert main([*files.encode(output), "--dense"]) == 0
+    assert output.read_bytes() == rfc.encode(new, old, dense=())
+    assert main([*files.encode(output), "--exclude", "*running*"]) == 0
+    assert output.read_bytes() == rfc.encode(new, old, exclude="*running*")
 
 
 def test_step_auto_is_the_default(files: Files) -> None:

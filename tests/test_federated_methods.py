@@ -273,7 +273,7 @@ def with_statistics(initial: State) -> State:
 @pytest.mark.parametrize("keyframe", [False, True])
 @pytest.mark.parametrize(
     ("statistics", "error"),
-    [("budget", 1.0), ("float16", 2**-11), ("apart", 0.005), ("kept", 0.0)],
+    [("dense", 0.05), ("budget", 1.0), ("float16", 2**-11), ("apart", 0.005), ("kept", 0.0)],
 )
 def test_ways_of_sending_statistics(
     statistics: str,
@@ -339,7 +339,7 @@ def test_selection_by_magnitude_is_the_codecs_own(initial: State, rng: np.random
     method = CodecSelect(initial, CLIENTS, 0, sparsity=0.95)
     local = moved(initial, rng)
     recovered, n_bytes = method.up(0, local)
-    payload = rfc.encode(local, initial, sparsity=0.95, exclude=())
+    payload = rfc.encode(local, initial, sparsity=0.95, dense=())
     expected = rfc.decode(payload, initial)
     assert n_bytes == len(payload)
     np.testing.assert_allclose(flat(recovered), flat(expected), atol=1e-6)

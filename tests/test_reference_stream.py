@@ -51,10 +51,18 @@ def history(layout: Layout, numbers: list[int], models: list[State]) -> Version 
     n_other=st.integers(1, 3),
     starts=st.booleans(),
     exclude=st.sampled_from([(), ("kept",), ("bias", "kept"), ("weight", "kept")]),
+    dense=st.sampled_from([(), "bias", ("bias", "empty"), ("weight", "kept"), "*"]),
     seed=st.integers(0, 99),
 )
 def test_agree(
-    predictor: str, dtype: Any, n_own: int, n_other: int, starts: bool, exclude: Any, seed: int
+    predictor: str,
+    dtype: Any,
+    n_own: int,
+    n_other: int,
+    starts: bool,
+    exclude: Any,
+    dense: Any,
+    seed: int,
 ) -> None:
     """``starts``: both histories reach back to the initial model, version 0."""
     rng = np.random.default_rng(seed)
@@ -66,7 +74,7 @@ def test_agree(
     other_numbers = [first + n_other - 1 - j for j in range(n_other)]
     base, other = (history(layout, n, models) for n in (own_numbers, other_numbers))
     assert other is not None
-    config = rfc.CodecConfig(sparsity=0.8, exclude=exclude)
+    config = rfc.CodecConfig(sparsity=0.8, exclude=exclude, dense=dense)
     coder = Coder(layout, config, PREDICTORS[predictor], two_way=True)
     out = layout.empty()
     payload = coder.encode(

@@ -28,7 +28,7 @@ def relative_error(state: State, reference: State, recovered: State, dims: range
 @pytest.mark.parametrize("max_bytes", [100, 101, 300, 1000, 5000, 10**9])
 def test_max_bytes_is_kept_and_used(max_bytes: int, rng: np.random.Generator) -> None:
     state, reference = cnn_pair(rng)
-    payload, recovered = encode_and_recover(state, reference, max_bytes=max_bytes, exclude=())
+    payload, recovered = encode_and_recover(state, reference, max_bytes=max_bytes, dense=())
     assert len(payload) <= max_bytes
     if max_bytes < 10**9:
         assert len(payload) > 0.9 * max_bytes
@@ -53,10 +53,10 @@ def test_max_error_is_kept(max_error: float, dtype: type, rng: np.random.Generat
     state, reference = cnn_pair(rng)
     state["fc.weight"] = state["fc.weight"].astype(dtype)
     reference["fc.weight"] = reference["fc.weight"].astype(dtype)
-    payload, recovered = encode_and_recover(state, reference, max_error=max_error, exclude=())
+    payload, recovered = encode_and_recover(state, reference, max_error=max_error, dense=())
     assert relative_error(state, reference, recovered, range(2, 5)) <= max_error
     assert relative_error(state, reference, recovered, range(2)) <= max_error
-    looser = rfc.encode(state, reference, max_error=min(1.0, 2 * max_error), exclude=())
+    looser = rfc.encode(state, reference, max_error=min(1.0, 2 * max_error), dense=())
     assert len(looser) <= len(payload)
 
 

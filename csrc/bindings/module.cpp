@@ -91,14 +91,19 @@ py::dict inspect_payload(const py::bytes& payload) {
   d["reference_check"] = f.reference_check;
   d["n_matrix"] = f.n_matrix;
   d["n_vector"] = f.n_vector;
+  d["n_dense"] = f.n_dense;
   d["n_lossless"] = f.n_lossless;
   d["k_matrix"] = f.k_matrix;
   d["k_vector"] = f.k_vector;
+  d["k_dense"] = f.k_dense;
   d["n_changed"] = f.n_changed;
   d["matrix"] = quantizer_dict(f.matrix);
   d["vector"] = quantizer_dict(f.vector);
+  d["dense"] = quantizer_dict(f.dense);
   d["exponents"] = f.exponents;
+  d["dense_exponents"] = f.dense_exponents;
   d["exclusions"] = f.exclusions;
+  d["dense_tensors"] = f.dense_tensors;
   d["slice_bytes"] = f.slice_bytes;
   d["n_lossy_slices"] = f.lossy_partition().n_slices;
   d["quantizer_offset"] = f.quantizer_offset;
@@ -161,6 +166,8 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("step", &EncodeOptions::step)
       .def_readwrite("slice_log2", &EncodeOptions::slice_log2)
       .def_readwrite("exclusions", &EncodeOptions::exclusions)
+      .def_readwrite("dense", &EncodeOptions::dense)
+      .def_readwrite("dense_bits", &EncodeOptions::dense_bits)
       .def_readwrite("row_lengths", &EncodeOptions::row_lengths);
 
   py::class_<Contribution>(m, "Contribution");

@@ -86,8 +86,10 @@ std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t
   c->values.resize(u.symbols.size());
   double* const matrix = c->values.data();
   double* const vector = matrix + u.sent_matrix.size();
+  double* const dense = vector + u.sent_vector.size();
   u.verify(weigh(u.groups.matrix, u.sent_matrix, u.frame.matrix, weight, c->bounds, matrix) +
-           weigh(u.groups.vector, u.sent_vector, u.frame.vector, weight, c->bounds, vector));
+           weigh(u.groups.vector, u.sent_vector, u.frame.vector, weight, c->bounds, vector) +
+           weigh(u.groups.dense, u.sent_dense, u.frame.dense, weight, c->bounds, dense));
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
     look_at(ordinal, element, after, weight, c->bounds);
   });
@@ -99,6 +101,7 @@ void Aggregator::add(Contribution* contribution) {
   const Update& u = contribution->update;
   touch(u.groups.matrix, u.sent_matrix);
   touch(u.groups.vector, u.sent_vector);
+  touch(u.groups.dense, u.sent_dense);
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t) { touch(ordinal, element); });
   auto used = std::make_unique<Contribution>();
   {
@@ -108,8 +111,10 @@ void Aggregator::add(Contribution* contribution) {
   accept(contribution->bounds, contribution->weight);
 
   const double* const matrix = contribution->values.data();
+  const double* const vector = matrix + u.sent_matrix.size();
   sum_up(u.groups.matrix, u.sent_matrix, matrix);
-  sum_up(u.groups.vector, u.sent_vector, matrix + u.sent_matrix.size());
+  sum_up(u.groups.vector, u.sent_vector, vector);
+  sum_up(u.groups.dense, u.sent_dense, vector + u.sent_vector.size());
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
     add_element(ordinal, element, after, contribution->weight);
   });

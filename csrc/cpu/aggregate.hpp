@@ -44,7 +44,8 @@ struct Contribution {
 class Aggregator {
  public:
   // The tensors' references are borrowed for the aggregator's life; roles are those of a payload
-  // without exclusions. `is_signed` tells the integers apart, one entry per tensor.
+  // without exclusions and dense tensors. `is_signed` tells the integers apart, one entry per
+  // tensor.
   Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed);
 
   // `digest` is the one that the payload must name; its prediction is the reference. Weights lie in

@@ -11,14 +11,22 @@
 namespace resfed {
 namespace {
 
-// What exclusions do to roles: excluded tensors become lossless; where no matrix is left, vectors
-// are treated as matrices. roles_of() in layout.py is the other end's view of this rule.
-void exclude(std::vector<Tensor>& tensors, const std::vector<uint64_t>& exclusions) {
-  if (exclusions.empty()) return;
-  if (exclusions.back() >= tensors.size()) {
-    throw Failure{Code::kNoSuchTensor, exclusions.back(), tensors.size()};
+// What a frame's lists do to roles: excluded tensors become lossless, others dense; where no matrix
+// is left, vectors are treated as matrices. roles_of() in layout.py is the other end's view of this
+// rule.
+void assign_roles(std::vector<Tensor>& tensors, const Frame& frame) {
+  if (frame.exclusions.empty() && frame.dense_tensors.empty()) return;
+  for (const auto* ordinals : {&frame.exclusions, &frame.dense_tensors}) {
+    if (!ordinals->empty() && ordinals->back() >= tensors.size()) {
+      throw Failure{Code::kNoSuchTensor, ordinals->back(), tensors.size()};
+    }
   }
-  for (uint64_t ordinal : exclusions) tensors[ordinal].role = Role::kLossless;
+  for (uint64_t ordinal : frame.exclusions) tensors[ordinal].role = Role::kLossless;
+  for (uint64_t ordinal : frame.dense_tensors) {
+    Role& role = tensors[ordinal].role;
+    if (role == Role::kLossless) throw Failure{Code::kBadField, frame.counts_offset, ordinal};
+    role = Role::kDense;
+  }
   if (std::any_of(tensors.begin(), tensors.end(),
                   [](const Tensor& t) { return t.role == Role::kMatrix; })) {
     return;
@@ -48,35 +56,40 @@ void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   Update& u = *update;
   u.frame = open_payload(payload, n_bytes);
   const Frame& frame = u.frame;
+  if (frame.digest != digest) throw Failure{Code::kWrongLayout, frame.digest, digest};
   u.tensors = tensors;
-  exclude(u.tensors, frame.exclusions);
+  assign_roles(u.tensors, frame);
   u.groups = make_groups(u.tensors);
   Groups& groups = u.groups;
-  if (frame.digest != digest) {
-    throw Failure{Code::kWrongLayout, frame.digest, digest};
-  }
   if (frame.n_matrix != groups.matrix.n_elems || frame.n_vector != groups.vector.n_elems ||
-      frame.n_lossless != groups.lossless.n_elems ||
-      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.pieces.size())) {
+      frame.n_dense != groups.dense.n_elems || frame.n_lossless != groups.lossless.n_elems ||
+      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.pieces.size()) ||
+      (frame.k_dense > 0 && frame.dense_exponents.size() != groups.dense.pieces.size())) {
     throw Failure{Code::kBadField, kFixedHeaderBytes, frame.n_matrix};
   }
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
+  if (frame.k_dense > 0) apply_exponents(groups.dense, frame.dense_exponents);
 
   const uint8_t* const slices = payload + frame.slices_offset;
   const Partition lossy = frame.lossy_partition(), lossless = frame.lossless_partition();
   uint64_t lossy_bytes = 0;
   for (uint64_t s = 0; s < lossy.n_slices; ++s) lossy_bytes += frame.slice_bytes[s];
-  decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_matrix + frame.n_vector,
-                 &u.symbols);
+  decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_lossy(), &u.symbols);
   u.changes = decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices,
                              lossless, frame.n_lossless, lossy.n_slices);
 
-  u.sent_matrix = SentSymbols(u.symbols).first(frame.k_matrix);
-  u.sent_vector = SentSymbols(u.symbols).subspan(frame.k_matrix);
-  const bool split_is_right =
-      (u.sent_matrix.empty() || u.sent_matrix.back().index() < frame.n_matrix) &&
-      (u.sent_vector.empty() || u.sent_vector.front().index() >= frame.n_matrix);
-  if (!split_is_right) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
+  const SentSymbols symbols(u.symbols);
+  u.sent_matrix = symbols.first(frame.k_matrix);
+  u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
+  u.sent_dense = symbols.last(frame.k_dense);
+  const auto lie_in = [](SentSymbols sent, const Group& group) {
+    return sent.empty() ||
+           (sent.front().index() >= group.base && sent.back().index() - group.base < group.n_elems);
+  };
+  if (!lie_in(u.sent_matrix, groups.matrix) || !lie_in(u.sent_vector, groups.vector) ||
+      !lie_in(u.sent_dense, groups.dense)) {
+    throw Failure{Code::kBadSlice, 0, frame.k_matrix};
+  }
 
   u.restored = restore_changes(groups.lossless, u.changes);
 }
@@ -95,10 +108,12 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   read_update(payload, n_bytes, digest, tensors, &u);
   const Recovered matrix = recover_all(u.groups.matrix, u.sent_matrix, u.frame.matrix, nullptr);
   const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
-  u.verify(matrix.check + vector.check);
+  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, u.frame.dense, nullptr);
+  u.verify(matrix.check + vector.check + dense.check);
   write_predictions(u.groups);
   write_recovered(u.groups.matrix, u.sent_matrix, matrix);
   write_recovered(u.groups.vector, u.sent_vector, vector);
+  write_recovered(u.groups.dense, u.sent_dense, dense);
   write_changes(u.groups.lossless, u.changes, u.restored);
 }
 
@@ -109,7 +124,7 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   Scratch<SentSymbol> symbols;
   decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
-                 frame.n_matrix + frame.n_vector, &symbols);
+                 frame.n_lossy(), &symbols);
   const auto add = [](const Group& group, const Quantizer& quantizer, SentSymbols sent) {
     for (size_t task = 0; task < n_tasks(sent); ++task) {
       for_each_run(group, sent, task, [&](const Run& run) {
@@ -122,7 +137,7 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
     }
   };
   add(groups.matrix, frame.matrix, SentSymbols(symbols).first(frame.k_matrix));
-  add(groups.vector, frame.vector, SentSymbols(symbols).subspan(frame.k_matrix));
+  add(groups.vector, frame.vector, SentSymbols(symbols).subspan(frame.k_matrix, frame.k_vector));
 }
 
 }  // namespace resfed

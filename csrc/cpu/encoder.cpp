@@ -39,8 +39,8 @@ Coded code_group(const Group& group, const Segments& selected, const StepRule& r
   return coded;
 }
 
-// Vector tensors live on very different scales (a running variance beside a bias): each is divided
-// by the power of two below the root mean square of its residual, so they share one selection.
+// Vectors and dense tensors live on very different scales (a norm beside a bias): each is divided
+// by the power of two below the root mean square of its residual, so they share one quantizer.
 std::vector<int8_t> choose_exponents(const Group& group) {
   std::vector<int8_t> exponents;
   for (const Piece& piece : group.pieces) {
@@ -57,6 +57,60 @@ std::vector<int8_t> choose_exponents(const Group& group) {
     exponents.push_back(static_cast<int8_t>(std::clamp(exponent, kMinExponent, kMaxExponent)));
   }
   return exponents;
+}
+
+// Whether no element of the state is negative, as in variances.
+bool none_negative(const Tensor& tensor) {
+  bool none = true;
+  with_elements(tensor, 0, [&](const auto& elements) {
+    for (uint64_t i = 0; i < tensor.n_elems && none; ++i) none = !(wide(elements.current(i)) < 0);
+  });
+  return none;
+}
+
+// Tensors without a negative element stay without: where recovery would give one, the signed level
+// is raised. A prediction may be negative too, so this looks at all elements.
+Scratch<SentSymbol> keep_from_negative(const Group& group, SentSymbols sent,
+                                       const Quantizer& quantizer) {
+  Scratch<SentSymbol> kept;
+  kept.reserve(sent.size());
+  size_t next = 0;
+  for (const Piece& piece : group.pieces) {
+    const Values values(quantizer, piece);
+    const bool guarded = none_negative(*piece.tensor);
+    with_elements(*piece.tensor, 0, [&](const auto& elements) {
+      for (uint64_t i = 0; i < piece.tensor->n_elems; ++i) {
+        const uint64_t index = group.base + piece.begin + i;
+        int32_t level = 0;
+        if (next < sent.size() && sent[next].index() == index) level = sent[next++].level();
+        if (guarded) {
+          const auto before = elements.predicted(i);
+          const auto after = [&] {
+            return level == 0 ? before : recover(before, values.of(level));
+          };
+          while (wide(after()) < 0 && level < static_cast<int32_t>(kMaxLevel)) ++level;
+        }
+        if (level != 0) kept.emplace_back(index, level);
+      }
+    });
+  }
+  return kept;
+}
+
+// All of the group that a uniform quantizer does not round to nothing. The scale is that of the
+// tensor, so the step is the same for all.
+Coded code_dense(const Group& group, unsigned bits) {
+  Coded coded;
+  if (group.n_elems == 0) return coded;
+  coded.quantizer.step = power_of_two(2 - static_cast<int>(bits));
+  coded.quantizer.threshold = coded.quantizer.step / 2;
+  const Segments selected = collect(group, magnitude_key(coded.quantizer.threshold),
+                                    [](size_t, Candidates found) { return found.n; });
+  coded.sent = quantize_all(group, selected, &coded.quantizer);
+  coded.sent = keep_from_negative(group, coded.sent, coded.quantizer);
+  coded.k = coded.sent.size();
+  coded.recovered = recover_all(group, coded.sent, coded.quantizer, nullptr);
+  return coded;
 }
 
 // The group's best k elements for any k, asking the model again only when k grows past what is
@@ -134,16 +188,19 @@ RowLengths rows_of(const Group& matrix, const std::vector<uint64_t>& row_lengths
 }
 
 std::vector<uint8_t> assemble(Frame frame, const RowLengths& rows, const Coded& matrix,
-                              const Coded& vector, const std::vector<Slice>& lossless_slices,
-                              uint32_t lossless_check) {
+                              const Coded& vector, const Coded& dense,
+                              const std::vector<Slice>& lossless_slices, uint32_t lossless_check) {
   frame.k_matrix = matrix.k;
   frame.matrix = matrix.quantizer;
   frame.k_vector = vector.k;
   frame.vector = vector.quantizer;
-  frame.reference_check = matrix.recovered.check + vector.recovered.check + lossless_check;
+  frame.k_dense = dense.k;
+  frame.dense = dense.quantizer;
+  frame.reference_check =
+      matrix.recovered.check + vector.recovered.check + dense.recovered.check + lossless_check;
 
   const std::vector<Slice> lossy_slices =
-      encode_slices(matrix.sent, vector.sent, rows, frame.slice_log2);
+      encode_slices(matrix.sent, vector.sent, dense.sent, rows, frame.slice_log2);
   for (const Slice& slice : lossy_slices) frame.slice_bytes.push_back(slice.size());
   for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());
 
@@ -175,11 +232,15 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   frame.digest = options.digest;
   frame.link = options.link;
   frame.exclusions = options.exclusions;
+  frame.dense_tensors = options.dense;
   frame.n_matrix = groups.matrix.n_elems;
   frame.n_vector = groups.vector.n_elems;
+  frame.n_dense = groups.dense.n_elems;
   frame.n_lossless = groups.lossless.n_elems;
   frame.exponents = choose_exponents(groups.vector);
   apply_exponents(groups.vector, frame.exponents);
+  frame.dense_exponents = choose_exponents(groups.dense);
+  apply_exponents(groups.dense, frame.dense_exponents);
 
   const std::vector<ChangedElement> changes = find_changes(groups.lossless);
   const RestoredElements restored = restore_changes(groups.lossless, changes);
@@ -187,10 +248,11 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   frame.n_changed = changes.size();
 
   const RowLengths rows = rows_of(groups.matrix, options.row_lengths);
+  const Coded dense = code_dense(groups.dense, options.dense_bits);
   Coded matrix, vector;
   std::vector<uint8_t> payload;
   const auto finish = [&] {
-    payload = assemble(frame, rows, matrix, vector, lossless_slices, restored.check);
+    payload = assemble(frame, rows, matrix, vector, dense, lossless_slices, restored.check);
   };
 
   if (options.max_error >= 0) {
@@ -236,6 +298,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   write_predictions(groups);
   write_recovered(groups.matrix, matrix.sent, matrix.recovered);
   write_recovered(groups.vector, vector.sent, vector.recovered);
+  write_recovered(groups.dense, dense.sent, dense.recovered);
   write_changes(groups.lossless, changes, restored);
   return payload;
 }

@@ -6,7 +6,7 @@
 namespace resfed {
 
 struct Groups {
-  Group matrix, vector, lossless;
+  Group matrix, vector, dense, lossless;
 };
 
 inline Groups make_groups(const std::vector<Tensor>& tensors) {
@@ -16,20 +16,22 @@ inline Groups make_groups(const std::vector<Tensor>& tensors) {
     if (t.n_elems == 0) continue;
     Group& group = t.role == Role::kMatrix   ? groups.matrix
                    : t.role == Role::kVector ? groups.vector
+                   : t.role == Role::kDense  ? groups.dense
                                              : groups.lossless;
     group.pieces.push_back({&t, i, group.n_elems});
     group.n_elems += t.n_elems;
   }
   groups.vector.base = groups.matrix.n_elems;
-  const uint64_t n_lossy = groups.matrix.n_elems + groups.vector.n_elems;
+  groups.dense.base = groups.vector.base + groups.vector.n_elems;
+  const uint64_t n_lossy = groups.dense.base + groups.dense.n_elems;
   if (n_lossy > kMaxLossyElements) throw Failure{Code::kModelTooLarge, 0, n_lossy};
   return groups;
 }
 
-inline void apply_exponents(Group& vector, const std::vector<int8_t>& exponents) {
-  for (size_t i = 0; i < vector.pieces.size(); ++i) {
-    vector.pieces[i].scale = power_of_two(-exponents[i]);
-    vector.pieces[i].unscale = power_of_two(exponents[i]);
+inline void apply_exponents(Group& group, const std::vector<int8_t>& exponents) {
+  for (size_t i = 0; i < group.pieces.size(); ++i) {
+    group.pieces[i].scale = power_of_two(-exponents[i]);
+    group.pieces[i].unscale = power_of_two(exponents[i]);
   }
 }
 

@@ -74,7 +74,7 @@ void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* res
 }
 
 void write_predictions(const Groups& groups) {
-  for (const Group* group : {&groups.matrix, &groups.vector, &groups.lossless}) {
+  for (const Group* group : {&groups.matrix, &groups.vector, &groups.dense, &groups.lossless}) {
     parallel_for(n_segments(*group), [&](size_t s) {
       for_each_part(*group, s, [](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
         write_prediction(*piece.tensor, first, n);

@@ -48,7 +48,7 @@ inline const Piece& piece_at(const Group& group, uint64_t element) {
   return group.pieces[low];
 }
 
-// Of matrices and vectors together; more could not be named in a SentSymbol.
+// Of all lossy groups together; more could not be named in a SentSymbol.
 constexpr uint64_t kMaxLossyElements = 1ull << 39;
 
 // The group is worked on in segments of this many elements, whatever the number of threads.

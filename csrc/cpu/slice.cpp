@@ -148,21 +148,25 @@ void reset(Probability* contexts) {
 uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
 uint64_t index_of(const ChangedElement& change) { return change.index; }
 
-// Two lists as one.
+// Several lists as one.
 struct Joined {
-  SentSymbols first, second;
-  size_t size() const { return first.size() + second.size(); }
+  SentSymbols lists[3];
+  size_t size() const { return lists[0].size() + lists[1].size() + lists[2].size(); }
   const SentSymbol& operator[](size_t i) const {
-    return i < first.size() ? first[i] : second[i - first.size()];
+    const SentSymbols* list = lists;
+    while (i >= list->size()) i -= (list++)->size();
+    return (*list)[i];
   }
 };
 
-// Where the symbols [begin, end) stand one after the other; `copy` serves those from both lists.
+// Where the symbols [begin, end) stand one after the other; `copy` serves those from several lists.
 const SentSymbol* stretch(const Joined& symbols, uint64_t begin, uint64_t end,
                           Scratch<SentSymbol>* copy) {
-  const size_t middle = symbols.first.size();
-  if (end <= middle) return symbols.first.data() + begin;
-  if (begin >= middle) return symbols.second.data() + (begin - middle);
+  uint64_t first = 0;  // of the list, among all
+  for (const SentSymbols list : symbols.lists) {
+    if (begin >= first && end <= first + list.size()) return list.data() + (begin - first);
+    first += list.size();
+  }
   for (uint64_t i = begin; i < end; ++i) copy->push_back(symbols[i]);
   return copy->data();
 }
@@ -284,9 +288,9 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 }  // namespace
 
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
-                                 unsigned slice_log2) {
-  return encode_all<LossyCode>(Joined{matrix, vector}, rows, slice_log2);
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, SentSymbols dense,
+                                 const RowLengths& rows, unsigned slice_log2) {
+  return encode_all<LossyCode>(Joined{{matrix, vector, dense}}, rows, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {

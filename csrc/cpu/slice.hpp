@@ -18,9 +18,9 @@ struct RowLength {
 };
 using RowLengths = std::vector<RowLength>;
 
-// The lossy symbols of a payload, matrices first.
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
-                                 unsigned slice_log2);
+// The lossy symbols of a payload, group by group.
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, SentSymbols dense,
+                                 const RowLengths& rows, unsigned slice_log2);
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
 
 // Indices come out strictly ascending and below n_elems, levels within the format's range; else

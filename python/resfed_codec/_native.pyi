@@ -42,6 +42,8 @@ class EncodeOptions:
     step: StepRule
     slice_log2: int
     exclusions: Sequence[int]
+    dense: Sequence[int]
+    dense_bits: int
     row_lengths: Sequence[int]
 
 class Contribution: ...

@@ -193,7 +193,7 @@ class _Core:
             np.copyto(view.array, theirs.array)
         specs = [view.spec for view in mine]
         is_signed = [spec.dtype.startswith("int") for spec in specs]
-        self.native = _native.Aggregator(rows_of(mine, mine, None, roles_of(specs, ())), is_signed)
+        self.native = _native.Aggregator(rows_of(mine, mine, None, roles_of(specs)), is_signed)
 
 
 def _checked_weight(weight: Any) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import resfed_codec as rfc
 from resfed_codec import demo
+from resfed_codec.config import DEFAULT_DENSE_BITS
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 """Exit codes; 0 is success and argparse itself has 2 for wrong usage."""
@@ -222,10 +223,25 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--exclude",
         metavar="PATTERN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="carry tensors with such names without loss; * and ? are wildcards, quote them",
+    )
+    p.add_argument(
+        "--dense",
+        metavar="PATTERN",
         nargs="*",
         action="extend",
-        help="carry tensors with such names without loss; * and ? are wildcards, quote them"
-        " (default: running statistics of BatchNorm; --exclude alone: none)",
+        help="send every element of tensors with such names, quantized (default: running"
+        " statistics of BatchNorm; --dense alone: none)",
+    )
+    p.add_argument(
+        "--dense-bits",
+        metavar="B",
+        type=int,
+        default=DEFAULT_DENSE_BITS,
+        help="how finely they are quantized, in bits an element, 2 to 12 (default: %(default)s)",
     )
     p.add_argument("--quiet", action="store_true", help="do not report the size")
     _add_threads(p)
@@ -322,7 +338,9 @@ def _encode(args: argparse.Namespace) -> str:
         max_error=args.max_error,
         step=args.step,
         bits=args.bits,
-        exclude=None if args.exclude is None else tuple(args.exclude),
+        exclude=tuple(args.exclude),
+        dense=None if args.dense is None else tuple(args.dense),
+        dense_bits=args.dense_bits,
     )
     new = _load_model(args.new)
     payload = rfc.encode(new.tensors, _load_model(args.reference).tensors, config)

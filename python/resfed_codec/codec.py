@@ -15,15 +15,16 @@ from resfed_codec.layout import (
     MATRIX,
     VECTOR,
     Array,
+    Special,
     State,
     TensorSpec,
     View,
     check_same_layout,
-    excluded_ordinals,
     is_torch,
     items_of,
     layout_digest,
     roles_of,
+    special_tensors,
     torch_module,
     view_of,
     views_of,
@@ -40,9 +41,10 @@ def encode(
 ) -> bytes:
     """Encode ``state`` as a payload that :func:`decode` turns back with the same ``reference``.
 
-    The residual ``state - reference`` is sparsified by top-k, quantized and entropy coded; integer
-    and bool tensors, and those that ``exclude`` names, are carried losslessly. The bytes depend on
-    the values alone: not on the number of threads, the processor, or the order of a mapping.
+    The residual ``state - reference`` is sparsified by top-k, quantized and entropy coded; that of
+    running statistics, and of what ``dense`` names, is not sparsified. Integer and bool tensors,
+    and those that ``exclude`` names, are carried losslessly. The bytes depend on the values alone:
+    not on the number of threads, the processor, or the order of a mapping.
 
     Args:
         state: The model to send: a mapping from names to arrays, or a sequence of arrays. NumPy
@@ -97,10 +99,10 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
     check_same_layout((view.spec for view in current), specs, "state")
-    exclusions = excluded_ordinals(specs, config.exclude)
-    roles = roles_of(specs, exclusions)
+    special = special_tensors(specs, config)
+    roles = roles_of(specs, special)
 
-    options = native_options(config, specs, roles, exclusions)
+    options = native_options(config, specs, roles, special)
     options.digest = layout_digest(specs)
     targets = views_of(out, "out") if out is not None else None
     try:
@@ -113,11 +115,12 @@ def native_options(
     config: CodecConfig,
     specs: Sequence[TensorSpec],
     roles: Sequence[int],
-    exclusions: Sequence[int],
+    special: Special,
 ) -> _native.EncodeOptions:
     """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
     options = _native.EncodeOptions()
-    options.exclusions = exclusions
+    options.exclusions, options.dense = special
+    options.dense_bits = config.dense_bits
     options.row_lengths = [spec.row_length for spec in specs]
     options.vector_share = VECTOR_SHARE
     if config.sparsity is not None:
@@ -185,7 +188,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
         else:
             result = out
             targets = writable_views(out, specs)
-        _native.decode(data, digest, rows_of(base, base, targets, roles_of(specs, ())))
+        _native.decode(data, digest, rows_of(base, base, targets, roles_of(specs)))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
     return result

@@ -21,7 +21,7 @@ from resfed_codec.history import (
     prediction_rows,
     tensor_row,
 )
-from resfed_codec.layout import LOSSLESS, VECTOR, Layout, excluded_ordinals, roles_of
+from resfed_codec.layout import DENSE, LOSSLESS, VECTOR, Layout, roles_of, special_tensors
 from resfed_codec.link import (
     MAX_COEF_LOG2,
     MAX_DEPTH,
@@ -58,8 +58,8 @@ class Coder:
         self, layout: Layout, config: CodecConfig, predictor: Predictor, *, two_way: bool
     ) -> None:
         self.layout, self.config, self.predictor, self.two_way = layout, config, predictor, two_way
-        self.exclusions = excluded_ordinals(layout.specs, config.exclude)
-        self.roles = roles_of(layout.specs, self.exclusions)
+        self.special = special_tensors(layout.specs, config)
+        self.roles = roles_of(layout.specs, self.special)
         if isinstance(predictor, AdaptivePredictor):
             self.own_depth, self.other_depth = (1, 2) if two_way else (MAX_DEPTH, 0)
             return
@@ -108,7 +108,7 @@ class Coder:
             terms=terms,
             per_tensor=per_tensor,
         )
-        options = native_options(self.config, self.layout.specs, self.roles, self.exclusions)
+        options = native_options(self.config, self.layout.specs, self.roles, self.special)
         options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         options.link = write_link(link)
         rows = prediction_rows(self.layout, self.roles, link, own, others, current, out, feedback)
@@ -183,6 +183,8 @@ class Coder:
         return ADAPTIVE_LOG2, common, per_tensor
 
     def _expected_nonzeros(self, ordinal: int) -> float:
+        if self.roles[ordinal] == DENSE:
+            return self.layout.specs[ordinal].n_elems
         sparsity = DEFAULT_SPARSITY if self.config.sparsity is None else self.config.sparsity
         share = VECTOR_SHARE if self.roles[ordinal] == VECTOR else 1
         return self.layout.specs[ordinal].n_elems * min(1.0, (1 - sparsity) * share)

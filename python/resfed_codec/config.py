@@ -23,7 +23,10 @@ RUNNING_STATISTICS = (
     "*moving_var",
     "*moving_variance",
 )
-"""Names of BatchNorm's running statistics in PyTorch and Keras: the default of ``exclude``."""
+"""Names of BatchNorm's running statistics in PyTorch and Keras: the default of ``dense``."""
+
+DEFAULT_DENSE_BITS = 3
+"""docs/design.md has the measurement behind it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +38,10 @@ class CodecConfig:
     Attributes:
         sparsity: Fraction of parameters sent as zero, in [0, 1] (the term of Song et al., ResFed,
             arXiv:2212.05602). It holds for the tensors of two or more dimensions together;
-            vectors (biases, norms, running statistics) are scaled per tensor and share a
-            selection of their own, see ``docs/design.md``.
+            vectors (biases, norms) are scaled per tensor and share a selection of their own, see
+            ``docs/design.md``. Dense and excluded tensors are not counted.
         max_bytes: Hard upper bound of the payload's length in bytes; the encoder sends as much as
-            fits.
+            fits beside the dense and excluded tensors.
         max_error: Bound of the relative L2 error, in (0, 1]: for matrices together and for vectors
             together, ``norm(state - decoded) <= max_error * norm(state - reference)``. The
             encoder sends as little as suffices.
@@ -46,10 +49,16 @@ class CodecConfig:
         bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
         exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.bias"``) of tensors to carry losslessly.
-            For sequences the names are "0", "1", ... Default (None): running statistics of
-            BatchNorm, as PyTorch and Keras name them (``RUNNING_STATISTICS``), if there are any;
-            docs/benchmarks.md shows what happens otherwise. Patterns given replace the default;
-            ``()`` excludes nothing.
+            For sequences the names are "0", "1", ...
+        dense: Name patterns of tensors that are replaced in each round and not added to, such as
+            running statistics: all of their elements are sent, quantized, whatever the target, and
+            error feedback leaves them alone. A tensor without negative elements, such as a
+            variance, comes out without any. Default (None): running statistics of BatchNorm, as
+            PyTorch and Keras name them (``RUNNING_STATISTICS``), if there are any. Patterns given
+            replace the default; ``()`` names nothing. ``exclude`` goes before ``dense``.
+        dense_bits: How finely dense tensors are quantized, 2 to 12; an element takes about half a
+            bit more. The quantizer's step is ``2**(2 - dense_bits)`` times the root mean square of
+            the tensor's residual, rounded down to a power of two.
         predictor: In a stream: what the next model is expected to be. A name ("global",
             "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
             AdaptivePredictor. Default: "global" for uplinks, else "previous".
@@ -70,7 +79,9 @@ class CodecConfig:
     max_error: float | None = None
     step: float | Literal["auto"] = "auto"
     bits: int | None = None
-    exclude: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    dense: tuple[str, ...] | None = None
+    dense_bits: int = DEFAULT_DENSE_BITS
     predictor: str | Predictor | None = None
     error_feedback: bool | None = None
 
@@ -101,8 +112,10 @@ class CodecConfig:
             _check_integer("bits", self.bits, 1, 16)
             if self.step != "auto":
                 raise ValueError("step and bits exclude each other: give one")
-        if self.exclude is not None:
-            object.__setattr__(self, "exclude", _checked_patterns(self.exclude))
+        object.__setattr__(self, "exclude", _checked_patterns("exclude", self.exclude))
+        if self.dense is not None:
+            object.__setattr__(self, "dense", _checked_patterns("dense", self.dense))
+        _check_integer("dense_bits", self.dense_bits, 2, 12)
         if self.predictor is not None:
             predictor_of(self.predictor)
         if self.error_feedback is not None and not isinstance(self.error_feedback, bool):
@@ -118,15 +131,15 @@ class CodecConfig:
         return math.ceil(n_elems * density)
 
 
-def _checked_patterns(exclude: Any) -> tuple[str, ...]:
-    if isinstance(exclude, str):
-        return (exclude,)
-    if not isinstance(exclude, Iterable):
-        raise TypeError(f"exclude={exclude!r}: must be a sequence of name patterns")
-    patterns = tuple(exclude)
+def _checked_patterns(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name}={value!r}: must be a sequence of name patterns")
+    patterns = tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"exclude: {pattern!r} is no name pattern: it must be a str")
+            raise TypeError(f"{name}: {pattern!r} is no name pattern: it must be a str")
     return patterns
 
 

@@ -65,7 +65,7 @@ def raise_from_native(
         kind = ValueError
         text = (
             "max_bytes: too small; the smallest payload of this update takes {detail} bytes"
-            " (tensors that exclude names, by default running statistics, are in it whole)"
+            " (lossless and dense tensors are in it whole; by default running statistics are dense)"
         )
     elif code == 44:
         kind = ValueError

@@ -6,7 +6,7 @@ A model is a list of arrays in coding order, see :class:`resfed_codec.layout.Lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from resfed_codec import _native
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
-from resfed_codec.layout import LOSSLESS, Layout, TensorSpec, roles_of
+from resfed_codec.layout import DENSE, LOSSLESS, Layout, Special, TensorSpec, roles_of
 from resfed_codec.link import (
     MAX_DEPTH,
     Link,
@@ -91,9 +91,9 @@ def copy_model(arrays: Sequence[NDArray[Any]]) -> Model:
 
 
 def new_feedback(specs: Sequence[TensorSpec], roles: Sequence[int]) -> Feedback:
-    """Zeros for the lossy tensors."""
+    """Zeros for matrices and vectors."""
     return [
-        None if role == LOSSLESS else np.zeros(spec.shape, np.float32)
+        None if role in (LOSSLESS, DENSE) else np.zeros(spec.shape, np.float32)
         for spec, role in zip(specs, roles, strict=True)
     ]
 
@@ -224,11 +224,11 @@ class Opened:
                 f"payload: {link}, predicts from {link.n_own} and {link.n_other} versions back;"
                 f" {len(own)} and {len(others)} are held here"
             )
-        exclusions = self.frame["exclusions"]
-        last = max([*exclusions, *link.per_tensor], default=-1)
+        special = special_of(self.frame)
+        last = max([*special.exclusions, *special.dense, *link.per_tensor], default=-1)
         if last >= len(layout.specs):
             raise PayloadError(f"payload: names tensor {last} of {len(layout.specs)}")
-        roles = roles_of(layout.specs, exclusions)
+        roles = roles_of(layout.specs, special)
         rows = prediction_rows(layout, roles, link, own, others, None, out, None)
         try:
             _native.decode(self.payload, self.frame["digest"], rows)
@@ -236,13 +236,17 @@ class Opened:
             raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
 
 
+def special_of(frame: Mapping[str, Any]) -> Special:
+    return Special(frame["exclusions"], frame["dense_tensors"])
+
+
 def differences(
     roles: Sequence[int], specs: Sequence[TensorSpec], new: Model, old: Model
 ) -> Feedback:
-    """New minus old of the lossy tensors, rounded to float32 as residuals are."""
+    """New minus old of matrices and vectors, rounded to float32 as residuals are."""
     return [
         None
-        if role == LOSSLESS
+        if role in (LOSSLESS, DENSE)
         else np.asarray(_widened(a, spec) - _widened(b, spec)).astype(np.float32)
         for role, spec, a, b in zip(roles, specs, new, old, strict=True)
     ]
@@ -255,9 +259,9 @@ def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
 
 def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
-    """Add the dequantized values of a payload's lossy tensors, cost by nonzeros."""
+    """Add the dequantized values of a payload's matrices and vectors, cost by nonzeros."""
     frame = _native.inspect(payload)
-    roles = roles_of(layout.specs, frame["exclusions"])
+    roles = roles_of(layout.specs, special_of(frame))
     rows: list[_native.TensorRow] = []
     for spec, role, array in zip(layout.specs, roles, feedback, strict=True):
         n_bytes = 1 if array is None else array.itemsize

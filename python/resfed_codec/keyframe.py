@@ -50,7 +50,7 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
     keep = check_mantissa_bits(mantissa_bits)
     views = views_of(state, "state")
     specs = [view.spec for view in views]
-    rows = rows_of(views, views, None, roles_of(specs, ()))
+    rows = rows_of(views, views, None, roles_of(specs))
     return _native.encode_keyframe(rows, layout_digest(specs), keep)
 
 
@@ -101,7 +101,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     result = empty_like(like)
     decoded = views_of(result, "like")
     try:
-        rows = rows_of(decoded, decoded, decoded, roles_of(specs, ()))
+        rows = rows_of(decoded, decoded, decoded, roles_of(specs))
         _native.decode_keyframe(data, layout_digest(specs), rows)
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))

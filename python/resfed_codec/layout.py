@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.config import RUNNING_STATISTICS
+from resfed_codec.config import RUNNING_STATISTICS, CodecConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any] | torch.Tensor"
 State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
 
-MATRIX, VECTOR, LOSSLESS = 0, 1, 2
+MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
 """Roles, as in csrc/api.hpp."""
 
 _LOSSY_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
@@ -263,16 +263,32 @@ def layout_digest(specs: Iterable[TensorSpec]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def excluded_ordinals(specs: Sequence[TensorSpec], patterns: Sequence[str] | None) -> list[int]:
-    """Ordinals of float tensors that a pattern names; None stands for ``RUNNING_STATISTICS``.
+class Special(NamedTuple):
+    """Ordinals of the float tensors that are not in the budget, ascending; no tensor is in both."""
+
+    exclusions: Sequence[int] = ()
+    dense: Sequence[int] = ()
+
+
+NOTHING_SPECIAL = Special()
+
+
+def special_tensors(specs: Sequence[TensorSpec], config: CodecConfig) -> Special:
+    """The tensors that ``exclude`` and ``dense`` name.
 
     Raises:
         ValueError: A pattern that was given names no tensor at all.
     """
-    for pattern in patterns or ():
-        if not any(fnmatchcase(spec.name, pattern) for spec in specs):
-            raise ValueError(f"exclude: no tensor is named like {pattern!r}")
-    patterns = RUNNING_STATISTICS if patterns is None else patterns
+    for argument, patterns in (("exclude", config.exclude), ("dense", config.dense or ())):
+        for pattern in patterns:
+            if not any(fnmatchcase(spec.name, pattern) for spec in specs):
+                raise ValueError(f"{argument}: no tensor is named like {pattern!r}")
+    exclusions = _floats_like(specs, config.exclude)
+    dense = _floats_like(specs, RUNNING_STATISTICS if config.dense is None else config.dense)
+    return Special(exclusions, [i for i in dense if i not in exclusions])
+
+
+def _floats_like(specs: Sequence[TensorSpec], patterns: Sequence[str]) -> list[int]:
     return [
         i
         for i, spec in enumerate(specs)
@@ -280,17 +296,22 @@ def excluded_ordinals(specs: Sequence[TensorSpec], patterns: Sequence[str] | Non
     ]
 
 
-def roles_of(specs: Sequence[TensorSpec], exclusions: Iterable[int]) -> list[int]:
-    """The role of each tensor, a function of the layout and of what is excluded.
+def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[int]:
+    """The role of each tensor, a function of the layout and of what is excluded or dense.
 
-    Integers, bool and excluded tensors are lossless; floats of two or more dimensions are matrices,
-    others vectors. A model with no matrix at all (say, one flat parameter vector) has its vectors
-    treated as matrices.
+    Integers, bool and excluded tensors are lossless; of the other floats that are not dense, those
+    of two or more dimensions are matrices, the rest vectors. Where there is no matrix at all (say,
+    one flat parameter vector) the vectors are treated as matrices.
     """
-    excluded = set(exclusions)
-    lossy = [spec.is_float and i not in excluded for i, spec in enumerate(specs)]
-    any_matrix = any(lossy[i] and len(spec.shape) >= 2 for i, spec in enumerate(specs))
-    return [
-        LOSSLESS if not lossy[i] else MATRIX if len(spec.shape) >= 2 or not any_matrix else VECTOR
+    exclusions, dense = (set(ordinals) for ordinals in special)
+    roles = [
+        LOSSLESS
+        if not spec.is_float or i in exclusions
+        else DENSE
+        if i in dense
+        else MATRIX
+        if len(spec.shape) >= 2
+        else VECTOR
         for i, spec in enumerate(specs)
     ]
+    return roles if MATRIX in roles else [MATRIX if role == VECTOR else role for role in roles]

@@ -37,15 +37,17 @@ class PayloadInfo:
             payload builds on.
         link: What a payload of a stream builds on; None for those of :func:`encode`.
         reference_check: 32-bit check of the values that the payload builds on.
-        n_matrix, n_vector, n_lossless: Elements by role.
-        k_matrix, k_vector, n_changed: Of these, sent.
-        matrix, vector: The quantizers; None where nothing was sent.
-        exponents: Power-of-two scale of each vector tensor.
+        n_matrix, n_vector, n_dense, n_lossless: Elements by role.
+        k_matrix, k_vector, k_dense, n_changed: Of these, sent.
+        matrix, vector, dense: The quantizers; None where nothing was sent.
+        exponents, dense_exponents: Power-of-two scale of each vector tensor, each dense tensor.
         exclusions: Ordinals of float tensors carried losslessly, in coding order.
+        dense_tensors: Ordinals of dense tensors, in coding order.
         lossy_slices, lossless_slices: Length of each slice in bytes.
         header_bytes: Fixed header and element counts.
         link_bytes: The link.
-        quantizer_bytes: Counts of what was sent, quantizers, exponents, exclusions.
+        quantizer_bytes: Counts of what was sent, quantizers, exponents, exclusions, dense
+            tensors.
         table_bytes: Slice lengths.
         lossy_bytes, lossless_bytes: The entropy coded slices.
         checksum_bytes: The CRC-32C.
@@ -58,14 +60,19 @@ class PayloadInfo:
     reference_check: int
     n_matrix: int
     n_vector: int
+    n_dense: int
     n_lossless: int
     k_matrix: int
     k_vector: int
+    k_dense: int
     n_changed: int
     matrix: QuantizerInfo | None
     vector: QuantizerInfo | None
+    dense: QuantizerInfo | None
     exponents: tuple[int, ...]
+    dense_exponents: tuple[int, ...]
     exclusions: tuple[int, ...]
+    dense_tensors: tuple[int, ...]
     lossy_slices: tuple[int, ...]
     lossless_slices: tuple[int, ...]
     header_bytes: int
@@ -79,18 +86,18 @@ class PayloadInfo:
     @property
     def n_elems(self) -> int:
         """Number of elements of the model."""
-        return self.n_matrix + self.n_vector + self.n_lossless
+        return self.n_matrix + self.n_vector + self.n_dense + self.n_lossless
 
     @property
     def n_nonzero(self) -> int:
         """Number of lossy elements that were sent."""
-        return self.k_matrix + self.k_vector
+        return self.k_matrix + self.k_vector + self.k_dense
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the lossy elements that were not sent; 1.0 if there are none."""
-        n_lossy = self.n_matrix + self.n_vector
-        return 1 - self.n_nonzero / n_lossy if n_lossy else 1.0
+        """Fraction of matrix and vector elements that were not sent; 1.0 if there are none."""
+        n_elems = self.n_matrix + self.n_vector
+        return 1 - (self.k_matrix + self.k_vector) / n_elems if n_elems else 1.0
 
     @property
     def bits_per_nonzero(self) -> float:
@@ -118,7 +125,11 @@ class PayloadInfo:
 def _describe(info: PayloadInfo) -> str:
     parts = [
         f"{name}: threshold {q.threshold:.3g}, step {q.step:.3g}"
-        for name, q in (("matrices", info.matrix), ("vectors", info.vector))
+        for name, q in (
+            ("matrices", info.matrix),
+            ("vectors", info.vector),
+            ("dense", info.dense),
+        )
         if q is not None
     ]
     return "; ".join(parts) or "none"
@@ -158,14 +169,19 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         reference_check=d["reference_check"],
         n_matrix=d["n_matrix"],
         n_vector=d["n_vector"],
+        n_dense=d["n_dense"],
         n_lossless=d["n_lossless"],
         k_matrix=d["k_matrix"],
         k_vector=d["k_vector"],
+        k_dense=d["k_dense"],
         n_changed=d["n_changed"],
         matrix=_quantizer(d["matrix"]) if d["k_matrix"] else None,
         vector=_quantizer(d["vector"]) if d["k_vector"] else None,
+        dense=_quantizer(d["dense"]) if d["k_dense"] else None,
         exponents=tuple(d["exponents"]),
+        dense_exponents=tuple(d["dense_exponents"]),
         exclusions=tuple(d["exclusions"]),
+        dense_tensors=tuple(d["dense_tensors"]),
         lossy_slices=lossy,
         lossless_slices=lossless,
         header_bytes=d["quantizer_offset"] - (d["counts_offset"] - FIXED_BYTES),

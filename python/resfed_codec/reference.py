@@ -8,7 +8,7 @@ it to understand the format or to start an implementation of your own, and for w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from resfed_codec.codec import make_config
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.layout import (
+    Special,
     State,
     TensorSpec,
-    excluded_ordinals,
+    special_tensors,
 )
 from resfed_codec.payload import as_bytes
 from resfed_codec.reference_slices import (
@@ -43,11 +44,13 @@ from resfed_codec.reference_values import (
     change_of,
     groups_of,
     layout_digest,
+    recover,
     recover_group,
     residuals,
     restore_group,
     size_of,
     tensors_of,
+    widen,
 )
 
 VECTOR_SHARE = 10
@@ -70,8 +73,8 @@ def exact_squares(values: NDArray[np.float32]) -> float:
     return total
 
 
-def choose_exponents(vectors: list[Tensor]) -> None:
-    for t in vectors:
+def choose_exponents(group: list[Tensor]) -> None:
+    for t in group:
         if t.reference.size:
             mean = exact_squares(residuals([t], scaled=False)) / t.reference.size
             if mean > 0:
@@ -120,16 +123,49 @@ def code_group(group: list[Tensor], k: int, config: CodecConfig, automatic: bool
     if index.size == 0:
         return Sent(None, [], [], 0)
     quantizer, most = fit_quantizer(r[index], config, automatic)
+    symbols = quantize(r, index, quantizer, most)
+    writes, check = recover_group(group, symbols, quantizer)
+    return Sent(quantizer, symbols, writes, check)
+
+
+def quantize(
+    r: NDArray[np.float32], index: NDArray[np.int64], quantizer: Quantizer, most: int
+) -> Symbols:
+    """Levels with signs; completes the quantizer with its offsets."""
     t = (np.abs(r[index]) - quantizer.threshold) / quantizer.step
     levels = np.minimum(np.floor(np.minimum(t, F32(most))).astype(np.int64) + 1, most)
     inside = np.minimum((t - (levels - 1).astype(F32)) * F32(65536), F32(65535))
     positions = np.floor(inside).astype(np.int64)
-    for level in range(1, min(4, int(levels.max())) + 1):
+    for level in range(1, min(4, int(levels.max(initial=0))) + 1):
         q = positions[levels == level]
         n = 256 * q.size
         quantizer.offsets.append(min((int(q.sum()) + n // 2) // n, 255) if n else 128)
     signs = np.where(np.signbit(r[index]), -1, 1)
-    symbols = [(int(i), int(v)) for i, v in zip(index, levels * signs, strict=True)]
+    return [(int(i), int(v)) for i, v in zip(index, levels * signs, strict=True)]
+
+
+def code_dense(group: list[Tensor], bits: int) -> Sent:
+    r = residuals(group, scaled=True)
+    step = F32(2.0 ** (2 - bits))
+    quantizer = Quantizer(step / F32(2), step)
+    index = np.flatnonzero(np.abs(r) >= quantizer.threshold)
+    levels = dict(quantize(r, index, quantizer, MAX_LEVEL))
+    element = 0
+    for t in group:
+        assert t.state is not None
+        guarded = not (widen(t.state, t.dtype) < 0).any()
+        for where in range(t.reference.size):
+            level = levels.get(element, 0)
+            while guarded and level < MAX_LEVEL:
+                new = recover(t, where, level, quantizer) if level else t.reference[where]
+                if not widen(np.array([new]), t.dtype)[0] < 0:
+                    break
+                level += 1
+            levels[element] = level
+            element += 1
+    symbols = [(element, level) for element, level in sorted(levels.items()) if level]
+    if not symbols:
+        return Sent(None, [], [], 0)
     writes, check = recover_group(group, symbols, quantizer)
     return Sent(quantizer, symbols, writes, check)
 
@@ -204,6 +240,18 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
+def write_exponents(group: list[Tensor]) -> bytes:
+    exponents = [t.exponent % 256 for t in group if t.reference.size]
+    return varint(len(exponents)) + bytes(exponents)
+
+
+def write_ordinals(ordinals: Sequence[int]) -> bytes:
+    out = varint(len(ordinals))
+    for ordinal, before in zip(ordinals, [-1, *ordinals], strict=False):
+        out += varint(ordinal - before - 1)
+    return out
+
+
 def write_quantizer(q: Quantizer) -> bytes:
     return q.threshold.tobytes() + q.step.tobytes() + bytes([len(q.offsets), *q.offsets])
 
@@ -220,20 +268,22 @@ def rows_of(matrices: list[Tensor]) -> Rows:
 def assemble(
     digest: bytes,
     link: bytes,
-    exclusions: list[int],
-    groups: tuple[list[Tensor], list[Tensor], list[Tensor]],
+    special: Special,
+    groups: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
     matrix: Sent,
     vector: Sent,
+    dense: Sent,
     changes: Symbols,
     changes_check: int,
 ) -> bytes:
-    n_m, n_v, n_l = (size_of(group) for group in groups)
-    check = (matrix.check + vector.check + changes_check) % 2**32
-    out = b"RFD" + bytes([1, (1 if exclusions else 0) | (2 if link else 0), SLICE_LOG2])
+    n_m, n_v, n_d, n_l = (size_of(group) for group in groups)
+    check = (matrix.check + vector.check + dense.check + changes_check) % 2**32
+    flags = (1 if special.exclusions else 0) | (2 if link else 0) | (4 if special.dense else 0)
+    out = b"RFD" + bytes([1, flags, SLICE_LOG2])
     out += digest + check.to_bytes(4, "little")
     if link:
         out += varint(len(link)) + link
-    out += varint(n_m) + varint(n_v) + varint(n_l)
+    out += varint(n_m) + varint(n_v) + (varint(n_d) if special.dense else b"") + varint(n_l)
     if n_m:
         out += varint(len(matrix.symbols))
     if matrix.quantizer:
@@ -241,15 +291,19 @@ def assemble(
     if n_v:
         out += varint(len(vector.symbols))
     if vector.quantizer:
-        exponents = [t.exponent % 256 for t in groups[1] if t.reference.size]
-        out += write_quantizer(vector.quantizer) + varint(len(exponents)) + bytes(exponents)
+        out += write_quantizer(vector.quantizer) + write_exponents(groups[1])
+    if n_d:
+        out += varint(len(dense.symbols))
+    if dense.quantizer:
+        out += write_quantizer(dense.quantizer) + write_exponents(groups[2])
     if n_l:
         out += varint(len(changes))
-    if exclusions:
-        out += varint(len(exclusions))
-        for ordinal, before in zip(exclusions, [-1, *exclusions], strict=False):
-            out += varint(ordinal - before - 1)
+    if special.exclusions:
+        out += write_ordinals(special.exclusions)
+    if special.dense:
+        out += write_ordinals(special.dense)
     symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
+    symbols += [(n_m + n_v + i, level) for i, level in dense.symbols]
     slices = encode_slices(NonzeroCode, symbols, rows_of(groups[0]))
     slices += encode_slices(ChangeCode, changes, [])
     for data in slices[:-1]:
@@ -271,10 +325,12 @@ def encode_tensors(
 ) -> bytes:
     """The payload of tensors whose reference is what the receiver predicts."""
     specs = [TensorSpec(t.name, t.shape, t.dtype) for t in tensors]
-    exclusions = excluded_ordinals(specs, config.exclude)
-    groups = groups_of(tensors, exclusions)
-    matrices, vectors, lossless = groups
+    special = special_tensors(specs, config)
+    groups = groups_of(tensors, special)
+    matrices, vectors, denses, lossless = groups
     choose_exponents(vectors)
+    choose_exponents(denses)
+    dense = code_dense(denses, config.dense_bits)
 
     changes: Symbols = []
     element = 0
@@ -288,7 +344,9 @@ def encode_tensors(
     _, changes_check = restore_group(lossless, changes)
 
     def payload(matrix: Sent, vector: Sent) -> bytes:
-        return assemble(digest, link, exclusions, groups, matrix, vector, changes, changes_check)
+        return assemble(
+            digest, link, special, groups, matrix, vector, dense, changes, changes_check
+        )
 
     if config.max_error is not None:
         return payload(within_error(matrices, config), within_error(vectors, config))
@@ -360,6 +418,20 @@ class Reader:
             raise PayloadError("payload: too many offsets")
         return Quantizer(F32(threshold), F32(step), list(self.take(n_offsets)))
 
+    def exponents(self) -> list[int]:
+        exponents = [(b + 128) % 256 - 128 for b in self.take(self.varint())]
+        if any(abs(e) > 120 for e in exponents):
+            raise PayloadError("payload: an exponent is out of range")
+        return exponents
+
+    def ordinals(self) -> list[int]:
+        ordinals: list[int] = []
+        for _ in range(self.varint(len(self.data))):
+            ordinals.append(self.varint(2**32) + (ordinals[-1] + 1 if ordinals else 0))
+        if not ordinals:
+            raise PayloadError("payload: a list of tensors without any")
+        return ordinals
+
 
 def decode(payload: bytes, reference: State) -> State:
     """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
@@ -392,7 +464,7 @@ def read_header(data: bytes) -> Header:
     reader = Reader(data[:-4])
     reader.take(4)
     flags, slice_log2 = reader.byte(), reader.byte()
-    if flags & ~3 or not 6 <= slice_log2 <= 20:
+    if flags & ~7 or not 6 <= slice_log2 <= 20:
         raise PayloadError("payload: unknown flags or slice size")
     digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
     link = reader.take(reader.varint()) if flags & 2 else b""
@@ -402,35 +474,39 @@ def read_header(data: bytes) -> Header:
 
 
 def decode_tensors(
-    data: bytes, predicted: Callable[[list[int]], list[Tensor]], expected: bytes
+    data: bytes, predicted: Callable[[Special], list[Tensor]], expected: bytes
 ) -> dict[str, NDArray[Any]]:
     """The recovered tensors by name.
 
-    ``predicted`` makes the tensors for the payload's exclusions; ``expected`` is the digest that
-    the payload must have.
+    ``predicted`` makes the tensors for what the payload excludes or has dense; ``expected`` is the
+    digest that the payload must have.
     """
     header = read_header(data)
     reader = header.reader
-    sizes = [reader.varint(2**61 - 1) for _ in range(3)]
-    matrix_quantizer = vector_quantizer = None
+    has_dense = bool(header.flags & 4)
+    n_m, n_v, n_d, n_l = (reader.varint(2**61 - 1) if i != 2 or has_dense else 0 for i in range(4))
+    sizes = [n_m, n_v, n_d, n_l]
+    matrix_quantizer = vector_quantizer = dense_quantizer = None
     exponents: list[int] = []
-    k_m = reader.varint(sizes[0]) if sizes[0] else 0
+    dense_exponents: list[int] = []
+    k_m = reader.varint(n_m) if n_m else 0
     if k_m:
         matrix_quantizer = reader.quantizer()
-    k_v = reader.varint(sizes[1]) if sizes[1] else 0
+    k_v = reader.varint(n_v) if n_v else 0
     if k_v:
         vector_quantizer = reader.quantizer()
-        exponents = [(b + 128) % 256 - 128 for b in reader.take(reader.varint())]
-        if any(abs(e) > 120 for e in exponents):
-            raise PayloadError("payload: an exponent is out of range")
-    n_changed = reader.varint(sizes[2]) if sizes[2] else 0
-    exclusions: list[int] = []
-    if header.flags & 1:
-        for _ in range(reader.varint(len(data))):
-            exclusions.append(reader.varint() + (exclusions[-1] + 1 if exclusions else 0))
-        if not exclusions:
-            raise PayloadError("payload: exclusions without any")
-    lossy_sizes = slice_sizes(k_m + k_v, header.slice_log2)
+        exponents = reader.exponents()
+    k_d = reader.varint(n_d) if n_d else 0
+    if k_d:
+        dense_quantizer = reader.quantizer()
+        dense_exponents = reader.exponents()
+    n_changed = reader.varint(n_l) if n_l else 0
+    special = Special(
+        reader.ordinals() if header.flags & 1 else [], reader.ordinals() if has_dense else []
+    )
+    if set(special.exclusions) & set(special.dense):
+        raise PayloadError("payload: a tensor is both excluded and dense")
+    lossy_sizes = slice_sizes(k_m + k_v + k_d, header.slice_log2)
     all_sizes = lossy_sizes + slice_sizes(n_changed, header.slice_log2)
     slices = []
     lengths = [2 * reader.varint() for _ in all_sizes[:-1]]
@@ -443,30 +519,39 @@ def decode_tensors(
 
     if header.digest != expected:
         raise StateMismatchError("payload: made for another layout, or on other versions")
-    tensors = predicted(exclusions)
-    if exclusions and exclusions[-1] >= len(tensors):
+    tensors = predicted(special)
+    if max([*special.exclusions, *special.dense], default=-1) >= len(tensors):
         raise StateMismatchError("payload: made for another layout")
-    matrices, vectors, lossless = groups_of(tensors, exclusions)
-    filled = [t for t in vectors if t.reference.size]
-    if sizes != [size_of(g) for g in (matrices, vectors, lossless)] or (
-        k_v and len(exponents) != len(filled)
-    ):
+    if any("float" not in tensors[i].dtype for i in special.dense):
+        raise PayloadError("payload: a tensor that is dense but no float")
+    groups = groups_of(tensors, special)
+    lossless = groups[3]
+    if sizes != [size_of(g) for g in groups]:
         raise PayloadError("payload: counts that do not fit the layout")
-    for t, exponent in zip(filled, exponents, strict=False):
-        t.exponent = exponent
+    for k, group, given in ((k_v, groups[1], exponents), (k_d, groups[2], dense_exponents)):
+        filled = [t for t in group if t.reference.size]
+        if k and len(given) != len(filled):
+            raise PayloadError("payload: counts that do not fit the layout")
+        for t, exponent in zip(filled, given, strict=False):
+            t.exponent = exponent
 
     n_lossy = len(lossy_sizes)
-    n_m = sizes[0]
-    symbols = decode_slices(NonzeroCode, slices[:n_lossy], lossy_sizes, n_m + sizes[1])
-    changes = decode_slices(ChangeCode, slices[n_lossy:], all_sizes[n_lossy:], sizes[2])
-    if any(i >= n_m for i, _ in symbols[:k_m]) or any(i < n_m for i, _ in symbols[k_m:]):
-        raise PayloadError("payload: matrices and vectors are mixed up")
-    writes, total = recover_group(matrices, symbols[:k_m], matrix_quantizer)
-    for more, part in (
-        recover_group(vectors, [(i - n_m, v) for i, v in symbols[k_m:]], vector_quantizer),
-        restore_group(lossless, changes),
+    symbols = decode_slices(NonzeroCode, slices[:n_lossy], lossy_sizes, n_m + n_v + n_d)
+    changes = decode_slices(ChangeCode, slices[n_lossy:], all_sizes[n_lossy:], n_l)
+    writes, total = restore_group(lossless, changes)
+    base = 0
+    for group, k, quantizer in zip(
+        groups[:3],
+        (k_m, k_v, k_d),
+        (matrix_quantizer, vector_quantizer, dense_quantizer),
+        strict=True,
     ):
+        sent = [(i - base, level) for i, level in symbols[:k]]
+        if any(not 0 <= i < size_of(group) for i, _ in sent):
+            raise PayloadError("payload: the groups are mixed up")
+        more, part = recover_group(group, sent, quantizer)
         writes, total = writes + more, total + part
+        symbols, base = symbols[k:], base + size_of(group)
     if total % 2**32 != header.check:
         raise StateMismatchError("payload: made against another reference")
 

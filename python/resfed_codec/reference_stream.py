@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError
-from resfed_codec.layout import State, excluded_ordinals, views_of
+from resfed_codec.layout import Special, State, special_tensors, views_of
 from resfed_codec.reference import Reader, decode_tensors, encode_tensors, read_header
 from resfed_codec.reference_values import F32, Tensor, groups_of, saturate, tensors_of, widen
 
@@ -137,12 +137,12 @@ def predict(t: Tensor, terms: list[tuple[NDArray[Any], float]]) -> NDArray[Any]:
 
 
 def predicted_tensors(
-    link: Link, own: History, others: History, exclusions: list[int], state: State | None = None
+    link: Link, own: History, others: History, special: Special, state: State | None = None
 ) -> list[Tensor]:
     """Tensors whose reference is the prediction that the link describes."""
     own, others = own[: link.n_own], others[: link.n_other]
     tensors = tensors_of((own or others)[0][1], state)
-    lossless = groups_of(tensors, exclusions)[2]
+    lossless = groups_of(tensors, special)[3]
     common = terms_of(link.common, link.coef_log2, own, others)
     flat = {id(model): tensors_of(model) for _, model in (*own, *others)}
     for i, t in enumerate(tensors):
@@ -166,6 +166,6 @@ def encode(
     state: State, link: bytes, own: History, others: History, digest: bytes, config: CodecConfig
 ) -> bytes:
     """The payload of ``state`` that builds on these versions as ``link`` says."""
-    exclusions = excluded_ordinals([view.spec for view in views_of(state, "state")], config.exclude)
-    tensors = predicted_tensors(read_link(link), own, others, exclusions, state)
+    special = special_tensors([view.spec for view in views_of(state, "state")], config)
+    tensors = predicted_tensors(read_link(link), own, others, special, state)
     return encode_tensors(tensors, config, digest, link)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError
-from resfed_codec.layout import State, check_same_layout, views_of
+from resfed_codec.layout import Special, State, check_same_layout, views_of
 from resfed_codec.reference_slices import Symbols
 
 F32 = np.float32
@@ -53,14 +53,21 @@ def layout_digest(tensors: list[Tensor]) -> bytes:
 
 
 def groups_of(
-    tensors: list[Tensor], exclusions: list[int]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Matrices, vectors, lossless tensors."""
-    lossy = [t for i, t in enumerate(tensors) if "float" in t.dtype and i not in exclusions]
-    lossless = [t for t in tensors if not any(t is x for x in lossy)]
-    matrices = [t for t in lossy if len(t.shape) >= 2]
-    vectors = [t for t in lossy if len(t.shape) < 2]
-    return (matrices, vectors, lossless) if matrices else (vectors, [], lossless)
+    tensors: list[Tensor], special: Special
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Matrices, vectors, dense tensors, lossless tensors."""
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
+    dense: list[Tensor] = []
+    lossless: list[Tensor] = []
+    for i, t in enumerate(tensors):
+        if "float" not in t.dtype or i in special.exclusions:
+            lossless.append(t)
+        elif i in special.dense:
+            dense.append(t)
+        else:
+            (matrices if len(t.shape) >= 2 else vectors).append(t)
+    return (matrices, vectors, dense, lossless) if matrices else (vectors, [], dense, lossless)
 
 
 def size_of(group: list[Tensor]) -> int:

@@ -43,6 +43,7 @@ def model(shapes: dict[str, tuple[int, ...]], scale: float, dtype: str = "float3
 
 
 CNN = {"conv.weight": (16, 8, 3, 3), "fc.weight": (10, 300), "fc.bias": (10,), "norm.var": (16,)}
+NORM = {"norm.running_mean": (16,), "norm.running_var": (16,)}
 
 
 def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
@@ -50,6 +51,7 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     state, reference = model(CNN, 0.01)
     counters = {"count": np.array(7, np.int64), "mask": np.arange(40) % 3 == 0}
     moved = {"count": np.array(31, np.int64), "mask": np.arange(40) % 5 == 0}
+    norm = model(CNN | NORM, 0.01)
     big, big_reference = model({"w": (200, 300), "v": (500,)}, 0.01)
     powers = np.arange(600, dtype=np.int32).reshape(20, 30) * 7919 % 41 - 20
     turns = (np.arange(60, dtype=np.int64) * 7919 % 7 - 3).astype(np.float32)
@@ -81,6 +83,12 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         ),
         "max_bytes": (state, reference, {"max_bytes": 400}),
         "max_error": (state, reference, {"max_error": 0.3}),
+        "dense": (*norm, {"sparsity": 0.95}),
+        "dense_and_excluded": (
+            *model(CNN | NORM, 0.01, "float16"),
+            {"sparsity": 0.9, "exclude": "fc.bias", "dense_bits": 6},
+        ),
+        "dense_only": (*norm, {"dense": "*"}),
     }
 
 

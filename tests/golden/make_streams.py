@@ -44,6 +44,7 @@ def moved(model: State, n: int) -> State:
 STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     "stream": ("float32", {"sparsity": 0.9}),
     "stream_float16": ("float16", {"sparsity": 0.8, "exclude": ("norm",)}),
+    "stream_dense": ("float32", {"sparsity": 0.8, "dense": "norm", "error_feedback": True}),
     "stream_adaptive": ("float32", {"sparsity": 0.5, "predictor": "adaptive"}),
     "stream_linear": (
         "float64",

@@ -13,7 +13,7 @@ import resfed_codec as rfc
 from benchmarks.federated.methods.base import STATISTICS, Method, State
 from resfed_codec import codec
 
-STATISTICS_BY = ("budget", "float16", "apart", "kept")
+STATISTICS_BY = ("dense", "budget", "float16", "apart", "kept")
 
 
 class Codec(Method):
@@ -26,10 +26,11 @@ class Codec(Method):
         keyframe: Clients start from another model and are sent the first one whole.
         down_sparsity: Of the downlink, where it is not ``sparsity``.
         exclude: Patterns of tensors to carry losslessly.
-        statistics: How running statistics travel. "budget": like all tensors (unless ``exclude``
-            names them). "float16": rounded, then losslessly. "apart": in sessions of their own that
-            send every one of them in every round, with ``statistics_bits`` bits (0: an automatic
-            step) and without feedback. "kept": not at all, every client keeps its own.
+        statistics: How running statistics travel, unless ``exclude`` names them. "dense": as they
+            do by default. "budget": like all tensors. "float16": rounded, then losslessly.
+            "apart": in sessions of their own that send every one of them in every round, with
+            ``statistics_bits`` bits (0: an automatic step) and without feedback. "kept": not at
+            all, every client keeps its own.
         statistics_every: Only in every so-maniest round do statistics change for the other end.
         vector_share: Instead of the codec's own.
         options: More fields of CodecConfig for both directions: sparsity, max_bytes, ...
@@ -48,7 +49,7 @@ class Codec(Method):
         keyframe: bool = False,
         down_sparsity: float | None = None,
         exclude: tuple[str, ...] = (),
-        statistics: str = "budget",
+        statistics: str = "dense",
         statistics_bits: int = 0,
         statistics_every: int = 1,
         vector_share: int | None = None,
@@ -57,10 +58,12 @@ class Codec(Method):
         super().__init__(initial, clients, seed)
         if statistics not in STATISTICS_BY:
             raise ValueError(f"statistics {statistics!r}: must be one of {STATISTICS_BY}")
-        names = [name for name in initial if STATISTICS in name] if statistics != "budget" else []
+        names = [name for name in initial if STATISTICS in name]
         if statistics == "float16":
             exclude = (*exclude, f"*{STATISTICS}*")
         options["exclude"] = exclude
+        if statistics == "budget":
+            options["dense"] = ()
         uplink = rfc.CodecConfig(predictor=up, error_feedback=up_feedback, **options)
         if down_sparsity is not None:
             options = {**options, "sparsity": down_sparsity}
@@ -70,13 +73,14 @@ class Codec(Method):
             rounded = {name: value.astype(_dtype(name)) for name, value in initial.items()}
             self._channels.append(_Channel(rounded, clients, uplink, downlink, keyframe))
         else:
-            rest = {name: value for name, value in initial.items() if name not in names}
+            apart = names if statistics in ("apart", "kept") else []
+            rest = {name: value for name, value in initial.items() if name not in apart}
             self._channels.append(_Channel(rest, clients, uplink, downlink, keyframe))
         if statistics == "apart" and names:
             # An empty matrix makes them vectors, which are scaled tensor by tensor.
             own = {name: initial[name] for name in names} | {"": np.zeros((1, 0), np.float32)}
             uplink = rfc.CodecConfig(
-                sparsity=0.0, bits=statistics_bits or None, exclude=(), error_feedback=False
+                sparsity=0.0, bits=statistics_bits or None, dense=(), error_feedback=False
             )
             downlink = replace(uplink, error_feedback=None)
             self._channels.append(_Channel(own, clients, uplink, downlink, keyframe))

@@ -14,7 +14,7 @@ from benchmarks.federated.methods.base import STATISTICS, State, UpdateMethod, V
 from benchmarks.federated.methods.topk import largest
 from resfed_codec import _native, codec
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.layout import layout_digest, roles_of, views_of
+from resfed_codec.layout import NOTHING_SPECIAL, layout_digest, roles_of, views_of
 
 Index = NDArray[np.int64]
 
@@ -294,8 +294,9 @@ def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) ->
     """rfc.encode(), but all nonzeros of matrices are sent."""
     current, base = views_of(state, "state"), views_of(zeros, "reference")
     specs = [view.spec for view in base]
-    roles = roles_of(specs, ())
-    options = codec.native_options(rfc.CodecConfig(sparsity=sparsity), specs, roles, ())
+    roles = roles_of(specs)
+    config = rfc.CodecConfig(sparsity=sparsity)
+    options = codec.native_options(config, specs, roles, NOTHING_SPECIAL)
     options.k_matrix = sum(int(np.count_nonzero(state[name])) for name in matrices)
     options.digest = layout_digest(specs)
     return _native.encode(codec.rows_of(current, base, None, roles), options)
