@@ -24,7 +24,7 @@ pytest.importorskip("safetensors")
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-COMMANDS = ["encode", "decode", "inspect", "demo"]
+COMMANDS = ["encode", "decode", "inspect", "bench", "demo"]
 METADATA = {"format": "pt", "epoch": "3"}
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -375,6 +375,9 @@ def test_out_of_memory(
         "decode file -o out",
         "decode file -r old",
         "inspect",
+        "bench --elements many",
+        "bench --pair new",
+        "bench --pair new old --elements 5",
         "demo --rounds many",
         "demo --plot a.png --no-plot",
     ],
