@@ -32,12 +32,12 @@ class Update:
 class Turn:
     """One encoding and one decoding: bytes, seconds, and what the receiver holds then.
 
-    ``decode_s`` is None for a scheme that counts its bytes but writes none.
+    Seconds are not a number for a scheme that counts its bytes but writes none.
     """
 
     n_bytes: int
     encode_s: float
-    decode_s: float | None
+    decode_s: float
     recovered: Mapping[str, NDArray[Any]]
 
 
@@ -57,7 +57,8 @@ class Peer(ABC):
 class LossyPeer(Peer):
     """Sends an update with loss; ``knob``, from ``knobs[0]`` to ``knobs[1]``, says with how much.
 
-    The error of what arrives grows with ``knob``. A ``stepped`` peer knows whole numbers only.
+    The error of what arrives grows with ``knob``. A ``stepped`` peer knows whole numbers only, and
+    its error need not grow with every step.
     """
 
     knobs: tuple[float, float]
@@ -115,8 +116,27 @@ class LosslessCoder(LosslessPeer):
         return Turn(len(payload), middle - begin, end - middle, decoded)
 
 
+def flat_residual(update: Update) -> NDArray[np.float32]:
+    """State minus reference, all tensors in a row."""
+    parts = [(value - update.reference[n]).ravel() for n, value in update.state.items()]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def split_like(flat: NDArray[Any], like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The parts of a row of tensors, by name and in their shapes."""
+    ends = np.cumsum([value.size for value in like.values()])
+    parts = np.split(flat, ends[:-1])
+    return {n: part.reshape(like[n].shape) for n, part in zip(like, parts, strict=True)}
+
+
+def add_flat(reference: Floats, residual: NDArray[np.float32]) -> Floats:
+    """Reference plus a residual as :func:`flat_residual` gives it."""
+    parts = split_like(residual, reference)
+    return {name: value + parts[name] for name, value in reference.items()}
+
+
 def package_missing(package: str) -> str:
     """A reason for :meth:`Peer.missing`, empty where ``package`` can be imported."""
     if find_spec(package) is None:
-        return f"the package {package} is not installed (pip install '.[peers]')"
+        return f"the package {package} is not installed (pip install '.[bench]')"
     return ""
