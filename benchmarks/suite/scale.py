@@ -1,0 +1,138 @@
+"""Time and bytes against the number of parameters, and what of them is fixed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.base import Floats, LossyPeer, Turn, Update
+from benchmarks.peers.ours import Ours
+from benchmarks.peers.tune import error_of, tune
+from benchmarks.suite.turns import take_turns
+from benchmarks.updates import Source, short
+
+TITLE = "Time and bytes against the number of parameters"
+TUNED_AT = 1_000_000
+PEER_BYTES = 44
+"""Memory for each parameter while a peer runs: three models, and what the hungriest peer takes."""
+COPY, SUB = "copy of the model", "torch.sub(state, reference)"
+NOTE = """\
+Made-up models (`resfed_codec.bench.synthetic_update`). Peers are tuned to our error at 1 M
+parameters and sparsity 0.99, and keep that setting; "error" is what they leave at each size.
+Times in milliseconds, all contestants taking turns, one thread unless the name says otherwise.
+The time of a plain copy of the model, and of torch.sub into an array that is there already,
+stands under encoding."""
+
+
+class Memory:
+    """The measures: a plain copy of a model, and torch.sub where torch is."""
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self.out: Floats = {name: np.zeros_like(value) for name, value in update.state.items()}
+
+    def copy(self) -> Turn:
+        begin = time.perf_counter()
+        for name, value in self._update.state.items():
+            np.copyto(self.out[name], value)
+        return self._turn(time.perf_counter() - begin)
+
+    def subtract(self) -> Turn:
+        import torch
+
+        torch.set_num_threads(1)
+        begin = time.perf_counter()
+        for name, value in self._update.state.items():
+            reference, out = self._update.reference[name], self.out[name]
+            torch.sub(
+                torch.from_numpy(value), torch.from_numpy(reference), out=torch.from_numpy(out)
+            )
+        return self._turn(time.perf_counter() - begin)
+
+    def _turn(self, seconds: float) -> Turn:
+        return Turn(0, seconds, math.nan, self.out)
+
+
+def measure(
+    sizes: Sequence[int],
+    sparsities: Sequence[float],
+    peers: Sequence[LossyPeer],
+    turns: int,
+    threads: int,
+    limit_s: float,
+    limit_gb: float,
+) -> list[dict[str, Any]]:
+    """A row for each contestant, size and sparsity; peers at 0.99 alone.
+
+    Prints which are left out because a turn would take longer than ``limit_s`` seconds, or all
+    more memory than ``limit_gb`` times 10^9 bytes.
+    """
+    knobs = _tuned(peers) if 0.99 in sparsities else {}
+    per_element: dict[str, float] = {}
+    rows = []
+    for n_elems in sizes:
+        update = Source(n_elems=n_elems).load()
+        memory = Memory(update)
+        for sparsity in sparsities:
+            contestants: dict[str, partial[Turn]] = {COPY: partial(memory.copy)}
+            if find_spec("torch") is not None:
+                contestants[SUB] = partial(memory.subtract)
+            ours = [Ours(), Ours(target=memory.out)]
+            ours += [Ours(threads, target=memory.out)] if threads > 1 else []
+            results: dict[str, tuple[int | None, float | None]] = dict.fromkeys(
+                contestants, (None, None)
+            )
+            for peer in [*ours, *(peers if sparsity == 0.99 else [])]:
+                seconds = per_element.get(peer.name, 0) * update.n_elems
+                too_much = "" if seconds <= limit_s else f"about {seconds:.0f} s a turn"
+                if peer not in ours and PEER_BYTES * update.n_elems > limit_gb * 1e9:
+                    too_much = f"up to {PEER_BYTES * update.n_elems / 1e9:.0f} GB of memory"
+                if too_much:
+                    print(f"left out: {peer.name}, {short(n_elems)}: {too_much}")
+                    continue
+                knob = knobs.get(peer.name, -math.log2(1 - sparsity))
+                first = peer.turn(update, knob)
+                per_element[peer.name] = (first.encode_s + first.decode_s) / update.n_elems
+                results[peer.name] = first.n_bytes, error_of(update, first)
+                del first
+                contestants[peer.name] = partial(peer.turn, update, knob)
+            times = take_turns(contestants, turns, f"{short(n_elems)}, {sparsity:g}")
+            rows += [
+                {
+                    "parameters": update.n_elems,
+                    "sparsity": sparsity,
+                    "peer": name,
+                    "bytes": n_bytes,
+                    "error": error,
+                    **times[name],
+                    "encode ns per parameter": 1e6 * times[name]["encode ms"] / update.n_elems,
+                }
+                for name, (n_bytes, error) in results.items()
+            ]
+            for peer in [*ours, *peers]:
+                peer.close()
+    return rows
+
+
+def _tuned(peers: Sequence[LossyPeer]) -> dict[str, float]:
+    """Knobs at our error at sparsity 0.99."""
+    update = Source(n_elems=TUNED_AT).load()
+    error = error_of(update, Ours().turn(update, -math.log2(0.01)))
+    return {peer.name: tune(peer, update, error).knob for peer in peers}
+
+
+def fit(rows: Sequence[dict[str, Any]], peer: str, column: str) -> tuple[float, float]:
+    """(fixed, per parameter) of ``column``, the line with the least squared relative deviation."""
+    points = [
+        (r["parameters"], r[column]) for r in rows if r["peer"] == peer and r["sparsity"] == 0.99
+    ]
+    n, y = np.array(points, dtype=np.float64).T
+    system = np.stack([1 / y, n / y], axis=1)
+    (fixed, slope), *_ = np.linalg.lstsq(system, np.ones(len(points)), rcond=None)
+    return float(fixed), float(slope)
