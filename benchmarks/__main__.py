@@ -28,12 +28,11 @@ from benchmarks.updates import Source, updates_in
 PARTS = ("integers", "error", "scale", "memory")
 SIZES = (62_000, 1_000_000, 25_000_000, 100_000_000, 400_000_000)
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.9975, 0.999)
-IN_PLACE = f"{OURS}, in place"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    made_up = [Source(n_elems=250_000 if args.quick else 1_000_000)]
+    made_up = [Source(n_elems=args.made_up)] if args.made_up else []
     real = [source for path in args.snapshots for source in updates_in(path)]
     if args.quick:
         real = real[:1]
@@ -73,6 +72,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="real models: .npz with keys such as g4|name, l0_5|name, g5|name",
     )
+    parser.add_argument(
+        "--made-up",
+        type=int,
+        metavar="N",
+        help="parameters of the synthetic model beside the real ones; 0: none (default: 1000000)",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--sparsities", type=float, nargs="+", metavar="S")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="parameters")
@@ -94,6 +99,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     args = parser.parse_args(argv)
     args.sparsities = args.sparsities or ([0.99] if args.quick else SPARSITIES)
+    if args.made_up is None:
+        args.made_up = 250_000 if args.quick else 1_000_000
+    if not args.snapshots and not args.made_up:
+        parser.error("nothing to compare on: give --snapshots, or --made-up above 0")
     args.sizes = args.sizes or (SIZES[:2] if args.quick else SIZES)
     args.parts = args.parts or (PARTS[:3] if args.quick else PARTS)
     args.out = args.out or (RESULTS / "quick" if args.quick else RESULTS)
@@ -147,7 +156,7 @@ def compare_sizes(args: argparse.Namespace, peers: list[Any]) -> list[str]:
     fits = []
     for peer, column, unit, factor in (
         (OURS, "encode ms", "ns", 1e6),
-        (IN_PLACE, "decode ms", "ns", 1e6),
+        (scale.IN_PLACE, "decode ms", "ns", 1e6),
         (OURS, "bytes", "bytes", 1.0),
     ):
         fixed, slope = scale.fit(rows, peer, column)

@@ -72,7 +72,7 @@ class Lossless(LosslessCoder):
 
     def encode(self, levels: Levels) -> Any:
         flat = np.concatenate([value.ravel() for value in levels.values()])
-        self._like = np.empty(flat.size, np.min_scalar_type(-max(1, int(np.abs(flat).max()))))
+        self._like = np.empty(flat.size, np.min_scalar_type(-1 - int(np.abs(flat).max())))
         return self._code.pack(flat.astype(self._like.dtype))
 
     def decode(self, payload: Any, like: Levels) -> Levels:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks.peers import OURS
-from benchmarks.suite.scale import COPY, SUB
+from benchmarks.suite.scale import COPY, IN_PLACE, SUB
 from benchmarks.suite.targets import INTEGERS
 
 mpl.use("Agg")
@@ -17,16 +17,17 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-COLORS = [plt.get_cmap("tab10")(i) for i in (0, 2, 4, 5, 6, 7, 8, 9)]
-MARKS = "os^vDPX*"
+COLORS = [*(plt.get_cmap("tab10")(i) for i in (0, 2, 1, 4, 5, 6, 7, 8, 9)), "gold", "black", "navy"]
+MARKS = "s^vDPX*"
+ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
 def _style(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Ours is thick and red; the others have colors, and marks that go round."""
+    """Ours is thick and red; the others have colors and marks that go round."""
     style: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(name for name in names if not name.startswith(OURS)):
-        mark = MARKS[(i + i // len(COLORS)) % len(MARKS)]
-        style[name] = {"color": COLORS[i % len(COLORS)], "marker": mark, "lw": 1, "ms": 4}
+        color, mark = COLORS[i % len(COLORS)], MARKS[i % len(MARKS)]
+        style[name] = {"color": color, "marker": mark, "lw": 1, "ms": 4}
     ours = [name for name in names if name.startswith(OURS)]
     for name, dashes in zip(ours, ("-", "--", ":"), strict=False):
         style[name] = {"color": "tab:red", "marker": "o", "lw": 2.2, "ms": 5, "ls": dashes}
@@ -65,6 +66,9 @@ def equal_error(rows: Sequence[Row], path: Path) -> None:
             if line:
                 ax.loglog(*zip(*line, strict=True), label=name, **style[name])
         ax.set(title=update, xlabel="relative squared error", ylabel="bytes")
+        seen = [x for x in ERRORS if min(error.values()) < x < max(error.values())]
+        ax.set_xticks(seen, [f"{x:g}" for x in seen])
+        ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3, which="both")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=8)
@@ -121,8 +125,12 @@ def times(rows: Sequence[Row], path: Path, sparsity: float = 0.99) -> None:
 
 
 def scale(rows: Sequence[Row], path: Path, fits: Sequence[str]) -> None:
-    """Encode time, decode time and bytes against the number of parameters, with what was fitted."""
+    """Times and bytes against the number of parameters at sparsity 0.99, with what was fitted.
+
+    Bytes are drawn where the error is ours to a quarter.
+    """
     chosen = [r for r in rows if r["sparsity"] == 0.99]
+    error = {r["parameters"]: r["error"] for r in chosen if r["peer"] == OURS}
     names = list(dict.fromkeys(r["peer"] for r in chosen))
     style = _style([n for n in names if n not in (COPY, SUB)])
     style[COPY] = {"color": "k", "lw": 1, "ls": "--"}
@@ -134,14 +142,24 @@ def scale(rows: Sequence[Row], path: Path, fits: Sequence[str]) -> None:
             line = [
                 (r["parameters"], r[column])
                 for r in chosen
-                if r["peer"] == name and r[column] is not None
+                if r["peer"] == name
+                and r[column] is not None
+                and (column != "bytes" or abs(r["error"] / error[r["parameters"]] - 1) < 0.25)
             ]
-            if line:
+            if line and (column, name) != ("encode ms", IN_PLACE):  # encodes as the other does
                 ax.loglog(*zip(*line, strict=True), label=name, **style[name])
         ax.set(title=title, xlabel="parameters")
         ax.grid(alpha=0.3, which="both")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.3, 0), ncols=3, fontsize=8)
+    lines = dict(zip(*axes[1].get_legend_handles_labels()[::-1], strict=True))
+    lines |= dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        list(lines.values()),
+        list(lines),
+        loc="upper center",
+        bbox_to_anchor=(0.3, 0),
+        ncols=3,
+        fontsize=8,
+    )
     figure.text(0.62, -0.02, "\n".join(fits), fontsize=8, va="top")
     _save(figure, path)
 
