@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, markdown_table, stamp, write_results
-from benchmarks.peers import OURS, available, lossless_peers, lossy_peers
+from benchmarks.common import RESULTS, write_results
+from benchmarks.peers import available, lossless_peers, lossy_peers
 from benchmarks.peers.integers import TopK
 from benchmarks.peers.paper import Paper
-from benchmarks.suite import error, figures, integers, memory, scale, targets
+from benchmarks.suite import error, integers, memory, page, scale
 from benchmarks.updates import Source, updates_in
 
 PARTS = ("integers", "error", "scale", "memory")
@@ -32,29 +32,61 @@ SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.9975, 0.999)
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    if not args.redraw:
+        began = time.perf_counter()
+        measure(args)
+        print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+    text = page.make(args.out)
+    (args.out / "peers.md").write_text("# Beside other codecs\n\n" + text)
+    if args.docs:
+        page.fill(args.docs, text, args.out)
+    print(text)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Run the parts that were asked for, and write their tables."""
     made_up = [Source(n_elems=args.made_up)] if args.made_up else []
     real = [source for path in args.snapshots for source in updates_in(path)]
-    if args.quick:
-        real = real[:1]
-    sources = real + made_up
-    began = time.perf_counter()
-    page = ["# Beside other codecs", "\n".join(f"- {k}: `{v}`" for k, v in stamp().items())]
+    sources = (real[:1] if args.quick else real) + made_up
     lossy = available(lossy_peers())
+    lossless = available(lossless_peers())
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    left_out: list[str] = []
+
+    def write(part: str, module: Any, rows: list[dict[str, Any]]) -> None:
+        note = "\n".join([module.NOTE, *(["", "Left out:", ""] if left_out else [])])
+        note = "\n".join([note, *(f"- {line}" for line in left_out)])
+        write_results(f"peers_{part}", module.TITLE, rows, note, args.out)
+        for line in left_out:
+            print(f"left out: {line}")
+        left_out.clear()
+
     if "integers" in args.parts:
-        page += compare_integers(args, sources)
+        rows = [
+            row
+            for source in sources
+            for row in integers.measure(source, args.sparsities, lossless, args.turns)
+        ]
+        write("integers", integers, rows)
     if "error" in args.parts:
-        page += compare_at_equal_error(args, sources, lossy)
+        rows = [
+            row
+            for source in sources
+            for row in error.measure(source, args.sparsities, lossy, args.turns, left_out)
+        ]
+        write("error", error, rows)
     if "scale" in args.parts:
-        page += compare_sizes(args, lossy)
+        limits = scale.Limits(args.limit, args.limit_gb)
+        sparsities = [0.99] if args.quick else [0.9, 0.99, 0.999]
+        timed = [peer for peer in lossy if not isinstance(peer, (Paper, TopK))]
+        timed += [peer for peer in lossy if peer.name == "top-k, zstd -3 on pairs"]
+        rows = scale.measure(args.sizes, sparsities, timed, args.turns, threads, limits, left_out)
+        write("scale", scale, rows)
     if "memory" in args.parts:
-        page += compare_memory(args, real, lossy)
-    page += [f"The run took {(time.perf_counter() - began) / 60:.0f} minutes."]
-    text = "\n\n".join(page) + "\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "peers.md").write_text(text)
-    for peer in lossy:
+        large = Source(n_elems=1_000_000 if args.quick else 25_000_000)
+        write("memory", memory, memory.measure([*real[:1], large], lossy, left_out))
+    for peer in [*lossy, *lossless]:
         peer.close()
-    print(text)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,83 +129,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="leave out peers at sizes where more memory is needed (default: 16)",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing: figures and page from the tables"
+    )
+    parser.add_argument(
+        "--docs", type=Path, metavar="FILE", help="put the page between the marks of this file"
+    )
     args = parser.parse_args(argv)
     args.sparsities = args.sparsities or ([0.99] if args.quick else SPARSITIES)
     if args.made_up is None:
         args.made_up = 250_000 if args.quick else 1_000_000
-    if not args.snapshots and not args.made_up:
+    if not args.snapshots and not args.made_up and not args.redraw:
         parser.error("nothing to compare on: give --snapshots, or --made-up above 0")
     args.sizes = args.sizes or (SIZES[:2] if args.quick else SIZES)
     args.parts = args.parts or (PARTS[:3] if args.quick else PARTS)
     args.out = args.out or (RESULTS / "quick" if args.quick else RESULTS)
     return args
-
-
-Rows = list[dict[str, Any]]
-
-
-def compare_integers(args: argparse.Namespace, sources: list[Source]) -> list[str]:
-    peers = available(lossless_peers())
-    rows: Rows = []
-    for source in sources:
-        rows += integers.measure(source, args.sparsities, peers, args.turns)
-    for peer in peers:
-        peer.close()
-    write_results("peers_integers", integers.TITLE, rows, integers.NOTE, args.out)
-    figures.identical_integers(rows, args.out / "peers_integers.png")
-    page = ["## Identical integers", "![ratios of bytes](peers_integers.png)"]
-    goals = targets.integer_goals(rows)
-    page += [markdown_table(goals)] if goals else []
-    page += [markdown_table(targets.means(rows)), "[All figures](peers_integers.md)."]
-    return page
-
-
-def compare_at_equal_error(
-    args: argparse.Namespace, sources: list[Source], peers: list[Any]
-) -> list[str]:
-    rows: Rows = []
-    for source in sources:
-        rows += error.measure(source, args.sparsities, peers, args.turns)
-    write_results("peers_error", error.TITLE, rows, error.NOTE, args.out)
-    figures.equal_error(rows, args.out / "peers_error.png")
-    figures.times(rows, args.out / "peers_times.png")
-    page = ["## Equal error", "![bytes over error](peers_error.png)", "![times](peers_times.png)"]
-    goals = targets.error_goals(rows)
-    page += [markdown_table(goals)] if goals else []
-    page += [markdown_table(targets.means(rows)), markdown_table(targets.times(rows, 0.99))]
-    page += ["[All figures](peers_error.md)."]
-    return page
-
-
-def compare_sizes(args: argparse.Namespace, peers: list[Any]) -> list[str]:
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    sparsities = [0.99] if args.quick else [0.9, 0.99, 0.999]
-    timed = [peer for peer in peers if not isinstance(peer, (Paper, TopK))]
-    timed += [peer for peer in peers if peer.name == "top-k, zstd -3 on pairs"]
-    rows = scale.measure(
-        args.sizes, sparsities, timed, args.turns, threads, args.limit, args.limit_gb
-    )
-    fits = []
-    for peer, column, unit, factor in (
-        (OURS, "encode ms", "ns", 1e6),
-        (scale.IN_PLACE, "decode ms", "ns", 1e6),
-        (OURS, "bytes", "bytes", 1.0),
-    ):
-        fixed, slope = scale.fit(rows, peer, column)
-        fits.append(f"{peer}: {column} = {fixed:.3g} + {factor * slope:.3g} {unit} per parameter")
-    write_results("peers_scale", scale.TITLE, rows, scale.NOTE, args.out)
-    figures.scale(rows, args.out / "peers_scale.png", fits)
-    page = ["## Size of the model", "![time and bytes against parameters](peers_scale.png)"]
-    page += ["\n".join(f"- {line}" for line in fits), "[All figures](peers_scale.md)."]
-    return page
-
-
-def compare_memory(args: argparse.Namespace, real: list[Source], peers: list[Any]) -> list[str]:
-    sources = [*real[:1], Source(n_elems=1_000_000 if args.quick else 25_000_000)]
-    rows = memory.measure(sources, peers)
-    write_results("peers_memory", memory.TITLE, rows, memory.NOTE, args.out)
-    figures.memory(rows, args.out / "peers_memory.png")
-    return ["## Memory", "![memory](peers_memory.png)", "[All figures](peers_memory.md)."]
 
 
 if __name__ == "__main__":

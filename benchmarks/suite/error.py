@@ -26,9 +26,13 @@ paper's scheme counts its bytes but writes none, so it has no times."""
 
 
 def measure(
-    source: Source, sparsities: Sequence[float], peers: Sequence[LossyPeer], turns: int
+    source: Source,
+    sparsities: Sequence[float],
+    peers: Sequence[LossyPeer],
+    turns: int,
+    left_out: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each peer and sparsity; prints who does not reach an error."""
+    """A row for each peer and sparsity; who does not reach an error is appended to ``left_out``."""
     update = source.load()
     ours = Ours()
     own = {sparsity: try_knob(ours, update, -math.log2(1 - sparsity)) for sparsity in sparsities}
@@ -44,7 +48,7 @@ def measure(
                     between(steps[peer.name], error) if peer.stepped else tune(peer, update, error)
                 )
             except ValueError as reason:
-                print(f"left out: {peer.name}, {source.name}, sparsity {sparsity:g}: {reason}")
+                left_out.append(f"{peer.name}, {source.name}, sparsity {sparsity:g}: {reason}")
                 continue
             contestants[peer.name] = partial(peer.turn, update, tuned[peer.name].knob)
         times = take_turns(contestants, turns, f"{source.name}, {sparsity:g}")

@@ -25,8 +25,10 @@ SPARSITY = 0.99
 SMALL = 61_000
 
 
-def measure(sources: Sequence[Source], peers: Sequence[LossyPeer]) -> list[dict[str, Any]]:
-    """A row for each update and each peer that runs in a process of ours, or is NNCodec."""
+def measure(
+    sources: Sequence[Source], peers: Sequence[LossyPeer], left_out: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each update and peer that writes bytes; reasons why not go to ``left_out``."""
     rows = []
     for source in sources:
         update = source.load()
@@ -38,7 +40,7 @@ def measure(sources: Sequence[Source], peers: Sequence[LossyPeer]) -> list[dict[
                 try:
                     knobs[peer.name] = tune(peer, update, error).knob
                 except ValueError as reason:
-                    print(f"left out: {peer.name}, {source.name}: {reason}")
+                    left_out.append(f"{peer.name}, {source.name}: {reason}")
                 peer.close()
         for name, its_knob in knobs.items():
             scratch = in_fresh_process(name, source, its_knob)

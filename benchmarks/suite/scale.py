@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -29,6 +30,14 @@ Made-up models (`resfed_codec.bench.synthetic_update`). Peers are tuned to our e
 model. Times in milliseconds, all contestants taking turns, one thread unless the name says
 otherwise. The time of a plain copy of the model, and of torch.sub into an array that is there
 already, stands under encoding."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of peers: seconds a turn, and memory that is in use then, in units of 10^9 bytes."""
+
+    turn_s: float
+    gb: float
 
 
 class Memory:
@@ -66,13 +75,12 @@ def measure(
     peers: Sequence[LossyPeer],
     turns: int,
     threads: int,
-    limit_s: float,
-    limit_gb: float,
+    limits: Limits,
+    left_out: list[str],
 ) -> list[dict[str, Any]]:
     """A row for each contestant, size and sparsity; peers at 0.99 alone.
 
-    Prints which peers are left out because a turn would take longer than ``limit_s`` seconds, or
-    more memory than ``limit_gb`` times 10^9 bytes be in use.
+    Which of them are over the limits at a size is appended to ``left_out``.
     """
     per_element: dict[str, float] = {}
     rows = []
@@ -92,9 +100,9 @@ def measure(
             for peer in [*ours, *(peers if sparsity == 0.99 else [])]:
                 seconds = per_element.get(peer.name, 0) * update.n_elems
                 gigabytes = PEER_BYTES * update.n_elems / 1e9
-                if peer not in ours and (seconds > limit_s or gigabytes > limit_gb):
+                if peer not in ours and (seconds > limits.turn_s or gigabytes > limits.gb):
                     need = f"{seconds:.0f} s a turn, {gigabytes:.0f} GB"
-                    print(f"left out: {peer.name}, {short(n_elems)}: may take {need}")
+                    left_out.append(f"{peer.name}, {short(n_elems)}: may take {need}")
                     continue
                 knob = knobs.get(peer.name, -math.log2(1 - sparsity))
                 first = peer.turn(update, knob)
@@ -115,8 +123,8 @@ def measure(
                 }
                 for name, (n_bytes, error) in results.items()
             ]
-            for peer in [*ours, *peers]:
-                peer.close()
+        for peer in peers:
+            peer.close()
     return rows
 
 
@@ -137,3 +145,21 @@ def fit(rows: Sequence[dict[str, Any]], peer: str, column: str) -> tuple[float, 
     system = np.stack([1 / y, n / y], axis=1)
     (fixed, slope), *_ = np.linalg.lstsq(system, np.ones(len(points)), rcond=None)
     return float(fixed), float(slope)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our times and bytes at sparsity 0.99, one thread, and those of a copy of the model."""
+    table = []
+    for n_elems in dict.fromkeys(r["parameters"] for r in rows):
+        found = {r["peer"]: r for r in rows if (r["parameters"], r["sparsity"]) == (n_elems, 0.99)}
+        table.append(
+            {
+                "parameters": n_elems,
+                "encode, ms": found[OURS]["encode ms"],
+                "decode to new arrays, ms": found[OURS]["decode ms"],
+                "decode in place, ms": found[IN_PLACE]["decode ms"],
+                "copy of the model, ms": found[COPY]["encode ms"],
+                "payload, bytes": found[OURS]["bytes"],
+            }
+        )
+    return table

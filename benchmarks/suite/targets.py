@@ -70,32 +70,42 @@ def _goal(what: str, ratios: dict[str, float], goal: float, judge: Any) -> list[
     return [row]
 
 
-def means(rows: Sequence[Row]) -> list[Row]:
-    """Ours over each peer's bytes: geometric means over real updates (all, where none is real)."""
-    chosen = [r for r in rows if r["data"] == "real"] or list(rows)
-    sparsities = sorted({r["sparsity"] for r in chosen})
+def model_of(row: Row) -> str:
+    """What was trained, or that it is made up: the update's name without its snapshots."""
+    return str(row["update"].split(",")[0])
+
+
+def means(rows: Sequence[Row], model: str) -> list[Row]:
+    """Ours over each peer's bytes: geometric means over the updates of one model."""
+    sparsities = sorted({r["sparsity"] for r in rows})
     table = []
-    for peer in dict.fromkeys(r["peer"] for r in chosen if r["peer"] != OURS):
-        row: Row = {"ours / peer, bytes": peer}
+    for peer in dict.fromkeys(r["peer"] for r in rows if r["peer"] != OURS):
+        row: Row = {f"our bytes / peer's, {model}": peer}
         for sparsity in sparsities:
             ratios = [
-                r["ours / peer"] for r in chosen if r["peer"] == peer and r["sparsity"] == sparsity
+                r["ours / peer"] for r in rows if r["peer"] == peer and r["sparsity"] == sparsity
             ]
-            row[f"{sparsity:g}"] = f"{geometric_mean(ratios):.3f}" if ratios else None
+            row[f"{sparsity:g}"] = _ratio(geometric_mean(ratios)) if ratios else None
         table.append(row)
     return table
 
 
+def _ratio(value: float) -> str:
+    """In bold where others need fewer bytes."""
+    return f"**{value:.3f}**" if value > 1 else f"{value:.3f}"
+
+
 def times(rows: Sequence[Row], sparsity: float) -> list[Row]:
-    """Milliseconds at one sparsity, geometric means over real updates (all, where none is real)."""
-    chosen = [r for r in rows if r["data"] == "real"] or list(rows)
-    chosen = [r for r in chosen if r["sparsity"] == sparsity]
+    """Milliseconds at one sparsity: a column for each model, geometric means over its updates."""
+    chosen = [r for r in rows if r["sparsity"] == sparsity]
+    models = list(dict.fromkeys(model_of(r) for r in chosen))
     table = []
-    for peer in dict.fromkeys(r["peer"] for r in chosen):
-        mine = [r for r in chosen if r["peer"] == peer]
-        row: Row = {f"at sparsity {sparsity:g}": peer, "updates": len(mine)}
-        for column in ("encode ms", "decode ms"):
-            values = [r[column] for r in mine if r[column] is not None]
-            row[column] = geometric_mean(values) if values else None
+    for peer in dict.fromkeys(r["peer"] for r in chosen if r["encode ms"] is not None):
+        row: Row = {f"ms at sparsity {sparsity:g}": peer}
+        for model in models:
+            mine = [r for r in chosen if r["peer"] == peer and model_of(r) == model]
+            for task in ("encode", "decode"):
+                values = [r[f"{task} ms"] for r in mine]
+                row[f"{task}, {model}"] = geometric_mean(values) if values else None
         table.append(row)
     return table
