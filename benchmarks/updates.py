@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.common import is_matrix, load_snapshots
 from benchmarks.peers.base import Update
-from resfed_codec.bench import synthetic_update
+from resfed_codec.bench import COLUMNS, Like, synthetic_update
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class Source:
     """Where an update comes from; :meth:`load` gives the same each time, in any process.
 
     ``path`` names snapshots and ``pair`` two of them, reference and new model; without a path
-    the update is made up and has about ``n_elems`` elements.
+    the update is made up, has about ``n_elems`` elements and is ``like`` a real one.
     """
 
     path: Path | None = None
     pair: tuple[str, str] = ("", "")
     n_elems: int = 0
+    like: Like = "transformer"
 
     @property
     def is_real(self) -> bool:
@@ -31,13 +32,13 @@ class Source:
     @property
     def name(self) -> str:
         if self.path is None:
-            return f"synthetic, {short(self.n_elems)}"
+            return f"synthetic {self.like}, {short(self.n_elems)}"
         return f"{self.path.stem}, {self.pair[0]} to {self.pair[1]}"
 
     def load(self) -> Update:
         """The float32 matrices (tensors of two dimensions or more), sorted by name."""
         if self.path is None:
-            return Update(*synthetic_update(self.n_elems))
+            return Update(*synthetic_update(self.n_elems, like=self.like))
         snapshots = load_snapshots(self.path)
         reference, state = (snapshots[prefix] for prefix in self.pair)
         names = sorted(n for n, v in reference.items() if is_matrix(v) and v.dtype == np.float32)
@@ -67,3 +68,8 @@ def updates_in(path: Path) -> list[Source]:
         down = f"s{t + 1}" if f"s{t + 1}" in prefixes else f"g{t + 1}"
         found += [Source(path, (f"g{t}", p)) for p in (f"l0_{t + 1}", down) if p in prefixes]
     return found
+
+
+def made_up(n_elems: int) -> list[Source]:
+    """An update of every made-up kind."""
+    return [Source(n_elems=n_elems, like=like) for like in COLUMNS]

@@ -16,14 +16,17 @@ from resfed_codec.cli import main
 TASKS = ["copy", "encode", "decode, new arrays", "decode, in place"]
 
 
-def test_synthetic_update_is_made_of_whole_rows() -> None:
-    state, reference = bench.synthetic_update(1_000_000)
-    assert sum(value.size for value in state.values()) == 868 * 1152
+@pytest.mark.parametrize("like", ["transformer", "cnn"])
+def test_synthetic_update_is_made_of_whole_rows(like: bench.Like) -> None:
+    state, reference = bench.synthetic_update(1_000_000, like=like)
+    assert (
+        sum(v.size for v in state.values()) == {"transformer": 977 * 1024, "cnn": 868 * 1152}[like]
+    )
     assert list(state) == list(reference)
     assert {value.dtype for value in state.values()} == {np.dtype(np.float32)}
-    again, _ = bench.synthetic_update(1_000_000)
+    again, _ = bench.synthetic_update(1_000_000, like=like)
     assert all(np.array_equal(state[name], again[name]) for name in state)
-    other, _ = bench.synthetic_update(1_000_000, seed=1)
+    other, _ = bench.synthetic_update(1_000_000, seed=1, like=like)
     assert not any(np.array_equal(state[name], other[name]) for name in state)
 
 
@@ -34,22 +37,37 @@ def test_synthetic_update_is_made_of_whole_rows() -> None:
     (4097 * 1152, [(4096, 1152), (1, 1152)]),
 ])  # fmt: skip
 def test_synthetic_update_of_any_size(n_elems: int, shapes: list[tuple[int, int]]) -> None:
-    state, reference = bench.synthetic_update(n_elems)
+    state, reference = bench.synthetic_update(n_elems, like="cnn")
     assert [value.shape for value in state.values()] == shapes
     assert [value.shape for value in reference.values()] == shapes
 
 
-def test_synthetic_update_clusters_as_its_docstring_says() -> None:
-    state, reference = bench.synthetic_update(1_000_000)
-    for sparsity, follow, bits in ((0.95, 0.82, 1.8), (0.99, 0.78, 1.95)):
-        payload = rfc.encode(state, reference, sparsity=sparsity)
-        decoded = rfc.decode(payload, reference)
-        sent = np.concatenate([(decoded[n] - reference[n]).ravel() for n in state])
-        index = np.flatnonzero(sent)
-        gaps, same = np.diff(index), np.diff(np.sign(sent[index])) == 0
-        assert np.mean(gaps == 1) == pytest.approx(follow, abs=0.01)
-        assert same[gaps <= 2].mean() > 0.99
-        assert 8 * len(payload) / index.size == pytest.approx(bits, abs=0.1)
+def test_synthetic_update_of_an_unknown_kind() -> None:
+    with pytest.raises(ValueError, match="like='mlp': must be one of transformer, cnn"):
+        bench.synthetic_update(10, like="mlp")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("like", "sparsity", "directly", "same_sign", "bits"),
+    [
+        ("transformer", 0.95, 0.46, 0.5, 4.4),
+        ("transformer", 0.99, 0.33, 0.5, 5.0),
+        ("cnn", 0.95, 0.82, 0.995, 1.8),
+        ("cnn", 0.99, 0.78, 0.995, 1.9),
+    ],
+)
+def test_synthetic_update_clusters_as_its_docstring_says(
+    like: bench.Like, sparsity: float, directly: float, same_sign: float, bits: float
+) -> None:
+    state, reference = bench.synthetic_update(1_000_000, like=like)
+    payload = rfc.encode(state, reference, sparsity=sparsity)
+    decoded = rfc.decode(payload, reference)
+    sent = np.concatenate([(decoded[n] - reference[n]).ravel() for n in state])
+    index = np.flatnonzero(sent)
+    gaps, same = np.diff(index), np.diff(np.sign(sent[index])) == 0
+    assert np.mean(gaps == 1) == pytest.approx(directly, abs=0.01)
+    assert same[gaps <= 2].mean() == pytest.approx(same_sign, abs=0.01)
+    assert 8 * len(payload) / index.size == pytest.approx(bits, abs=0.1)
 
 
 def test_measure(rng: np.random.Generator) -> None:
@@ -82,11 +100,11 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     line = "bench --elements 3000 --sparsity 0.9 --turns 2 --threads 1"
     assert main(line.split()) == 0
     out = capsys.readouterr().out
-    assert out.startswith("3,456 parameters, 13,824 bytes; sparsity 0.9, 346 nonzeros\n")
+    assert out.startswith("3,072 parameters, 12,288 bytes; sparsity 0.9, 308 nonzeros\n")
     assert "1 thread, 2 turns" in out
     assert main([*line.split(), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["n_parameters"] == 3456
+    assert report["n_parameters"] == 3072
     assert report["turns"] == 2
     assert [t["task"] for t in report["timings"] if t["task"] != "torch.sub"] == TASKS
 
@@ -99,7 +117,7 @@ def test_command_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     numpy.save_file(reference, old)
     assert main(["bench", "--pair", f"{new}", f"{old}", "--turns", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["n_parameters"] == 4608
+    assert report["n_parameters"] == 5120
     assert report["payload_bytes"] == len(rfc.encode(state, reference))
 
 
@@ -107,7 +125,7 @@ def test_command_on_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("line", "reason"),
     [
         ("bench --elements 0", "n_elems=0: must be at least 1"),
-        ("bench --elements 10 --turns 0", "turns=0: must be at least 1"),
+        ("bench --elements 10 --like cnn --turns 0", "turns=0: must be at least 1"),
         ("bench --elements 10 --sparsity 2", "sparsity=2.0: must lie in [0, 1]"),
     ],
 )

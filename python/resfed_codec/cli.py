@@ -280,6 +280,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the model to encode and its reference (.safetensors)",
     )
     p.add_argument(
+        "--like",
+        choices=list(bench.COLUMNS),
+        default="transformer",
+        help="what the made-up model's residual is like; a Transformer's clusters less and takes"
+        " longer (default: %(default)s)",
+    )
+    p.add_argument(
         "--sparsity",
         metavar="S",
         type=float,
@@ -404,7 +411,7 @@ def _bench(args: argparse.Namespace) -> str:
     if args.pair:
         state, reference = (_load_model(path).tensors for path in args.pair)
     else:
-        state, reference = bench.synthetic_update(args.elements)
+        state, reference = bench.synthetic_update(args.elements, like=args.like)
     report = bench.measure(state, reference, sparsity=args.sparsity, turns=args.turns)
     return json.dumps(report.as_dict(), indent=2) if args.json else str(report)
 
