@@ -22,10 +22,10 @@ from benchmarks.common import RESULTS, write_results
 from benchmarks.peers import available, lossless_peers, lossy_peers
 from benchmarks.peers.integers import TopK
 from benchmarks.peers.paper import Paper
-from benchmarks.suite import error, integers, memory, page, scale
-from benchmarks.updates import Source, updates_in
+from benchmarks.suite import error, integers, memory, page, residuals, scale
+from benchmarks.updates import Source, made_up, updates_in
 
-PARTS = ("integers", "error", "scale", "memory")
+PARTS = ("residuals", "integers", "error", "scale", "memory")
 SIZES = (62_000, 1_000_000, 25_000_000, 100_000_000, 400_000_000)
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.9975, 0.999)
 
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Run the parts that were asked for, and write their tables."""
-    made_up = [Source(n_elems=args.made_up)] if args.made_up else []
     real = [source for path in args.snapshots for source in updates_in(path)]
-    sources = (real[:1] if args.quick else real) + made_up
+    sources = real[:1] if args.quick else list(real)
+    sources += made_up(args.made_up) if args.made_up else []
     lossy = available(lossy_peers())
     lossless = available(lossless_peers())
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -61,6 +61,8 @@ def measure(args: argparse.Namespace) -> None:
             print(f"left out: {line}")
         left_out.clear()
 
+    if "residuals" in args.parts:
+        write("residuals", residuals, residuals.measure(sources, args.sparsities))
     if "integers" in args.parts:
         rows = [
             row
@@ -108,7 +110,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--made-up",
         type=int,
         metavar="N",
-        help="parameters of the synthetic model beside the real ones; 0: none (default: 1000000)",
+        help="parameters of the synthetic models beside the real ones; 0: none (default: 1000000)",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--sparsities", type=float, nargs="+", metavar="S")
@@ -142,7 +144,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not args.snapshots and not args.made_up and not args.redraw:
         parser.error("nothing to compare on: give --snapshots, or --made-up above 0")
     args.sizes = args.sizes or (SIZES[:2] if args.quick else SIZES)
-    args.parts = args.parts or (PARTS[:3] if args.quick else PARTS)
+    args.parts = args.parts or (PARTS[:4] if args.quick else PARTS)
     args.out = args.out or (RESULTS / "quick" if args.quick else RESULTS)
     return args
 

@@ -20,7 +20,13 @@ def make(folder: Path) -> str:
 
     Tables that are not there (``peers_*.json``) are passed over.
     """
-    sections = {"error": _error, "integers": _integers, "scale": _scale, "memory": _memory}
+    sections = {
+        "error": _error,
+        "integers": _integers,
+        "scale": _scale,
+        "memory": _memory,
+        "residuals": _residuals,
+    }
     page = []
     for part, section in sections.items():
         path = folder / f"peers_{part}.json"
@@ -104,6 +110,12 @@ def _scale(folder: Path, rows: list[targets.Row]) -> list[str]:
 def _memory(folder: Path, rows: list[targets.Row]) -> list[str]:
     figures.memory(rows, folder / "peers_memory.png")
     return ["## Memory", "![memory of encoding](peers_memory.png)"]
+
+
+def _residuals(folder: Path, rows: list[targets.Row]) -> list[str]:
+    keys = ("update", "sparsity", "directly", "same sign", "bits per nonzero")
+    chosen = [{key: row[key] for key in keys} for row in rows if row["sparsity"] in (0.95, 0.99)]
+    return ["## How residuals cluster", *_table(chosen)]
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
