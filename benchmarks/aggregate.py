@@ -102,7 +102,9 @@ def main() -> None:
     for n_clients, threads in itertools.product(args.clients, args.threads):
         rfc.set_num_threads(threads)
         updates = client_updates(snapshots["l0_7"], reference, min(n_clients, 100))
-        once = [rfc.encode(model, reference, sparsity=args.sparsity) for model in updates]
+        once = [
+            rfc.encode(model, reference, sparsity=args.sparsity, exclude=()) for model in updates
+        ]
         payloads = [once[i % len(once)] for i in range(n_clients)]
         weights = [float(n) for n in np.random.default_rng(1).integers(100, 2000, n_clients)]
         received = (payloads, weights, reference)

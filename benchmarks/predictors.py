@@ -85,7 +85,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """One pass over the rounds: of each, what both directions measured."""
     layout = Layout(snapshots["g4"], "g4")
-    config = rfc.CodecConfig(sparsity=sparsity)
+    config = rfc.CodecConfig(sparsity=sparsity, exclude=())
     up, down = (
         Direction(name, Coder(layout, config, predictor_of(rules[name]), two_way=two_way))
         for name, two_way in (("up", True), ("down", rules["down"] in ("res1", "res2")))

@@ -92,7 +92,7 @@ def send(way: str, state: Model, reference: Model, sparsity: float) -> tuple[int
         payload = rfc.encode(state, flat, sparsity=sparsity)
         recovered = rfc.decode(payload, flat)
         return len(payload), {n: v.reshape(reference[n].shape) for n, v in recovered.items()}
-    options: dict[str, Any] = {"sparsity": sparsity}
+    options: dict[str, Any] = {"sparsity": sparsity, "exclude": ()}
     if way == "vectors lossless":
         options["exclude"] = ("*.bias", "norm*")
     elif way == "statistics lossless":

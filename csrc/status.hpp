@@ -26,6 +26,7 @@ enum class Code : uint32_t {
   kBudgetTooSmall = 41,    // detail: bytes of the smallest payload
   kErrorUnreachable = 42,  // detail: bits of the float64 relative error that was reached
   kSumTooLarge = 43,       // where: tensor
+  kModelTooLarge = 44,     // detail: elements of its lossy tensors
 };
 
 struct Failure {

@@ -117,6 +117,7 @@ def test_states_of_a_wrong_kind(state: Any) -> None:
         ({"exclude": ["nobody"]}, ValueError, "exclude: no tensor is named like 'nobody'"),
         ({"exclude": [3]}, TypeError, "exclude: 3"),
         ({"exclude": 3}, TypeError, "exclude=3"),
+        ({"exclude": False}, TypeError, "exclude=False"),
         ({"config": {"sparsity": 0.9}}, TypeError, "config: must be a CodecConfig, not dict"),
         ({"sparcity": 0.9}, TypeError, "sparcity"),
         ({"config": rfc.CodecConfig(), "bits": 2}, TypeError, "give config or options, not both"),

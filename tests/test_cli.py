@@ -78,6 +78,17 @@ def test_encode_passes_its_options_on(files: Files, options: str, expected: dict
     assert output.read_bytes() != files.payload.read_bytes()
 
 
+def test_running_statistics_are_excluded_unless_told_otherwise(files: Files) -> None:
+    new, old = ({**model(seed), "n.running_var": model(seed)["net.bias"]} for seed in (1, 0))
+    save_file(new, files.new)
+    save_file(old, files.old)
+    output = files.folder / "out"
+    assert main(files.encode(output)) == 0
+    assert output.read_bytes() == rfc.encode(new, old, exclude="n.running_var")
+    assert main([*files.encode(output), "--exclude"]) == 0
+    assert output.read_bytes() == rfc.encode(new, old, exclude=())
+
+
 def test_step_auto_is_the_default(files: Files) -> None:
     output = files.folder / "out"
     assert main(files.encode(output, "--step", "auto")) == 0

@@ -17,6 +17,8 @@ from models import State, assert_same, clustered, cnn_pair, options, pairs
 from resfed_codec import _native
 from resfed_codec.codec import encode_and_recover
 
+KERNELS = ("scalar", "avx2", "avx512", "neon")
+
 
 def big_pair(dtype: str, rng: np.random.Generator) -> tuple[State, State]:
     """Several segments and slices, tensors that cross segment borders."""
@@ -34,7 +36,7 @@ def test_threads_and_kernels(dtype: str, config: dict[str, Any], rng: np.random.
     state, reference = big_pair(dtype, rng)
     results = []
     for threads in (1, 2, 3, 8):
-        for kernels in ("scalar", "avx2"):
+        for kernels in KERNELS:
             if not _native.choose_kernels(kernels):
                 continue
             rfc.set_num_threads(threads)
@@ -68,9 +70,7 @@ def test_threads_on_a_model_that_is_worth_them(
 @given(pairs(("float16", "float32", "float64")), options())
 def test_kernels_agree_on_anything(pair: tuple[State, State], config: dict[str, Any]) -> None:
     payloads = {
-        rfc.encode(*pair, **config)
-        for kernels in ("scalar", "avx2")
-        if _native.choose_kernels(kernels)
+        rfc.encode(*pair, **config) for kernels in KERNELS if _native.choose_kernels(kernels)
     }
     assert len(payloads) == 1
 
@@ -80,9 +80,7 @@ def test_bfloat16_kernels_agree(rng: np.random.Generator) -> None:
     reference = [torch.tensor(rng.standard_normal((100, 777))).bfloat16()]
     state = [reference[0] + torch.tensor(clustered((100, 777), rng)).bfloat16()]
     payloads = {
-        rfc.encode(state, reference)
-        for kernels in ("scalar", "avx2")
-        if _native.choose_kernels(kernels)
+        rfc.encode(state, reference) for kernels in KERNELS if _native.choose_kernels(kernels)
     }
     assert len(payloads) == 1
 

@@ -13,9 +13,12 @@ from benchmarks.federated.methods.codec import Codec
 from benchmarks.federated.methods.eden import Drive
 from benchmarks.federated.methods.qsgd import Qsgd
 from benchmarks.federated.methods.resfed import ResFed, accounted_bits, huffman_bits, quantize
+from benchmarks.federated.methods.select import RULES, CodecSelect, Costs, Matrices
 from benchmarks.federated.methods.signsgd import SignMajority
 from benchmarks.federated.methods.stc import SparseTernary
 from benchmarks.federated.methods.topk import TopK, largest
+
+import resfed_codec as rfc
 
 CLIENTS = 3
 N_ELEMS = 32 * 40 + 7
@@ -259,6 +262,150 @@ def test_codec_counts_keyframes(initial: State, rng: np.random.Generator) -> Non
     models, _, sizes = one_round(method, rng)
     assert max(sizes) < 4 * N_ELEMS / 5
     assert not np.array_equal(flat(models[0]), flat(initial))
+
+
+@pytest.fixture
+def with_statistics(initial: State) -> State:
+    statistics = {"norm.running_var": np.ones(50, np.float32)}
+    return {"weight": initial["weight"], **statistics, "bias": initial["bias"]}
+
+
+@pytest.mark.parametrize("keyframe", [False, True])
+@pytest.mark.parametrize(
+    ("statistics", "error"),
+    [("budget", 1.0), ("float16", 2**-11), ("apart", 0.005), ("kept", 0.0)],
+)
+def test_ways_of_sending_statistics(
+    statistics: str,
+    error: float,
+    keyframe: bool,
+    with_statistics: State,
+    rng: np.random.Generator,
+) -> None:
+    start = with_statistics
+    method = Codec(start, CLIENTS, 0, keyframe=keyframe, sparsity=0.95, statistics=statistics)
+    method.begin()
+    locals_ = [moved(method.held[i], rng) for i in range(CLIENTS)]
+    results = [method.up(i, local) for i, local in enumerate(locals_)]
+    models = [model for model, _ in results]
+    mean = {k: np.mean([m[k] for m in models], axis=0, dtype=np.float32) for k in models[0]}
+    method.down(mean)
+    name = "norm.running_var"
+    for i, held in enumerate(method.held):
+        assert {k: (v.shape, v.dtype) for k, v in held.items()} == {
+            k: (v.shape, np.float32) for k, v in start.items()
+        }
+        wanted = locals_[i][name] if statistics == "kept" else mean[name]
+        np.testing.assert_allclose(held[name], wanted, atol=error, rtol=0)
+    if statistics == "kept":
+        assert name not in models[0]
+    else:
+        np.testing.assert_allclose(models[0][name], locals_[0][name], atol=error, rtol=0)
+
+
+def test_statistics_now_and_then(with_statistics: State, rng: np.random.Generator) -> None:
+    name = "norm.running_var"
+    method = Codec(with_statistics, 1, 0, sparsity=0.95, exclude=("*running*",), statistics_every=2)
+    old = method.held[0]
+    sizes = []
+    for number in range(1, 5):
+        local = moved(method.held[0], rng)
+        model, up = method.up(0, local)
+        sizes.append(up + method.down(model)[0])
+        expected = local if number % 2 == 0 else old
+        assert np.array_equal(method.held[0][name], expected[name])
+        assert not np.array_equal(method.held[0]["weight"], old["weight"])
+        old = method.held[0]
+    assert max(sizes[0], sizes[2]) < min(sizes[1], sizes[3]) - 100
+
+
+def test_statistics_cost_what_they_should(with_statistics: State, rng: np.random.Generator) -> None:
+    start = with_statistics
+    local = moved(start, rng)
+
+    def n_bytes(**options: object) -> int:
+        return make("codec", {"sparsity": 0.95, **options}, start, 1, 0).up(0, local)[1]
+
+    kept = n_bytes(statistics="kept")
+    assert kept < n_bytes(statistics="apart") < n_bytes(exclude=("*running*",))
+    assert kept < n_bytes(statistics="float16") < n_bytes(exclude=("*running*",))
+    assert kept < n_bytes(statistics="apart", statistics_bits=4) < n_bytes(statistics="apart")
+    assert kept < n_bytes() < n_bytes(vector_share=100)
+    with pytest.raises(ValueError, match="statistics 'none'"):
+        n_bytes(statistics="none")
+
+
+def test_selection_by_magnitude_is_the_codecs_own(initial: State, rng: np.random.Generator) -> None:
+    method = CodecSelect(initial, CLIENTS, 0, sparsity=0.95)
+    local = moved(initial, rng)
+    recovered, n_bytes = method.up(0, local)
+    payload = rfc.encode(local, initial, sparsity=0.95, exclude=())
+    expected = rfc.decode(payload, initial)
+    assert n_bytes == len(payload)
+    np.testing.assert_allclose(flat(recovered), flat(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_selection_rules(rule: str, rng: np.random.Generator) -> None:
+    """Errors noted are those of what arrives; matrices get no more elements than asked for."""
+    zeros = {
+        "a": np.zeros((40, 40), np.float32),
+        "b": np.zeros((8, 8, 3, 3), np.float32),
+        "c": np.zeros(20, np.float32),
+    }
+    local = moved(zeros, rng)
+    local["b"] *= 10
+    method = CodecSelect(zeros, 1, 0, rule=rule, sparsity=0.95)
+    recovered, _ = method.up(0, local)
+    assert method.down(recovered)
+    notes = method.notes()
+    error = np.square(flat(recovered) - flat(local)).sum() / np.square(flat(local)).sum()
+    assert notes["error_up"] == pytest.approx(error, rel=1e-4)
+    assert notes["error_down"] < notes["error_up"] < 1
+    sent = {name: np.count_nonzero(value) for name, value in recovered.items()}
+    if rule != "rate":
+        assert sent["a"] + sent["b"] <= 0.05 * (1600 + 576) + 2
+    assert (sent["a"] >= 80) == (rule in ("tensor", "rms"))
+
+
+def test_groups_keep_nonzeros_together(rng: np.random.Generator) -> None:
+    values = rng.standard_normal(64 * 9).astype(np.float32)
+    values[9:18] *= 10
+    update = Matrices(values, [(8, 8, 3, 3)])
+    chosen = np.flatnonzero(RULES["group"](update, 1 - 9 / 576, Costs()).values)
+    assert len(chosen) == 9
+    assert len(set(chosen // 9)) <= 4
+
+
+def test_rate_drops_loners_and_fills_holes() -> None:
+    values = np.zeros(4000, np.float32)
+    values[100:140] = 1
+    values[[110, 120]] = 0.8  # holes
+    values[[1000, 2500, 3900]] = 1.0001  # loners
+    update = Matrices(values, [(40, 100)])
+    chosen = RULES["rate"](update, 1 - 41 / 4000, Costs()).values
+    assert np.flatnonzero(chosen).tolist() == list(range(100, 140))
+    assert chosen[110] == 1
+
+
+def test_rate_sends_as_many_bytes_as_magnitude(rng: np.random.Generator) -> None:
+    """In either direction, and with less error."""
+    zeros = {"w": np.zeros((100, 200), np.float32), "b": np.zeros(20, np.float32)}
+    rows = rng.lognormal(0, 1, (100, 1)).astype(np.float32)
+    sizes, errors = [], []
+    for rule in ("magnitude", "rate"):
+        draws = np.random.default_rng(1)
+        method = CodecSelect(zeros, 1, 0, rule=rule, sparsity=0.95)
+        for _ in range(5):
+            local = moved(method.held[0], draws)
+            local["w"] = method.held[0]["w"] + rows * (local["w"] - method.held[0]["w"])
+            model, up = method.up(0, local)
+            down = method.down(model)[0]
+            notes = method.notes()
+        sizes.append([up, down])
+        errors.append(notes["error_up"])
+    np.testing.assert_allclose(sizes[1], sizes[0], rtol=0.1)
+    assert errors[1] < errors[0]
 
 
 def test_feedback_down_is_a_server_with_the_exact_model(

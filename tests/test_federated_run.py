@@ -230,6 +230,21 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
         assert (tmp_path / f"trial_{kind}.png").stat().st_size > 1000
 
 
+def test_report_shows_errors_where_runs_have_them(tmp_path: Path) -> None:
+    folder = tmp_path / "trial"
+    config = replace(
+        SMALL, method="codec_select", options={"sparsity": 0.9, "feedback": True}, rounds=2
+    )
+    assert run(config, load("digits", None), folder / config.file_name, STAMP)
+    lines = lines_of(folder / config.file_name)[1:]
+    up, down = (np.mean([line[f"error_{name}"] for line in lines]) for name in ("up", "down"))
+    write_run(folder, replace(config, method="stc", options={}), [0.1, 0.1], up=1)
+    text = write(folder, [0.05], "trial")
+    assert "| error up | error down |" in text
+    assert f"| {up:.3g} | {down:.3g} |" in text
+    assert "| stc | 1 | 10.0 | 6.67e-07 | 1.33e-06 | 2e-06 |  |  |" in text
+
+
 def test_report_does_not_mix_trainings(tmp_path: Path) -> None:
     config = RunConfig(method="topk", rounds=1, clients=2)
     write_run(tmp_path, config, [0.1], up=1)

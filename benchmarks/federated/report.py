@@ -38,6 +38,8 @@ class Curve:
     header: dict[str, Any]
     accuracy: NDArray[np.float64]
     megabytes: dict[str, NDArray[np.float64]]
+    errors: dict[str, float]
+    """Squared error of what was sent over its energy, mean over rounds, where the run has it."""
 
     @property
     def final(self) -> float:
@@ -82,7 +84,12 @@ def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
         )
         accuracy = np.array([line["accuracy"] for line in lines])
         megabytes = {"up": up, "down": down, "total": up + down}
-        groups[config.label].append(Curve(config, header, accuracy, megabytes))
+        errors = {
+            name: _mean(line[f"error_{name}"] for line in lines)
+            for name in ("up", "down")
+            if f"error_{name}" in lines[0]
+        }
+        groups[config.label].append(Curve(config, header, accuracy, megabytes, errors))
     if not groups:
         raise FileNotFoundError(
             f"no finished training in {folder}: python -m benchmarks.federated run"
@@ -136,13 +143,22 @@ def _final_table(groups: dict[str, Group]) -> list[str]:
         "",
         f"Final accuracy: mean of the last {LAST} rounds. MB: megabytes (10^6 bytes) per client,"
         " all rounds together. Mean ± standard deviation over seeds.",
-        "",
-        "| method | seeds | final accuracy, % | MB up | MB down | MB both |",
-        "|---|---|---|---|---|---|",
     ]
+    columns = ["method", "seeds", "final accuracy, %", "MB up", "MB down", "MB both"]
+    errors = sorted({name for group in groups.values() for c in group for name in c.errors})[::-1]
+    if errors:
+        lines[-1] += (
+            " Error: squared error of an update (with feedback: of update and feedback) over its"
+            " own square, mean over rounds."
+        )
+        columns += [f"error {name}" for name in errors]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for label, group in groups.items():
         cells = [_spread([100 * c.final for c in group], ".1f")]
         cells += [_spread([c.megabytes[d][-1] for c in group]) for d in DIRECTIONS]
+        for name in errors:
+            found = [c.errors[name] for c in group if name in c.errors]
+            cells.append(_spread(found) if found else "")
         lines.append(f"| {label} | {len(group)} | " + " | ".join(cells) + " |")
     return lines
 

@@ -59,7 +59,7 @@ def run(
     lines that it would have written without the stop. (Checkpoints are pickles beside ``path``: go
     on from nobody else's.) ``accuracy`` is that of the model which
     clients hold after the round (client 0's, where they differ); ``up`` and ``down`` are the bytes
-    of all clients in this round.
+    of all clients in this round; a method may add notes of its own.
 
     Args:
         data: All of the data set; the run takes its subset.
@@ -131,7 +131,8 @@ def _round(
     new: State = {name: value.astype(np.float32) for name, value in mean.items()}
     bytes_down = sum(begin) + sum(method.down(new))
     accuracy = trainer.accuracy(method.held[0])
-    return {"round": number, "accuracy": accuracy, "up": bytes_up, "down": bytes_down}
+    line = {"round": number, "accuracy": accuracy, "up": bytes_up, "down": bytes_down}
+    return {**line, **method.notes()}
 
 
 def _write(path: Path, lines: list[Line]) -> None:

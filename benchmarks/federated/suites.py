@@ -40,14 +40,37 @@ PEERS = (
     "float16",
 )
 
+EXACT = ",exclude=*running*"
+
 BATCHNORM = (
     "uncompressed",
+    BOTH.format(0.99) + EXACT,
+    "codec:sparsity=0.99" + EXACT,
     BOTH.format(0.99),
-    BOTH.format(0.99) + ",exclude=*running*",
-    BOTH.format(0.99) + ",exclude=norm*",
+    "codec:sparsity=0.99",
+    BOTH.format(0.99) + ",statistics=apart,statistics_bits=5",
+    BOTH.format(0.99) + ",statistics=float16",
+    BOTH.format(0.99) + ",statistics=kept",
+    BOTH.format(0.99) + ",vector_share=100",
+    BOTH.format(0.99) + EXACT + ",statistics_every=5",
 )
 
-EXACT = ",exclude=*running*"
+SELECTION = (
+    "codec_select:sparsity=0.99,rule=magnitude,feedback=True",
+    "codec_select:sparsity=0.99,rule=rate,feedback=True",
+    "codec_select:sparsity=0.99,rule=rms,feedback=True",
+    "codec_select:sparsity=0.99,rule=magnitude",
+    "codec_select:sparsity=0.99,rule=rate",
+    "codec_select:sparsity=0.99,rule=tensor,feedback=True",
+    "codec_select:sparsity=0.99,rule=group,feedback=True",
+)
+
+PAPER_CPU = (
+    "uncompressed",
+    BOTH.format(0.99) + EXACT,
+    "stc:sparsity=0.99",
+    "resfed:sparsity=0.99",
+)
 
 PAPER_GPU = (
     BOTH.format(0.99) + EXACT,
@@ -74,7 +97,17 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
     "cpu": (CIFAR_SUBSET, ["uncompressed", *rules(0.95, 0.99)], [0, 1, 2]),
     "peers": (CIFAR_SUBSET, ["uncompressed", *PEERS], [0, 1, 2]),
-    "batchnorm": (replace(CIFAR_SUBSET, model="batchnorm_cnn"), [*BATCHNORM], [0, 1, 2]),
+    "batchnorm": (
+        replace(CIFAR_SUBSET, model="batchnorm_cnn", rounds=20),
+        [*BATCHNORM],
+        [0, 1, 2],
+    ),
+    "selection": (CIFAR_SUBSET, [*SELECTION], [0, 1, 2]),
+    "paper-cpu": (
+        replace(PAPER, rounds=20, images=1000, test_images=1000, batch=20),
+        [*PAPER_CPU],
+        [0],
+    ),
     "paper-gpu": (PAPER, [*PAPER_GPU], [0, 1, 2]),
 }
 """By name: what all trainings share, the methods, the seeds. A seed goes through all methods before

@@ -109,8 +109,8 @@ py::dict inspect_payload(const py::bytes& payload) {
 
 py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
                 unsigned slice_log2) {
-  std::vector<SentSymbol> symbols;
-  for (size_t i = 0; i < indices.size(); ++i) symbols.push_back({indices[i], levels[i]});
+  Scratch<SentSymbol> symbols;
+  for (size_t i = 0; i < indices.size(); ++i) symbols.emplace_back(indices[i], levels[i]);
   std::vector<uint64_t> ends;
   const std::vector<uint16_t> decisions = trace_decisions(symbols, slice_log2, &ends);
   return py::make_tuple(

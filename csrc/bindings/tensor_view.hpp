@@ -1,6 +1,7 @@
 // Python tensors as resfed::Tensor. Python has checked them and keeps them alive for the call.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <vector>
@@ -9,11 +10,12 @@
 
 namespace resfed {
 
-// (current, reference, out, n_elems, elem_bytes, dtype, role[, feedback, terms]): addresses as
-// integers, 0 for none; terms are (address, coefficient).
+// (current, reference, out, n_elems, elem_bytes, dtype, role[, feedback, terms]): contiguous
+// arrays, None for none; terms are (array, coefficient).
 inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows) {
-  const auto pointer = [](pybind11::handle h) {
-    return reinterpret_cast<void*>(h.cast<uintptr_t>());
+  const auto pointer = [](pybind11::handle h) -> void* {
+    if (h.is_none()) return nullptr;
+    return const_cast<void*>(h.cast<pybind11::array>().data());
   };
   std::vector<Tensor> tensors;
   tensors.reserve(rows.size());

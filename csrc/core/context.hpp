@@ -18,10 +18,10 @@ struct History {
   uint32_t level = 1;
 };
 
-RESFED_HD void remember(History& h, uint32_t gap_class, bool positive, uint32_t level) {
+RESFED_HD void remember(History& h, uint32_t gap_class, uint32_t positive, uint32_t level) {
   h.gap_class = gap_class;
   h.activity = h.activity - (h.activity >> 3) + 2 * min_of(gap_class, 15u);
-  h.sign = positive ? 2 : 1;
+  h.sign = 1 + positive;
   h.level = level;
 }
 

@@ -6,6 +6,8 @@
 // Integers only: 16-bit probabilities of a 1, products of 16-bit numbers shifted right.
 #pragma once
 
+#include <initializer_list>
+
 #include "core/hd.hpp"
 
 namespace resfed {
@@ -62,23 +64,25 @@ struct RateTable {
 inline constexpr RateTable kRateTable;
 #endif
 
-// A fraction of the way towards 65535 (a 1) or 0: with a 1, the complement moves towards 0.
-RESFED_HD constexpr uint16_t move_towards(uint16_t estimate, bool bit, uint32_t rate) {
-  const uint32_t flip = bit ? 0xffffu : 0u;
-  const uint32_t distance = estimate ^ flip;
-  return static_cast<uint16_t>((distance - ((distance * rate) >> 16)) ^ flip);
+// A fraction of the way towards 65535 or 0, whichever `target` is: towards 65535 the complement
+// moves to 0.
+RESFED_HD constexpr uint16_t move_towards(uint32_t target, uint16_t estimate, uint32_t rate) {
+  const uint32_t distance = estimate ^ target;
+  return static_cast<uint16_t>((distance - ((distance * rate) >> 16)) ^ target);
 }
+RESFED_HD constexpr uint32_t target_of(bool bit) { return bit ? 0xffffu : 0u; }
 
-RESFED_HD void update(Probability& p, bool bit) {
+RESFED_HD void update_towards(uint32_t target, Probability& p) {
 #if defined(__CUDA_ARCH__)
   const Rates rates = rates_after(p.count);
 #else
   const Rates rates = kRateTable.of[p.count];
 #endif
   p.count = rates.next_count;
-  p.fast = move_towards(p.fast, bit, rates.fast);
-  p.slow = move_towards(p.slow, bit, rates.slow);
+  p.fast = move_towards(target, p.fast, rates.fast);
+  p.slow = move_towards(target, p.slow, rates.slow);
 }
+RESFED_HD void update(Probability& p, bool bit) { update_towards(target_of(bit), p); }
 
 // Whether a context that starts like this has a probability of at least 1 and at most kProbOne - 1
 // for ever. Estimates move monotonically, so the worst is a run of equal bits; a mature estimate
@@ -88,8 +92,8 @@ constexpr bool stays_uncertain(InitialState state) {
     Probability p = initial_probability(state);
     for (bool moves = true; moves;) {
       const Rates rates = rates_after(p.count);
-      const Probability next{move_towards(p.fast, bit, rates.fast),
-                             move_towards(p.slow, bit, rates.slow), rates.next_count};
+      const Probability next{move_towards(target_of(bit), p.fast, rates.fast),
+                             move_towards(target_of(bit), p.slow, rates.slow), rates.next_count};
       moves = next.fast != p.fast || next.slow != p.slow || next.count != p.count;
       p = next;
       if (prob_of_one(p) < 1 || prob_of_one(p) > kProbOne - 1) return false;

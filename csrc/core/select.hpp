@@ -16,10 +16,11 @@ constexpr uint32_t kFirstNonFiniteKey = 0x7f800000u;
 RESFED_HD uint32_t magnitude_key(float residual) { return float_bits(residual) & 0x7fffffffu; }
 RESFED_HD bool is_finite_key(uint32_t key) { return key < kFirstNonFiniteKey; }
 
-// Radix selection reads a key in two digits.
-constexpr unsigned kHighDigitBits = 16;
-constexpr unsigned kLowDigitBits = 15;
-RESFED_HD uint32_t high_digit(uint32_t key) { return key >> kLowDigitBits; }
-RESFED_HD uint32_t low_digit(uint32_t key) { return key & ((1u << kLowDigitBits) - 1); }
+// Radix selection reads the 31 bits of a key in three digits, the highest first.
+constexpr unsigned kDigits = 3;
+constexpr unsigned kDigitBits = 11;  // the highest digit; the others have one bit less
+RESFED_HD uint32_t digit_of(uint32_t key, unsigned which) {
+  return which == 0 ? key >> 20 : (key >> (which == 1 ? 10 : 0)) & 1023u;
+}
 
 }  // namespace resfed

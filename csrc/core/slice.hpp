@@ -36,10 +36,7 @@ RESFED_HD uint64_t slice_begin(const Partition& p, uint64_t slice) {
 }
 
 // A decision as the encoder keeps it between the forward and the backward pass.
-struct Decision {
-  uint16_t prob_and_bit;  // [14 bits] probability of a 1, [1 bit] the bit
-};
-static_assert(kProbBits < 16);
+using Decision = Slots;
 
 template <class Sink>
 struct RecordingCoder {
@@ -48,16 +45,20 @@ struct RecordingCoder {
 
   RESFED_HD bool decide(uint32_t context, bool bit) {
     Probability& p = contexts[context];
-    sink.put(pack(prob_of_one(p), bit));
+    sink.put(slots_of_bit(bit, prob_of_one(p)));
     update(p, bit);
     return bit;
   }
-  RESFED_HD bool decide_raw(bool bit) {
-    sink.put(pack(kProbOne / 2, bit));
+  RESFED_HD uint32_t decide_blindly(uint32_t context, uint32_t bit) {
+    Probability& p = contexts[context];
+    const uint32_t one = mask_of(bit != 0);
+    sink.put(slots_by_mask(one, prob_of_one(p)));
+    update_towards(one & 0xffffu, p);
     return bit;
   }
-  RESFED_HD static Decision pack(uint32_t prob, bool bit) {
-    return {static_cast<uint16_t>((prob << 1) | (bit ? 1u : 0u))};
+  RESFED_HD uint32_t decide_number(uint32_t number, unsigned n_bits) {
+    sink.put(slots_of_number(number, n_bits));
+    return number;
   }
 };
 
@@ -70,28 +71,37 @@ struct DecodingCoder {
 
   RESFED_HD bool decide(uint32_t context, bool) {
     Probability& p = contexts[context];
-    const bool bit = take(prob_of_one(p));
+    const bool bit = rans_take(state, prob_of_one(p));
+    refill();
     update(p, bit);
     return bit;
   }
-  RESFED_HD bool decide_raw(bool) { return take(kProbOne / 2); }
+  RESFED_HD uint32_t decide_blindly(uint32_t context, uint32_t) {
+    Probability& p = contexts[context];
+    const uint32_t one = rans_take_blindly(state, prob_of_one(p));
+    refill();
+    update_towards(one & 0xffffu, p);
+    return one & 1u;
+  }
+  RESFED_HD uint32_t decide_number(uint32_t, unsigned n_bits) {
+    const uint32_t number = rans_take_number(state, n_bits);
+    refill();
+    return number;
+  }
 
   // True when the stream ended exactly where its encoder began.
   RESFED_HD bool finished() const { return !underrun && next == end && state == kRansLow; }
 
  private:
-  RESFED_HD bool take(uint32_t prob) {
-    const bool bit = rans_take(state, prob);
-    if (rans_needs_word(state)) {
-      if (end - next < 2) {
-        underrun = true;
-        state = kRansLow;
-      } else {
-        state = rans_refilled(state, load_le<uint16_t>(next));
-        next += 2;
-      }
+  RESFED_HD void refill() {
+    if (!rans_needs_word(state)) return;
+    if (end - next < 2) {
+      underrun = true;
+      state = kRansLow;
+    } else {
+      state = rans_refilled(state, load_le<uint16_t>(next));
+      next += 2;
     }
-    return bit;
   }
 };
 
@@ -100,15 +110,14 @@ constexpr size_t kSliceStateBytes = 4;
 // The backward pass over recorded decisions, one at a time. `end` is one past the buffer, which
 // must hold 2 * left + kSliceStateBytes bytes.
 struct SliceWriter {
-  const Decision* decisions;
-  size_t left;
-  uint8_t* end;
+  const Decision* decisions = nullptr;
+  size_t left = 0;
+  uint8_t* end = nullptr;
   uint32_t state = kRansLow;
 
   RESFED_HD void step() {
-    const uint16_t packed = decisions[--left].prob_and_bit;
     uint16_t word;
-    if (rans_put(state, packed & 1u, packed >> 1, &word)) {
+    if (rans_put(state, decisions[--left], &word)) {
       end -= 2;
       store_le(end, word);
     }
@@ -121,6 +130,16 @@ struct SliceWriter {
     return end;
   }
 };
+
+// Steps of independent writers in turn, as many as all of them have left.
+template <size_t kWriters>
+RESFED_HD void step_together(SliceWriter (&writers)[kWriters]) {
+  size_t n = writers[0].left;
+  for (const SliceWriter& writer : writers) n = min_of(n, writer.left);
+  for (; n > 0; --n) {
+    for (SliceWriter& writer : writers) writer.step();
+  }
+}
 
 // Runs all recorded decisions backwards. `end` as above; returns the first byte written.
 RESFED_HD uint8_t* encode_decisions(const Decision* decisions, size_t n_decisions, uint8_t* end) {

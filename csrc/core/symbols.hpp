@@ -2,12 +2,18 @@
 //
 // A Coder has   bool decide(uint32_t context, bool bit)   adaptive; an encoder records `bit` and
 //                                                         returns it, a decoder ignores it
-//               bool decide_raw(bool bit)                 probability one half
+//               uint32_t decide_blindly(uint32_t context, uint32_t bit)
+//                                                         the same without a branch, for bits that
+//                                                         cannot be predicted; 0 or 1
+//               uint32_t decide_number(uint32_t number, unsigned n_bits)
+//                                                         all of the 2^n_bits alike;
+//                                                         1 <= n_bits <= kMaxRawBits
 // A decoder's numbers are bounded by construction: unary codes stop at a limit and say so.
 #pragma once
 
 #include "core/context.hpp"
 #include "core/hd.hpp"
+#include "core/rans.hpp"
 
 namespace resfed {
 
@@ -24,8 +30,11 @@ struct Nonzero {
 template <class Coder>
 RESFED_HD uint64_t code_mantissa(Coder& coder, uint64_t value, uint32_t size, uint64_t leading) {
   uint64_t result = leading;
-  for (uint32_t below = size; below-- > 0;) {
-    result = (result << 1) | (coder.decide_raw((value >> below) & 1u) ? 1u : 0u);
+  while (size > 0) {
+    const unsigned n_bits = min_of(size, kMaxRawBits);
+    size -= n_bits;
+    const auto number = static_cast<uint32_t>(value >> size) & ((1u << n_bits) - 1);
+    result = result << n_bits | coder.decide_number(number, n_bits);
   }
   return result;
 }
@@ -40,12 +49,13 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, Nonzero& nonzero) {
   }
   uint64_t gap = 1;
   if (gap_class > 0) {
-    const bool bit = (nonzero.gap >> (gap_class - 1)) & 1u;
-    gap = 2u | (coder.decide(gap_mantissa_context(gap_class), bit) ? 1u : 0u);
+    const auto bit = static_cast<uint32_t>(nonzero.gap >> (gap_class - 1)) & 1u;
+    gap = 2u | coder.decide_blindly(gap_mantissa_context(gap_class), bit);
     gap = code_mantissa(coder, nonzero.gap, gap_class - 1, gap);
   }
 
-  const bool positive = coder.decide(sign_context(history, gap_class), nonzero.positive);
+  const uint32_t positive =
+      coder.decide_blindly(sign_context(history, gap_class), nonzero.positive ? 1 : 0);
 
   uint32_t level = 1;
   row = level_row(history, gap_class);
@@ -62,7 +72,7 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, Nonzero& nonzero) {
     level = kLevelUnary + static_cast<uint32_t>(code_mantissa(coder, rest, size, 1));
   }
 
-  nonzero = {gap, level, positive};
+  nonzero = {gap, level, positive != 0};
   remember(history, gap_class, positive, level);
   return true;
 }

@@ -182,7 +182,7 @@ void Aggregator::touch(const Group& group, SentSymbols sent) {
   for (size_t task = 0; task < n_tasks(sent); ++task) {
     for_each_run(group, sent, task, [&](const Run& run) {
       const uint64_t place = begin_[run.piece.ordinal] - run.first;
-      float_sums_.touch(place + sent[run.begin].index, place + sent[run.end - 1].index);
+      float_sums_.touch(place + sent[run.begin].index(), place + sent[run.end - 1].index());
     });
   }
 }
@@ -197,7 +197,7 @@ void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* valu
     for_each_run(group, sent, task, [&](const Run& run) {
       const uint64_t place = begin_[run.piece.ordinal] - run.first;
       for (size_t i = run.begin; i < run.end; ++i) {
-        float_sums_.at(place + sent[i].index) += to_units(values[i]);
+        float_sums_.at(place + sent[i].index()) += to_units(values[i]);
       }
     });
   });

@@ -74,8 +74,8 @@ void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   u.sent_matrix = SentSymbols(u.symbols).first(frame.k_matrix);
   u.sent_vector = SentSymbols(u.symbols).subspan(frame.k_matrix);
   const bool split_is_right =
-      (u.sent_matrix.empty() || u.sent_matrix.back().index < frame.n_matrix) &&
-      (u.sent_vector.empty() || u.sent_vector.front().index >= frame.n_matrix);
+      (u.sent_matrix.empty() || u.sent_matrix.back().index() < frame.n_matrix) &&
+      (u.sent_vector.empty() || u.sent_vector.front().index() >= frame.n_matrix);
   if (!split_is_right) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
 
   u.restored = restore_changes(groups.lossless, u.changes);
@@ -107,7 +107,7 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
   const Frame frame = open_payload(payload, n_bytes);
   Groups groups = make_groups(tensors);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
-  std::vector<SentSymbol> symbols;
+  Scratch<SentSymbol> symbols;
   decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
                  frame.n_matrix + frame.n_vector, &symbols);
   const auto add = [](const Group& group, const Quantizer& quantizer, SentSymbols sent) {
@@ -116,7 +116,7 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
         float* const feedback = run.piece.tensor->feedback;
         const Values values(quantizer, run.piece);
         for (size_t i = run.begin; i < run.end; ++i) {
-          feedback[sent[i].index - run.first] += values.of(sent[i].level);
+          feedback[sent[i].index() - run.first] += values.of(sent[i].level());
         }
       });
     }

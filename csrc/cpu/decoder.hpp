@@ -11,7 +11,7 @@ struct Update {
   Frame frame;
   std::vector<Tensor> tensors;  // with the roles that the payload's exclusions give them
   Groups groups;                // point into `tensors`
-  std::vector<SentSymbol> symbols;
+  Scratch<SentSymbol> symbols;
   SentSymbols sent_matrix, sent_vector;  // parts of `symbols`
   std::vector<ChangedElement> changes;
   RestoredElements restored;

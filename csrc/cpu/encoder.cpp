@@ -24,14 +24,14 @@ namespace {
 struct Coded {
   uint64_t k = 0;  // really sent
   Quantizer quantizer;
-  std::vector<SentSymbol> sent;
+  Scratch<SentSymbol> sent;
   Recovered recovered;
 };
 
 Coded code_group(const Group& group, const Segments& selected, const StepRule& rule,
                  ExactSquares* error) {
   Coded coded;
-  coded.k = count(selected);
+  coded.k = selected.count();
   if (coded.k == 0) return coded;
   coded.quantizer = fit_quantizer(selected, rule);
   coded.sent = quantize_all(group, selected, &coded.quantizer);
@@ -66,7 +66,7 @@ class Selector {
   explicit Selector(const Group& group) : group_(group) {}
 
   Segments top(uint64_t k) {
-    if (!held_ || (k > k_held_ && count(candidates_) >= k_held_)) {
+    if (!held_ || (k > k_held_ && candidates_.count() >= k_held_)) {
       candidates_ = select_top(group_, k);
       k_held_ = k;
       held_ = true;
@@ -76,7 +76,7 @@ class Selector {
 
  private:
   const Group& group_;
-  Segments candidates_;
+  Segments candidates_{0};
   uint64_t k_held_ = 0;
   bool held_ = false;
 };
@@ -132,11 +132,7 @@ std::vector<uint8_t> assemble(Frame frame, const Coded& matrix, const Coded& vec
   frame.vector = vector.quantizer;
   frame.reference_check = matrix.recovered.check + vector.recovered.check + lossless_check;
 
-  std::vector<SentSymbol> symbols;
-  symbols.reserve(matrix.k + vector.k);
-  symbols.insert(symbols.end(), matrix.sent.begin(), matrix.sent.end());
-  symbols.insert(symbols.end(), vector.sent.begin(), vector.sent.end());
-  const std::vector<Slice> lossy_slices = encode_slices(symbols, frame.slice_log2);
+  const std::vector<Slice> lossy_slices = encode_slices(matrix.sent, vector.sent, frame.slice_log2);
   for (const Slice& slice : lossy_slices) frame.slice_bytes.push_back(slice.size());
   for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());
 

@@ -1,4 +1,4 @@
-// Tensors sorted into groups by role.
+// Tensors sorted into groups by role. Throws kModelTooLarge.
 #pragma once
 
 #include "cpu/residual.hpp"
@@ -21,6 +21,8 @@ inline Groups make_groups(const std::vector<Tensor>& tensors) {
     group.n_elems += t.n_elems;
   }
   groups.vector.base = groups.matrix.n_elems;
+  const uint64_t n_lossy = groups.matrix.n_elems + groups.vector.n_elems;
+  if (n_lossy > kMaxLossyElements) throw Failure{Code::kModelTooLarge, 0, n_lossy};
   return groups;
 }
 

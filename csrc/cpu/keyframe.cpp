@@ -139,19 +139,18 @@ void keep_shorter(Plane* plane, const uint8_t* begin, const uint8_t* end) {
   plane->mode = plane->bytes.size() / 2;
 }
 
-// The backward pass is one long chain of divisions, so two slices together take hardly longer than
-// one.
+// The backward pass is one long chain, so two slices together take hardly longer than one.
 void encode_two(Plane* a, Plane* b) {
   const size_t most_a = 2 * a->n_decisions() + kSliceStateBytes;
   const size_t most_b = 2 * b->n_decisions() + kSliceStateBytes;
   const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(most_a + most_b);
   uint8_t* const end_a = buffer.get() + most_a;
   uint8_t* const end_b = end_a + most_b;
-  SliceWriter writer_a{a->decisions.get(), a->n_decisions(), end_a};
-  SliceWriter writer_b{b->decisions.get(), b->n_decisions(), end_b};
-  while (writer_a.left > 0 && writer_b.left > 0) writer_a.step(), writer_b.step();
-  keep_shorter(a, writer_a.finish(), end_a);
-  keep_shorter(b, writer_b.finish(), end_b);
+  SliceWriter writers[] = {{a->decisions.get(), a->n_decisions(), end_a},
+                           {b->decisions.get(), b->n_decisions(), end_b}};
+  step_together(writers);
+  keep_shorter(a, writers[0].finish(), end_a);
+  keep_shorter(b, writers[1].finish(), end_b);
 }
 
 void encode_recorded(std::vector<Plane>* planes) {

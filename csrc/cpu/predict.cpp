@@ -84,13 +84,17 @@ void write_predictions(const Groups& groups) {
 }
 
 void update_feedback(const Group& group, SentSymbols sent, const Recovered& recovered) {
-  std::vector<float> left_of_sent(sent.size());
+  if (std::none_of(group.pieces.begin(), group.pieces.end(),
+                   [](const Piece& piece) { return piece.tensor->feedback != nullptr; })) {
+    return;
+  }
+  Scratch<float> left_of_sent(sent.size());
   parallel_for(n_tasks(sent), [&](size_t task) {
     for_each_run(group, sent, task, [&](const Run& run) {
       with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>& elements) {
         for (size_t i = run.begin; i < run.end; ++i) {
           left_of_sent[i] =
-              elements.residual_to(sent[i].index - run.first, from_bits<T>(recovered.bits[i]));
+              elements.residual_to(sent[i].index() - run.first, from_bits<T>(recovered.bits[i]));
         }
       });
     });
@@ -112,7 +116,7 @@ void update_feedback(const Group& group, SentSymbols sent, const Recovered& reco
       if (feedback == nullptr) return;
       const float* left = left_of_sent.data() + run.begin;
       for (const SentSymbol& symbol : sent.subspan(run.begin, run.end - run.begin)) {
-        feedback[symbol.index - run.first] = *left++;
+        feedback[symbol.index() - run.first] = *left++;
       }
     });
   });

@@ -16,17 +16,40 @@ namespace {
 // 0 the threshold says nothing about the step.
 constexpr double kFinestAutomaticStep = 1.0 / 16;
 
-double root_mean_square(const Segments& selected) {
-  ExactSquares squares;
-  uint64_t n = 0;
-  for (const auto& segment : selected) {
-    for (const Candidate& c : segment) squares.add(c.residual);
-    n += segment.size();
+// Least and greatest magnitude, as keys, and the sum of squares but for rounding.
+struct Magnitudes {
+  uint32_t least = kFirstNonFiniteKey, most = 0;
+  double squares = 0;
+
+  void add(float residual) {
+    least = std::min(least, magnitude_key(residual));
+    most = std::max(most, magnitude_key(residual));
+    squares += static_cast<double>(residual) * static_cast<double>(residual);
   }
-  return std::sqrt(squares.value() / static_cast<double>(n));
+  void add(const Magnitudes& other) {
+    least = std::min(least, other.least);
+    most = std::max(most, other.most);
+    squares += other.squares;
+  }
+};
+
+double exact_root_mean_square(const Segments& selected) {
+  ExactSquares squares;
+  for (size_t s = 0; s < selected.size(); ++s) {
+    const Candidates c = selected[s];
+    for (size_t i = 0; i < c.n; ++i) squares.add(c.residuals[i]);
+  }
+  return std::sqrt(squares.value() / static_cast<double>(selected.count()));
 }
 
-// A total over tasks, in any order: `add` must be exact.
+// The larger of the two. The exact sum is only asked for when it may matter.
+double at_least_finest(double step, const Segments& selected, double squares) {
+  const double about = std::sqrt(squares / static_cast<double>(selected.count()));
+  if (step > 1.001 * kFinestAutomaticStep * about) return step;
+  return std::max(step, kFinestAutomaticStep * exact_root_mean_square(selected));
+}
+
+// A total over tasks, in any order: `add` must be exact, or what it rounds not matter.
 template <class Total, class Part>
 Total sum_over(size_t n, const Part& part) {
   Total total{};
@@ -54,6 +77,13 @@ struct LevelMeans {
   }
 };
 
+// Whether anybody asks for the recovered values.
+bool is_wanted(const Group& group) {
+  return std::any_of(group.pieces.begin(), group.pieces.end(), [](const Piece& piece) {
+    return piece.tensor->out != nullptr || piece.tensor->feedback != nullptr;
+  });
+}
+
 struct CheckAndError {
   uint32_t check = 0;
   ExactSquares error;
@@ -67,13 +97,11 @@ struct CheckAndError {
 }  // namespace
 
 Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
-  uint32_t least = kFirstNonFiniteKey, most = 0;
-  for (const auto& segment : selected) {
-    for (const Candidate& c : segment) {
-      least = std::min(least, magnitude_key(c.residual));
-      most = std::max(most, magnitude_key(c.residual));
-    }
-  }
+  const auto [least, most, squares] =
+      sum_over<Magnitudes>(selected.size(), [&](size_t s, Magnitudes& own) {
+        const Candidates c = selected[s];
+        for (size_t i = 0; i < c.n; ++i) own.add(c.residuals[i]);
+      });
   Quantizer q;
   q.threshold = float_from_bits(least);
   const double span = static_cast<double>(float_from_bits(most)) - q.threshold;
@@ -82,7 +110,7 @@ Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
     q.max_level = 1u << (rule.bits - 1);
     if (span > 0) step = span / q.max_level;
   } else {
-    if (rule.automatic) step = std::max(step, kFinestAutomaticStep * root_mean_square(selected));
+    if (rule.automatic) step = at_least_finest(step, selected, squares);
     step = std::max(step, span / (kMaxLevel / 2));
   }
   constexpr double kSmallest = 0x1p-149;
@@ -91,24 +119,25 @@ Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
   return q;
 }
 
-std::vector<SentSymbol> quantize_all(const Group& group, const Segments& selected,
-                                     Quantizer* quantizer) {
+Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
+                                 Quantizer* quantizer) {
   std::vector<size_t> begin(selected.size() + 1, 0);
-  for (size_t s = 0; s < selected.size(); ++s) begin[s + 1] = begin[s] + selected[s].size();
-  std::vector<SentSymbol> sent(begin.back());
+  for (size_t s = 0; s < selected.size(); ++s) begin[s + 1] = begin[s] + selected[s].n;
+  Scratch<SentSymbol> sent(begin.back());
   const auto means = sum_over<LevelMeans>(selected.size(), [&](size_t s, LevelMeans& own) {
     SentSymbol* out = sent.data() + begin[s];
-    for (const Candidate& c : selected[s]) {
-      const auto [level, position] =
-          quantize(*quantizer, float_from_bits(magnitude_key(c.residual)));
+    const Candidates c = selected[s];
+    for (size_t i = 0; i < c.n; ++i) {
+      const float residual = c.residuals[i];
+      const auto [level, position] = quantize(*quantizer, float_from_bits(magnitude_key(residual)));
       if (level <= kMaxOffsets) {
         own.position_sum[level - 1] += position;
         own.count[level - 1] += 1;
       }
       own.highest = std::max(own.highest, level);
       const int32_t magnitude = static_cast<int32_t>(level);
-      *out++ = {group.base + s * kSegment + c.offset,
-                std::signbit(c.residual) ? -magnitude : magnitude};
+      *out++ = {group.base + s * kSegment + c.offsets[i],
+                std::signbit(residual) ? -magnitude : magnitude};
     }
   });
   quantizer->n_offsets = std::min<uint32_t>(means.highest, kMaxOffsets);
@@ -121,13 +150,13 @@ std::vector<SentSymbol> quantize_all(const Group& group, const Segments& selecte
 Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& quantizer,
                       ExactSquares* error) {
   Recovered recovered;
-  recovered.bits.resize(sent.size());
+  if (is_wanted(group)) recovered.bits.resize(sent.size());
   uint64_t* const bits = recovered.bits.data();
   const auto total = sum_over<CheckAndError>(n_tasks(sent), [&](size_t task, CheckAndError& own) {
     for_each_run(group, sent, task, [&](const Run& run) {
       own.check +=
           recover_run(run, sent, quantizer, [&](size_t i, uint64_t element, auto, auto after) {
-            bits[i] = element_bits(after);
+            if (bits != nullptr) bits[i] = element_bits(after);
             if (error == nullptr) return;
             own.error.add(
                 Elements<decltype(after)>{*run.piece.tensor, element}.residual_to(0, after));
@@ -140,13 +169,14 @@ Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& qua
 }
 
 void write_recovered(const Group& group, SentSymbols sent, const Recovered& recovered) {
+  if (recovered.bits.empty()) return;
   parallel_for(n_tasks(sent), [&](size_t task) {
     for_each_run(group, sent, task, [&](const Run& run) {
       if (run.piece.tensor->out == nullptr) return;
       with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>&) {
         T* const out = static_cast<T*>(run.piece.tensor->out);
         for (size_t i = run.begin; i < run.end; ++i) {
-          std::memcpy(out + (sent[i].index - run.first), &recovered.bits[i], sizeof(T));
+          std::memcpy(out + (sent[i].index() - run.first), &recovered.bits[i], sizeof(T));
         }
       });
     });
@@ -165,10 +195,11 @@ ExactSquares residual_squares(const Group& group) {
 
 ExactSquares residual_squares(const Group& group, const Segments& selected) {
   return sum_over<ExactSquares>(selected.size(), [&](size_t s, ExactSquares& own) {
+    const Candidates c = selected[s];
     size_t i = 0;
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
-      for (; i < selected[s].size() && selected[s][i].offset - at < n; ++i) {
-        const uint64_t element = first + (selected[s][i].offset - at);
+      for (; i < c.n && c.offsets[i] - at < n; ++i) {
+        const uint64_t element = first + (c.offsets[i] - at);
         with_elements(*piece.tensor, element,
                       [&](const auto& elements) { own.add(elements.residual_at(0)); });
       }

@@ -11,10 +11,28 @@
 
 namespace resfed {
 
-// A sent element: its index among the lossy elements, and its level with the residual's sign.
-struct SentSymbol {
-  uint64_t index;
-  int32_t level;
+// A sent element: its index among the lossy elements, and its level with the residual's sign. In
+// one word, for there are many.
+class SentSymbol {
+ public:
+  SentSymbol() = default;
+  SentSymbol(uint64_t index, int32_t level)
+      : packed_(index << kLevelBits | (static_cast<uint32_t>(level) & kLevelMask)) {}
+
+  uint64_t index() const { return packed_ >> kLevelBits; }
+  int32_t level() const {
+    return static_cast<int32_t>(static_cast<uint32_t>(packed_) << kUnused) >> kUnused;
+  }
+  void move_up(uint64_t distance) { packed_ += distance << kLevelBits; }
+
+ private:
+  static constexpr unsigned kLevelBits = 25;
+  static constexpr unsigned kUnused = 32 - kLevelBits;
+  static constexpr uint32_t kLevelMask = (1u << kLevelBits) - 1;
+  static_assert(kMaxLevel < 1u << (kLevelBits - 1));
+  static_assert(kMaxLossyElements == 1ull << (64 - kLevelBits));
+
+  uint64_t packed_;
 };
 // Of one group, in ascending order.
 using SentSymbols = std::span<const SentSymbol>;
@@ -29,8 +47,8 @@ inline size_t n_tasks(SentSymbols sent) {
 Quantizer fit_quantizer(const Segments& selected, const StepRule& rule);
 
 // Levels of all selected residuals; completes the quantizer with the means found.
-std::vector<SentSymbol> quantize_all(const Group& group, const Segments& selected,
-                                     Quantizer* quantizer);
+Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
+                                 Quantizer* quantizer);
 
 // The symbols [begin, end) of a task, all in one piece: symbol i is its element index - first.
 struct Run {
@@ -43,10 +61,10 @@ template <class Visit>
 void for_each_run(const Group& group, SentSymbols sent, size_t task, Visit visit) {
   const size_t last = std::min(sent.size(), (task + 1) * kSymbolsPerTask);
   for (size_t i = task * kSymbolsPerTask; i < last;) {
-    const Piece& piece = piece_at(group, sent[i].index - group.base);
+    const Piece& piece = piece_at(group, sent[i].index() - group.base);
     const uint64_t first = group.base + piece.begin;
     const size_t begin = i;
-    while (i < last && sent[i].index - first < piece.tensor->n_elems) ++i;
+    while (i < last && sent[i].index() - first < piece.tensor->n_elems) ++i;
     visit(Run{piece, begin, i, first});
   }
 }
@@ -61,7 +79,7 @@ class Values {
   float of(int32_t level) const {
     const uint32_t magnitude = static_cast<uint32_t>(std::abs(level));
     const float value = magnitude < kTabled ? table_[magnitude] : compute(magnitude);
-    return level < 0 ? -value : value;
+    return float_from_bits(float_bits(value) ^ (static_cast<uint32_t>(level) & 0x80000000u));
   }
 
  private:
@@ -73,6 +91,16 @@ class Values {
   float table_[kTabled] = {};
 };
 
+// Sent elements lie far apart and are touched for a moment: without this each of them would be
+// waited for.
+inline void prefetch_ahead(const Run& run, SentSymbols sent, size_t i, const void* elements,
+                           uint32_t elem_bytes) {
+  constexpr size_t kAhead = 32;
+  if (i + kAhead < run.end)
+    __builtin_prefetch(static_cast<const char*>(elements) +
+                       (sent[i + kAhead].index() - run.first) * elem_bytes);
+}
+
 // Calls visit(which symbol, element, before, after) for a run's elements; returns its part of the
 // reference check.
 template <class Visit>
@@ -81,9 +109,10 @@ uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantize
   const Values values(quantizer, run.piece);
   const auto recover_from = [&](const auto& predicted) {
     for (size_t i = run.begin; i < run.end; ++i) {
-      const uint64_t element = sent[i].index - run.first;
+      prefetch_ahead(run, sent, i, run.piece.tensor->reference, run.piece.tensor->elem_bytes);
+      const uint64_t element = sent[i].index() - run.first;
       const auto before = predicted(element);
-      const auto after = recover(before, values.of(sent[i].level));
+      const auto after = recover(before, values.of(sent[i].level()));
       check += check_term(run.piece.begin + element, element_bits(before), element_bits(after));
       visit(i, element, before, after);
     }
@@ -101,9 +130,10 @@ uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantize
 
 // What the sent elements become, as bit patterns beside the symbols, and the group's part of the
 // reference check. All of it is computed before anything is written: `out` may be the reference,
-// and tied tensors may share memory.
+// and tied tensors may share memory. The bits are left out where no tensor has an `out` or
+// feedback.
 struct Recovered {
-  std::vector<uint64_t> bits;
+  Scratch<uint64_t> bits;
   uint32_t check = 0;
 };
 

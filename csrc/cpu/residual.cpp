@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "core/select.hpp"
+#include "cpu/collect.hpp"
 #include "cpu/predict.hpp"
 #include "cpu/threads.hpp"
 
@@ -14,22 +15,16 @@ namespace {
 
 template <class T>
 size_t collect_scalar(const void* current, const void* reference, size_t n, float scale,
-                      uint32_t base, uint32_t min_key, Candidate* out) {
+                      uint32_t base, uint32_t min_key, Candidates out) {
   const T* const x = static_cast<const T*>(current);
   const T* const p = static_cast<const T*>(reference);
-  size_t n_out = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const float r = residual(x[i], p[i]) * scale;
-    out[n_out] = {base + static_cast<uint32_t>(i), r};
-    n_out += magnitude_key(r) >= min_key ? 1 : 0;
-  }
-  return n_out;
+  return collect_one_by_one(x, p, 0, n, scale, base, min_key, out);
 }
 
 // The same for tensors with terms or feedback: their residuals are computed a stretch at a time and
 // then collected as differences from zero.
 size_t collect_predicted(const CollectKernels& kernels, const Piece& piece, uint64_t first,
-                         uint64_t count, uint32_t at, uint32_t min_key, Candidate* out) {
+                         uint64_t count, uint32_t at, uint32_t min_key, Candidates out) {
   static const float zeros[kStretch] = {};
   float residuals[kStretch];
   const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(DType::kFloat32)];
@@ -38,16 +33,24 @@ size_t collect_predicted(const CollectKernels& kernels, const Piece& piece, uint
     const size_t now = std::min<uint64_t>(kStretch, count - done);
     residual_stretch(*piece.tensor, first + done, now, residuals);
     n += kernel(residuals, zeros, now, piece.scale, at + static_cast<uint32_t>(done), min_key,
-                out + n);
+                out.from(n));
   }
   return n;
 }
 
-const CollectKernels* best_kernels() {
-#if defined(RESFED_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return &kCollectAvx2;
+// What this processor runs, the best first.
+std::vector<const CollectKernels*> supported_kernels() {
+  std::vector<const CollectKernels*> kernels;
+#if defined(RESFED_X86)
+  if (__builtin_cpu_supports("avx512f")) kernels.push_back(&kCollectAvx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+    kernels.push_back(&kCollectAvx2);
+  }
+#elif defined(RESFED_NEON)
+  kernels.push_back(&kCollectNeon);
 #endif
-  return &kCollectScalar;
+  kernels.push_back(&kCollectScalar);
+  return kernels;
 }
 
 std::atomic<const CollectKernels*> chosen_kernels{nullptr};
@@ -60,12 +63,13 @@ const CollectKernels kCollectScalar = {
 };
 
 const CollectKernels& collect_kernels() {
+  static const CollectKernels* const best = supported_kernels().front();
   const CollectKernels* kernels = chosen_kernels.load();
-  return kernels != nullptr ? *kernels : *best_kernels();
+  return kernels != nullptr ? *kernels : *best;
 }
 
 bool choose_kernels(const char* name) {
-  for (const CollectKernels* kernels : {&kCollectScalar, best_kernels()}) {
+  for (const CollectKernels* kernels : supported_kernels()) {
     if (std::strcmp(kernels->name, name) == 0) {
       chosen_kernels.store(kernels);
       return true;
@@ -74,13 +78,44 @@ bool choose_kernels(const char* name) {
   return false;
 }
 
+Segments::Segments(const Segments& other) : segments_(other.size()) {
+  for (size_t s = 0; s < size(); ++s) put(s, other[s]);
+}
+
+uint64_t Segments::count() const {
+  uint64_t n = 0;
+  for (const Candidates& segment : segments_) n += segment.n;
+  return n;
+}
+
+void Segments::put(size_t s, Candidates candidates) {
+  const size_t n = candidates.n;
+  if (n == 0) return;
+  Candidates place;
+  {
+    const std::lock_guard lock(*mutex_);
+    if (n > left_) {
+      left_ = std::max(kBlock, n);
+      blocks_.push_back({Scratch<uint16_t>(left_), Scratch<float>(left_)});
+    }
+    Block& block = blocks_.back();
+    const size_t used = block.offsets.size() - left_;
+    place = {block.offsets.data() + used, block.residuals.data() + used, n};
+    left_ -= n;
+  }
+  std::copy_n(candidates.offsets, n, place.offsets);
+  std::copy_n(candidates.residuals, n, place.residuals);
+  segments_[s] = place;
+}
+
 Segments collect(const Group& group, uint32_t min_key, const Refine& refine) {
   const CollectKernels& kernels = collect_kernels();
   Segments segments(n_segments(group));
   parallel_for(segments.size(), [&](size_t s) {
-    static thread_local std::unique_ptr<Candidate[]> buffer;
-    if (!buffer) buffer = std::make_unique_for_overwrite<Candidate[]>(kSegment + 1);
-    size_t n = 0;
+    Scratch<uint16_t> offsets(kSegment + kKernelSlack);
+    Scratch<float> residuals(kSegment + kKernelSlack);
+    Candidates found{offsets.data(), residuals.data(), 0};
+    size_t& n = found.n;
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t count, uint32_t at) {
       const Tensor& t = *piece.tensor;
       const size_t begin = n;
@@ -88,18 +123,18 @@ Segments collect(const Group& group, uint32_t min_key, const Refine& refine) {
         const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(t.dtype)];
         n += kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
                     static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
-                    piece.scale, at, min_key, buffer.get() + n);
+                    piece.scale, at, min_key, found.from(n));
       } else {
-        n += collect_predicted(kernels, piece, first, count, at, min_key, buffer.get() + n);
+        n += collect_predicted(kernels, piece, first, count, at, min_key, found.from(n));
       }
       for (size_t i = begin; i < n; ++i) {
-        if (!is_finite_key(magnitude_key(buffer[i].residual))) {
-          throw Failure{Code::kNonFinite, piece.ordinal, first + (buffer[i].offset - at)};
+        if (!is_finite_key(magnitude_key(residuals[i]))) {
+          throw Failure{Code::kNonFinite, piece.ordinal, first + (offsets[i] - at)};
         }
       }
     });
-    segments[s].assign(buffer.get(), buffer.get() + n);
-    refine(s, segments[s]);
+    n = refine(s, found);
+    segments.put(s, found);
   });
   return segments;
 }

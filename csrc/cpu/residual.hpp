@@ -6,16 +6,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "api.hpp"
+#include "cpu/scratch.hpp"
 
 namespace resfed {
 
-// An element that may be sent, by its place in its segment.
-struct Candidate {
-  uint32_t offset;
-  float residual;
+// Elements that may be sent, ascending: where in their segment, and what.
+struct Candidates {
+  uint16_t* offsets = nullptr;
+  float* residuals = nullptr;
+  size_t n = 0;
+
+  Candidates from(size_t first) const { return {offsets + first, residuals + first, n - first}; }
 };
 
 // The lossy elements of one role, laid end to end in the order of the tensors.
@@ -42,12 +48,42 @@ inline const Piece& piece_at(const Group& group, uint64_t element) {
   return group.pieces[low];
 }
 
+// Of matrices and vectors together; more could not be named in a SentSymbol.
+constexpr uint64_t kMaxLossyElements = 1ull << 39;
+
 // The group is worked on in segments of this many elements, whatever the number of threads.
-constexpr uint64_t kSegment = 1u << 16;
+constexpr uint64_t kSegment = 1u << 16;  // offsets have 16 bits
 inline uint64_t n_segments(const Group& group) { return (group.n_elems + kSegment - 1) / kSegment; }
 
-// Candidates by segment, ascending within each.
-using Segments = std::vector<std::vector<Candidate>>;
+// Candidates by segment.
+class Segments {
+ public:
+  explicit Segments(size_t n_segments) : segments_(n_segments) {}
+  Segments(const Segments& other);
+  Segments(Segments&&) = default;
+  Segments& operator=(Segments&&) = default;
+
+  size_t size() const { return segments_.size(); }
+  Candidates operator[](size_t s) const { return segments_[s]; }
+  uint64_t count() const;
+
+  // Several threads may put at a time, each another segment, once.
+  void put(size_t s, Candidates candidates);
+  // Keeps the first n of a segment.
+  void shrink(size_t s, size_t n) { segments_[s].n = n; }
+
+ private:
+  struct Block {
+    Scratch<uint16_t> offsets;
+    Scratch<float> residuals;
+  };
+  static constexpr size_t kBlock = 1u << 15;
+
+  std::vector<Candidates> segments_;
+  std::vector<Block> blocks_;  // what the segments point into
+  size_t left_ = 0;            // of the last block
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
+};
 
 // Calls visit(piece, first element in the piece, count, offset in the segment) for a segment's
 // parts.
@@ -98,27 +134,33 @@ void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
   }
 }
 
-// Kernels: append every element whose key is at least min_key; returns how many. `out` has room for
-// n. One signature per instruction set; the scalar one is always there and says what is right.
+// Kernels: append every element whose key is at least min_key; returns how many. The first element
+// has the offset `base`. `out` has room for n + kKernelSlack, all of which may be written. One
+// signature per instruction set; the scalar one is always there and says what is right.
 using CollectKernel = size_t (*)(const void* current, const void* reference, size_t n, float scale,
-                                 uint32_t base, uint32_t min_key, Candidate* out);
+                                 uint32_t base, uint32_t min_key, Candidates out);
+constexpr size_t kKernelSlack = 16;
 struct CollectKernels {
   const char* name;
   CollectKernel by_dtype[4];
 };
 extern const CollectKernels kCollectScalar;
-#if defined(RESFED_AVX2)
-extern const CollectKernels kCollectAvx2;
+#if defined(RESFED_X86)
+extern const CollectKernels kCollectAvx2, kCollectAvx512;
+#elif defined(RESFED_NEON)
+extern const CollectKernels kCollectNeon;
 #endif
 
 // The kernels in use: the best this processor runs, or the one chosen by name. Names: "scalar",
-// "avx2". Choosing an unknown or unsupported one returns false and changes nothing.
+// "avx2", "avx512", "neon". Choosing an unknown or unsupported one returns false and changes
+// nothing.
 const CollectKernels& collect_kernels();
 bool choose_kernels(const char* name);
 
-// All elements with key >= min_key, each segment's passed through `refine`, which may drop some and
-// runs in any order. Throws kNonFinite for the first residual that is not finite.
-using Refine = std::function<void(size_t segment, std::vector<Candidate>& found)>;
+// All elements with key >= min_key, each segment's passed through `refine`, which runs in any order
+// and returns how many are left at the front of `found`. Throws kNonFinite for the first residual
+// that is not finite.
+using Refine = std::function<size_t(size_t segment, Candidates found)>;
 Segments collect(const Group& group, uint32_t min_key, const Refine& refine);
 
 }  // namespace resfed

@@ -1,11 +1,8 @@
-// The fused pass, eight elements at a time. Compiled with -mavx2 -mf16c and without FMA; reached
+// The fused pass, sixteen elements at a time. Compiled with -mavx2 -mf16c and without FMA; reached
 // only after the processor was asked. Same operations as the scalar kernel, hence the same bits.
 #include <immintrin.h>
 
-#include <bit>
-
-#include "core/select.hpp"
-#include "cpu/residual.hpp"
+#include "cpu/collect.hpp"
 
 namespace resfed {
 namespace {
@@ -30,46 +27,43 @@ __m256 residual8(const double* x, const double* p) {
   return _mm256_set_m128(high, low);
 }
 
-template <class T>
-size_t collect_avx2(const void* current, const void* reference, size_t n, float scale,
-                    uint32_t base, uint32_t min_key, Candidate* out) {
-  const T* const x = static_cast<const T*>(current);
-  const T* const p = static_cast<const T*>(reference);
-  const __m256 factor = _mm256_set1_ps(scale);
-  const __m256i magnitude_bits = _mm256_set1_epi32(0x7fffffff);
-  const __m256i below = _mm256_set1_epi32(static_cast<int>(min_key) - 1);  // keys fit in 31 bits
-  size_t n_out = 0;
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const __m256 r0 = _mm256_mul_ps(residual8(x + i, p + i), factor);
-    const __m256 r1 = _mm256_mul_ps(residual8(x + i + 8, p + i + 8), factor);
-    const __m256i hit0 =
-        _mm256_cmpgt_epi32(_mm256_and_si256(_mm256_castps_si256(r0), magnitude_bits), below);
-    const __m256i hit1 =
-        _mm256_cmpgt_epi32(_mm256_and_si256(_mm256_castps_si256(r1), magnitude_bits), below);
-    uint32_t hits = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(hit0))) |
-                    static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(hit1))) << 8;
-    if (hits == 0) continue;
-    alignas(32) float r[16];
-    _mm256_store_ps(r, r0);
-    _mm256_store_ps(r + 8, r1);
-    for (; hits != 0; hits &= hits - 1) {
-      const unsigned lane = static_cast<unsigned>(std::countr_zero(hits));
-      out[n_out++] = {base + static_cast<uint32_t>(i) + lane, r[lane]};
-    }
+class Avx2 {
+ public:
+  static constexpr size_t kStep = 16;
+  static constexpr bool kCompresses = false;
+  struct Residuals {
+    __m256 low, high;
+  };
+
+  Avx2(float scale, uint32_t min_key)
+      : scale_(_mm256_set1_ps(scale)),
+        below_(_mm256_set1_epi32(static_cast<int>(min_key) - 1)) {}  // keys fit in 31 bits
+
+  template <class T>
+  Residuals residuals(const T* x, const T* p) const {
+    return {_mm256_mul_ps(residual8(x, p), scale_), _mm256_mul_ps(residual8(x + 8, p + 8), scale_)};
   }
-  for (; i < n; ++i) {
-    const float r = residual(x[i], p[i]) * scale;
-    if (magnitude_key(r) >= min_key) out[n_out++] = {base + static_cast<uint32_t>(i), r};
+  uint32_t hits(const Residuals& r) const { return hits(r.low) | hits(r.high) << 8; }
+  void append(const Residuals& r, uint32_t hits, uint32_t base, Candidates out) const {
+    alignas(32) float residuals[kStep];
+    _mm256_store_ps(residuals, r.low);
+    _mm256_store_ps(residuals + 8, r.high);
+    append_hits(residuals, hits, base, out);
   }
-  return n_out;
-}
+
+ private:
+  uint32_t hits(__m256 r) const {
+    const __m256i key = _mm256_and_si256(_mm256_castps_si256(r), _mm256_set1_epi32(0x7fffffff));
+    return static_cast<uint32_t>(
+        _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(key, below_))));
+  }
+
+  __m256 scale_;
+  __m256i below_;
+};
 
 }  // namespace
 
-const CollectKernels kCollectAvx2 = {
-    "avx2",
-    {collect_avx2<float>, collect_avx2<Half>, collect_avx2<BFloat16>, collect_avx2<double>},
-};
+const CollectKernels kCollectAvx2 = kernels_with<Avx2>("avx2");
 
 }  // namespace resfed

@@ -1,8 +1,10 @@
 #include "cpu/select.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
+#include <mutex>
 #include <numeric>
 
 #include "core/check.hpp"
@@ -12,41 +14,106 @@
 namespace resfed {
 namespace {
 
-using Histogram = std::vector<uint64_t>;
-
-// The largest digit d such that at least k keys have digits >= d; k becomes the number still
-// wanted from digit d itself.
-uint32_t cut(const Histogram& histogram, uint64_t* k) {
-  size_t digit = histogram.size() - 1;
-  for (; histogram[digit] < *k; --digit) *k -= histogram[digit];
-  return static_cast<uint32_t>(digit);
-}
-
-// The key of the k-th largest. for_each_key(f) must call f(key) for all keys, twice alike, and
+// The key of the k-th largest. for_each_key(f) must call f(key) for all keys, every time alike, and
 // there must be at least k keys. `ties` receives how many keys equal to the result belong to the k.
 template <class ForEachKey>
 uint32_t kth_largest_key(uint64_t k, ForEachKey for_each_key, uint64_t* ties) {
-  Histogram histogram(size_t{1} << kHighDigitBits);
-  for_each_key([&](uint32_t key) { ++histogram[high_digit(key)]; });
-  const uint32_t high = cut(histogram, &k);
-  histogram.assign(size_t{1} << kLowDigitBits, 0);
-  for_each_key([&](uint32_t key) {
-    if (high_digit(key) == high) ++histogram[low_digit(key)];
-  });
-  const uint32_t low = cut(histogram, &k);
+  uint32_t digits[kDigits] = {};
+  const auto has_digits = [&](uint32_t key, unsigned n) {
+    for (unsigned d = 0; d < n; ++d) {
+      if (digit_of(key, d) != digits[d]) return false;
+    }
+    return true;
+  };
+  for (unsigned d = 0; d < kDigits; ++d) {
+    uint64_t histogram[1u << kDigitBits] = {};
+    for_each_key([&](uint32_t key) { histogram[digit_of(key, d)] += has_digits(key, d) ? 1 : 0; });
+    uint32_t digit = (1u << kDigitBits) - 1;
+    for (; histogram[digit] < k; --digit) k -= histogram[digit];
+    digits[d] = digit;
+  }
   *ties = k;
-  return (high << kLowDigitBits) | low;
+  return digits[0] << 20 | digits[1] << 10 | digits[2];
 }
 
-// Drops what is below the key, and all but the first `ties` of what equals it.
-void keep(std::vector<Candidate>& candidates, uint32_t key, uint64_t* ties) {
-  std::erase_if(candidates, [&](const Candidate& c) {
-    const uint32_t own = magnitude_key(c.residual);
-    if (own != key) return own < key;
-    if (*ties == 0) return true;
-    --*ties;
-    return false;
+// Segments of candidates that one task works on.
+constexpr size_t kSegmentsPerTask = 32;
+
+template <class Visit>
+void for_each_in_parallel(const Segments& candidates, Visit visit) {
+  const size_t n_tasks = (candidates.size() + kSegmentsPerTask - 1) / kSegmentsPerTask;
+  parallel_for(
+      n_tasks,
+      [&](size_t task) {
+        const size_t end = std::min((task + 1) * kSegmentsPerTask, candidates.size());
+        visit(task * kSegmentsPerTask, end);
+      },
+      1);
+}
+
+// The same among candidates: all are read twice, and then only those of the right high digit.
+uint32_t kth_largest_of(const Segments& candidates, uint64_t k, uint64_t* ties) {
+  using Histogram = std::array<uint64_t, 1u << kDigitBits>;
+  Histogram histogram{};
+  std::mutex mutex;
+  for_each_in_parallel(candidates, [&](size_t begin, size_t end) {
+    // Two in turn: counting the same digit twice in a row would wait for the first time.
+    std::array<Histogram, 2> own{};
+    for (size_t s = begin; s < end; ++s) {
+      const Candidates c = candidates[s];
+      for (size_t i = 0; i < c.n; ++i) ++own[i & 1][digit_of(magnitude_key(c.residuals[i]), 0)];
+    }
+    const std::lock_guard lock(mutex);
+    for (size_t d = 0; d < histogram.size(); ++d) histogram[d] += own[0][d] + own[1][d];
   });
+  uint32_t digit = (1u << kDigitBits) - 1;
+  for (; histogram[digit] < k; --digit) k -= histogram[digit];
+
+  Scratch<uint32_t> keys;
+  keys.reserve(histogram[digit]);
+  for_each_in_parallel(candidates, [&](size_t begin, size_t end) {
+    for (size_t s = begin; s < end; ++s) {
+      const Candidates c = candidates[s];
+      Scratch<uint32_t> own(c.n + 1);
+      size_t n = 0;
+      for (size_t i = 0; i < c.n; ++i) {
+        own[n] = magnitude_key(c.residuals[i]);
+        n += digit_of(own[n], 0) == digit ? 1 : 0;
+      }
+      const std::lock_guard lock(mutex);
+      keys.insert(keys.end(), own.data(), own.data() + n);
+    }
+  });
+  const auto for_each_key = [&](auto visit) { std::for_each(keys.begin(), keys.end(), visit); };
+  return kth_largest_key(k, for_each_key, ties);
+}
+
+// Moves to the front what is at least the key; returns how many these are and counts the equals.
+size_t keep(Candidates c, uint32_t key, uint64_t* n_equal) {
+  size_t n = 0;
+  for (size_t i = 0; i < c.n; ++i) {
+    const uint32_t own = magnitude_key(c.residuals[i]);
+    c.residuals[n] = c.residuals[i];
+    c.offsets[n] = c.offsets[i];
+    n += own >= key ? 1 : 0;
+    *n_equal += own == key ? 1 : 0;
+  }
+  return n;
+}
+
+// Drops all but the first `ties` of what equals the key; returns how many candidates are left.
+size_t drop_ties(Candidates c, uint32_t key, uint64_t ties) {
+  size_t n = 0;
+  for (size_t i = 0; i < c.n; ++i) {
+    c.residuals[n] = c.residuals[i];
+    c.offsets[n] = c.offsets[i];
+    if (magnitude_key(c.residuals[i]) != key) {
+      ++n;
+    } else if (ties > 0) {
+      --ties, ++n;
+    }
+  }
+  return n;
 }
 
 template <class Visit>
@@ -59,25 +126,29 @@ void for_each_key_of_segment(const Group& group, uint64_t segment, Visit visit) 
 }
 
 // Key that about 1.2 k elements reach, from a sample drawn by a counter-based generator: one
-// element from each of m equal stretches. 1 if the group is too small to be worth a sample.
+// element from each of m equal stretches. 1 if the group is too small to be worth a sample. Too
+// high a key costs another way of selecting, too low a key some candidates.
 uint32_t estimate_threshold(const Group& group, uint64_t k) {
   const uint64_t n = group.n_elems;
-  const uint64_t m = std::clamp<uint64_t>(n / 256, 2048, 32768);
+  const uint64_t m = std::clamp<uint64_t>(n / 256, 2048, 16384);
   if (n < 8 * m) return 1;
-  std::vector<uint32_t> keys;
-  keys.reserve(m);
-  size_t at = 0;
-  for (uint64_t j = 0; j < m; ++j) {
-    const uint64_t stretch = n / m;
-    const uint64_t index = j * stretch + mix64(j) % stretch;
-    while (index - group.pieces[at].begin >= group.pieces[at].tensor->n_elems) ++at;
-    const Piece& piece = group.pieces[at];
-    with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
-      keys.push_back(magnitude_key(elements.residual_at(0) * piece.scale));
-    });
-  }
+  Scratch<uint32_t> keys(m);
+  const uint64_t stretch = n / m;
+  constexpr uint64_t kPerTask = 1024;
+  parallel_for((m + kPerTask - 1) / kPerTask,
+               [&](size_t task) {
+                 const uint64_t end = std::min(m, (task + 1) * kPerTask);
+                 for (uint64_t j = task * kPerTask; j < end; ++j) {
+                   const uint64_t index = j * stretch + mix64(j) % stretch;
+                   const Piece& piece = piece_at(group, index);
+                   with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
+                     keys[j] = magnitude_key(elements.residual_at(0) * piece.scale);
+                   });
+                 }
+               },
+               8);
   const double expected = static_cast<double>(k) / static_cast<double>(n) * static_cast<double>(m);
-  const double rank = expected + 3.0 * std::sqrt(expected) + 4.0;
+  const double rank = expected + 2.5 * std::sqrt(expected) + 4.0;
   if (rank >= static_cast<double>(m)) return 1;
   const auto nth = keys.begin() + static_cast<std::ptrdiff_t>(rank);
   std::nth_element(keys.begin(), nth, keys.end(), std::greater<>());
@@ -100,48 +171,46 @@ Segments select_by_histogram(const Group& group, uint64_t k) {
     ties_before[s + 1] = n;
   });
   std::partial_sum(ties_before.begin(), ties_before.end(), ties_before.begin());
-  return collect(group, key, [&](size_t s, std::vector<Candidate>& found) {
-    uint64_t left = ties - std::min(ties, ties_before[s]);
-    keep(found, key, &left);
+  return collect(group, key, [&](size_t s, Candidates found) {
+    const uint64_t left = ties - std::min(ties, ties_before[s]);
+    uint64_t n_equal = 0;
+    found.n = keep(found, key, &n_equal);
+    return n_equal > left ? drop_ties(found, key, left) : found.n;
   });
 }
 
 }  // namespace
 
-uint64_t count(const Segments& segments) {
-  return std::accumulate(segments.begin(), segments.end(), uint64_t{0},
-                         [](uint64_t n, const auto& s) { return n + s.size(); });
-}
-
 Segments keep_top(Segments candidates, uint64_t k) {
-  if (count(candidates) <= k) return candidates;
-  if (k == 0) return Segments(candidates.size());
+  if (candidates.count() <= k) return candidates;
   uint64_t ties = 0;
-  const uint32_t key = kth_largest_key(
-      k,
-      [&](auto visit) {
-        for (const auto& segment : candidates) {
-          for (const Candidate& c : segment) visit(magnitude_key(c.residual));
-        }
-      },
-      &ties);
-  for (auto& segment : candidates) keep(segment, key, &ties);
+  uint32_t key = kFirstNonFiniteKey;
+  if (k > 0) key = kth_largest_of(candidates, k, &ties);
+  std::vector<uint64_t> n_equal(candidates.size());
+  for_each_in_parallel(candidates, [&](size_t begin, size_t end) {
+    for (size_t s = begin; s < end; ++s) {
+      candidates.shrink(s, keep(candidates[s], key, &n_equal[s]));
+    }
+  });
+  for (size_t s = 0; s < candidates.size(); ++s) {
+    if (n_equal[s] > ties) candidates.shrink(s, drop_ties(candidates[s], key, ties));
+    ties -= std::min(ties, n_equal[s]);
+  }
   return candidates;
 }
 
 Segments select_top(const Group& group, uint64_t k) {
   k = std::min(k, group.n_elems);
-  if (k == 0) return collect(group, kFirstNonFiniteKey, [](size_t, auto&) {});
+  if (k == 0) return collect(group, kFirstNonFiniteKey, [](size_t, auto) { return 0; });
   const uint32_t estimate = estimate_threshold(group, k);
   // Many ties can make the estimate catch far too much; then what is found is let go at once.
   const uint64_t room = 4 * k + kSegment;
   std::atomic<uint64_t> n_found{0};
-  Segments candidates = collect(group, estimate, [&](size_t, std::vector<Candidate>& found) {
-    if (n_found.fetch_add(found.size()) + found.size() > room) std::vector<Candidate>().swap(found);
+  Segments candidates = collect(group, estimate, [&](size_t, Candidates found) {
+    return n_found.fetch_add(found.n) + found.n > room ? 0 : found.n;
   });
   const bool all_nonzero = estimate == 1;
   if (n_found <= room && (n_found >= k || all_nonzero)) return keep_top(std::move(candidates), k);
-  candidates.clear();
   return select_by_histogram(group, k);
 }
 

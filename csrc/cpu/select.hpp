@@ -16,6 +16,4 @@ Segments select_top(const Group& group, uint64_t k);
 // The k largest among candidates, which must hold the group's k largest. Consumes them.
 Segments keep_top(Segments candidates, uint64_t k);
 
-uint64_t count(const Segments& segments);
-
 }  // namespace resfed

@@ -21,13 +21,35 @@ constexpr bool all_stay_uncertain() {
 }
 static_assert(all_stay_uncertain());
 
-struct DecisionBuffer {
-  std::vector<Decision> decisions;
-  void put(Decision d) { decisions.push_back(d); }
+// Slices that one task encodes: each step of the backward pass waits for the one before it, so
+// several of them keep the processor busy.
+constexpr size_t kLanes = 4;
+
+// Decisions of a slice. Room is made a symbol at a time.
+class DecisionBuffer {
+ public:
+  explicit DecisionBuffer(size_t expected) : memory_(expected + kMostPerSymbol) {}
+  void put(Decision d) { memory_[n_++] = d; }
+  void make_room() {
+    if (memory_.size() - n_ < kMostPerSymbol) memory_.resize(2 * memory_.size());
+  }
+  const Decision* data() const { return memory_.data(); }
+  size_t size() const { return n_; }
+
+ private:
+  // Two unary codes of 63 and 24 at most, 14 decisions of a level, three mantissas, and few more.
+  static constexpr size_t kMostPerSymbol = 128;
+
+  Scratch<Decision> memory_;
+  size_t n_ = 0;
+};
+
+struct Recorder : RecordingCoder<DecisionBuffer> {
+  void begin_symbol() { sink.make_room(); }
 };
 
 Nonzero to_nonzero(const SentSymbol& s, uint64_t gap) {
-  return {gap, static_cast<uint32_t>(std::abs(s.level)), s.level > 0};
+  return {gap, static_cast<uint32_t>(std::abs(s.level())), s.level() > 0};
 }
 
 // How each kind of symbol is coded: contexts, history, number <-> decisions.
@@ -38,12 +60,19 @@ struct LossyCode {
   History history;
 
   template <class Coder>
-  bool code(Coder& coder, uint64_t* gap, Symbol* symbol) {
-    Nonzero nonzero = to_nonzero(*symbol, *gap);
+  void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
+    Nonzero nonzero = to_nonzero(symbol, gap);
+    code_nonzero(coder, history, nonzero);
+  }
+  // The symbol lies `gap` after `before`, the index + 1 of the last one; false if it is no symbol.
+  template <class Coder>
+  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
+    Nonzero nonzero{};
     if (!code_nonzero(coder, history, nonzero) || nonzero.level > kMaxLevel) return false;
-    *gap = nonzero.gap;
+    if (nonzero.gap > n_elems - before) return false;
     const int32_t level = static_cast<int32_t>(nonzero.level);
-    symbol->level = nonzero.positive ? level : -level;
+    const int32_t sign = static_cast<int32_t>(nonzero.positive) - 1;
+    *symbol = {before + nonzero.gap - 1, (level ^ sign) - sign};
     return true;
   }
 };
@@ -55,11 +84,15 @@ struct LosslessCode {
   LosslessHistory history;
 
   template <class Coder>
-  bool code(Coder& coder, uint64_t* gap, Symbol* symbol) {
-    Change change{*gap, symbol->change};
-    if (!code_change(coder, history, change)) return false;
-    *gap = change.gap;
-    symbol->change = change.change;
+  void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
+    Change change{gap, symbol.change};
+    code_change(coder, history, change);
+  }
+  template <class Coder>
+  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
+    Change change{};
+    if (!code_change(coder, history, change) || change.gap > n_elems - before) return false;
+    *symbol = {before + change.gap - 1, change.change};
     return true;
   }
 };
@@ -70,47 +103,82 @@ void reset(Probability* contexts) {
     contexts[i] = initial_probability(Code::initial(i));
 }
 
+uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
+uint64_t index_of(const ChangedElement& change) { return change.index; }
+
+// Two lists as one.
+struct Joined {
+  SentSymbols first, second;
+  size_t size() const { return first.size() + second.size(); }
+  const SentSymbol& operator[](size_t i) const {
+    return i < first.size() ? first[i] : second[i - first.size()];
+  }
+};
+
 // The symbols [begin, end) through a coder; the gap of the first is counted from the symbol before.
-template <class Code, class Coder>
-void encode_symbols(const std::vector<typename Code::Symbol>& symbols, uint64_t begin, uint64_t end,
-                    Coder& coder) {
+template <class Code, class Symbols, class Coder>
+void encode_symbols(const Symbols& symbols, uint64_t begin, uint64_t end, Coder& coder) {
   Code code;
+  uint64_t covered = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
   for (uint64_t i = begin; i < end; ++i) {
-    typename Code::Symbol symbol = symbols[i];
-    uint64_t gap = i == 0 ? symbol.index + 1 : symbol.index - symbols[i - 1].index;
-    code.code(coder, &gap, &symbol);
+    const uint64_t next = index_of(symbols[i]) + 1;
+    coder.begin_symbol();
+    code.encode(coder, next - covered, symbols[i]);
+    covered = next;
   }
 }
 
-template <class Code>
-std::vector<Slice> encode_all(const std::vector<typename Code::Symbol>& symbols,
-                              unsigned slice_log2) {
+template <class Code, class Symbols>
+DecisionBuffer record(const Symbols& symbols, uint64_t begin, uint64_t end) {
+  DecisionBuffer buffer(16 * (end - begin));
+  Probability contexts[Code::kContexts];
+  reset<Code>(contexts);
+  Recorder coder{{contexts, buffer}};
+  encode_symbols<Code>(symbols, begin, end, coder);
+  return buffer;
+}
+
+// The backward passes of up to kLanes slices, in turn as long as all have decisions left.
+void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
+  Scratch<uint8_t> bytes[kLanes];
+  SliceWriter writers[kLanes];
+  for (size_t i = 0; i < decisions.size(); ++i) {
+    bytes[i].resize(2 * decisions[i].size() + kSliceStateBytes);
+    writers[i] = {decisions[i].data(), decisions[i].size(), bytes[i].data() + bytes[i].size()};
+  }
+  if (decisions.size() == kLanes) step_together(writers);
+  for (size_t i = 0; i < decisions.size(); ++i) {
+    slices[i].assign(writers[i].finish(), bytes[i].data() + bytes[i].size());
+  }
+}
+
+template <class Code, class Symbols>
+std::vector<Slice> encode_all(const Symbols& symbols, unsigned slice_log2) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
   parallel_for(
-      slices.size(),
-      [&](size_t s) {
-        DecisionBuffer buffer;
-        buffer.decisions.reserve(8 * (slice_begin(p, s + 1) - slice_begin(p, s)));
-        Probability contexts[Code::kContexts];
-        reset<Code>(contexts);
-        RecordingCoder<DecisionBuffer> coder{contexts, buffer};
-        encode_symbols<Code>(symbols, slice_begin(p, s), slice_begin(p, s + 1), coder);
-        const auto& decisions = buffer.decisions;
-        Slice bytes(2 * decisions.size() + kSliceStateBytes);
-        uint8_t* const end = bytes.data() + bytes.size();
-        const uint8_t* const begin = encode_decisions(decisions.data(), decisions.size(), end);
-        slices[s].assign(begin, static_cast<const uint8_t*>(end));
+      (p.n_slices + kLanes - 1) / kLanes,
+      [&](size_t task) {
+        const uint64_t first = task * kLanes;
+        const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
+        std::vector<DecisionBuffer> decisions;
+        for (uint64_t s = first; s < first + n; ++s) {
+          decisions.push_back(record<Code>(symbols, slice_begin(p, s), slice_begin(p, s + 1)));
+        }
+        write_slices(decisions, slices.data() + first);
       },
-      kSlicesPerThread);
+      kSlicesPerThread / kLanes);
   return slices;
 }
 
+void move_up(SentSymbol& symbol, uint64_t distance) { symbol.move_up(distance); }
+void move_up(ChangedElement& change, uint64_t distance) { change.index += distance; }
+
 // Slices decode to gaps and know only where they start relative to the slice before, so positions
 // are relative first and made absolute once all slices are through.
-template <class Code>
+template <class Code, class Symbols>
 void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
-                uint64_t first_slice, std::vector<typename Code::Symbol>* result) {
+                uint64_t first_slice, Symbols* result) {
   std::vector<uint64_t> offsets(p.n_slices + 1, 0), bases(p.n_slices + 1, 0);
   for (uint64_t s = 0; s < p.n_slices; ++s) offsets[s + 1] = offsets[s] + lengths[s];
   result->resize(p.n_symbols);
@@ -126,11 +194,8 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
         Code code;
         uint64_t covered = 0;  // index + 1, relative to the end of the slice before
         for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) {
-          uint64_t gap = 1;
-          if (!code.code(coder, &gap, &symbols[i]) || coder.underrun || gap > n_elems - covered)
-            throw bad;
-          covered += gap;
-          symbols[i].index = covered - 1;
+          if (!code.decode(coder, covered, n_elems, &symbols[i]) || coder.underrun) throw bad;
+          covered = index_of(symbols[i]) + 1;
         }
         if (!coder.finished()) throw bad;
         bases[s + 1] = covered;
@@ -140,16 +205,20 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
     if (bases[s + 1] > n_elems - bases[s]) throw Failure{resfed::Code::kBadSlice, first_slice + s};
     bases[s + 1] += bases[s];
   }
-  parallel_for(p.n_slices, [&](size_t s) {
-    for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i)
-      symbols[i].index += bases[s];
-  });
+  parallel_for(
+      p.n_slices,
+      [&](size_t s) {
+        for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) {
+          move_up(symbols[i], bases[s]);
+        }
+      },
+      kSlicesPerThread);
 }
 
 }  // namespace
 
-std::vector<Slice> encode_slices(const std::vector<SentSymbol>& symbols, unsigned slice_log2) {
-  return encode_all<LossyCode>(symbols, slice_log2);
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, unsigned slice_log2) {
+  return encode_all<LossyCode>(Joined{matrix, vector}, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
@@ -157,7 +226,7 @@ std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, uns
 }
 
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
-                    std::vector<SentSymbol>* symbols) {
+                    Scratch<SentSymbol>* symbols) {
   decode_all<LossyCode>(slices, lengths, p, n_elems, 0, symbols);
 }
 
@@ -168,15 +237,17 @@ std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t
   return changes;
 }
 
-std::vector<uint16_t> trace_decisions(const std::vector<SentSymbol>& symbols, unsigned slice_log2,
+std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
                                       std::vector<uint64_t>* ends) {
   struct Tracer {
     std::vector<uint16_t>& decisions;
-    bool decide(uint32_t context, bool bit) {
-      decisions.push_back(static_cast<uint16_t>(context << 1 | (bit ? 1u : 0u)));
+    void begin_symbol() {}
+    bool decide(uint32_t context, bool bit) { return decide_blindly(context, bit) != 0; }
+    uint32_t decide_blindly(uint32_t context, uint32_t bit) {
+      decisions.push_back(static_cast<uint16_t>(context << 1 | bit));
       return bit;
     }
-    bool decide_raw(bool bit) { return bit; }
+    uint32_t decide_number(uint32_t number, unsigned) { return number; }
   };
   std::vector<uint16_t> decisions;
   Tracer tracer{decisions};

@@ -10,21 +10,21 @@ namespace resfed {
 
 using Slice = std::vector<uint8_t>;
 
-// Lossy symbols of a payload in coding order: matrices, then vectors.
-std::vector<Slice> encode_slices(const std::vector<SentSymbol>& symbols, unsigned slice_log2);
+// The lossy symbols of a payload, matrices first.
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, unsigned slice_log2);
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
 
 // Indices come out strictly ascending and below n_elems, levels within the format's range; else
 // kBadSlice. `slices` is the concatenation of all slices, `lengths` theirs in bytes;
 // `first_slice` only numbers errors.
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
-                    std::vector<SentSymbol>* symbols);
+                    Scratch<SentSymbol>* symbols);
 std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
                                            Partition p, uint64_t n_elems, uint64_t first_slice);
 
 // For fitting the initial states: every adaptive decision in order, as
 // [15 bits] context, [1 bit] bit, slice after slice; `ends` receives where each slice ends.
-std::vector<uint16_t> trace_decisions(const std::vector<SentSymbol>& symbols, unsigned slice_log2,
+std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
                                       std::vector<uint64_t>* ends);
 
 }  // namespace resfed

@@ -1,13 +1,25 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-PlainRow: TypeAlias = tuple[int, int, int, int, int, int, int]
-"""current, reference, out (addresses, 0 for none), n_elems, elem_bytes, dtype, role."""
+from numpy.typing import NDArray
+
+Contiguous: TypeAlias = NDArray[Any] | None
+
+PlainRow: TypeAlias = tuple[Contiguous, Contiguous, Contiguous, int, int, int, int]
+"""current, reference, out, n_elems, elem_bytes, dtype, role."""
 
 PredictedRow: TypeAlias = tuple[
-    int, int, int, int, int, int, int, int, tuple[tuple[int, float], ...]
+    Contiguous,
+    Contiguous,
+    Contiguous,
+    int,
+    int,
+    int,
+    int,
+    Contiguous,
+    tuple[tuple[NDArray[Any], float], ...],
 ]
-"""A plain row, then feedback (address, 0 for none) and terms (address, coefficient)."""
+"""A plain row, then feedback and terms with their coefficients."""
 
 TensorRow: TypeAlias = PlainRow | PredictedRow
 

@@ -64,7 +64,7 @@ torch or ml_dtypes), integers and bool without. Of --sparsity, --max-bytes and
 ENCODE_EPILOG = """\
 example:
   resfed-codec encode new.safetensors --reference old.safetensors \\
-      -o update.rfc --max-error 0.3 --exclude '*.running_mean' '*.running_var'
+      -o update.rfc --max-error 0.3 --exclude '*.bias'
 """
 
 DECODE_DESCRIPTION = """\
@@ -238,10 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--exclude",
         metavar="PATTERN",
-        nargs="+",
+        nargs="*",
         action="extend",
-        default=[],
-        help="carry tensors with such names without loss; * and ? are wildcards, quote them",
+        help="carry tensors with such names without loss; * and ? are wildcards, quote them"
+        " (default: running statistics of BatchNorm; --exclude alone: none)",
     )
     p.add_argument("--quiet", action="store_true", help="do not report the size")
     _add_threads(p)
@@ -380,7 +380,7 @@ def _encode(args: argparse.Namespace) -> str:
         max_error=args.max_error,
         step=args.step,
         bits=args.bits,
-        exclude=tuple(args.exclude),
+        exclude=None if args.exclude is None else tuple(args.exclude),
     )
     new = _load_model(args.new)
     payload = rfc.encode(new.tensors, _load_model(args.reference).tensors, config)

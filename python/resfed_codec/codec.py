@@ -208,9 +208,9 @@ def rows_of(
 ) -> list[_native.TensorRow]:
     return [
         (
-            address_of(c.array),
-            address_of(r.array),
-            address_of(out[i].array) if out is not None else 0,
+            c.array,
+            r.array,
+            out[i].array if out is not None else None,
             r.array.size,
             r.array.itemsize,
             r.spec.dtype_code,

@@ -16,6 +16,15 @@ AUTO_STEP_RATIO = 0.55
 
 DEFAULT_SPARSITY = 0.99
 
+RUNNING_STATISTICS = (
+    "*running_mean",
+    "*running_var",
+    "*moving_mean",
+    "*moving_var",
+    "*moving_variance",
+)
+"""Names of BatchNorm's running statistics in PyTorch and Keras: the default of ``exclude``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
@@ -36,9 +45,11 @@ class CodecConfig:
         step: Quantizer step as the ratio threshold/step, a number in [2**-10, 2**10], or "auto".
         bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
-        exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.running_var"``) of tensors to carry
-            losslessly. For sequences the names are "0", "1", ... Running statistics of BatchNorm
-            should be among them, ``"*running_*"``; docs/benchmarks.md shows what else happens.
+        exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.bias"``) of tensors to carry losslessly.
+            For sequences the names are "0", "1", ... Default (None): running statistics of
+            BatchNorm, as PyTorch and Keras name them (``RUNNING_STATISTICS``), if there are any;
+            docs/benchmarks.md shows what happens otherwise. Patterns given replace the default;
+            ``()`` excludes nothing.
         predictor: In a stream: what the next model is expected to be. A name ("global",
             "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
             AdaptivePredictor. Default: "global" for uplinks, else "previous".
@@ -59,7 +70,7 @@ class CodecConfig:
     max_error: float | None = None
     step: float | Literal["auto"] = "auto"
     bits: int | None = None
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] | None = None
     predictor: str | Predictor | None = None
     error_feedback: bool | None = None
 
@@ -90,15 +101,8 @@ class CodecConfig:
             _check_integer("bits", self.bits, 1, 16)
             if self.step != "auto":
                 raise ValueError("step and bits exclude each other: give one")
-        if isinstance(self.exclude, str):
-            object.__setattr__(self, "exclude", (self.exclude,))
-        if not isinstance(self.exclude, Iterable):
-            raise TypeError(f"exclude={self.exclude!r}: must be a sequence of name patterns")
-        patterns = tuple(self.exclude)
-        for pattern in patterns:
-            if not isinstance(pattern, str):
-                raise TypeError(f"exclude: {pattern!r} is no name pattern: it must be a str")
-        object.__setattr__(self, "exclude", patterns)
+        if self.exclude is not None:
+            object.__setattr__(self, "exclude", _checked_patterns(self.exclude))
         if self.predictor is not None:
             predictor_of(self.predictor)
         if self.error_feedback is not None and not isinstance(self.error_feedback, bool):
@@ -112,6 +116,18 @@ class CodecConfig:
         assert self.sparsity is not None
         density = min(Fraction(1), share * (1 - Fraction(repr(float(self.sparsity)))))
         return math.ceil(n_elems * density)
+
+
+def _checked_patterns(exclude: Any) -> tuple[str, ...]:
+    if isinstance(exclude, str):
+        return (exclude,)
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"exclude={exclude!r}: must be a sequence of name patterns")
+    patterns = tuple(exclude)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude: {pattern!r} is no name pattern: it must be a str")
+    return patterns
 
 
 def _check_real(name: str, value: Any, low: float, high: float) -> None:

@@ -63,7 +63,13 @@ def raise_from_native(
         )
     elif code == 41:
         kind = ValueError
-        text = "max_bytes: too small; the smallest payload of this update takes {detail} bytes"
+        text = (
+            "max_bytes: too small; the smallest payload of this update takes {detail} bytes"
+            " (tensors that exclude names, by default running statistics, are in it whole)"
+        )
+    elif code == 44:
+        kind = ValueError
+        text = "state: {detail} elements of float tensors are more than 2**39, which is the most"
     elif code == 42:
         kind = ValueError
         text = (

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec import _native
-from resfed_codec.codec import address_of
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
 from resfed_codec.layout import LOSSLESS, Layout, TensorSpec, roles_of
 from resfed_codec.link import (
@@ -137,19 +136,12 @@ def tensor_row(
     plain: bool,
 ) -> _native.TensorRow:
     reference = terms[0][0]
-    row = (
-        address_of(current),
-        address_of(reference),
-        0 if out is None else address_of(out),
-        reference.size,
-        reference.itemsize,
-        spec.dtype_code,
-        role,
-    )
+    n_bytes = reference.itemsize
+    row = (current, reference, out, reference.size, n_bytes, spec.dtype_code, role)
     if plain and feedback is None:
         return row
-    combined = () if plain else tuple((address_of(array), c) for array, c in terms)
-    return (*row, 0 if feedback is None else address_of(feedback), combined)
+    combined = () if plain else tuple(terms)
+    return (*row, feedback, combined)
 
 
 def prediction_rows(
@@ -268,7 +260,6 @@ def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
     roles = roles_of(layout.specs, frame["exclusions"])
     rows: list[_native.TensorRow] = []
     for spec, role, array in zip(layout.specs, roles, feedback, strict=True):
-        address = 0 if array is None else address_of(array)
         n_bytes = 1 if array is None else array.itemsize
-        rows.append((0, 0, 0, spec.n_elems, n_bytes, spec.dtype_code, role, address, ()))
+        rows.append((None, None, None, spec.n_elems, n_bytes, spec.dtype_code, role, array, ()))
     _native.add_values(payload, rows)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from resfed_codec.config import RUNNING_STATISTICS
+
 if TYPE_CHECKING:
     import torch
 
@@ -256,15 +258,16 @@ def layout_digest(specs: Iterable[TensorSpec]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def excluded_ordinals(specs: Sequence[TensorSpec], patterns: Sequence[str]) -> list[int]:
-    """Ordinals of float tensors that a pattern names.
+def excluded_ordinals(specs: Sequence[TensorSpec], patterns: Sequence[str] | None) -> list[int]:
+    """Ordinals of float tensors that a pattern names; None stands for ``RUNNING_STATISTICS``.
 
     Raises:
-        ValueError: A pattern names no tensor at all.
+        ValueError: A pattern that was given names no tensor at all.
     """
-    for pattern in patterns:
+    for pattern in patterns or ():
         if not any(fnmatchcase(spec.name, pattern) for spec in specs):
             raise ValueError(f"exclude: no tensor is named like {pattern!r}")
+    patterns = RUNNING_STATISTICS if patterns is None else patterns
     return [
         i
         for i, spec in enumerate(specs)

@@ -21,15 +21,11 @@ class Contexts:
     def __init__(self, states: list[tuple[int, int]]) -> None:
         self.table = [[256 * p, 256 * p, count] for p, count in states]
 
-    def probability(self, context: int | None) -> int:
-        if context is None:
-            return 2**13
+    def probability(self, context: int) -> int:
         fast, slow, _ = self.table[context]
         return min(max((fast + slow) // 8, 1), 2**14 - 1)
 
-    def update(self, context: int | None, bit: int) -> None:
-        if context is None:
-            return
+    def update(self, context: int, bit: int) -> None:
         entry = self.table[context]
         for i, floor in ((0, 4096), (1, 512)):
             rate = max(131072 // (2 * entry[2] + 3), floor)
@@ -41,21 +37,25 @@ class Contexts:
 
 
 class Encoder:
-    """Collects decisions; `finish` codes them backwards."""
+    """Collects decisions as (f, s); `finish` codes them backwards."""
 
     def __init__(self, contexts: Contexts) -> None:
         self.contexts = contexts
         self.decisions: list[tuple[int, int]] = []
 
-    def decide(self, context: int | None, bit: int) -> int:
-        self.decisions.append((bit, self.contexts.probability(context)))
+    def decide(self, context: int, bit: int) -> int:
+        p = self.contexts.probability(context)
+        self.decisions.append((p, 0) if bit else (2**14 - p, p))
         self.contexts.update(context, bit)
         return bit
 
+    def decide_number(self, number: int, n_bits: int) -> int:
+        self.decisions.append((2 ** (14 - n_bits), number << (14 - n_bits)))
+        return number
+
     def finish(self) -> bytes:
         state, words = 2**16, []
-        for bit, p in reversed(self.decisions):
-            f, s = (p, 0) if bit else (2**14 - p, p)
+        for f, s in reversed(self.decisions):
             if state >= f << 18:
                 words.append(state & 0xFFFF)
                 state >>= 16
@@ -76,18 +76,24 @@ class Decoder:
         if self.state < 2**16:
             raise PayloadError("payload: a slice in an impossible state")
 
-    def decide(self, context: int | None, _: int) -> int:
+    def decide(self, context: int, _: int) -> int:
         p = self.contexts.probability(context)
-        slot = self.state % 2**14
-        bit = int(slot < p)
-        f, s = (p, 0) if bit else (2**14 - p, p)
-        self.state = f * (self.state >> 14) + slot - s
+        bit = int(self.state % 2**14 < p)
+        self.take(*((p, 0) if bit else (2**14 - p, p)))
+        self.contexts.update(context, bit)
+        return bit
+
+    def decide_number(self, _: int, n_bits: int) -> int:
+        number = self.state % 2**14 >> (14 - n_bits)
+        self.take(2 ** (14 - n_bits), number << (14 - n_bits))
+        return number
+
+    def take(self, f: int, s: int) -> None:
+        self.state = f * (self.state >> 14) + self.state % 2**14 - s
         if self.state < 2**16:
             if not self.words:
                 raise PayloadError("payload: a slice ends too early")
             self.state = self.state << 16 | self.words.pop()
-        self.contexts.update(context, bit)
-        return bit
 
     def finish(self) -> None:
         if self.words or self.state != 2**16:
@@ -111,8 +117,10 @@ def code_unary(coder: Coder, value: int, context: Callable[[int], int], most: in
 
 
 def code_mantissa(coder: Coder, value: int, n_bits: int, leading: int = 1) -> int:
-    for i in reversed(range(n_bits)):
-        leading = leading << 1 | coder.decide(None, value >> i & 1)
+    while n_bits:
+        n = min(n_bits, 14)
+        n_bits -= n
+        leading = leading << n | coder.decide_number(value >> n_bits & (2**n - 1), n)
     return leading
 
 

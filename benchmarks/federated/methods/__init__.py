@@ -9,6 +9,7 @@ from benchmarks.federated.methods.codec import Codec
 from benchmarks.federated.methods.eden import Drive
 from benchmarks.federated.methods.qsgd import Qsgd
 from benchmarks.federated.methods.resfed import ResFed
+from benchmarks.federated.methods.select import CodecSelect
 from benchmarks.federated.methods.signsgd import SignMajority
 from benchmarks.federated.methods.stc import SparseTernary
 from benchmarks.federated.methods.topk import TopK
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "uncompressed": Uncompressed,
     "float16": Float16,
     "codec": Codec,
+    "codec_select": CodecSelect,
     "resfed": ResFed,
     "topk": TopK,
     "stc": SparseTernary,

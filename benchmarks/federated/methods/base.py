@@ -44,6 +44,10 @@ class Method(ABC):
     def down(self, mean: State) -> list[int]:
         """Give all clients the new global model, in ``held``; returns the bytes to each."""
 
+    def notes(self) -> dict[str, float]:
+        """More about the round that :meth:`down` has ended, for its line in the results."""
+        return {}
+
 
 class UpdateMethod(Method):
     """Methods that code a vector: the model minus the model held, all tensors one after another.

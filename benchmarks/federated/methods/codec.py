@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import resfed_codec as rfc
-from benchmarks.federated.methods.base import Method, State
+from benchmarks.federated.methods.base import STATISTICS, Method, State
+from resfed_codec import codec
+
+STATISTICS_BY = ("budget", "float16", "apart", "kept")
 
 
 class Codec(Method):
@@ -19,7 +25,14 @@ class Codec(Method):
             as a server that keeps the exact model and sends it minus what clients hold.
         keyframe: Clients start from another model and are sent the first one whole.
         down_sparsity: Of the downlink, where it is not ``sparsity``.
-        options: Fields of CodecConfig for both directions: sparsity, max_bytes, exclude, ...
+        exclude: Patterns of tensors to carry losslessly.
+        statistics: How running statistics travel. "budget": like all tensors (unless ``exclude``
+            names them). "float16": rounded, then losslessly. "apart": in sessions of their own that
+            send every one of them in every round, with ``statistics_bits`` bits (0: an automatic
+            step) and without feedback. "kept": not at all, every client keeps its own.
+        statistics_every: Only in every so-maniest round do statistics change for the other end.
+        vector_share: Instead of the codec's own.
+        options: More fields of CodecConfig for both directions: sparsity, max_bytes, ...
     """
 
     def __init__(
@@ -34,40 +47,140 @@ class Codec(Method):
         down_feedback: bool = False,
         keyframe: bool = False,
         down_sparsity: float | None = None,
+        exclude: tuple[str, ...] = (),
+        statistics: str = "budget",
+        statistics_bits: int = 0,
+        statistics_every: int = 1,
+        vector_share: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(initial, clients, seed)
+        if statistics not in STATISTICS_BY:
+            raise ValueError(f"statistics {statistics!r}: must be one of {STATISTICS_BY}")
+        names = [name for name in initial if STATISTICS in name] if statistics != "budget" else []
+        if statistics == "float16":
+            exclude = (*exclude, f"*{STATISTICS}*")
+        options["exclude"] = exclude
         uplink = rfc.CodecConfig(predictor=up, error_feedback=up_feedback, **options)
         if down_sparsity is not None:
             options = {**options, "sparsity": down_sparsity}
         downlink = rfc.CodecConfig(predictor=down, error_feedback=down_feedback, **options)
-        self._server = rfc.ServerSession(initial, uplink, downlink)
-        first = {k: np.zeros_like(v) for k, v in initial.items()} if keyframe else initial
-        self._clients = [rfc.ClientSession(first, uplink, downlink) for _ in range(clients)]
+        self._channels: list[_Channel] = []
+        if statistics == "float16":
+            rounded = {name: value.astype(_dtype(name)) for name, value in initial.items()}
+            self._channels.append(_Channel(rounded, clients, uplink, downlink, keyframe))
+        else:
+            rest = {name: value for name, value in initial.items() if name not in names}
+            self._channels.append(_Channel(rest, clients, uplink, downlink, keyframe))
+        if statistics == "apart" and names:
+            # An empty matrix makes them vectors, which are scaled tensor by tensor.
+            own = {name: initial[name] for name in names} | {"": np.zeros((1, 0), np.float32)}
+            uplink = rfc.CodecConfig(
+                sparsity=0.0, bits=statistics_bits or None, exclude=(), error_feedback=False
+            )
+            downlink = replace(uplink, error_feedback=None)
+            self._channels.append(_Channel(own, clients, uplink, downlink, keyframe))
+        self._kept = names if statistics == "kept" else []
+        self._round, self._every = 1, statistics_every
         self._keyframe = keyframe
+        self._share = codec.VECTOR_SHARE if vector_share is None else vector_share
 
     def begin(self) -> list[int]:
         return self._deliver() if self._keyframe else super().begin()
 
     def up(self, client: int, local: State) -> tuple[State, int]:
-        payload = self._clients[client].send(local)
-        return self._server.receive(client, payload), len(payload)
+        local = self._with_statistics(local, self.held[client])
+        recovered: State = {}
+        total = 0
+        with _vector_share(self._share):
+            for channel in self._channels:
+                model, n_bytes = channel.up(client, local)
+                recovered |= model
+                total += n_bytes
+        self.held[client] = {**self.held[client], **{name: local[name] for name in self._kept}}
+        return recovered, total
 
     def down(self, mean: State) -> list[int]:
-        self._server.update(mean)
+        mean = self._with_statistics(mean, self.held[0])
+        self._round += 1
+        with _vector_share(self._share):
+            for channel in self._channels:
+                channel.update(mean)
         return self._deliver()
 
+    def _with_statistics(self, new: State, held: State) -> State:
+        """``new``, but with the statistics of ``held`` where it is not their turn."""
+        if self._round % self._every == 0:
+            return new
+        return {name: held[name] if STATISTICS in name else value for name, value in new.items()}
+
     def _deliver(self) -> list[int]:
-        """Bring every client up to date; requests that this takes go up, but count here."""
-        sizes = []
-        for i, client in enumerate(self._clients):
-            message = self._server.send(i)
-            n_bytes = len(message)
-            try:
-                self.held[i] = client.receive(message)
-            except rfc.StateMismatchError as error:
-                answer = self._server.answer(i, error.request)
-                n_bytes += len(error.request) + len(answer)
-                self.held[i] = client.receive(answer)
-            sizes.append(n_bytes)
-        return sizes
+        totals = []
+        for i in range(len(self.held)):
+            own = {name: self.held[i][name] for name in self._kept}
+            total = 0
+            for channel in self._channels:
+                model, n_bytes = channel.down(i)
+                own |= model
+                total += n_bytes
+            self.held[i] = own
+            totals.append(total)
+        return totals
+
+
+class _Channel:
+    """Sessions that carry the tensors of ``initial``, in its dtypes, in both directions."""
+
+    def __init__(
+        self,
+        initial: dict[str, Any],
+        clients: int,
+        uplink: rfc.CodecConfig,
+        downlink: rfc.CodecConfig,
+        keyframe: bool,
+    ) -> None:
+        self._initial = initial
+        self._server = rfc.ServerSession(initial, uplink, downlink)
+        first = {k: np.zeros_like(v) for k, v in initial.items()} if keyframe else initial
+        self._clients = [rfc.ClientSession(first, uplink, downlink) for _ in range(clients)]
+
+    def _mine(self, state: State) -> dict[str, Any]:
+        return {
+            name: state[name].astype(value.dtype, copy=False) if name else value
+            for name, value in self._initial.items()
+        }
+
+    def up(self, client: int, local: State) -> tuple[State, int]:
+        payload = self._clients[client].send(self._mine(local))
+        return _single(self._server.receive(client, payload)), len(payload)
+
+    def update(self, mean: State) -> None:
+        self._server.update(self._mine(mean))
+
+    def down(self, i: int) -> tuple[State, int]:
+        """Bring a client up to date; a request that this takes goes up, but counts here."""
+        client = self._clients[i]
+        message = self._server.send(i)
+        try:
+            return _single(client.receive(message)), len(message)
+        except rfc.StateMismatchError as error:
+            answer = self._server.answer(i, error.request)
+            n_bytes = len(message) + len(error.request) + len(answer)
+            return _single(client.receive(answer)), n_bytes
+
+
+def _dtype(name: str) -> type[np.floating]:
+    return np.float16 if STATISTICS in name else np.float32
+
+
+def _single(state: dict[str, Any]) -> State:
+    return {name: v.astype(np.float32, copy=False) for name, v in state.items() if name}
+
+
+@contextmanager
+def _vector_share(share: int) -> Iterator[None]:
+    before, codec.VECTOR_SHARE = codec.VECTOR_SHARE, share
+    try:
+        yield
+    finally:
+        codec.VECTOR_SHARE = before
