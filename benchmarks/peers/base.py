@@ -27,6 +27,11 @@ class Update:
     def n_elems(self) -> int:
         return sum(value.size for value in self.state.values())
 
+    def first_tensor(self) -> Update:
+        """A part to try settings on; of a made-up model all are alike."""
+        name = next(iter(self.state))
+        return Update({name: self.state[name]}, {name: self.reference[name]})
+
 
 @dataclass(frozen=True)
 class Turn:

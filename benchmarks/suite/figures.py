@@ -10,7 +10,7 @@ import matplotlib as mpl
 
 from benchmarks.peers import OURS
 from benchmarks.suite.scale import COPY, IN_PLACE, SUB
-from benchmarks.suite.targets import INTEGERS
+from benchmarks.suite.targets import INTEGERS, geometric_mean, model_of
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 Row = dict[str, Any]
 COLORS = [*(plt.get_cmap("tab10")(i) for i in (0, 2, 1, 4, 5, 6, 7, 8, 9)), "gold", "black", "navy"]
 MARKS = "s^vDPX*"
+RATIOS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
@@ -35,7 +36,7 @@ def _style(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _grid(n: int, width: float, height: float) -> tuple[Any, list[Axes]]:
-    columns = min(n, 2)
+    columns = min(n, 3 if n > 4 else 2)
     lines = -(-n // columns)
     figure, axes = plt.subplots(
         lines, columns, figsize=(width * columns, height * lines), squeeze=False
@@ -76,24 +77,31 @@ def equal_error(rows: Sequence[Row], path: Path) -> None:
 
 
 def identical_integers(rows: Sequence[Row], path: Path) -> None:
-    """Our bytes over each peer's, for identical integers, with the goals against NNCodec."""
-    updates = list(dict.fromkeys(r["update"] for r in rows))
+    """Our bytes over each peer's, for identical integers, with the goals against NNCodec.
+
+    A panel for each model; lines are geometric means over its updates.
+    """
+    models = list(dict.fromkeys(model_of(r) for r in rows))
     names = [n for n in dict.fromkeys(r["peer"] for r in rows) if n != OURS]
+    sparsities = sorted({r["sparsity"] for r in rows})
     style = _style(names)
-    figure, axes = _grid(len(updates), 5.2, 3.6)
-    for update, ax in zip(updates, axes, strict=False):
+    figure, axes = _grid(len(models), 5.2, 4)
+    for model, ax in zip(models, axes, strict=False):
         for name in names:
-            line = sorted(
-                (1 - r["sparsity"], r["ours / peer"])
-                for r in rows
-                if r["update"] == update and r["peer"] == name
-            )
-            ax.plot(*zip(*line, strict=True), label=name, **style[name])
-        goals = sorted((1 - sparsity, goal) for sparsity, goal in INTEGERS.items())
+            ratios: dict[float, list[float]] = {}
+            for r in rows:
+                if (model_of(r), r["peer"]) == (model, name):
+                    ratios.setdefault(r["sparsity"], []).append(r["ours / peer"])
+            line = [(1 - s, geometric_mean(ratios[s])) for s in sparsities if s in ratios]
+            ax.loglog(*zip(*line, strict=True), label=name, **style[name])
+        goals = [(1 - sparsity, goal) for sparsity, goal in INTEGERS.items()]
         ax.plot(*zip(*goals, strict=True), "k_", ms=14, mew=2, label="goal against NNCodec")
         ax.axhline(1, color="k", lw=0.8)
-        ax.set(title=update, xscale="log", xlabel="1 - sparsity", ylabel="our bytes / peer's")
-        ax.set_ylim(0, 1.15)
+        ax.set(title=model, xlabel="sparsity", ylabel="our bytes / peer's")
+        ax.set_xticks([1 - s for s in sparsities], [f"{s:g}" for s in sparsities])
+        ax.set_yticks(RATIOS, [f"{x:g}" for x in RATIOS])
+        ax.minorticks_off()
+        ax.set_ylim(0.02, 5)
         ax.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=8)
@@ -101,9 +109,9 @@ def identical_integers(rows: Sequence[Row], path: Path) -> None:
 
 
 def times(rows: Sequence[Row], path: Path, sparsity: float = 0.99) -> None:
-    """Bars of encode and decode time at one sparsity, with the spread, a panel for each update."""
+    """Bars of encode and decode time at one sparsity, with the spread: one update of each model."""
     chosen = [r for r in rows if r["sparsity"] == sparsity and r["encode ms"] is not None]
-    updates = list(dict.fromkeys(r["update"] for r in chosen))
+    updates = list({model_of(r): r["update"] for r in reversed(chosen)}.values())[::-1]
     if not updates:
         return
     figure, axes = _grid(len(updates), 6.4, 4.2)

@@ -109,7 +109,15 @@ def _scale(folder: Path, rows: list[targets.Row]) -> list[str]:
 
 def _memory(folder: Path, rows: list[targets.Row]) -> list[str]:
     figures.memory(rows, folder / "peers_memory.png")
-    return ["## Memory", "![memory of encoding](peers_memory.png)"]
+    names = dict.fromkeys(row["peer"] for row in rows)
+    updates = dict.fromkeys(row["update"] for row in rows)
+    found = {(row["peer"], row["update"]): row["bytes per parameter"] for row in rows}
+    table = [
+        {"bytes per parameter beyond the models": name}
+        | {update: found.get((name, update)) for update in updates}
+        for name in names
+    ]
+    return ["## Memory", "![memory of encoding](peers_memory.png)", *_table(table)]
 
 
 def _residuals(folder: Path, rows: list[targets.Row]) -> list[str]:

@@ -130,8 +130,7 @@ def measure(
 
 def _tuned(peers: Sequence[LossyPeer], update: Update) -> dict[str, float]:
     """Knobs at our error at sparsity 0.99, by the first tensor of the update."""
-    name = next(iter(update.state))
-    first = Update({name: update.state[name]}, {name: update.reference[name]})
+    first = update.first_tensor()
     error = error_of(first, Ours().turn(first, -math.log2(0.01)))
     return {peer.name: tune(peer, first, error).knob for peer in peers}
 
