@@ -48,45 +48,49 @@ def measure(args: argparse.Namespace) -> None:
     real = [source for path in args.snapshots for source in updates_in(path)]
     sources = real[:1] if args.quick else list(real)
     sources += made_up(args.made_up) if args.made_up else []
-    lossy = available(lossy_peers())
-    lossless = available(lossless_peers())
+    lossy, no_lossy = available(lossy_peers())
+    lossless, no_lossless = available(lossless_peers())
+    for reason in dict.fromkeys(no_lossy + no_lossless):
+        print(f"skipped: {reason}")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    left_out: list[str] = []
 
-    def write(part: str, module: Any, rows: list[dict[str, Any]]) -> None:
+    def write(part: str, module: Any, rows: list[dict[str, Any]], left_out: list[str]) -> None:
         note = "\n".join([module.NOTE, *(["", "Left out:", ""] if left_out else [])])
         note = "\n".join([note, *(f"- {line}" for line in left_out)])
         write_results(f"peers_{part}", module.TITLE, rows, note, args.out)
         for line in left_out:
-            print(f"left out: {line}")
-        left_out.clear()
+            print(f"left out of {part}: {line}")
 
     if "residuals" in args.parts:
-        write("residuals", residuals, residuals.measure(sources, args.sparsities))
+        write("residuals", residuals, residuals.measure(sources, args.sparsities), [])
     if "integers" in args.parts:
         rows = [
             row
             for source in sources
             for row in integers.measure(source, args.sparsities, lossless, args.turns)
         ]
-        write("integers", integers, rows)
+        write("integers", integers, rows, no_lossless)
     if "error" in args.parts:
+        left_out = list(no_lossy)
         rows = [
             row
             for source in sources
             for row in error.measure(source, args.sparsities, lossy, args.turns, left_out)
         ]
-        write("error", error, rows)
+        write("error", error, rows, left_out)
     if "scale" in args.parts:
         limits = scale.Limits(args.limit, args.limit_gb)
         sparsities = [0.99] if args.quick else [0.9, 0.99, 0.999]
         timed = [peer for peer in lossy if not isinstance(peer, (Paper, TopK))]
         timed += [peer for peer in lossy if peer.name == "top-k, zstd -3 on pairs"]
+        left_out = list(no_lossy)
         rows = scale.measure(args.sizes, sparsities, timed, args.turns, threads, limits, left_out)
-        write("scale", scale, rows)
+        write("scale", scale, rows, left_out)
     if "memory" in args.parts:
         large = Source(n_elems=1_000_000 if args.quick else 25_000_000)
-        write("memory", memory, memory.measure([*real[:1], large], lossy, left_out))
+        left_out = list(no_lossy)
+        rows = memory.measure([*real[:1], large], lossy, left_out)
+        write("memory", memory, rows, left_out)
     for peer in [*lossy, *lossless]:
         peer.close()
 

@@ -45,12 +45,8 @@ def lossless_peers() -> list[LosslessPeer]:
     return [NNCodecIntegers(), *(Lossless(code) for code in codes)]
 
 
-def available(peers: Sequence[AnyPeer]) -> list[AnyPeer]:
-    """Those that can run here; says of each other one why it cannot."""
-    here = []
-    for peer in peers:
-        if reason := peer.missing():
-            print(f"skipped: {peer.name}: {reason}")
-        else:
-            here.append(peer)
-    return here
+def available(peers: Sequence[AnyPeer]) -> tuple[list[AnyPeer], list[str]]:
+    """Those that can run here, and of each other one its name and why it cannot."""
+    reasons = {peer.name: peer.missing() for peer in peers}
+    here = [peer for peer in peers if not reasons[peer.name]]
+    return here, [f"{name}: {reason}" for name, reason in reasons.items() if reason]
