@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         began = time.perf_counter()
         measure(args)
         print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
-    text = page.make(args.out)
-    (args.out / "peers.md").write_text("# Beside other codecs\n\n" + text)
+    summary = page.make(args.out)
+    (args.out / "peers.md").write_text(str(summary))
     if args.docs:
-        page.fill(args.docs, text, args.out)
-    print(text)
+        page.fill(args.docs, summary, args.out)
+    print(summary.tables)
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from benchmarks.peers.ours import Ours
 from benchmarks.peers.tune import Tuned, between, error_of, points, tune
 from benchmarks.suite import targets
 from benchmarks.suite.integers import levels_of
-from benchmarks.suite.page import BEGIN, END
+from benchmarks.suite.page import PICTURES, TABLES
 from benchmarks.suite.scale import fit
 from benchmarks.updates import Source, updates_in
 
@@ -271,31 +271,31 @@ def test_the_whole_comparison(
     line = "--quick --made-up 20000 --sizes 5000 20000 --turns 1"
     main([*line.split(), "--out", f"{out}"])
     page = (out / "peers.md").read_text()
+    assert capsys.readouterr().out.partition(" minutes\n")[2].strip() in page
     assert "- NNCodec: no " in (out / "peers_integers.md").read_text()
-    assert page.endswith(capsys.readouterr().out.partition(" minutes\n")[2].strip() + "\n")
     for name in ("residuals", "integers", "error", "scale"):
-        assert f"(peers_{name}.md)" in page
-        if name == "residuals":  # has no figure
-            continue
-        assert (out / f"peers_{name}.png").stat().st_size > 1000
         rows = json.loads((out / f"peers_{name}.json").read_text())["rows"]
-        assert "resfed_codec" in {row["peer"] for row in rows}
+        assert f"(peers_{name}.md)" in page
+        if name != "residuals":  # which has no figure
+            assert "resfed_codec" in {row["peer"] for row in rows}
+            assert f"(peers_{name}.png)" in page
+            assert (out / f"peers_{name}.png").stat().st_size > 1000
     assert "resfed_codec: bytes = " in page
 
     document = tmp_path / "docs" / "text.md"
     document.parent.mkdir()
-    document.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    monkeypatch.chdir(tmp_path)
+    (begin, end), (begin_tables, end_tables) = PICTURES, TABLES
+    document.write_text(f"a\n{begin}\nold\n{end}\nb\n{begin_tables}{end_tables}\nc\n")
     for _ in range(2):  # the second time changes nothing
-        main(["--redraw", "--out", "results", "--docs", "docs/text.md"])
+        main(["--redraw", "--out", f"{out}", "--docs", f"{document}"])
         text = document.read_text()
         assert (out / "peers.md").read_text() == page
-        assert text.startswith(
-            f"before\n\n{BEGIN}\n\n### Equal error\n\n![bytes over error](../results/peers"
-        )
-        assert text.endswith(f"\n{END}\n\nafter\n")
-        assert "old" not in text
+        assert text.startswith(f"a\n{begin}\n\n![")
+        assert f"\n\n{end}\nb\n{begin_tables}\n\n#### Equal error\n" in text
+        assert text.endswith(f"\n\n{end_tables}\nc\n")
+        assert "\nold\n" not in text
+        assert "(../results/peers_scale.png)" in text
         assert "(../results/peers_scale.md)" in text
     document.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
-        main(["--redraw", "--out", "results", "--docs", "docs/text.md"])
+        main(["--redraw", "--out", f"{out}", "--docs", f"{document}"])

@@ -3,79 +3,91 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from benchmarks.common import markdown_table
 from benchmarks.peers import OURS
 from benchmarks.suite import figures, scale, targets
 
-BEGIN = "<!-- made by `python -m benchmarks --docs` from here -->"
-END = "<!-- to here -->"
+PICTURES = (
+    "<!-- pictures, made by `python -m benchmarks --docs` -->",
+    "<!-- end of pictures -->",
+)
+TABLES = ("<!-- tables, made by `python -m benchmarks --docs` -->", "<!-- end of tables -->")
 STAMP = ("machine", "versions", "command", "commit", "date")
 
 
-def make(folder: Path) -> str:
-    """Draw the figures and return the page, as Markdown whose links are relative to ``folder``.
+class Page(NamedTuple):
+    """Both as Markdown whose links are relative to the folder of the tables."""
 
-    Tables that are not there (``peers_*.json``) are passed over.
-    """
+    pictures: str
+    tables: str
+
+    def __str__(self) -> str:
+        return f"# Beside other codecs\n\n{self.pictures}\n\n{self.tables}\n"
+
+
+def make(folder: Path) -> Page:
+    """Draw the figures and sum up. Tables that are not there (``peers_*.json``) are passed over."""
     sections = {
-        "error": _error,
-        "integers": _integers,
-        "scale": _scale,
-        "memory": _memory,
-        "residuals": _residuals,
+        "error": ("Equal error", _error),
+        "integers": ("Identical integers", _integers),
+        "scale": ("Size of the model", _scale),
+        "memory": ("Memory", _memory),
+        "residuals": ("How residuals cluster", _residuals),
     }
-    page = []
-    for part, section in sections.items():
+    pictures, tables = [], []
+    for part, (title, section) in sections.items():
         path = folder / f"peers_{part}.json"
         if path.exists():
             document = json.loads(path.read_text())
-            page += section(folder, document["rows"])
+            drawn, text = section(folder, document["rows"])
+            pictures += [f"![{caption}]({name}.png)\n\n*{caption}*" for name, caption in drawn]
             where = "; ".join(document[key] for key in STAMP)
-            page += [f"All figures: [peers_{part}.md](peers_{part}.md) ({where})."]
-    return "\n\n".join(page) + "\n"
+            source = f"All figures: [peers_{part}.md](peers_{part}.md) ({where})."
+            tables += [f"## {title}", *text, source]
+    return Page("\n\n".join(pictures), "\n\n".join(tables))
 
 
-def fill(document: Path, page: str, folder: Path) -> None:
-    """Put the page between the two marks of a document, one heading lower, with its links mended.
+def fill(document: Path, page: Page, folder: Path) -> None:
+    """Put pictures and tables between their marks in a document, with links that hold there.
 
     Raises:
-        ValueError: The document lacks the marks.
+        ValueError: The document lacks marks.
     """
     text = document.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{document}: lacks the marks {BEGIN} and {END}")
-    up = Path(*[".."] * len(document.resolve().parent.relative_to(Path.cwd()).parts))
-    place = (up / folder.resolve().relative_to(Path.cwd())).as_posix()
-    page = page.replace("](peers_", f"]({place}/peers_").replace("## ", "### ")
-    document.write_text(f"{head}{begin}\n\n{page}\n{end}{tail}")
+    place = Path(os.path.relpath(folder, document.parent)).as_posix()
+    for (begin, end), part in ((PICTURES, page.pictures), (TABLES, page.tables)):
+        head, found, rest = text.partition(begin)
+        _, found_too, tail = rest.partition(end)
+        if not found or not found_too:
+            raise ValueError(f"{document}: lacks the marks {begin} and {end}")
+        part = part.replace("](peers_", f"]({place}/peers_").replace("## ", "#### ")
+        text = f"{head}{begin}\n\n{part}\n\n{end}{tail}"
+    document.write_text(text)
 
 
-def _error(folder: Path, rows: list[targets.Row]) -> list[str]:
+Section: TypeAlias = tuple[list[tuple[str, str]], list[str]]
+"""Figures with their captions, and text."""
+
+
+def _error(folder: Path, rows: list[targets.Row]) -> Section:
     figures.equal_error(rows, folder / "peers_error.png")
     figures.times(rows, folder / "peers_times.png")
-    return [
-        "## Equal error",
-        "![bytes over error](peers_error.png)",
-        "![times at equal error](peers_times.png)",
-        *_table(targets.error_goals(rows)),
-        *_means(rows),
-        *_table(targets.times(rows, 0.99)),
+    drawn = [
+        ("peers_error", "Bytes over the error that is left, for each update"),
+        ("peers_times", "Times at equal error, sparsity 0.99; lines are least and greatest"),
     ]
+    text = [*_table(targets.error_goals(rows)), *_means(rows), *_table(targets.times(rows, 0.99))]
+    return drawn, text
 
 
-def _integers(folder: Path, rows: list[targets.Row]) -> list[str]:
+def _integers(folder: Path, rows: list[targets.Row]) -> Section:
     figures.identical_integers(rows, folder / "peers_integers.png")
-    return [
-        "## Identical integers",
-        "![our bytes over those of others](peers_integers.png)",
-        *_table(targets.integer_goals(rows)),
-        *_means(rows),
-    ]
+    drawn = [("peers_integers", "Our bytes over those of others, for identical integers")]
+    return drawn, [*_table(targets.integer_goals(rows)), *_means(rows)]
 
 
 def _means(rows: list[targets.Row]) -> list[str]:
@@ -87,7 +99,7 @@ def _means(rows: list[targets.Row]) -> list[str]:
     ]
 
 
-def _scale(folder: Path, rows: list[targets.Row]) -> list[str]:
+def _scale(folder: Path, rows: list[targets.Row]) -> Section:
     fits = []
     for peer, column, factor, unit in (
         (OURS, "encode ms", 1e6, "ns"),
@@ -98,16 +110,16 @@ def _scale(folder: Path, rows: list[targets.Row]) -> list[str]:
             fixed, slope = scale.fit(rows, peer, column)
             fits.append(f"{peer}: {column} = {fixed:.3g} + {factor * slope:.3g} {unit}/parameter")
     figures.scale(rows, folder / "peers_scale.png", fits)
-    return [
-        "## Size of the model",
-        "![times and bytes against parameters](peers_scale.png)",
+    drawn = [("peers_scale", "Times and bytes over the number of parameters, sparsity 0.99")]
+    text = [
         "Fixed cost and cost for each parameter, at sparsity 0.99, one thread:",
         "\n".join(f"- {line}" for line in fits),
         *_table(scale.summary(rows)),
     ]
+    return drawn, text
 
 
-def _memory(folder: Path, rows: list[targets.Row]) -> list[str]:
+def _memory(folder: Path, rows: list[targets.Row]) -> Section:
     figures.memory(rows, folder / "peers_memory.png")
     names = dict.fromkeys(row["peer"] for row in rows)
     updates = dict.fromkeys(row["update"] for row in rows)
@@ -117,13 +129,13 @@ def _memory(folder: Path, rows: list[targets.Row]) -> list[str]:
         | {update: found.get((name, update)) for update in updates}
         for name in names
     ]
-    return ["## Memory", "![memory of encoding](peers_memory.png)", *_table(table)]
+    return [("peers_memory", "Memory of encoding, beyond the two models")], _table(table)
 
 
-def _residuals(folder: Path, rows: list[targets.Row]) -> list[str]:
+def _residuals(folder: Path, rows: list[targets.Row]) -> Section:
     keys = ("update", "sparsity", "directly", "same sign", "bits per nonzero")
     chosen = [{key: row[key] for key in keys} for row in rows if row["sparsity"] in (0.95, 0.99)]
-    return ["## How residuals cluster", *_table(chosen)]
+    return [], _table(chosen)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
