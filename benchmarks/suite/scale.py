@@ -87,7 +87,10 @@ def measure(
     for n_elems in sizes:
         update = Source(n_elems=n_elems).load()
         memory = Memory(update)
-        knobs = _tuned(peers, update) if 0.99 in sparsities else {}
+        tuned: dict[LossyPeer, float] = {}
+        if 0.99 in sparsities:
+            here = _within(limits, peers, per_element, n_elems, left_out)
+            tuned = _tuned(here, update, left_out)
         for sparsity in sparsities:
             contestants: dict[str, partial[Turn]] = {COPY: partial(memory.copy)}
             if find_spec("torch") is not None:
@@ -97,14 +100,8 @@ def measure(
             results: dict[str, tuple[int | None, float | None]] = dict.fromkeys(
                 contestants, (None, None)
             )
-            for peer in [*ours, *(peers if sparsity == 0.99 else [])]:
-                seconds = per_element.get(peer.name, 0) * update.n_elems
-                gigabytes = PEER_BYTES * update.n_elems / 1e9
-                if peer not in ours and (seconds > limits.turn_s or gigabytes > limits.gb):
-                    need = f"{seconds:.0f} s a turn, {gigabytes:.0f} GB"
-                    left_out.append(f"{peer.name}, {short(n_elems)}: may take {need}")
-                    continue
-                knob = knobs.get(peer.name, -math.log2(1 - sparsity))
+            for peer in [*ours, *(tuned if sparsity == 0.99 else [])]:
+                knob = tuned.get(peer, -math.log2(1 - sparsity))
                 first = peer.turn(update, knob)
                 per_element[peer.name] = (first.encode_s + first.decode_s) / update.n_elems
                 results[peer.name] = first.n_bytes, error_of(update, first)
@@ -128,11 +125,39 @@ def measure(
     return rows
 
 
-def _tuned(peers: Sequence[LossyPeer], update: Update) -> dict[str, float]:
+def _within(
+    limits: Limits,
+    peers: Sequence[LossyPeer],
+    per_element: dict[str, float],
+    n_elems: int,
+    left_out: list[str],
+) -> list[LossyPeer]:
+    """The peers that keep within the limits, if they take as long per element as before."""
+    here = []
+    for peer in peers:
+        seconds = per_element.get(peer.name, 0) * n_elems
+        gigabytes = PEER_BYTES * n_elems / 1e9
+        if seconds > limits.turn_s or gigabytes > limits.gb:
+            need = f"{seconds:.0f} s a turn, {gigabytes:.0f} GB"
+            left_out.append(f"{peer.name}, {short(n_elems)}: may take {need}")
+        else:
+            here.append(peer)
+    return here
+
+
+def _tuned(
+    peers: Sequence[LossyPeer], update: Update, left_out: list[str]
+) -> dict[LossyPeer, float]:
     """Knobs at our error at sparsity 0.99, by the first tensor of the update."""
     first = update.first_tensor()
     error = error_of(first, Ours().turn(first, -math.log2(0.01)))
-    return {peer.name: tune(peer, first, error).knob for peer in peers}
+    knobs = {}
+    for peer in peers:
+        try:
+            knobs[peer] = tune(peer, first, error).knob
+        except ValueError as reason:
+            left_out.append(f"{peer.name}, {short(update.n_elems)}: {reason}")
+    return knobs
 
 
 def fit(rows: Sequence[dict[str, Any]], peer: str, column: str) -> tuple[float, float]:
