@@ -29,6 +29,20 @@ def load_snapshots(path: Path) -> dict[str, Model]:
     return models
 
 
+def updates_in(models: dict[str, Model]) -> list[tuple[str, str]]:
+    """Reference and state of every update: uplinks ``l0_t``, and downlinks ``s_t`` or else ``g_t``.
+
+    benchmarks/small_federation.py says what the prefixes mean.
+    """
+    found = []
+    for prefix in sorted(models):
+        number = int(prefix.split("_")[-1].lstrip("gs"))
+        arrived = prefix.startswith("g") and f"s{number}" in models
+        if f"g{number - 1}" in models and not arrived:
+            found.append((f"g{number - 1}", prefix))
+    return found
+
+
 def is_matrix(value: NDArray[Any]) -> bool:
     return value.ndim >= 2
 

@@ -1,11 +1,11 @@
-"""What contexts of the entropy coder cost: the format's, the first draft's, ideas not taken.
+"""What contexts of the entropy coder cost: the format's, earlier ones, ideas not taken.
 
-    python -m benchmarks.contexts --snapshots fedavg_cnn.npz
+    python -m benchmarks.contexts fedavg_cnn.npz snapshots/*.npz
 
-Takes, per pair of models, the float32 tensors of two or more dimensions, exact top-k, and levels
-with step = threshold / 0.55 (docs/format.md, section 8). Every variant pays -log2(p) bits for each
-binary decision, with p from the integer arithmetic of section 5.2. Only what stands earlier in a
-slice serves as context, in the row above too: rows are those of (shape[0], everything else).
+The snapshots besides ``fedavg_cnn.npz`` are those of ``benchmarks.snapshots``. Takes, per update,
+the float32 tensors of two or more dimensions, exact top-k, and levels with step = threshold / 0.55
+(docs/format.md, section 8). Every variant pays -log2(p) bits for each binary decision, with p from
+the integer arithmetic of section 5.2. Only what stands earlier in a slice serves as context.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from bisect import bisect_left, bisect_right
+import re
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,14 +23,25 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from tqdm import tqdm
 
 import resfed_codec as rfc
-from benchmarks.common import RESULTS, Model, is_matrix, load_snapshots, write_results
+from benchmarks.common import (
+    RESULTS,
+    Model,
+    is_matrix,
+    load_snapshots,
+    updates_in,
+    write_results,
+)
 from resfed_codec.initial_states import SLICE_STATES
+from resfed_codec.reference_slices import Period
 
 STEP_RATIO = 0.55
 ONE_SLICE = 62  # slice_log2 of a slice that no model fills
 RATES = (4, 8, 16)  # of activity, as 1/rate; the format's is 8
+CLASSES = (8, 24, 56)  # from which on an activity is in the next class
+FORMER_CLASSES = (4, 8, 16, 24, 40, 56, 80)
 COST = [math.inf] + [14 - math.log2(p) for p in range(1, 2**14)]  # bits, by p in 1/2^14
 Key: TypeAlias = int | tuple[int, ...]
 State: TypeAlias = tuple[int, int, int]  # fast, slow, count
@@ -45,36 +57,74 @@ class Nonzero(NamedTuple):
     e_before: int  # e of the last nonzero but one
     activities: tuple[int, ...]  # at RATES
     last_sign: int  # 0 none, 1 negative, 2 positive
+    sign_before: int  # of the last nonzero but one
     last_level: int
+    level_before: int
     kernel: int  # position in its kernel of the element after the last nonzero
-    above_gap: int  # what the gap is if the row above repeats itself from there on; 0: unknown
-    above_sign: int  # of the element above this one; 0 if not sent
+    likely: int  # the gap that the period before suggests; 0: none
+    above: int  # level of the nonzero above, with the sign; 0: none
+    repeats: int
+    agreed: int
 
-    def format_gap(self, i: int, rate: int = 8) -> int:
-        a = bisect_right((4, 8, 16, 24, 40, 56, 80), self.activities[RATES.index(rate)])
-        return (min(self.last_e, 2) * 8 + a) * 16 + min(i, 15)
+    def gap_key(self, i: int, rate: int = 8, classes: tuple[int, ...] = CLASSES) -> Key:
+        a = bisect_right(classes, self.activities[RATES.index(rate)])
+        if classes == CLASSES:
+            return (min(self.last_e, 2) * 4 + a) * 16 + min(i, 15)
+        return (1, min(self.last_e, 2), a, min(i, 15))
 
-    def format_mantissa(self, bit: int) -> Key | None:
-        return 384 + min(self.e, 24) - 1 if bit == self.e - 1 else None
+    def suggested(self, i: int) -> Key:
+        """What the likely gap says about the decision "e > i", where it was right of late."""
+        often = bisect_right((1, 3, 8), self.repeats)
+        if not self.likely or not often:
+            return self.gap_key(i)
+        e = self.likely.bit_length() - 1
+        how = max(-2, min(e - i, 2))
+        return (2, how, int(self.likely == 1 << e), often)
 
-    def format_sign(self) -> int:
-        return 408 + self.last_sign * 3 + min(self.e, 2)
+    def mantissa_key(self, bit: int) -> Key | None:
+        if bit == self.e - 2:
+            return 216 + 2 * (min(self.e, 24) - 2) + (self.gap >> (bit + 1) & 1)
+        return self.first_mantissa_bit(bit)
 
-    def format_level(self, i: int, cap: int = 7) -> int:
-        return 417 + ((min(self.last_level, cap) - 1) * 3 + min(self.e, 2)) * 14 + i
+    def suggested_mantissa(self, bit: int) -> Key | None:
+        often = bisect_right((1, 3, 8), self.repeats)
+        if self.likely and often and self.likely >> (bit + 1) == self.gap >> (bit + 1):
+            return (3, int(bit == self.e - 1), self.likely >> bit & 1, often)
+        return self.mantissa_key(bit)
 
-    def above(self, i: int) -> int:
-        """What the gap that the row above suggests says about the decision "e > i"."""
-        e = self.above_gap.bit_length() - 1
-        if e == i:
-            return 1 if self.above_gap == 1 << e else 2
-        return 5 if e < 0 else 0 if e < i else 3 if e == i + 1 else 4
+    def first_mantissa_bit(self, bit: int) -> Key | None:
+        return 192 + min(self.e, 24) - 1 if bit == self.e - 1 else None
 
-    def above_mantissa(self, bit: int) -> Key | None:
-        """The bit that the row above suggests, as long as it was right before."""
-        if self.above_gap and self.above_gap >> (bit + 1) == self.gap >> (bit + 1):
-            return (4, int(bit == self.e - 1), self.above_gap >> bit & 1, min(bit, 3))
-        return self.format_mantissa(bit)
+    def sign_key(self) -> Key:
+        if self.above:
+            return 685 + self.agreed
+        return 262 + self.last_sign * 3 + min(self.e, 2)
+
+    def sign_key_of_two(self) -> Key:
+        if self.above:
+            return self.sign_key()
+        return (5, self.last_sign, self.sign_before, min(self.e, 2))
+
+    def level_key(self, i: int) -> Key:
+        if self.above:
+            return 689 + (min(abs(self.above), 7) - 1) * 14 + i
+        return self.level_key_alone(i)
+
+    def level_key_alone(self, i: int, cap: int = 7) -> Key:
+        return 271 + ((min(self.last_level, cap) - 1) * 3 + min(self.e, 2)) * 14 + i
+
+    def level_key_of_two(self, i: int) -> Key:
+        if self.above:
+            return self.level_key(i)
+        mean = (self.last_level + self.level_before) // 2
+        return 271 + ((min(mean, 7) - 1) * 3 + min(self.e, 2)) * 14 + i
+
+    def level_key_capped(self, i: int) -> Key:
+        return self.level_key(i) if self.above else self.level_key_alone(i, cap=3)
+
+    def repeat_key(self) -> Key:
+        often = bisect_right((1, 3, 8), self.repeats)
+        return 589 + (often * 6 + min(self.likely.bit_length() - 1, 5)) * 4 + self.agreed
 
 
 @dataclass(frozen=True)
@@ -82,47 +132,68 @@ class Variant:
     """A way to code nonzeros. The defaults are the format's, but for its initial states."""
 
     slice_log2: int = 11
-    gap: Callable[[Nonzero, int], Key] = Nonzero.format_gap
-    mantissa: Callable[[Nonzero, int], Key | None] = Nonzero.format_mantissa
-    sign: Callable[[Nonzero], Key] = Nonzero.format_sign
-    level: Callable[[Nonzero, int], Key] = Nonzero.format_level
+    period: str = "if it pays"  # or "never", "always"
+    asks: bool = True  # for the likely gap, as a decision of its own
+    gap: Callable[[Nonzero, int], Key] = Nonzero.gap_key
+    mantissa: Callable[[Nonzero, int], Key | None] = Nonzero.mantissa_key
+    sign: Callable[[Nonzero], Key] = Nonzero.sign_key
+    level: Callable[[Nonzero, int], Key] = Nonzero.level_key
     rates: tuple[int, int] = (16, 128)
     trained: bool = False
 
 
-LEVEL_3 = partial(Nonzero.format_level, cap=3)
-DRAFT = Variant(gap=lambda x, i: (0, min(x.last_e, 6), min(x.e_before, 6), i), level=LEVEL_3)
+FORMER = Variant(
+    period="never",
+    gap=partial(Nonzero.gap_key, classes=FORMER_CLASSES),
+    mantissa=Nonzero.first_mantissa_bit,
+)
+DRAFT = replace(
+    FORMER,
+    gap=lambda x, i: (6, min(x.last_e, 6), min(x.e_before, 6), i),
+    level=Nonzero.level_key_capped,
+)
 BASE, TRAINED = "format", "format, trained initial states"
 PAYLOAD = "the payload's slices: that by rANS"
 VARIANTS = {
-    "first draft, one slice": replace(DRAFT, slice_log2=ONE_SLICE),
-    "first draft": DRAFT,
-    "first draft, slices of 512": replace(DRAFT, slice_log2=9),
-    "format, one slice": Variant(ONE_SLICE),
     BASE: Variant(),
-    "+ kernel position": Variant(gap=lambda x, i: (1, x.format_gap(i), x.kernel if i < 4 else 0)),
-    "+ gap in the row above": Variant(
-        gap=lambda x, i: (2, x.format_gap(i), x.above(i)), mantissa=Nonzero.above_mantissa
+    "before periods, 8 classes of activity, one mantissa bit": FORMER,
+    "first draft: the last two gaps, no activity": DRAFT,
+    "no period": Variant(period="never"),
+    "the period always told": Variant(period="always"),
+    "likely gap as context, not as a question": Variant(
+        asks=False, gap=Nonzero.suggested, mantissa=Nonzero.suggested_mantissa
     ),
-    "gap in the row above, no activity": Variant(
-        gap=lambda x, i: (3, min(x.last_e, 3), min(x.e_before, 1), i, x.above(i)),
-        mantissa=Nonzero.above_mantissa,
+    "level without the one above": Variant(level=Nonzero.level_key_alone),
+    "8 classes of activity, not 4": Variant(gap=partial(Nonzero.gap_key, classes=FORMER_CLASSES)),
+    "3 classes of activity, not 4": Variant(gap=partial(Nonzero.gap_key, classes=(12, 40))),
+    "activity at rate 1/4, not 1/8": Variant(gap=partial(Nonzero.gap_key, rate=4)),
+    "activity at rate 1/16, not 1/8": Variant(gap=partial(Nonzero.gap_key, rate=16)),
+    "+ the gap before the last": Variant(
+        gap=lambda x, i: (7, x.gap_key(i), min(x.e_before, 1))  # type: ignore[arg-type,return-value]
     ),
-    "+ sign of the element above": Variant(sign=lambda x: (5, x.format_sign(), x.above_sign)),
-    "last level capped at 3, not 7": Variant(level=LEVEL_3),
-    "activity at rate 1/4, not 1/8": Variant(gap=partial(Nonzero.format_gap, rate=4)),
-    "activity at rate 1/16, not 1/8": Variant(gap=partial(Nonzero.format_gap, rate=16)),
-    "probabilities at rate 1/16 alone": Variant(rates=(16, 16)),
+    "+ kernel position": Variant(
+        gap=lambda x, i: (8, x.gap_key(i), x.kernel if i < 4 else 0)  # type: ignore[arg-type,return-value]
+    ),
+    "second bit of the gap's mantissa raw": Variant(mantissa=Nonzero.first_mantissa_bit),
+    "+ the sign before the last": Variant(sign=Nonzero.sign_key_of_two),
+    "mean of the last two levels, not the last": Variant(level=Nonzero.level_key_of_two),
+    "last level capped at 3, not 7": Variant(level=Nonzero.level_key_capped),
+    "probabilities at rates 1/12 and 1/128": Variant(rates=(12, 128)),
+    "probabilities at rates 1/16 and 1/64": Variant(rates=(16, 64)),
+    "probabilities at rates 1/32 and 1/256": Variant(rates=(32, 256)),
     "probabilities at rate 1/32 alone": Variant(rates=(32, 32)),
-    "probabilities at rate 1/128 alone": Variant(rates=(128, 128)),
+    "slices of 512": Variant(9),
+    "slices of 4,096": Variant(12),
+    "one slice": Variant(ONE_SLICE),
     TRAINED: Variant(trained=True),
 }
-NOTE = f"""Bytes of ideal code and, in brackets, the gain in per cent against "{BASE}": the
-contexts of docs/format.md 5.3, slices of about 2,048 nonzeros, all contexts from probability 1/2
-and count 0; what follows is a change to that. "First draft" has the classes of the last two gaps,
-up to 6, in place of one up to 2 and the activity, and the last level up to 3. The position in a
-kernel counts for the first four decisions of a gap. For kernels and rows a slice would have to say
-where it begins: some 3 bytes, not counted. The last line is the length in a real payload."""
+NOTE = f"""Gain in per cent of bytes of ideal code against "{BASE}": the contexts of docs/format.md
+5.3, slices of about 2,048 nonzeros, all contexts from probability 1/2 and count 0; what follows is
+a change to that. Each column is the mean over a file's updates, one up and one down, and over
+sparsities 0.95, 0.99 and 0.9975; of "loop" files, where the codec was in the loop with
+error feedback up, over the updates at the loop's own sparsity. Bytes of each update are in
+contexts.json. For kernels a slice would have to say where it begins: some 3 bytes, not
+counted. The last line is the length in a real payload."""
 
 
 def pay(table: dict[Key, State], rates: tuple[int, int], key: Key, bit: int) -> float:
@@ -136,26 +207,37 @@ def pay(table: dict[Key, State], rates: tuple[int, int], key: Key, bit: int) -> 
     return COST[p if bit else 2**14 - p]
 
 
-def code_length(slices: list[list[Nonzero]], variant: Variant) -> dict[str, float]:
-    """Bytes for gaps, signs and levels."""
+class Slice(NamedTuple):
+    period: int
+    nonzeros: list[Nonzero]
+
+
+def code_length(slices: list[Slice], variant: Variant) -> dict[str, float]:
+    """Bytes for gaps (periods included), signs and levels."""
     gaps = signs = levels = 0.0
     states = SLICE_STATES if variant.trained else ()
-    for nonzeros in slices:
+    for period, nonzeros in slices:
         table: dict[Key, State] = {i: (256 * p, 256 * p, n) for i, (p, n) in enumerate(states)}
         decide = partial(pay, table, variant.rates)
+        if variant.period != "never":
+            gaps += decide(787, int(period > 0)) + (4 + period.bit_length() if period else 0)
         for x in nonzeros:
-            for i in range(x.e + 1):
-                gaps += decide(variant.gap(x, i), int(i < x.e))
-            for i in reversed(range(x.e)):
-                key = variant.mantissa(x, i)
-                gaps += 1 if key is None else decide(key, x.gap >> i & 1)
-            signs += decide(variant.sign(x), int(x.level > 0))
+            repeats = variant.asks and x.likely == x.gap
+            if variant.asks and x.likely:
+                gaps += decide(x.repeat_key(), int(repeats))
+            if not repeats:
+                for i in range(x.e + 1):
+                    gaps += decide(variant.gap(x, i), int(i < x.e))
+                for i in reversed(range(x.e)):
+                    key = variant.mantissa(x, i)
+                    gaps += 1 if key is None else decide(key, x.gap >> i & 1)
+            signs += decide(variant.sign(x), int((x.level > 0) == (x.above >= 0)))
             level = abs(x.level)
             for i in range(min(level, 14)):
                 levels += decide(variant.level(x, i), int(level > i + 1))
             if level > 14:
                 size = (level - 14).bit_length() - 1
-                levels += size + sum(decide(711 + i, int(i < size)) for i in range(size + 1))
+                levels += size + sum(decide(565 + i, int(i < size)) for i in range(size + 1))
     total = gaps + signs + levels
     return {"bytes": total / 8, "gap": gaps / 8, "sign": signs / 8, "level": levels / 8}
 
@@ -174,71 +256,93 @@ def choose(state: Model, reference: Model, sparsity: float) -> tuple[list[int], 
     return index.tolist(), np.where(residual[index] > 0, level, -level).tolist()
 
 
-def deal(index: list[int], level: list[int], model: Model, log2: int) -> list[list[Nonzero]]:
+def deal(
+    index: list[int], level: list[int], model: Model, log2: int, period_when: str
+) -> list[Slice]:
     """Slices of about 2^log2 nonzeros, section 5."""
     shapes = [value.shape for value in model.values()]
     starts = np.cumsum([0, *map(math.prod, shapes)]).tolist()
-
-    def around(element: int, begin: int, end: int) -> tuple[int, int, int]:
-        """Position in the kernel; first nonzero from the element above on; how far from it."""
-        tensor = bisect_right(starts, element) - 1
-        kernel = (element - starts[tensor]) % math.prod(shapes[tensor][2:])
-        target = element - math.prod(shapes[tensor][1:])
-        n = bisect_left(index, target, begin, end) if target >= starts[tensor] else end
-        return (kernel, n, index[n] - target) if n < end else (kernel, -1, -1)
-
     n_slices = max(1, len(index) + (1 << log2 - 1) >> log2)
-    slices: list[list[Nonzero]] = []
+    slices: list[Slice] = []
     last = -1
     for part in np.array_split(np.arange(len(index)), n_slices):
-        slices.append([])
-        begin, history = int(part[0]), (0, 0, (0,) * len(RATES), 0, 1)
-        for n in part.tolist():
-            gap, e = index[n] - last, (index[n] - last).bit_length() - 1
-            kernel, _, distance = around(last + 1, begin, n)
-            _, same, exact = around(index[n], begin, n)
-            up = 0 if exact else 1 + int(level[same] > 0)
-            slices[-1].append(Nonzero(gap, e, level[n], *history, kernel, distance + 1, up))
-            a = history[2]
-            a = tuple(a[i] - a[i] // r + 16 // r * min(e, 15) for i, r in enumerate(RATES))
-            history = (e, history[0], a, 1 + int(level[n] > 0), abs(level[n]))
-            last = index[n]
+        begin, end = int(part[0]), int(part[-1]) + 1
+        middle = bisect_right(starts, index[begin + (end - begin) // 2]) - 1
+        length = math.prod(shapes[middle][1:])
+        own = list(zip(index[begin:end], level[begin:end], strict=True))
+        tells = period_when == "always" or (period_when != "never" and Period(length).pays(own))
+        above = Period(length if tells else 0)
+        slices.append(Slice(above.length, []))
+        history = (0, 0, (0,) * len(RATES), 0, 0, 1, 1)
+        repeats = agreed = 0
+        for i, signed in own:
+            gap, e = i - last, (i - last).bit_length() - 1
+            tensor = bisect_right(starts, last + 1) - 1
+            kernel = (last + 1 - starts[tensor]) % math.prod(shapes[tensor][2:])
+            likely, up = above.gap(last), above.level(i)
+            slices[-1].nonzeros.append(
+                Nonzero(gap, e, signed, *history, kernel, likely, up, repeats, agreed)
+            )
+            if likely:
+                repeats = min(repeats + 1, 15) if gap == likely else repeats // 2
+            if up:
+                agreed = min(agreed + 1, 3) if (up > 0) == (signed > 0) else 0
+            above.add(i, signed)
+            a = tuple(
+                a - a // r + 16 // r * min(e, 15) for a, r in zip(history[2], RATES, strict=True)
+            )
+            sign = 1 + int(signed > 0)
+            history = (e, history[0], a, sign, history[3], abs(signed), history[5])
+            last = i
     return slices
 
 
 def measure(state: Model, reference: Model, sparsity: float) -> dict[str, dict[str, float]]:
     """Bytes of every variant, by its name, and of the slices of a real payload."""
     index, level = choose(state, reference, sparsity)
-    dealt = {n: deal(index, level, reference, n) for n in {v.slice_log2 for v in VARIANTS.values()}}
-    found = {name: code_length(dealt[v.slice_log2], v) for name, v in VARIANTS.items()}
+    ways = {(v.slice_log2, v.period) for v in VARIANTS.values()}
+    dealt = {way: deal(index, level, reference, *way) for way in ways}
+    found = {name: code_length(dealt[v.slice_log2, v.period], v) for name, v in VARIANTS.items()}
     info = rfc.inspect(rfc.encode(state, reference, sparsity=sparsity, step=STEP_RATIO))
     if info.n_nonzero != len(index) or info.lossy_bytes < found[TRAINED]["bytes"]:
         raise AssertionError("the payload does not hold what was counted here")
-    found[PAYLOAD] = {"bytes": info.lossy_bytes, "nonzeros": len(index), "slices": len(dealt[11])}
+    slices = dealt[11, "if it pays"]
+    found[PAYLOAD] = {
+        "bytes": info.lossy_bytes,
+        "nonzeros": len(index),
+        "slices": len(slices),
+        "slices with a period": sum(s.period > 0 for s in slices),
+    }
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--snapshots", type=Path, required=True, help=".npz of prefix|name arrays")
-    parser.add_argument("--pairs", nargs="+", default=["g6:l0_7", "g4:l0_5", "g6:g7"])
+    parser.add_argument("snapshots", type=Path, nargs="+", help=".npz of prefix|name arrays")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.95, 0.99, 0.9975])
     args = parser.parse_args()
-    snapshots = load_snapshots(args.snapshots)
-    details = {}
-    for pair in args.pairs:
-        state, reference = (
-            {n: v for n, v in sorted(snapshots[prefix].items()) if is_matrix(v) and v.dtype == "f4"}
-            for prefix in reversed(pair.split(":"))
-        )
-        for sparsity in args.sparsities:
-            details[f"{pair} {sparsity:g}"] = measure(state, reference, sparsity)
+    details: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for path in tqdm(args.snapshots):
+        models = load_snapshots(path)
+        pairs = updates_in(models)
+        up = [pair for pair in pairs if pair[1].startswith("l")]
+        down = [pair for pair in pairs if not pair[1].startswith("l")]
+        loop = re.search(r"_loop_([0-9.]+)$", path.stem)
+        details[path.stem] = {}
+        for base, new in (up[-2], down[-2]):
+            names = [n for n, v in sorted(models[base].items()) if is_matrix(v) and v.dtype == "f4"]
+            state, reference = ({n: models[p][n] for n in names} for p in (new, base))
+            for sparsity in [float(loop[1])] if loop else args.sparsities:
+                found = measure(state, reference, sparsity)
+                details[path.stem][f"{base}:{new} {sparsity:g}"] = found
     rows: list[dict[str, Any]] = []
     for name in [*VARIANTS, PAYLOAD]:
-        gains = {c: 100 - 100 * d[name]["bytes"] / d[BASE]["bytes"] for c, d in details.items()}
-        row = {c: f"{d[name]['bytes']:,.0f} ({gains[c]:+.2f})" for c, d in details.items()}
-        row["mean gain %"] = f"{sum(gains.values()) / len(gains):+.2f}"
-        rows.append({"contexts": name, **row})
+        columns = {}
+        for stem, updates in details.items():
+            gains = [100 - 100 * d[name]["bytes"] / d[BASE]["bytes"] for d in updates.values()]
+            columns[stem] = sum(gains) / len(gains)
+        columns["mean"] = sum(columns.values()) / len(columns)
+        rows.append({"contexts": name, **{stem: f"{x:+.2f}" for stem, x in columns.items()}})
     print(write_results("contexts", "Contexts of the entropy coder", rows, NOTE))
     path = RESULTS / "contexts.json"
     document = json.loads(path.read_text()) | {"details": details}

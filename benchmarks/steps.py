@@ -1,58 +1,74 @@
 """Which step goes best with a threshold: bytes at equal error, for several ratios threshold/step.
 
-    python -m benchmarks.steps --snapshots fedavg_cnn.npz
+    python -m benchmarks.steps fedavg_cnn.npz snapshots/transformer_*.npz
 
 For each ratio, payload bytes and relative squared error over many sparsities; then bytes at given
-errors by interpolation (log bytes against error), as means over updates relative to the default.
+errors by interpolation (log bytes against error), as means over a file's updates, two up and one
+down, relative to the default.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import resfed_codec as rfc
-from benchmarks.common import is_matrix, load_snapshots, relative_squared_error, write_results
+from benchmarks.common import (
+    Model,
+    is_matrix,
+    load_snapshots,
+    relative_squared_error,
+    updates_in,
+    write_results,
+)
 from resfed_codec.config import AUTO_STEP_RATIO
 
 RATIOS = (0.3, 0.4, 0.5, AUTO_STEP_RATIO, 0.6, 0.7, 0.85, 1.0)
-ERRORS = (0.03, 0.06, 0.12, 0.25, 0.4, 0.55, 0.7)
+ERRORS = (0.03, 0.06, 0.12, 0.25, 0.4, 0.55, 0.7, 0.85)
 SPARSITIES = 1 - np.geomspace(0.3, 0.001, 24)
+
+
+def bytes_at(state: Model, reference: Model, ratio: float) -> NDArray[np.float64]:
+    """Payload bytes at each of ERRORS; not a number where that is out of reach."""
+    curve = []
+    for sparsity in SPARSITIES.tolist():
+        payload = rfc.encode(state, reference, sparsity=sparsity, step=ratio)
+        recovered = rfc.decode(payload, reference)
+        error = relative_squared_error(state, reference, recovered, list(reference))
+        curve.append((error, np.log(len(payload))))
+    errors, sizes = np.array(sorted(curve)).T
+    wanted = np.array(ERRORS)
+    outside = (wanted < errors[0]) | (wanted > errors[-1])
+    return np.where(outside, np.nan, np.exp(np.interp(wanted, errors, sizes)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--snapshots", type=Path, required=True)
-    pairs = ["g6:l0_7", "g4:l0_5", "g6:g7"]
-    parser.add_argument("--pairs", nargs="+", default=pairs, help="reference:new")
+    parser.add_argument("snapshots", type=Path, nargs="+", help=".npz of prefix|name arrays")
     args = parser.parse_args()
-    snapshots = load_snapshots(args.snapshots)
-    bytes_at = np.zeros((len(args.pairs), len(RATIOS), len(ERRORS)))
-    for p, pair in enumerate(tqdm(args.pairs)):
-        base, new = (snapshots[name] for name in pair.split(":"))
-        names = [name for name, value in base.items() if is_matrix(value)]
-        reference, state = ({n: model[n] for n in names} for model in (base, new))
-        for r, ratio in enumerate(RATIOS):
-            curve = []
-            for sparsity in SPARSITIES.tolist():
-                payload = rfc.encode(state, reference, sparsity=sparsity, step=ratio)
-                recovered = rfc.decode(payload, reference)
-                error = relative_squared_error(state, reference, recovered, names)
-                curve.append((error, np.log(len(payload))))
-            errors, sizes = np.array(sorted(curve)).T
-            outside = (np.array(ERRORS) < errors[0]) | (np.array(ERRORS) > errors[-1])
-            at = np.exp(np.interp(ERRORS, errors, sizes))
-            bytes_at[p, r] = np.where(outside, np.nan, at)
-    relative = bytes_at / bytes_at[:, RATIOS.index(AUTO_STEP_RATIO)][:, None]
-    means = np.exp(np.log(relative).mean(axis=0))
-    rows = [
-        {"error": error, **{f"ratio {r:g}": float(means[i, j]) for i, r in enumerate(RATIOS)}}
-        for j, error in enumerate(ERRORS)
-    ]
-    note = f"Bytes at equal error, relative to ratio {AUTO_STEP_RATIO:g}; {', '.join(args.pairs)}."
+    rows: list[dict[str, Any]] = []
+    for path in tqdm(args.snapshots):
+        models = load_snapshots(path)
+        pairs = updates_in(models)
+        up = [pair for pair in pairs if pair[1].startswith("l")]
+        down = [pair for pair in pairs if not pair[1].startswith("l")]
+        found = []
+        for base, new in (up[0], up[-2], down[-2]):
+            names = [name for name, value in models[base].items() if is_matrix(value)]
+            state, reference = ({n: models[p][n] for n in names} for p in (new, base))
+            found.append([bytes_at(state, reference, ratio) for ratio in RATIOS])
+        relative = np.array(found) / np.array(found)[:, RATIOS.index(AUTO_STEP_RATIO)][:, None]
+        means = np.exp(np.log(relative).mean(axis=0))
+        for j, error in enumerate(ERRORS):
+            if not np.isnan(means[:, j]).all():
+                cells = {f"ratio {r:g}": float(means[i, j]) for i, r in enumerate(RATIOS)}
+                rows.append({"models": path.stem, "error": error, **cells})
+    note = f"Bytes at equal error, relative to ratio {AUTO_STEP_RATIO:g}."
     print(write_results("steps", "Threshold over step", rows, note))
 
 

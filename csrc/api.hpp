@@ -54,7 +54,8 @@ struct EncodeOptions {
   uint64_t vector_share = 1;  // with max_bytes: vectors are sent this many times as densely
   StepRule step;
   unsigned slice_log2 = kDefaultSliceLog2;
-  std::vector<uint64_t> exclusions;  // for the frame; those tensors have role kLossless
+  std::vector<uint64_t> exclusions;   // for the frame; those tensors have role kLossless
+  std::vector<uint64_t> row_lengths;  // of each tensor, elements per first dimension; 0: no rows
 };
 
 // Throws Failure. On success the recovered tensors stand in `out` where that is not null.

@@ -59,6 +59,34 @@ def test_max_error(pair: tuple[State, State], max_error: float) -> None:
     assert_agree(*pair, {"max_error": max_error})
 
 
+def outer_pair(shape: tuple[int, int], dtype: str, rng: np.random.Generator) -> tuple[State, State]:
+    """An update whose rows are multiples of one, with noise, between two tensors without rows."""
+    rows = rng.standard_normal((shape[0], 1)) * rng.standard_normal((1, shape[1])) ** 3
+    update = {
+        "a.bias": rng.standard_normal(30) * 0.1,
+        "b.weight": rows + 0.02 * rng.standard_normal(shape),
+        "c.weight": rng.standard_normal((1, 200)) ** 3,
+    }
+    reference = {n: rng.standard_normal(v.shape).astype(dtype) for n, v in update.items()}
+    return {n: (v + update[n]).astype(dtype) for n, v in reference.items()}, reference
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.95])
+@pytest.mark.parametrize("shape", [(120, 90), (700, 2), (40, 1), (3, 2000)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_rows_that_resemble_each_other(
+    shape: tuple[int, int], dtype: str, sparsity: float, rng: np.random.Generator
+) -> None:
+    assert_agree(*outer_pair(shape, dtype, rng), {"sparsity": sparsity})
+
+
+def test_the_row_above_saves_bytes(rng: np.random.Generator) -> None:
+    state, reference = outer_pair((300, 90), "float32", rng)
+    flat_state, flat = ({n: v.reshape(1, -1) for n, v in m.items()} for m in (state, reference))
+    with_rows = rfc.encode(state, reference, sparsity=0.9)
+    assert len(with_rows) < 0.85 * len(rfc.encode(flat_state, flat, sparsity=0.9))
+
+
 @pytest.mark.parametrize(
     "config",
     [

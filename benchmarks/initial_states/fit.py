@@ -19,40 +19,39 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.common import is_matrix, load_snapshots, updates_in
+from benchmarks.initial_states.updates import RUNS
 from resfed_codec import _native
 from resfed_codec.config import AUTO_STEP_RATIO
 
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.9975, 0.999)
 SLICES_PER_UPDATE = 3  # first, middle, last: a model at 0.9 must not outweigh one at 0.999
 OBSERVATIONS = 256  # of a context in a slice; later ones hardly remember where it started
+SEQUENCES = 400  # of a context, from slices spread over all
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 ROOT = Path(__file__).parents[2]
 
-Updates = Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]
+Rows = list[tuple[int, int]]  # where a tensor begins, the length of its rows
+Updates = Iterator[tuple[NDArray[np.uint64], NDArray[np.int32], Rows]]
 
 
 def updates_of(path: Path) -> Updates:
-    """Indices and signed levels of every update in a file, up and down, at every sparsity."""
-    data = np.load(path)
-    prefixes = {key.split("|")[0] for key in data.files}
-    for prefix in sorted(prefixes):
-        round_number = int(prefix.split("_")[-1].lstrip("g"))
-        base = f"g{round_number - 1}"
-        if base not in prefixes:
-            continue
-        residual = np.concatenate([
-            (data[f"{prefix}|{name}"] - data[f"{base}|{name}"]).ravel()
-            for name in names_of(data, base)
-            if data[f"{base}|{name}"].ndim >= 2
-        ])  # fmt: skip
-        for sparsity in SPARSITIES:
+    """Indices, signed levels and rows of every update in a file, up and down.
+
+    At every sparsity, or at that of the codec that was in the loop.
+    """
+    models = load_snapshots(path)
+    in_the_loop = RUNS[path.stem].sparsity
+    for base, prefix in updates_in(models):
+        reference, state = models[base], models[prefix]
+        names = sorted(name for name, value in reference.items() if is_matrix(value))
+        residual = np.concatenate([(state[n] - reference[n]).ravel() for n in names])
+        begins = np.cumsum([0, *(reference[n].size for n in names)]).tolist()
+        rows = [(b, reference[n][0].size) for b, n in zip(begins, names, strict=False)]
+        for sparsity in SPARSITIES if in_the_loop is None else (in_the_loop,):
             k = int(np.ceil(residual.size * (1 - sparsity)))
             if k >= 64:
-                yield levels_of(residual, k)
-
-
-def names_of(data: np.lib.npyio.NpzFile, prefix: str) -> list[str]:
-    return sorted(key.split("|")[1] for key in data.files if key.startswith(prefix + "|"))
+                yield *levels_of(residual, k), rows
 
 
 def levels_of(
@@ -69,8 +68,8 @@ def training_slices(paths: list[Path], slice_log2: int) -> list[NDArray[np.uint1
     """Decisions of each training slice, as [15 bits] context, [1 bit] bit."""
     slices = []
     for path in tqdm(paths, desc="updates"):
-        for index, level in updates_of(path):
-            raw, ends = _native.trace(index, level, slice_log2)  # type: ignore[arg-type]
+        for index, level, rows in updates_of(path):
+            raw, ends = _native.trace(index, level, rows, slice_log2)  # type: ignore[arg-type]
             parts = np.split(np.frombuffer(raw, np.uint16), ends[:-1])
             chosen = {0, len(parts) // 2, len(parts) - 1} if SLICES_PER_UPDATE == 3 else {0}
             slices += [parts[i] for i in sorted(chosen)]
@@ -105,6 +104,7 @@ def costs(
 
 def fit_context(sequences: list[NDArray[np.int64]]) -> tuple[int, int]:
     """The cheapest (probability in 1/256, count) for the given slices' bits."""
+    sequences = sequences[:: 1 + len(sequences) // SEQUENCES]
     # Two made-up slices, one bit each way, keep rare contexts from false certainty.
     sequences = [*sequences, np.array([0]), np.array([1])]
     bits = np.full((len(sequences), min(OBSERVATIONS, max(map(len, sequences)))), -1, np.int64)
@@ -112,9 +112,11 @@ def fit_context(sequences: list[NDArray[np.int64]]) -> tuple[int, int]:
         row[: len(sequence)] = sequence[: row.size]
     logits = np.linspace(-5.5, 5.5, 34)
     probs = np.unique(np.clip(np.round(256 / (1 + np.exp(-logits))), 1, 255).astype(np.int64))
-    prob, count = (grid.ravel() for grid in np.meshgrid(probs, np.array(COUNTS)))
-    best = int(np.argmin(costs(bits, prob, count)))
-    return int(prob[best]), int(count[best])
+    counts, prob, count = np.array(COUNTS), 128, 6
+    for _ in range(2):  # one of the two at a time
+        prob = int(probs[np.argmin(costs(bits, probs, np.full_like(probs, count)))])
+        count = int(counts[np.argmin(costs(bits, np.full_like(counts, prob), counts))])
+    return prob, count
 
 
 def write_tables(slice_states: list[tuple[int, int]], trained_on: list[str]) -> None:

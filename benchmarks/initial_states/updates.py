@@ -6,17 +6,14 @@ Two sources that anybody has: scikit-learn's digits (as 16x16 images, shifted at
 source text of Python's standard library. CIFAR-10 is left out on purpose: the figures in
 docs/benchmarks.md are measured on it, and nothing may be fitted to what it is judged by.
 
-Each run is one ``.npz`` in the convention of the benchmark's snapshots: ``g{t}|name`` is the global
-model after round t, ``l0_{t}|name`` client 0's model, trained in round t from ``g{t-1}``.
+Each run is one ``.npz``; ``benchmarks/small_federation.py`` says what is in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +21,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
+
+from benchmarks.small_federation import Batches, Run, text_batches, train
 
 CLIENTS = 10
 BATCH = 64
 CONTEXT = 64  # bytes of text a Transformer sees
-
-Batches = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
 def digits_batches(classes_per_client: int) -> Batches:
@@ -53,21 +49,10 @@ def digits_batches(classes_per_client: int) -> Batches:
     return draw
 
 
-def text_batches() -> Batches:
-    """Batches of one client: bytes (16, 64) and the bytes that follow them."""
+def library_batches() -> Batches:
+    """Batches of one client: bytes (16, 64) of the library's modules, and the bytes that follow."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    pools = []
-    for client in range(CLIENTS):
-        text = b"".join(path.read_bytes() for path in files[client::CLIENTS])[:200_000]
-        pools.append(torch.tensor(np.frombuffer(text, np.uint8).astype(np.int64)))
-
-    def draw(client: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        pool = pools[client]
-        starts = torch.randint(len(pool) - CONTEXT - 1, (16,), generator=generator)
-        block = torch.stack([pool[s : s + CONTEXT + 1] for s in starts.tolist()])
-        return block[:, :-1], block[:, 1:]
-
-    return draw
+    return text_batches([files[i::CLIENTS] for i in range(CLIENTS)], 200_000, 16, CONTEXT)
 
 
 def mlp() -> nn.Module:
@@ -120,71 +105,36 @@ class Transformer(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class Run:
-    model: Callable[[], nn.Module]
-    batches: Callable[[], Batches]
-    learning_rate: float
-    momentum: float | None  # None: Adam
-    rounds: int
-    steps: int = 24  # minibatches of one client in one round
+def groupnorm_cnn() -> nn.Module:
+    return cnn(lambda n: nn.GroupNorm(8, n), (16, 32, 64, 96))
 
 
+def iid_digits() -> Batches:
+    return digits_batches(10)
+
+
+def four_classes() -> Batches:
+    return digits_batches(4)
+
+
+# "loop": with the codec in the loop, and with error feedback up.
 RUNS = {
-    "mlp_noniid": Run(mlp, lambda: digits_batches(4), 0.02, 0.9, 8),
-    "mlp_late": Run(mlp, lambda: digits_batches(4), 0.02, 0.9, 25),
+    "mlp_noniid": Run(mlp, four_classes, 0.02, 0.9, 8),
+    "mlp_late": Run(mlp, four_classes, 0.02, 0.9, 25),
     "cnn_batchnorm_noniid": Run(
-        lambda: cnn(nn.BatchNorm2d, (16, 32, 64, 64, 128, 128)),
-        lambda: digits_batches(4), 0.01, 0.9, 8,
+        lambda: cnn(nn.BatchNorm2d, (16, 32, 64, 96)), four_classes, 0.01, 0.9, 8, clients=4
     ),
-    "cnn_groupnorm_iid": Run(
-        lambda: cnn(lambda n: nn.GroupNorm(8, n), (16, 32, 64, 96)),
-        lambda: digits_batches(10), 0.05, 0.0, 12,
-    ),
+    "cnn_groupnorm_iid": Run(groupnorm_cnn, iid_digits, 0.05, 0.0, 12),
     "lenet_noniid": Run(lenet, lambda: digits_batches(2), 0.02, 0.9, 10),
-    "transformer_sgd": Run(Transformer, text_batches, 0.05, 0.9, 6, steps=12),
-    "transformer_adam": Run(Transformer, text_batches, 1e-3, None, 6, steps=12),
-}  # fmt: skip
-
-
-def train(run: Run, seed: int = 0) -> dict[str, np.ndarray]:
-    """Federated averaging; the snapshots of the last four rounds."""
-    torch.manual_seed(seed)
-    server, draw = run.model(), run.batches()
-    generator = torch.Generator().manual_seed(seed)
-    snapshots: dict[str, np.ndarray] = {}
-
-    def keep(prefix: str, state: dict[str, torch.Tensor]) -> None:
-        snapshots.update({f"{prefix}|{k}": v.detach().numpy().copy() for k, v in state.items()})
-
-    for t in tqdm(range(1, run.rounds + 1), leave=False):
-        kept = t > run.rounds - 4
-        if kept and t == run.rounds - 3:
-            keep(f"g{t - 1}", server.state_dict())
-        total: dict[str, torch.Tensor] = {}
-        for client in range(CLIENTS):
-            model = copy.deepcopy(server).train()
-            optimizer = (
-                torch.optim.Adam(model.parameters(), run.learning_rate)
-                if run.momentum is None
-                else torch.optim.SGD(model.parameters(), run.learning_rate, run.momentum)
-            )
-            for _ in range(run.steps):
-                inputs, targets = draw(client, generator)
-                loss = functional.cross_entropy(model(inputs), targets)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            state = model.state_dict()
-            if client == 0 and kept:
-                keep(f"l0_{t}", state)
-            for name, value in state.items():
-                total[name] = total.get(name, torch.zeros(())) + value.double() / CLIENTS
-        server.load_state_dict({k: v.to(server.state_dict()[k].dtype) for k, v in total.items()})
-        if kept:
-            keep(f"g{t}", server.state_dict())
-    print(f"last loss of the last client: {loss.item():.3f}")
-    return snapshots
+    "transformer_sgd": Run(Transformer, library_batches, 0.05, 0.9, 6, steps=12, clients=4),
+    "transformer_adam": Run(Transformer, library_batches, 1e-3, None, 6, steps=12, clients=4),
+    "mlp_loop_0.99": Run(mlp, four_classes, 0.02, 0.9, 15, sparsity=0.99),
+    "cnn_groupnorm_loop_0.95": Run(groupnorm_cnn, four_classes, 0.05, 0.9, 12, sparsity=0.95),
+    "lenet_loop_0.98": Run(lenet, lambda: digits_batches(2), 0.02, 0.9, 15, sparsity=0.98),
+    "transformer_adam_loop_0.99": Run(
+        Transformer, library_batches, 1e-3, None, 6, steps=12, clients=4, sparsity=0.99
+    ),
+}
 
 
 def main() -> None:
@@ -195,7 +145,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for name in args.only or RUNS:
-        print(name)
+        print(name, flush=True)
         np.savez(args.out / f"{name}.npz", **train(RUNS[name]))  # type: ignore[arg-type]
 
 

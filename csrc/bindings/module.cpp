@@ -108,11 +108,14 @@ py::dict inspect_payload(const py::bytes& payload) {
 }
 
 py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
+                const std::vector<std::pair<uint64_t, uint64_t>>& row_lengths,
                 unsigned slice_log2) {
   Scratch<SentSymbol> symbols;
   for (size_t i = 0; i < indices.size(); ++i) symbols.emplace_back(indices[i], levels[i]);
+  RowLengths rows;
+  for (const auto& [begin, length] : row_lengths) rows.push_back({begin, length});
   std::vector<uint64_t> ends;
-  const std::vector<uint16_t> decisions = trace_decisions(symbols, slice_log2, &ends);
+  const std::vector<uint16_t> decisions = trace_decisions(symbols, rows, slice_log2, &ends);
   return py::make_tuple(
       py::bytes(reinterpret_cast<const char*>(decisions.data()), 2 * decisions.size()), ends);
 }
@@ -157,7 +160,8 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("vector_share", &EncodeOptions::vector_share)
       .def_readwrite("step", &EncodeOptions::step)
       .def_readwrite("slice_log2", &EncodeOptions::slice_log2)
-      .def_readwrite("exclusions", &EncodeOptions::exclusions);
+      .def_readwrite("exclusions", &EncodeOptions::exclusions)
+      .def_readwrite("row_lengths", &EncodeOptions::row_lengths);
 
   py::class_<Contribution>(m, "Contribution");
   py::class_<Aggregator>(m, "Aggregator")
@@ -227,7 +231,8 @@ PYBIND11_MODULE(_native, m) {
       "choose_kernels", [](const std::string& name) { return choose_kernels(name.c_str()); },
       py::arg("name"));
   m.def("cuda_unavailable_reason", &cuda_reason);
-  m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("slice_log2"));
+  m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("row_lengths"),
+        py::arg("slice_log2"));
   m.def("initial_states", [] {
     py::list states;
     for (const InitialState s : kInitialSliceStates)

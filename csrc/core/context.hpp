@@ -3,7 +3,8 @@
 // A slice is a run of nonzeros. Each nonzero is coded as gap (distance to the one before, >= 1),
 // sign, level (>= 1); nonzeros of a trained model cluster, so the contexts are what the last few
 // nonzeros looked like: the size class of the last gap, a moving average of size classes
-// ("activity"), the last sign and the last level. The table of tried contexts is in docs/design.md.
+// ("activity"), the last sign and the last level. Where a slice tells a period, what lies one
+// period before comes first (above.hpp). The table of tried contexts is in docs/design.md.
 #pragma once
 
 #include "core/hd.hpp"
@@ -25,29 +26,36 @@ RESFED_HD void remember(History& h, uint32_t gap_class, uint32_t positive, uint3
   h.level = level;
 }
 
-// 0 below 4, then 1, 2, ... from 4, 8, 16, 24, 40, 56 and 80 on: three bits for each activity / 4.
+// 0 below 8, then 1, 2 and 3 from 8, 24 and 56 on: two bits for each activity / 8.
+constexpr uint32_t kActivityClasses = 4;
 RESFED_HD uint32_t activity_class(uint32_t activity) {
-  constexpr uint64_t kClasses = 07'666666'5555'4444'33'22'1'0;
-  return static_cast<uint32_t>(kClasses >> 3 * min_of(activity >> 2, 20u)) & 7u;
+  constexpr uint32_t kClasses = 0b11'10'10'10'10'01'01'00;
+  return (kClasses >> 2 * min_of(activity >> 3, 7u)) & 3u;
 }
 
 // Sizes of the context families, in the order in which they lie in the table.
 constexpr uint32_t kGapUnary = 16;     // unary position of the gap class, last one shared
-constexpr uint32_t kGapMantissa = 24;  // first bit below the leading one, by gap class
+constexpr uint32_t kGapMantissa = 24;  // first and second bit below the leading one, by gap class
 constexpr uint32_t kLevelUnary = 14;   // unary positions before the escape
 constexpr uint32_t kEscapeUnary = 24;  // unary positions of the escape's size class
 constexpr uint32_t kLevelClasses = 7;
 
 constexpr uint32_t kGapBase = 0;
-constexpr uint32_t kGapMantissaBase = kGapBase + 3 * 8 * kGapUnary;
-constexpr uint32_t kSignBase = kGapMantissaBase + kGapMantissa;
+constexpr uint32_t kGapMantissaBase = kGapBase + 3 * kActivityClasses * kGapUnary;
+constexpr uint32_t kGapSecondBase = kGapMantissaBase + kGapMantissa;
+constexpr uint32_t kSignBase = kGapSecondBase + 2 * (kGapMantissa - 1);
 constexpr uint32_t kLevelBase = kSignBase + 3 * 3;
 constexpr uint32_t kEscapeBase = kLevelBase + kLevelClasses * 3 * kLevelUnary;
-constexpr uint32_t kSliceContexts = kEscapeBase + kEscapeUnary;
+constexpr uint32_t kRepeatBase = kEscapeBase + kEscapeUnary;
+constexpr uint32_t kAgreeBase = kRepeatBase + 4 * 6 * 4;
+constexpr uint32_t kLevelAboveBase = kAgreeBase + 4;
+constexpr uint32_t kPeriodContext = kLevelAboveBase + kLevelClasses * kLevelUnary;
+constexpr uint32_t kSliceContexts = kPeriodContext + 1;
 
 // Unary codes have a row of contexts each, in which the position counts.
 RESFED_HD uint32_t gap_row(const History& h) {
-  return kGapBase + (min_of(h.gap_class, 2u) * 8 + activity_class(h.activity)) * kGapUnary;
+  const uint32_t row = min_of(h.gap_class, 2u) * kActivityClasses + activity_class(h.activity);
+  return kGapBase + row * kGapUnary;
 }
 RESFED_HD uint32_t gap_context(uint32_t row, uint32_t position) {
   return row + min_of(position, kGapUnary - 1);
@@ -55,12 +63,18 @@ RESFED_HD uint32_t gap_context(uint32_t row, uint32_t position) {
 RESFED_HD uint32_t gap_mantissa_context(uint32_t gap_class) {
   return kGapMantissaBase + min_of(gap_class, kGapMantissa) - 1;
 }
+RESFED_HD uint32_t gap_second_context(uint32_t gap_class, uint32_t first) {
+  return kGapSecondBase + 2 * (min_of(gap_class, kGapMantissa) - 2) + first;
+}
 RESFED_HD uint32_t sign_context(const History& h, uint32_t gap_class) {
   return kSignBase + h.sign * 3 + min_of(gap_class, 2u);
 }
 RESFED_HD uint32_t level_row(const History& h, uint32_t gap_class) {
   return kLevelBase +
          ((min_of(h.level, kLevelClasses) - 1) * 3 + min_of(gap_class, 2u)) * kLevelUnary;
+}
+RESFED_HD uint32_t level_above_row(uint32_t level) {
+  return kLevelAboveBase + (min_of(level, kLevelClasses) - 1) * kLevelUnary;
 }
 RESFED_HD uint32_t escape_context(uint32_t position) {
   return kEscapeBase + min_of(position, kEscapeUnary - 1);

@@ -11,6 +11,7 @@
 // A decoder's numbers are bounded by construction: unary codes stop at a limit and say so.
 #pragma once
 
+#include "core/above.hpp"
 #include "core/context.hpp"
 #include "core/hd.hpp"
 #include "core/rans.hpp"
@@ -39,32 +40,65 @@ RESFED_HD uint64_t code_mantissa(Coder& coder, uint64_t value, uint32_t size, ui
   return result;
 }
 
-// Returns false when a unary code ran past its limit, which only a forged stream does.
+// The period of a slice, which comes before its nonzeros: 0 for none, below 2^32.
 template <class Coder>
-RESFED_HD bool code_nonzero(Coder& coder, History& history, Nonzero& nonzero) {
-  uint32_t wanted = floor_log2(nonzero.gap | 1u);
-  uint32_t gap_class = 0, row = gap_row(history);
-  while (coder.decide(gap_context(row, gap_class), gap_class < wanted)) {
-    if (++gap_class > kMaxGapClass) return false;
+RESFED_HD uint64_t code_period(Coder& coder, uint64_t period) {
+  if (!coder.decide(kPeriodContext, period != 0)) return 0;
+  const uint64_t size = code_mantissa(coder, floor_log2(period | 1u), 5, 0);
+  return code_mantissa(coder, period, static_cast<uint32_t>(size), 1);
+}
+
+// Returns false when a unary code ran past its limit, which only a forged stream does.
+template <class Coder, class RowAbove>
+RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Nonzero& nonzero) {
+  uint64_t gap = above.gap();
+  uint32_t gap_class = 0, row = 0;
+  bool repeat = false;
+  if (gap != 0) {
+    repeat = coder.decide(above.repeat_context(gap), nonzero.gap == gap);
+    above.remember_repeat(repeat);
   }
-  uint64_t gap = 1;
-  if (gap_class > 0) {
-    const auto bit = static_cast<uint32_t>(nonzero.gap >> (gap_class - 1)) & 1u;
-    gap = 2u | coder.decide_blindly(gap_mantissa_context(gap_class), bit);
-    gap = code_mantissa(coder, nonzero.gap, gap_class - 1, gap);
+  if (repeat) {
+    gap_class = floor_log2(gap);
+  } else {
+    const uint32_t wanted = floor_log2(nonzero.gap | 1u);
+    row = gap_row(history);
+    while (coder.decide(gap_context(row, gap_class), gap_class < wanted)) {
+      if (++gap_class > kMaxGapClass) return false;
+    }
+    gap = 1;
+    if (gap_class > 0) {
+      const auto first = static_cast<uint32_t>(nonzero.gap >> (gap_class - 1)) & 1u;
+      gap = 2u | coder.decide_blindly(gap_mantissa_context(gap_class), first);
+      if (gap_class > 1) {
+        const auto second = static_cast<uint32_t>(nonzero.gap >> (gap_class - 2)) & 1u;
+        const uint32_t context = gap_second_context(gap_class, static_cast<uint32_t>(gap & 1u));
+        gap = 2u * gap | coder.decide_blindly(context, second);
+        gap = code_mantissa(coder, nonzero.gap, gap_class - 2, gap);
+      }
+    }
   }
 
-  const uint32_t positive =
-      coder.decide_blindly(sign_context(history, gap_class), nonzero.positive ? 1 : 0);
+  const int32_t level_above = above.level(gap);
+  uint32_t positive = nonzero.positive ? 1 : 0;
+  if (level_above == 0) {
+    positive = coder.decide_blindly(sign_context(history, gap_class), positive);
+    row = level_row(history, gap_class);
+  } else {
+    const uint32_t was_positive = level_above > 0 ? 1 : 0;
+    const bool agrees = coder.decide(above.agree_context(), positive == was_positive);
+    above.remember_agreement(agrees);
+    positive = was_positive ^ (agrees ? 0 : 1);
+    row = level_above_row(static_cast<uint32_t>(level_above < 0 ? -level_above : level_above));
+  }
 
   uint32_t level = 1;
-  row = level_row(history, gap_class);
   while (level <= kLevelUnary && coder.decide(row + level - 1, level < nonzero.level)) {
     ++level;
   }
   if (level > kLevelUnary) {  // escape: Elias gamma of what is left, level - kLevelUnary >= 1
     const uint64_t rest = nonzero.level > kLevelUnary ? nonzero.level - kLevelUnary : 1;
-    wanted = floor_log2(rest);
+    const uint32_t wanted = floor_log2(rest);
     uint32_t size = 0;
     while (coder.decide(escape_context(size), size < wanted)) {
       if (++size > kMaxEscapeClass) return false;

@@ -124,15 +124,26 @@ Coded code_within_error(const Group& group, StepRule rule, double max_error, dou
   return best;
 }
 
-std::vector<uint8_t> assemble(Frame frame, const Coded& matrix, const Coded& vector,
-                              const std::vector<Slice>& lossless_slices, uint32_t lossless_check) {
+RowLengths rows_of(const Group& matrix, const std::vector<uint64_t>& row_lengths) {
+  RowLengths rows;
+  if (row_lengths.empty()) return rows;
+  for (const Piece& piece : matrix.pieces)
+    rows.push_back({piece.begin, row_lengths.at(piece.ordinal)});
+  rows.push_back({matrix.n_elems, 0});
+  return rows;
+}
+
+std::vector<uint8_t> assemble(Frame frame, const RowLengths& rows, const Coded& matrix,
+                              const Coded& vector, const std::vector<Slice>& lossless_slices,
+                              uint32_t lossless_check) {
   frame.k_matrix = matrix.k;
   frame.matrix = matrix.quantizer;
   frame.k_vector = vector.k;
   frame.vector = vector.quantizer;
   frame.reference_check = matrix.recovered.check + vector.recovered.check + lossless_check;
 
-  const std::vector<Slice> lossy_slices = encode_slices(matrix.sent, vector.sent, frame.slice_log2);
+  const std::vector<Slice> lossy_slices =
+      encode_slices(matrix.sent, vector.sent, rows, frame.slice_log2);
   for (const Slice& slice : lossy_slices) frame.slice_bytes.push_back(slice.size());
   for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());
 
@@ -175,10 +186,11 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const std::vector<Slice> lossless_slices = encode_slices(changes, frame.slice_log2);
   frame.n_changed = changes.size();
 
+  const RowLengths rows = rows_of(groups.matrix, options.row_lengths);
   Coded matrix, vector;
   std::vector<uint8_t> payload;
   const auto finish = [&] {
-    payload = assemble(frame, matrix, vector, lossless_slices, restored.check);
+    payload = assemble(frame, rows, matrix, vector, lossless_slices, restored.check);
   };
 
   if (options.max_error >= 0) {

@@ -1,5 +1,6 @@
 #include "cpu/slice.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <numeric>
 
@@ -52,23 +53,38 @@ Nonzero to_nonzero(const SentSymbol& s, uint64_t gap) {
   return {gap, static_cast<uint32_t>(std::abs(s.level())), s.level() > 0};
 }
 
-// How each kind of symbol is coded: contexts, history, number <-> decisions.
-struct LossyCode {
-  using Symbol = SentSymbol;
-  static constexpr uint32_t kContexts = kSliceContexts;
-  static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
+uint64_t row_length_at(const RowLengths& rows, uint64_t index) {
+  const auto after = std::upper_bound(rows.begin(), rows.end(), index,
+                                      [](uint64_t i, const RowLength& r) { return i < r.begin; });
+  return after == rows.begin() ? 0 : after[-1].length;
+}
+
+// The period that a slice tells: the row length where its middle nonzero lies, if that pays.
+uint64_t choose_period(const SentSymbol* begin, const SentSymbol* end, const RowLengths& rows) {
+  const uint64_t length = row_length_at(rows, begin[(end - begin) / 2].index());
+  return length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length) ? length : 0;
+}
+
+// How each kind of symbol is coded: contexts, history, number <-> decisions. `with_code` codes what
+// comes before the symbols and calls body(code) with a code for all of them. Those of the slice
+// before the one that is coded must stand in front of it, with indices from any common origin.
+template <class RowAbove>
+struct NonzeroCode {
+  RowAbove above;
   History history;
 
   template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
+  void encode(Coder& coder, uint64_t gap, const SentSymbol& symbol) {
     Nonzero nonzero = to_nonzero(symbol, gap);
-    code_nonzero(coder, history, nonzero);
+    above.up_to(&symbol);
+    code_nonzero(coder, history, above, nonzero);
   }
   // The symbol lies `gap` after `before`, the index + 1 of the last one; false if it is no symbol.
   template <class Coder>
-  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
+  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, SentSymbol* symbol) {
     Nonzero nonzero{};
-    if (!code_nonzero(coder, history, nonzero) || nonzero.level > kMaxLevel) return false;
+    above.up_to(symbol);
+    if (!code_nonzero(coder, history, above, nonzero) || nonzero.level > kMaxLevel) return false;
     if (nonzero.gap > n_elems - before) return false;
     const int32_t level = static_cast<int32_t>(nonzero.level);
     const int32_t sign = static_cast<int32_t>(nonzero.positive) - 1;
@@ -77,12 +93,38 @@ struct LossyCode {
   }
 };
 
+struct LossyCode {
+  using Symbol = SentSymbol;
+  using Parameter = uint64_t;  // the period
+  static constexpr uint32_t kContexts = kSliceContexts;
+  static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
+
+  static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
+    return choose_period(begin, end, rows);
+  }
+  template <class Coder, class Body>
+  static void with_code(Coder& coder, const Symbol* first, Parameter period, Body body) {
+    period = code_period(coder, period);
+    if (period == 0) {
+      body(NonzeroCode<NoAbove>{{}, {}});
+    } else {
+      body(NonzeroCode<Above<Symbol>>{{first, first, first, period}, {}});
+    }
+  }
+};
+
 struct LosslessCode {
   using Symbol = ChangedElement;
+  struct Parameter {};
   static constexpr uint32_t kContexts = kLosslessContexts;
   static InitialState initial(uint32_t) { return kInitialLosslessState; }
   LosslessHistory history;
 
+  static Parameter choose(const Symbol*, const Symbol*, const RowLengths&) { return {}; }
+  template <class Coder, class Body>
+  static void with_code(Coder&, const Symbol*, Parameter, Body body) {
+    body(LosslessCode{});
+  }
   template <class Coder>
   void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
     Change change{gap, symbol.change};
@@ -115,26 +157,47 @@ struct Joined {
   }
 };
 
+// Where the symbols [begin, end) stand one after the other; `copy` serves those from both lists.
+const SentSymbol* stretch(const Joined& symbols, uint64_t begin, uint64_t end,
+                          Scratch<SentSymbol>* copy) {
+  const size_t middle = symbols.first.size();
+  if (end <= middle) return symbols.first.data() + begin;
+  if (begin >= middle) return symbols.second.data() + (begin - middle);
+  for (uint64_t i = begin; i < end; ++i) copy->push_back(symbols[i]);
+  return copy->data();
+}
+const ChangedElement* stretch(const std::vector<ChangedElement>& changes, uint64_t begin, uint64_t,
+                              Scratch<SentSymbol>*) {
+  return changes.data() + begin;
+}
+
 // The symbols [begin, end) through a coder; the gap of the first is counted from the symbol before.
 template <class Code, class Symbols, class Coder>
-void encode_symbols(const Symbols& symbols, uint64_t begin, uint64_t end, Coder& coder) {
-  Code code;
-  uint64_t covered = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
-  for (uint64_t i = begin; i < end; ++i) {
-    const uint64_t next = index_of(symbols[i]) + 1;
-    coder.begin_symbol();
-    code.encode(coder, next - covered, symbols[i]);
-    covered = next;
-  }
+void encode_symbols(const Symbols& symbols, const RowLengths& rows, uint64_t begin, uint64_t end,
+                    Coder& coder) {
+  Scratch<SentSymbol> copy;
+  const auto* const first = stretch(symbols, begin, end, &copy);
+  const auto* const last = first + (end - begin);
+  const uint64_t before = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
+  Code::with_code(coder, first, Code::choose(first, last, rows), [&](auto code) {
+    uint64_t covered = before;
+    for (const auto* symbol = first; symbol != last; ++symbol) {
+      const uint64_t next = index_of(*symbol) + 1;
+      coder.begin_symbol();
+      code.encode(coder, next - covered, *symbol);
+      covered = next;
+    }
+  });
 }
 
 template <class Code, class Symbols>
-DecisionBuffer record(const Symbols& symbols, uint64_t begin, uint64_t end) {
+DecisionBuffer record(const Symbols& symbols, const RowLengths& rows, uint64_t begin,
+                      uint64_t end) {
   DecisionBuffer buffer(16 * (end - begin));
   Probability contexts[Code::kContexts];
   reset<Code>(contexts);
   Recorder coder{{contexts, buffer}};
-  encode_symbols<Code>(symbols, begin, end, coder);
+  encode_symbols<Code>(symbols, rows, begin, end, coder);
   return buffer;
 }
 
@@ -153,21 +216,21 @@ void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
 }
 
 template <class Code, class Symbols>
-std::vector<Slice> encode_all(const Symbols& symbols, unsigned slice_log2) {
+std::vector<Slice> encode_all(const Symbols& symbols, const RowLengths& rows, unsigned slice_log2) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
-  parallel_for(
-      (p.n_slices + kLanes - 1) / kLanes,
-      [&](size_t task) {
-        const uint64_t first = task * kLanes;
-        const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
-        std::vector<DecisionBuffer> decisions;
-        for (uint64_t s = first; s < first + n; ++s) {
-          decisions.push_back(record<Code>(symbols, slice_begin(p, s), slice_begin(p, s + 1)));
-        }
-        write_slices(decisions, slices.data() + first);
-      },
-      kSlicesPerThread / kLanes);
+  parallel_for((p.n_slices + kLanes - 1) / kLanes,
+               [&](size_t task) {
+                 const uint64_t first = task * kLanes;
+                 const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
+                 std::vector<DecisionBuffer> decisions;
+                 for (uint64_t s = first; s < first + n; ++s) {
+                   decisions.push_back(
+                       record<Code>(symbols, rows, slice_begin(p, s), slice_begin(p, s + 1)));
+                 }
+                 write_slices(decisions, slices.data() + first);
+               },
+               kSlicesPerThread / kLanes);
   return slices;
 }
 
@@ -191,14 +254,18 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
         reset<Code>(contexts);
         DecodingCoder coder;
         if (!open_slice(slices + offsets[s], lengths[s], contexts, &coder)) throw bad;
-        Code code;
-        uint64_t covered = 0;  // index + 1, relative to the end of the slice before
-        for (uint64_t i = slice_begin(p, s); i < slice_begin(p, s + 1); ++i) {
-          if (!code.decode(coder, covered, n_elems, &symbols[i]) || coder.underrun) throw bad;
-          covered = index_of(symbols[i]) + 1;
-        }
-        if (!coder.finished()) throw bad;
-        bases[s + 1] = covered;
+        auto* const first = symbols + slice_begin(p, s);
+        auto* const last = symbols + slice_begin(p, s + 1);
+        Code::with_code(coder, first, {}, [&](auto code) {
+          DecodingCoder mine = coder;  // in registers
+          uint64_t covered = 0;        // index + 1, relative to the end of the slice before
+          for (auto* symbol = first; symbol != last; ++symbol) {
+            if (!code.decode(mine, covered, n_elems, symbol) || mine.underrun) throw bad;
+            covered = index_of(*symbol) + 1;
+          }
+          if (!mine.finished()) throw bad;
+          bases[s + 1] = covered;
+        });
       },
       kSlicesPerThread);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
@@ -217,12 +284,13 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 }  // namespace
 
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, unsigned slice_log2) {
-  return encode_all<LossyCode>(Joined{matrix, vector}, slice_log2);
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
+                                 unsigned slice_log2) {
+  return encode_all<LossyCode>(Joined{matrix, vector}, rows, slice_log2);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
-  return encode_all<LosslessCode>(changes, slice_log2);
+  return encode_all<LosslessCode>(changes, {}, slice_log2);
 }
 
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
@@ -237,8 +305,8 @@ std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t
   return changes;
 }
 
-std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
-                                      std::vector<uint64_t>* ends) {
+std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& rows,
+                                      unsigned slice_log2, std::vector<uint64_t>* ends) {
   struct Tracer {
     std::vector<uint16_t>& decisions;
     void begin_symbol() {}
@@ -253,7 +321,8 @@ std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
   Tracer tracer{decisions};
   const Partition p = partition(symbols.size(), slice_log2);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
-    encode_symbols<LossyCode>(symbols, slice_begin(p, s), slice_begin(p, s + 1), tracer);
+    const Joined all{symbols, {}};
+    encode_symbols<LossyCode>(all, rows, slice_begin(p, s), slice_begin(p, s + 1), tracer);
     ends->push_back(decisions.size());
   }
   return decisions;

@@ -10,8 +10,17 @@ namespace resfed {
 
 using Slice = std::vector<uint8_t>;
 
+// The elements from `begin` on lie in rows of this length; 0: no rows. A list is ascending and
+// begins at 0; an empty one means that there are no rows.
+struct RowLength {
+  uint64_t begin;
+  uint64_t length;
+};
+using RowLengths = std::vector<RowLength>;
+
 // The lossy symbols of a payload, matrices first.
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, unsigned slice_log2);
+std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, const RowLengths& rows,
+                                 unsigned slice_log2);
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
 
 // Indices come out strictly ascending and below n_elems, levels within the format's range; else
@@ -24,7 +33,7 @@ std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t
 
 // For fitting the initial states: every adaptive decision in order, as
 // [15 bits] context, [1 bit] bit, slice after slice; `ends` receives where each slice ends.
-std::vector<uint16_t> trace_decisions(SentSymbols symbols, unsigned slice_log2,
-                                      std::vector<uint64_t>* ends);
+std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& rows,
+                                      unsigned slice_log2, std::vector<uint64_t>* ends);
 
 }  // namespace resfed

@@ -12,17 +12,32 @@
 
 namespace resfed {
 
+namespace {
+struct Sent {
+  uint64_t place;
+  int32_t value;
+  __device__ uint64_t index() const { return place; }
+  __device__ int32_t level() const { return value; }
+};
+}  // namespace
+
 // Compiled, never launched: instantiates core/ for the device so that every build checks it.
 __global__ void compile_core(const uint8_t* slice, size_t n_bytes, Probability* contexts,
                              Quantizer quantizer, Prediction prediction, BFloat16* out,
-                             uint32_t* check, uint8_t* plane) {
+                             uint32_t* check, uint8_t* plane, Sent* sent) {
   DecodingCoder coder;
   if (!open_slice(slice, n_bytes, contexts, &coder)) return;
   History history;
   Nonzero nonzero{};
   uint64_t covered = 0;
-  while (code_nonzero(coder, history, nonzero) && !coder.finished()) {
+  NoAbove none;
+  Above<Sent> above{sent, sent, sent, code_period(coder, 0)};
+  while ((above.period == 0 ? code_nonzero(coder, history, none, nonzero)
+                            : code_nonzero(coder, history, above, nonzero)) &&
+         !coder.finished()) {
     covered += nonzero.gap;
+    *sent = {covered - 1, static_cast<int32_t>(nonzero.level)};
+    above.up_to(++sent);
     const float magnitude = dequantize_magnitude(quantizer, nonzero.level);
     const uint64_t i = covered - 1;
     const BFloat16 before = predict<BFloat16>(prediction, i);

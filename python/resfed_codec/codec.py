@@ -118,6 +118,7 @@ def native_options(
     """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
     options = _native.EncodeOptions()
     options.exclusions = exclusions
+    options.row_lengths = [spec.row_length for spec in specs]
     options.vector_share = VECTOR_SHARE
     if config.sparsity is not None:
         n_matrix, n_vector = (

@@ -52,6 +52,11 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def row_length(self) -> int:
+        """Elements per first dimension; 0 if there are no rows."""
+        return math.prod(self.shape[1:]) if len(self.shape) >= 2 else 0
+
+    @property
     def dtype_code(self) -> int:
         """The native dtype; of no meaning for lossless tensors."""
         return _LOSSY_CODES.get(self.dtype, 0)

@@ -29,6 +29,7 @@ from resfed_codec.reference_slices import (
     SLICE_LOG2,
     ChangeCode,
     NonzeroCode,
+    Rows,
     Symbols,
     decode_slices,
     encode_slices,
@@ -207,6 +208,15 @@ def write_quantizer(q: Quantizer) -> bytes:
     return q.threshold.tobytes() + q.step.tobytes() + bytes([len(q.offsets), *q.offsets])
 
 
+def rows_of(matrices: list[Tensor]) -> Rows:
+    """Where each matrix begins in its group, and how long its rows are."""
+    rows, begin = [], 0
+    for t in matrices:
+        rows.append((begin, math.prod(t.shape[1:]) if len(t.shape) >= 2 else 0))
+        begin += t.reference.size
+    return [*rows, (begin, 0)]
+
+
 def assemble(
     digest: bytes,
     link: bytes,
@@ -240,7 +250,8 @@ def assemble(
         for ordinal, before in zip(exclusions, [-1, *exclusions], strict=False):
             out += varint(ordinal - before - 1)
     symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
-    slices = encode_slices(NonzeroCode, symbols) + encode_slices(ChangeCode, changes)
+    slices = encode_slices(NonzeroCode, symbols, rows_of(groups[0]))
+    slices += encode_slices(ChangeCode, changes, [])
     for data in slices[:-1]:
         out += varint(len(data) // 2)
     out += b"".join(slices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar
 
 from resfed_codec.errors import PayloadError
@@ -101,10 +102,16 @@ class Decoder:
 
 
 Coder = Encoder | Decoder
+Symbols = list[tuple[int, int]]  # (index, level) or (index, change)
+Rows = list[tuple[int, int]]  # (first element, length of the rows from there on); 0: no rows
 
 
 def log2(n: int) -> int:
     return n.bit_length() - 1
+
+
+def row_length_at(rows: Rows, index: int) -> int:
+    return next((length for begin, length in reversed(rows) if begin <= index), 0)
 
 
 def code_unary(coder: Coder, value: int, context: Callable[[int], int], most: int) -> int:
@@ -127,40 +134,112 @@ def code_mantissa(coder: Coder, value: int, n_bits: int, leading: int = 1) -> in
 # ---- 5.3 A nonzero
 
 
+class Period:
+    """The nonzeros of a slice so far, and what they say about the one a period later."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.levels: dict[int, int] = {}
+        self.indices: list[int] = []
+        self.next = 0  # the first of `indices` that can still matter
+
+    def add(self, index: int, level: int) -> None:
+        self.levels[index] = level
+        self.indices.append(index)
+
+    def gap(self, last: int) -> int:
+        """The gap that the period before suggests after the nonzero at `last`; 0: none."""
+        if not self.length or not self.indices or last + 1 < self.indices[0] + self.length:
+            return 0
+        while self.indices[self.next] + self.length <= last:
+            self.next += 1
+        return self.indices[self.next] + self.length - last
+
+    def level(self, index: int) -> int:
+        """Of the element a period before; 0 if it was not sent in this slice."""
+        return self.levels.get(index - self.length, 0) if self.length else 0
+
+    def pays(self, symbols: Symbols) -> bool:
+        """Section 8: whether an encoder tells this period for a slice of these symbols."""
+        if not 2 <= self.length < 2**32:
+            return False
+        advantage, agreed, levels = 0, None, dict(symbols)
+        for (_, before), (index, level) in pairwise(symbols):
+            above = levels.get(index - self.length)
+            if above is not None:
+                agrees = (above > 0) == (level > 0)
+                advantage += int(agrees == agreed) - int((before > 0) == (level > 0))
+                agreed = agrees
+        return 64 * advantage > len(symbols)
+
+
 class NonzeroCode:
     states: ClassVar = list(SLICE_STATES)
 
-    def __init__(self) -> None:
-        self.gap_class = self.activity = self.sign = 0
+    def __init__(self, coder: Coder, start: int, symbols: Symbols, rows: Rows) -> None:
+        self.gap_class = self.activity = self.sign = self.repeats = self.agreed = 0
         self.level = 1
+        self.last = start
+        period = Period(row_length_at(rows, symbols[len(symbols) // 2][0]) if symbols else 0)
+        length = period.length if period.pays(symbols) else 0
+        if coder.decide(787, int(length > 0)):
+            size = code_mantissa(coder, log2(max(length, 1)), 5, 0)
+            length = code_mantissa(coder, length, size)
+        self.period = Period(length)
 
     def code(self, coder: Coder, gap: int, level: int) -> tuple[int, int]:
-        a = sum(self.activity >= limit for limit in (4, 8, 16, 24, 40, 56, 80))
-        base = (min(self.gap_class, 2) * 8 + a) * 16
-        e = code_unary(coder, log2(gap), lambda i: base + min(i, 15), 62)
-        if e > 0:
-            top = coder.decide(384 + min(e, 24) - 1, gap >> (e - 1) & 1)
-            gap = code_mantissa(coder, gap, e - 1, 2 | top)
+        likely, repeat = self.period.gap(self.last), 0
+        if likely:
+            often = sum(self.repeats >= limit for limit in (1, 3, 8))
+            context = 589 + (often * 6 + min(log2(likely), 5)) * 4 + self.agreed
+            repeat = coder.decide(context, int(gap == likely))
+            self.repeats = min(self.repeats + 1, 15) if repeat else self.repeats // 2
+        if repeat:
+            gap, e = likely, log2(likely)
         else:
-            gap = 1
-        positive = coder.decide(408 + self.sign * 3 + min(e, 2), int(level > 0))
+            gap, e = self.code_gap(coder, gap)
+        self.last += gap
+
+        above = self.period.level(self.last)
+        if above:
+            agrees = coder.decide(685 + self.agreed, int((level > 0) == (above > 0)))
+            self.agreed = min(self.agreed + 1, 3) if agrees else 0
+            positive = int((above > 0) == bool(agrees))
+            base = 689 + (min(abs(above), 7) - 1) * 14
+        else:
+            positive = coder.decide(262 + self.sign * 3 + min(e, 2), int(level > 0))
+            base = 271 + ((min(self.level, 7) - 1) * 3 + min(e, 2)) * 14
 
         wanted, reached = abs(level), 1
-        base = 417 + ((min(self.level, 7) - 1) * 3 + min(e, 2)) * 14
         while reached <= 14 and coder.decide(base + reached - 1, int(reached < wanted)):
             reached += 1
         if reached > 14:
             rest = max(wanted - 14, 1)
-            size = code_unary(coder, log2(rest), lambda i: 711 + min(i, 23), 23)
+            size = code_unary(coder, log2(rest), lambda i: 565 + min(i, 23), 23)
             reached = 14 + code_mantissa(coder, rest, size)
         if reached > MAX_LEVEL:
             raise PayloadError("payload: a level is too large")
 
+        self.period.add(self.last, reached if positive else -reached)
         self.gap_class = e
         self.activity += 2 * min(e, 15) - self.activity // 8
         self.sign = 2 if positive else 1
         self.level = reached
         return gap, reached if positive else -reached
+
+    def code_gap(self, coder: Coder, gap: int) -> tuple[int, int]:
+        """The gap without help from the period before, and its log2."""
+        a = sum(self.activity >= limit for limit in (8, 24, 56))
+        base = (min(self.gap_class, 2) * 4 + a) * 16
+        e = code_unary(coder, log2(gap), lambda i: base + min(i, 15), 62)
+        if e == 0:
+            return 1, 0
+        top = 2 | coder.decide(192 + min(e, 24) - 1, gap >> (e - 1) & 1)
+        if e == 1:
+            return top, 1
+        context = 216 + 2 * (min(e, 24) - 2) + top % 2
+        top = 2 * top + coder.decide(context, gap >> (e - 2) & 1)
+        return code_mantissa(coder, gap, e - 2, top), e
 
 
 # ---- 5.4 A changed element of the lossless group
@@ -169,7 +248,7 @@ class NonzeroCode:
 class ChangeCode:
     states: ClassVar = [LOSSLESS_STATE] * 98
 
-    def __init__(self) -> None:
+    def __init__(self, _coder: Coder, _start: int, _symbols: Symbols, _rows: Rows) -> None:
         self.scattered = self.repeated = self.last = 0
 
     def code(self, coder: Coder, gap: int, change: int) -> tuple[int, int]:
@@ -192,7 +271,6 @@ class ChangeCode:
 
 # ---- 5. Slices
 
-Symbols = list[tuple[int, int]]  # (index, level) or (index, change)
 Code = type[NonzeroCode] | type[ChangeCode]
 
 
@@ -201,12 +279,14 @@ def slice_sizes(k: int, slice_log2: int) -> list[int]:
     return [k // n + (i < k % n) for i in range(n)]
 
 
-def encode_slices(kind: Code, symbols: Symbols) -> list[bytes]:
-    slices, previous, todo = [], -1, iter(symbols)
+def encode_slices(kind: Code, symbols: Symbols, rows: Rows) -> list[bytes]:
+    slices, previous, done = [], -1, 0
     for size in slice_sizes(len(symbols), SLICE_LOG2):
-        code, coder = kind(), Encoder(Contexts(kind.states))
-        for _ in range(size):
-            index, value = next(todo)
+        own = symbols[done : done + size]
+        done += size
+        coder = Encoder(Contexts(kind.states))
+        code = kind(coder, previous, own, rows)
+        for index, value in own:
             code.code(coder, index - previous, value)
             previous = index
         slices.append(coder.finish())
@@ -216,7 +296,8 @@ def encode_slices(kind: Code, symbols: Symbols) -> list[bytes]:
 def decode_slices(kind: Code, slices: list[bytes], sizes: list[int], n_elems: int) -> Symbols:
     symbols, index = [], -1
     for data, size in zip(slices, sizes, strict=True):
-        code, coder = kind(), Decoder(Contexts(kind.states), data)
+        coder = Decoder(Contexts(kind.states), data)
+        code = kind(coder, index, [], [])
         for _ in range(size):
             gap, value = code.code(coder, 1, 1)
             index += gap

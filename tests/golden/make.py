@@ -52,6 +52,8 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     moved = {"count": np.array(31, np.int64), "mask": np.arange(40) % 5 == 0}
     big, big_reference = model({"w": (200, 300), "v": (500,)}, 0.01)
     powers = np.arange(600, dtype=np.int32).reshape(20, 30) * 7919 % 41 - 20
+    turns = (np.arange(60, dtype=np.int64) * 7919 % 7 - 3).astype(np.float32)
+    alike = {"w": turns[:, None] * ramp((1, 50), 1.0), "b": ramp((20,), 0.1)}
     wide = {"w": np.ldexp(np.float32(1), powers)}
     return {
         "default": (state, reference, {}),
@@ -65,6 +67,11 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "vectors_only": (*model({"flat": (3000,)}, 0.01), {"sparsity": 0.95}),
         "several_slices": (big, big_reference, {"sparsity": 0.85}),
         "everything_sent": (state, reference, {"sparsity": 0.0}),
+        "rows_alike": (
+            alike,
+            {name: np.zeros_like(value) for name, value in alike.items()},
+            {"sparsity": 0.6},
+        ),
         "step": (state, reference, {"sparsity": 0.9, "step": 8.0}),
         "bits": (state, reference, {"sparsity": 0.9, "bits": 3}),
         "escaped_levels": (
