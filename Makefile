@@ -8,7 +8,7 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test test-integration lint format clean
+.PHONY: demo test test-integration nncodec lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
@@ -49,5 +49,18 @@ format: .venv-test/installed
 		'.[flower,nvflare]' hypothesis pytest scikit-learn
 	touch $@
 
+# NNCodec 2.1.3, for `python -m benchmarks` to compare with. Its own list of packages is long and wants
+# an older NumPy (so Python 3.10 to 3.12); this installs what coding uses: torch, numpy, pandas,
+# scikit-learn, opencv-python-headless, tqdm, nncodec. Nothing else needs this environment.
+nncodec: .venv-nncodec/installed
+
+.venv-nncodec/installed: benchmarks/peers/nncodec_requirements.txt
+	test -d .venv-nncodec || $(PYTHON) -m venv .venv-nncodec
+	PIP_CONSTRAINT= .venv-nncodec/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps nncodec==2.1.3
+	PIP_CONSTRAINT= .venv-nncodec/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r benchmarks/peers/nncodec_requirements.txt
+	touch $@
+
 clean:
-	rm -rf build dist .venv .venv-test .venv-integration
+	rm -rf build dist .venv .venv-test .venv-integration .venv-nncodec

@@ -97,28 +97,34 @@ def _git_commit() -> str:
         return "unknown"
 
 
-def write_results(name: str, title: str, rows: list[dict[str, Any]], note: str = "") -> str:
-    """Write results/NAME.json and results/NAME.md; return the Markdown.
+def write_results(
+    name: str, title: str, rows: list[dict[str, Any]], note: str = "", folder: Path = RESULTS
+) -> str:
+    """Write FOLDER/NAME.json and FOLDER/NAME.md; return the Markdown.
 
-    ``rows`` all have the same keys, which become the columns.
+    ``rows`` all have the same keys, which become the columns. None stands for what there is not.
     """
     where = stamp()
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     document = {"title": title, **where, "rows": rows}
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    columns = list(rows[0])
-    lines = [f"# {title}", ""]
-    lines += [f"- {key}: `{value}`" for key, value in where.items()]
-    lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in rows]
-    if note:
-        lines += ["", note]
-    text = "\n".join(lines) + "\n"
-    (RESULTS / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    parts = [f"# {title}", "\n".join(f"- {key}: `{value}`" for key, value in where.items())]
+    text = "\n\n".join([*parts, markdown_table(rows), *([note] if note else [])]) + "\n"
+    (folder / f"{name}.md").write_text(text)
     return text
 
 
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """A table whose columns are the keys that all rows have."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

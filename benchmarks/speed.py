@@ -5,9 +5,8 @@
 All contestants take turns; medians of the turns, with the least and the greatest beside them. The
 measure is ``torch.sub(w, p, out=r)`` with as many threads: it reads two models and writes one.
 
-The large model is made up: rows of 1,000 elements whose residuals are Gaussian with log-normal row
-scales (sigma 1.5), clustered by rows as residuals of trained models are. ``--snapshots`` adds a
-real update (g6 to l0_7).
+The large model is made up, like a Transformer (``resfed_codec.bench.synthetic_update``).
+``--snapshots`` adds a real update (g6 to l0_7).
 """
 
 from __future__ import annotations
@@ -26,15 +25,7 @@ from tqdm import tqdm
 
 import resfed_codec as rfc
 from benchmarks.common import Model, load_snapshots, write_results
-
-
-def synthetic(n_elems: int) -> tuple[Model, Model]:
-    """(state, reference) of one float32 matrix."""
-    rng = np.random.default_rng(0)
-    shape = (n_elems // 1000, 1000)
-    reference = rng.standard_normal(shape, dtype=np.float32)
-    scale = (0.01 * rng.lognormal(0, 1.5, (shape[0], 1))).astype(np.float32)
-    return {"w": reference + scale * rng.standard_normal(shape, np.float32)}, {"w": reference}
+from resfed_codec.bench import synthetic_update
 
 
 def contestants(
@@ -99,11 +90,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
-    pairs = {}
+    pairs: dict[str, tuple[Model, Model]] = {}
     if args.snapshots:
         snapshots = load_snapshots(args.snapshots)
         pairs["CNN, g6 to l0_7"] = (snapshots["l0_7"], snapshots["g6"])
-    pairs |= {f"synthetic, {n:,}": synthetic(n) for n in args.elements}
+    pairs |= {f"synthetic, {n:,}": synthetic_update(n) for n in args.elements}
     rows = [row for name, pair in pairs.items() for t in args.threads
             for row in measure(name, pair, args, t)]  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 
 import resfed_codec as rfc
 from resfed_codec import _native
+
+if TYPE_CHECKING:
+    from cli_files import Files
 
 settings.register_profile(
     "fixed",
@@ -35,6 +39,15 @@ def _same_settings_after() -> Iterator[None]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20221)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Model files and a payload, for the command line."""
+    pytest.importorskip("safetensors")
+    from cli_files import make_files
+
+    return make_files(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,157 @@
+"""Compare this codec with its peers on this machine: bytes, times, memory.
+
+    python -m benchmarks [--snapshots FILE.npz ...] [--quick]
+
+Writes tables, JSON and figures to ``benchmarks/results/``; ``peers.md`` is where to begin. Peers
+whose packages are absent are skipped, with the reason: ``pip install '.[bench]'`` brings all but
+NNCodec, for which there is ``make nncodec``. All contestants take turns, so compare times of one
+table with each other and not with those of another run. ``--quick`` takes a minute, leaves out
+memory, and writes to ``benchmarks/results/quick/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, write_results
+from benchmarks.peers import available, lossless_peers, lossy_peers
+from benchmarks.peers.integers import TopK
+from benchmarks.peers.paper import Paper
+from benchmarks.suite import error, integers, memory, page, residuals, scale
+from benchmarks.updates import Source, made_up, updates_in
+
+PARTS = ("residuals", "integers", "error", "scale", "memory")
+SIZES = (62_000, 1_000_000, 25_000_000, 100_000_000, 400_000_000)
+SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.9975, 0.999)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    if not args.redraw:
+        began = time.perf_counter()
+        measure(args)
+        print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+    summary = page.make(args.out)
+    (args.out / "peers.md").write_text(str(summary))
+    if args.docs:
+        page.fill(args.docs, summary, args.out)
+    print(summary.tables)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Run the parts that were asked for, and write their tables."""
+    real = [source for path in args.snapshots for source in updates_in(path)]
+    sources = real[:1] if args.quick else list(real)
+    sources += made_up(args.made_up) if args.made_up else []
+    lossy, no_lossy = available(lossy_peers())
+    lossless, no_lossless = available(lossless_peers())
+    for reason in dict.fromkeys(no_lossy + no_lossless):
+        print(f"skipped: {reason}")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+    def write(part: str, module: Any, rows: list[dict[str, Any]], left_out: list[str]) -> None:
+        note = "\n".join([module.NOTE, *(["", "Left out:", ""] if left_out else [])])
+        note = "\n".join([note, *(f"- {line}" for line in left_out)])
+        write_results(f"peers_{part}", module.TITLE, rows, note, args.out)
+        for line in left_out:
+            print(f"left out of {part}: {line}")
+
+    if "residuals" in args.parts:
+        write("residuals", residuals, residuals.measure(sources, args.sparsities), [])
+    if "integers" in args.parts:
+        rows = [
+            row
+            for source in sources
+            for row in integers.measure(source, args.sparsities, lossless, args.turns)
+        ]
+        write("integers", integers, rows, no_lossless)
+    if "error" in args.parts:
+        left_out = list(no_lossy)
+        rows = [
+            row
+            for source in sources
+            for row in error.measure(source, args.sparsities, lossy, args.turns, left_out)
+        ]
+        write("error", error, rows, left_out)
+    if "scale" in args.parts:
+        limits = scale.Limits(args.limit, args.limit_gb)
+        sparsities = [0.99] if args.quick else [0.9, 0.99, 0.999]
+        timed = [peer for peer in lossy if not isinstance(peer, (Paper, TopK))]
+        timed += [peer for peer in lossy if peer.name == "top-k, zstd -3 on pairs"]
+        left_out = list(no_lossy)
+        rows = scale.measure(args.sizes, sparsities, timed, args.turns, threads, limits, left_out)
+        write("scale", scale, rows, left_out)
+    if "memory" in args.parts:
+        large = Source(n_elems=1_000_000 if args.quick else 25_000_000)
+        left_out = list(no_lossy)
+        rows = memory.measure([*real[:1], large], lossy, left_out)
+        write("memory", memory, rows, left_out)
+    for peer in [*lossy, *lossless]:
+        peer.close()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute")
+    parser.add_argument(
+        "--snapshots",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="real models: .npz with keys such as g4|name, l0_5|name, g5|name",
+    )
+    parser.add_argument(
+        "--made-up",
+        type=int,
+        metavar="N",
+        help="parameters of the synthetic models beside the real ones; 0: none (default: 1000000)",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
+    parser.add_argument("--sparsities", type=float, nargs="+", metavar="S")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="parameters")
+    parser.add_argument("--turns", type=int, default=7, metavar="N", help="that count (default: 7)")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=3.0,
+        metavar="SECONDS",
+        help="leave out peers at sizes where a turn takes longer (default: 3)",
+    )
+    parser.add_argument(
+        "--limit-gb",
+        type=float,
+        default=16.0,
+        metavar="GB",
+        help="leave out peers at sizes where more memory is needed (default: 16)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing: figures and page from the tables"
+    )
+    parser.add_argument(
+        "--docs", type=Path, metavar="FILE", help="put the page between the marks of this file"
+    )
+    args = parser.parse_args(argv)
+    args.sparsities = args.sparsities or ([0.99] if args.quick else SPARSITIES)
+    if args.made_up is None:
+        args.made_up = 250_000 if args.quick else 1_000_000
+    if not args.snapshots and not args.made_up and not args.redraw:
+        parser.error("nothing to compare on: give --snapshots, or --made-up above 0")
+    args.sizes = args.sizes or (SIZES[:2] if args.quick else SIZES)
+    args.parts = args.parts or (PARTS[:4] if args.quick else PARTS)
+    args.out = args.out or (RESULTS / "quick" if args.quick else RESULTS)
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What every peer of the comparison has: a name, a reason when it cannot run, and its turns."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = dict[str, NDArray[np.float32]]
+Levels: TypeAlias = dict[str, NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is to be sent: float32 matrices of the same names and shapes, C-contiguous."""
+
+    state: Floats
+    reference: Floats
+
+    @property
+    def n_elems(self) -> int:
+        return sum(value.size for value in self.state.values())
+
+    def first_tensor(self) -> Update:
+        """A part to try settings on; of a made-up model all are alike."""
+        name = next(iter(self.state))
+        return Update({name: self.state[name]}, {name: self.reference[name]})
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One encoding and one decoding: bytes, seconds, and what the receiver holds then.
+
+    Seconds are not a number for a scheme that counts its bytes but writes none.
+    """
+
+    n_bytes: int
+    encode_s: float
+    decode_s: float
+    recovered: Mapping[str, NDArray[Any]]
+
+
+class Peer(ABC):
+    """A contestant. Its adapter holds no state but what its library wants to be kept."""
+
+    name: str
+
+    def missing(self) -> str:
+        """Why this peer cannot run here; empty if it can."""
+        return ""
+
+    def close(self) -> None:  # noqa: B027
+        """End what turns have started; the next turn starts it anew."""
+
+
+class LossyPeer(Peer):
+    """Sends an update with loss; ``knob``, from ``knobs[0]`` to ``knobs[1]``, says with how much.
+
+    The error of what arrives grows with ``knob``. A ``stepped`` peer knows whole numbers only, and
+    its error need not grow with every step.
+    """
+
+    knobs: tuple[float, float]
+    stepped = False
+
+    @abstractmethod
+    def turn(self, update: Update, knob: float) -> Turn:
+        """Encode and decode, once; ``recovered`` is the receiver's new model, in new arrays."""
+
+
+class LossyCoder(LossyPeer):
+    """A lossy peer that runs in this process."""
+
+    @abstractmethod
+    def encode(self, update: Update, knob: float) -> Any:
+        """A payload, something with a length in bytes."""
+
+    @abstractmethod
+    def decode(self, payload: Any, reference: Floats) -> Floats: ...
+
+    def turn(self, update: Update, knob: float) -> Turn:
+        begin = time.perf_counter()
+        payload = self.encode(update, knob)
+        middle = time.perf_counter()
+        recovered = self.decode(payload, update.reference)
+        end = time.perf_counter()
+        return Turn(len(payload), middle - begin, end - middle, recovered)
+
+
+class LosslessPeer(Peer):
+    """Codes integer levels, most of them zero, without loss."""
+
+    @abstractmethod
+    def turn(self, levels: Levels) -> Turn:
+        """Encode and decode, once; ``recovered`` is equal to ``levels``."""
+
+
+class LosslessCoder(LosslessPeer):
+    """A lossless peer that runs in this process."""
+
+    @abstractmethod
+    def encode(self, levels: Levels) -> Any:
+        """A payload, something with a length in bytes."""
+
+    @abstractmethod
+    def decode(self, payload: Any, like: Levels) -> Levels:
+        """The levels; ``like`` gives names, shapes and order, which no peer sends."""
+
+    def turn(self, levels: Levels) -> Turn:
+        begin = time.perf_counter()
+        payload = self.encode(levels)
+        middle = time.perf_counter()
+        decoded = self.decode(payload, levels)
+        end = time.perf_counter()
+        return Turn(len(payload), middle - begin, end - middle, decoded)
+
+
+def flat_residual(update: Update) -> NDArray[np.float32]:
+    """State minus reference, all tensors in a row."""
+    parts = [(value - update.reference[n]).ravel() for n, value in update.state.items()]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def split_like(flat: NDArray[Any], like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The parts of a row of tensors, by name and in their shapes."""
+    ends = np.cumsum([value.size for value in like.values()])
+    parts = np.split(flat, ends[:-1])
+    return {n: part.reshape(like[n].shape) for n, part in zip(like, parts, strict=True)}
+
+
+def add_flat(reference: Floats, residual: NDArray[np.float32]) -> Floats:
+    """Reference plus a residual as :func:`flat_residual` gives it."""
+    parts = split_like(residual, reference)
+    return {name: value + parts[name] for name, value in reference.items()}
+
+
+def package_missing(package: str) -> str:
+    """A reason for :meth:`Peer.missing`, empty where ``package`` can be imported."""
+    if find_spec(package) is None:
+        return f"the package {package} is not installed (pip install '.[bench]')"
+    return ""

@@ -1,0 +1,40 @@
+"""Blosc2 on dense levels: bit shuffle, then zstd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.base import package_missing
+from benchmarks.peers.integers import IntegerCode
+
+
+class Blosc2Dense(IntegerCode):
+    """All levels, zeros too, at most 1 GiB of them a chunk. One thread."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+        self.name = f"Blosc2 zstd-{level} on all levels"
+
+    def missing(self) -> str:
+        return package_missing("blosc2")
+
+    def pack(self, levels: NDArray[Any]) -> Any:
+        import blosc2
+
+        blosc2.set_nthreads(1)
+        return blosc2.compress2(
+            levels,
+            codec=blosc2.Codec.ZSTD,
+            clevel=self.level,
+            typesize=levels.itemsize,
+            filters=[blosc2.Filter.BITSHUFFLE],
+            filters_meta=[0],
+        )
+
+    def unpack(self, data: Any, like: NDArray[Any]) -> NDArray[Any]:
+        import blosc2
+
+        return np.frombuffer(blosc2.decompress2(data), like.dtype)

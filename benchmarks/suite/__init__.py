@@ -1,0 +1,1 @@
+"""The comparison with peers, ``python -m benchmarks``: one file for each table it makes."""

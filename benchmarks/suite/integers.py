@@ -1,0 +1,74 @@
+"""Bytes and times of identical integers: the levels that our payload holds, coded by others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import resfed_codec as rfc
+from benchmarks.peers import OURS
+from benchmarks.peers.base import Levels, LosslessPeer, Update, flat_residual, split_like
+from benchmarks.peers.integers import top_k_levels
+from benchmarks.peers.ours import Ours
+from benchmarks.suite.turns import take_turns
+from benchmarks.updates import Source
+from resfed_codec.config import CodecConfig
+
+TITLE = "Identical integers"
+NOTE = """\
+The levels of our top-k and quantizer, for float32 matrices as one model, coded without loss.
+Ours is the whole payload and the whole way from two models to it and back; the others are given
+integers and give integers. "Ours / peer": bytes. Times in milliseconds, one thread, all
+contestants taking turns."""
+
+
+def levels_of(update: Update, sparsity: float) -> Levels:
+    """The levels that ``rfc.encode`` of this update codes, by tensor, zeros too."""
+    k = CodecConfig(sparsity=sparsity).count(update.n_elems)
+    levels, _ = top_k_levels(flat_residual(update), k)
+    return split_like(levels, update.state)
+
+
+def measure(
+    source: Source, sparsities: Sequence[float], peers: Sequence[LosslessPeer], turns: int
+) -> list[dict[str, Any]]:
+    """A row for each peer and sparsity.
+
+    Raises:
+        AssertionError: A peer's integers, or the number of nonzeros in our payload, are others.
+    """
+    update = source.load()
+    rows = []
+    for sparsity in sparsities:
+        levels = levels_of(update, sparsity)
+        n_nonzero = sum(int(np.count_nonzero(value)) for value in levels.values())
+        payload = rfc.encode(update.state, update.reference, sparsity=sparsity)
+        assert rfc.inspect(payload).n_nonzero == n_nonzero
+        n_bytes = {OURS: len(payload)}
+        contestants = {OURS: partial(Ours().turn, update, -math.log2(1 - sparsity))}
+        for peer in peers:
+            turn = peer.turn(levels)
+            for name, value in levels.items():
+                assert np.array_equal(turn.recovered[name], value), (peer.name, name)
+            n_bytes[peer.name] = turn.n_bytes
+            contestants[peer.name] = partial(peer.turn, levels)
+        times = take_turns(contestants, turns, f"integers, {source.name}, {sparsity:g}")
+        rows += [
+            {
+                "update": source.name,
+                "data": "real" if source.is_real else "synthetic",
+                "parameters": update.n_elems,
+                "sparsity": sparsity,
+                "nonzeros": n_nonzero,
+                "peer": name,
+                "bytes": n,
+                "ours / peer": len(payload) / n,
+                **times[name],
+            }
+            for name, n in n_bytes.items()
+        ]
+    return rows

@@ -1,0 +1,75 @@
+"""Updates to compare on: real ones from snapshots of trainings, and made-up ones of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import is_matrix, load_snapshots
+from benchmarks.peers.base import Update
+from resfed_codec.bench import COLUMNS, Like, synthetic_update
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an update comes from; :meth:`load` gives the same each time, in any process.
+
+    ``path`` names snapshots and ``pair`` two of them, reference and new model; without a path
+    the update is made up, has about ``n_elems`` elements and is ``like`` a real one.
+    """
+
+    path: Path | None = None
+    pair: tuple[str, str] = ("", "")
+    n_elems: int = 0
+    like: Like = "transformer"
+
+    @property
+    def is_real(self) -> bool:
+        return self.path is not None
+
+    @property
+    def name(self) -> str:
+        if self.path is None:
+            return f"synthetic {self.like}, {short(self.n_elems)}"
+        return f"{self.path.stem}, {self.pair[0]} to {self.pair[1]}"
+
+    def load(self) -> Update:
+        """The float32 matrices (tensors of two dimensions or more), sorted by name."""
+        if self.path is None:
+            return Update(*synthetic_update(self.n_elems, like=self.like))
+        snapshots = load_snapshots(self.path)
+        reference, state = (snapshots[prefix] for prefix in self.pair)
+        names = sorted(n for n, v in reference.items() if is_matrix(v) and v.dtype == np.float32)
+        return Update(
+            {n: np.ascontiguousarray(state[n]) for n in names},
+            {n: np.ascontiguousarray(reference[n]) for n in names},
+        )
+
+
+def short(n: int) -> str:
+    """62 k, 25 M, and so on."""
+    return f"{n / 1e6:g} M" if n >= 1_000_000 else f"{n / 1e3:g} k"
+
+
+def updates_in(path: Path) -> list[Source]:
+    """Updates up and down in every second round of a file of snapshots.
+
+    Keys are ``g4|name`` for the global model of round 4, ``l0_5|name`` for the model that client 0
+    trains from it in round 5. The update down leads to ``g5``, or to ``s5`` where the file says
+    that a server sent another model than arrived.
+    """
+    with np.load(path) as data:
+        prefixes = {key.split("|", 1)[0] for key in data.files}
+    rounds = sorted(int(p[1:]) for p in prefixes if p[0] == "g" and p[1:].isdigit())
+    found = []
+    for t in rounds[::2]:
+        down = f"s{t + 1}" if f"s{t + 1}" in prefixes else f"g{t + 1}"
+        found += [Source(path, (f"g{t}", p)) for p in (f"l0_{t + 1}", down) if p in prefixes]
+    return found
+
+
+def made_up(n_elems: int) -> list[Source]:
+    """An update of every made-up kind."""
+    return [Source(n_elems=n_elems, like=like) for like in COLUMNS]
