@@ -41,7 +41,6 @@ PEERS = (
 )
 
 EXACT = ",exclude=*running*"
-FEW_BITS = ",statistics=apart,statistics_bits=5"
 
 BATCHNORM = (
     "uncompressed",
@@ -75,26 +74,25 @@ PAPER_CPU = (
 )
 
 PAPER_GPU = (
-    BOTH.format(0.99) + EXACT,
-    BOTH.format(0.99) + FEW_BITS,
+    BOTH.format(0.99),
+    BOTH.format(0.995),
     "uncompressed",
-    BOTH.format(0.995) + FEW_BITS,
-    BOTH.format(0.95) + EXACT,
+    BOTH.format(0.95),
     "resfed:sparsity=0.99",
-    BOTH.format(0.99) + EXACT + ",keyframe=True",
-    "codec:sparsity=0.99,up=adaptive,down_feedback=True" + EXACT,
-    "codec:sparsity=0.99,down_feedback=True" + EXACT,
-    "codec:max_bytes=8000,up_feedback=True,down_feedback=True" + EXACT,
-    "codec:sparsity=0.99,up=res1,down_feedback=True" + EXACT,
+    BOTH.format(0.99) + ",keyframe=True",
+    "codec:sparsity=0.99,up=adaptive,down_feedback=True",
+    "codec:sparsity=0.99,down_feedback=True",
+    "codec:max_bytes=8000,up_feedback=True,down_feedback=True",
+    "codec:sparsity=0.99,up=res1,down_feedback=True",
     "stc:sparsity=0.99",
     "topk:sparsity=0.99",
+    BOTH.format(0.99) + EXACT,
     "eden",
     "qsgd:bits=4",
     "signsgd",
     "float16",
-    BOTH.format(0.99),
+    BOTH.format(0.99) + ",statistics=budget",
 )
-"""Running statistics are carried losslessly but for the last, where they are dense."""
 
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
