@@ -19,8 +19,9 @@ RESFED_HD bool is_finite_key(uint32_t key) { return key < kFirstNonFiniteKey; }
 // Radix selection reads the 31 bits of a key in three digits, the highest first.
 constexpr unsigned kDigits = 3;
 constexpr unsigned kDigitBits = 11;  // the highest digit; the others have one bit less
+RESFED_HD unsigned digit_shift(unsigned which) { return 10 * (kDigits - 1 - which); }
 RESFED_HD uint32_t digit_of(uint32_t key, unsigned which) {
-  return which == 0 ? key >> 20 : (key >> (which == 1 ? 10 : 0)) & 1023u;
+  return (key >> digit_shift(which)) & (which == 0 ? 2047u : 1023u);
 }
 
 }  // namespace resfed

@@ -141,11 +141,6 @@ RESFED_HD void step_together(SliceWriter (&writers)[kWriters]) {
   }
 }
 
-// Runs all recorded decisions backwards. `end` as above; returns the first byte written.
-RESFED_HD uint8_t* encode_decisions(const Decision* decisions, size_t n_decisions, uint8_t* end) {
-  return SliceWriter{decisions, n_decisions, end}.finish();
-}
-
 // Opens a slice of n_bytes. False when it cannot hold a state, or holds half a word.
 RESFED_HD bool open_slice(const uint8_t* slice, size_t n_bytes, Probability* contexts,
                           DecodingCoder* coder) {

@@ -18,22 +18,19 @@ namespace {
 // there must be at least k keys. `ties` receives how many keys equal to the result belong to the k.
 template <class ForEachKey>
 uint32_t kth_largest_key(uint64_t k, ForEachKey for_each_key, uint64_t* ties) {
-  uint32_t digits[kDigits] = {};
-  const auto has_digits = [&](uint32_t key, unsigned n) {
-    for (unsigned d = 0; d < n; ++d) {
-      if (digit_of(key, d) != digits[d]) return false;
-    }
-    return true;
-  };
+  uint32_t found = 0;  // the digits known so far, the others 0 ...
+  uint32_t known = 0;  // ... and the bits of a key that they are
   for (unsigned d = 0; d < kDigits; ++d) {
     uint64_t histogram[1u << kDigitBits] = {};
-    for_each_key([&](uint32_t key) { histogram[digit_of(key, d)] += has_digits(key, d) ? 1 : 0; });
+    for_each_key(
+        [&](uint32_t key) { histogram[digit_of(key, d)] += (key & known) == found ? 1 : 0; });
     uint32_t digit = (1u << kDigitBits) - 1;
     for (; histogram[digit] < k; --digit) k -= histogram[digit];
-    digits[d] = digit;
+    found |= digit << digit_shift(d);
+    known = ~0u << digit_shift(d);
   }
   *ties = k;
-  return digits[0] << 20 | digits[1] << 10 | digits[2];
+  return found;
 }
 
 // Segments of candidates that one task works on.

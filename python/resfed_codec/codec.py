@@ -61,7 +61,7 @@ def encode(
         TypeError: An argument is of the wrong type, or a tensor's dtype is not supported.
         ValueError: The layouts differ (both sides are named); a residual is not finite (tensor and
             flat index are named); an option is out of range; ``max_bytes`` or ``max_error``
-            cannot be met.
+            cannot be met; the float tensors have more than 2**39 elements together.
     """
     return _encode(state, reference, make_config(config, options), None)
 
