@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import resfed_codec as rfc
-from federation import RULES, Federation
 from resfed_codec import _native
 
 if TYPE_CHECKING:
@@ -63,16 +62,3 @@ def snapshots() -> dict[str, dict[str, np.ndarray]]:
             snapshot, name = key.split("|", 1)
             models.setdefault(snapshot, {})[name] = data[key]
     return models
-
-
-@pytest.fixture(params=RULES.values(), ids=RULES.keys())
-def fed(request: pytest.FixtureRequest) -> Federation:
-    return Federation(request.param)
-
-
-@pytest.fixture
-def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """After some rounds."""
-    client = fed.new_client()
-    fed.rounds(client, 4)
-    return fed, client

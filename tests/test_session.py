@@ -14,6 +14,20 @@ from published_rules import moved
 from resfed_codec.message import read_message
 from snapshots import refused, snapshot
 
+
+@pytest.fixture(params=RULES.values(), ids=RULES.keys())
+def fed(request: pytest.FixtureRequest) -> Federation:
+    return Federation(request.param)
+
+
+@pytest.fixture
+def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
+    """After some rounds."""
+    client = fed.new_client()
+    fed.rounds(client, 4)
+    return fed, client
+
+
 Running = tuple[Federation, rfc.ClientSession]
 
 
