@@ -1,9 +1,9 @@
 // What decode and aggregation share: a payload as symbols that fit the tensors.
 #pragma once
 
-#include "cpu/groups.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
+#include "groups.hpp"
 
 namespace resfed {
 
