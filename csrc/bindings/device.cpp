@@ -1,12 +1,13 @@
 // The part of the module that concerns CUDA devices. Of a build without CUDA only the class and
 // cuda_unavailable_reason() are there.
-#include "bindings/device_array.hpp"
-
 #include <pybind11/numpy.h>
+
+#include "bindings/device_array.hpp"
 
 #if defined(RESFED_CUDA)
 #include "bindings/tensor_view.hpp"
-#include "cuda/backend.hpp"
+#include "cuda/workspace.hpp"
+#include "hybrid/codec.hpp"
 #endif
 
 namespace py = pybind11;
@@ -54,7 +55,7 @@ py::bytes encode_on_device(const py::sequence& rows, const EncodeOptions& option
   std::vector<uint8_t> payload;
   {
     const py::gil_scoped_release unlocked;
-    payload = cuda::encode(tensors, options, device, stream_of(stream));
+    payload = hybrid::encode(tensors, options, device, stream_of(stream));
   }
   return {reinterpret_cast<const char*>(payload.data()), payload.size()};
 }
@@ -64,8 +65,8 @@ void decode_on_device(const py::bytes& payload, uint64_t digest, const py::seque
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = payload;
   const py::gil_scoped_release unlocked;
-  cuda::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
-               device, stream_of(stream));
+  hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
+                 device, stream_of(stream));
 }
 
 }  // namespace
@@ -75,7 +76,8 @@ void bind_device(py::module_& m) {
   py::class_<DeviceArray>(m, "DeviceArray")
       .def_static("from_dlpack", &from_dlpack, py::arg("capsule"))
       .def_property_readonly("dtype", &DeviceArray::dtype)
-      .def_property_readonly("shape", [](const DeviceArray& a) { return py::tuple(py::cast(a.shape)); })
+      .def_property_readonly("shape",
+                             [](const DeviceArray& a) { return py::tuple(py::cast(a.shape)); })
       .def_property_readonly("size", &DeviceArray::n_elems)
       .def_property_readonly("nbytes", &DeviceArray::n_bytes)
       .def_property_readonly("itemsize", [](const DeviceArray& a) { return a.type.bits / 8; })
@@ -83,9 +85,7 @@ void bind_device(py::module_& m) {
       .def_readonly("contiguous", &DeviceArray::contiguous)
       .def_property_readonly(
           "pointer", [](const DeviceArray& a) { return reinterpret_cast<uintptr_t>(a.data); })
-      .def(
-          "__dlpack__",
-          [](const DeviceArray& a, const py::kwargs&) { return to_dlpack(a); })
+      .def("__dlpack__", [](const DeviceArray& a, const py::kwargs&) { return to_dlpack(a); })
       .def("__dlpack_device__", [](const DeviceArray& a) {
         return py::make_tuple(static_cast<int>(dlpack::kCuda), a.device);
       });

@@ -1,5 +1,5 @@
-// Arrays on a CUDA device, exchanged with other libraries by DLPack (version 0 of its ABI, which all
-// of them still give out; https://dmlc.github.io/dlpack/latest/c_api.html).
+// Arrays on a CUDA device, exchanged with other libraries by DLPack (version 0 of its ABI, which
+// all of them still give out; https://dmlc.github.io/dlpack/latest/c_api.html).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -133,8 +133,7 @@ inline pybind11::capsule to_dlpack(const DeviceArray& array) {
   held->managed.deleter = [](dlpack::ManagedTensor* m) { delete static_cast<Held*>(m->context); };
   return pybind11::capsule(static_cast<void*>(&held->managed), "dltensor", [](PyObject* capsule) {
     if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // another library has taken it over
-    auto* const m =
-        static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+    auto* const m = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
     m->deleter(m);
   });
 }

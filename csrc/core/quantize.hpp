@@ -90,10 +90,11 @@ RESFED_HD Quantizer fit_quantizer(const StepRule& rule, float least, float most,
 }
 
 // The offsets sent with a quantizer are the mean positions inside the levels, rounded half up.
+// To begin with all is 0.
 struct LevelMeans {
-  uint64_t position_sum[kMaxOffsets] = {};
-  uint64_t count[kMaxOffsets] = {};
-  uint32_t highest = 0;
+  uint64_t position_sum[kMaxOffsets];
+  uint64_t count[kMaxOffsets];
+  uint32_t highest;
 
   RESFED_HD void add(Quantized quantized) {
     if (quantized.level <= kMaxOffsets) {

@@ -25,4 +25,10 @@ struct Update {
 void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
                  const std::vector<Tensor>& tensors, Update* update);
 
+// The same in two parts: frame, tensors and groups; and, once the lossy symbols stand in the sent_
+// members, everything else.
+void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                 const std::vector<Tensor>& tensors, Update* update);
+void finish_update(const uint8_t* payload, Update* update);
+
 }  // namespace resfed

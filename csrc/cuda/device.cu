@@ -1,7 +1,6 @@
-#include "cuda/device.hpp"
-
 #include <utility>
 
+#include "cuda/device.hpp"
 #include "cuda/launch.cuh"
 
 namespace resfed::cuda {

@@ -45,9 +45,12 @@ void launch(void (*kernel)(Parameters...), unsigned n_blocks, unsigned n_threads
   (void)stream;
   emulator::run(n_blocks, n_threads, [&] { kernel(args...); });
 #else
-  kernel<<<n_blocks, n_threads, 0, native(stream)>>>(std::forward<Args>(args)...);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(n_blocks);
+  config.blockDim = dim3(n_threads);
+  config.stream = native(stream);
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
 #endif
-  check(cudaGetLastError());
 }
 
 __device__ inline unsigned lane_of_thread() { return threadIdx.x % kWarp; }

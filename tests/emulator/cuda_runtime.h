@@ -1,4 +1,5 @@
-// An emulator of the part of CUDA that csrc/cuda/ uses, so that kernels can be tested without a GPU.
+// An emulator of the part of CUDA that csrc/cuda/ uses, so that kernels can be tested without a
+// GPU.
 //
 // The build RESFED_CUDA=EMULATED compiles the .cu files as C++ with this header in the place of the
 // CUDA run time's. "Device memory" is host memory of which the emulator keeps account. A kernel's
@@ -106,6 +107,12 @@ T atomicMax(T* place, T value) {
   if (value > old) *place = value;
   return old;
 }
+template <class T>
+T atomicOr(T* place, T value) {
+  const T old = *place;
+  *place = old | value;
+  return old;
+}
 
 // The run time.
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
@@ -130,7 +137,7 @@ inline cudaError_t cudaSetDevice(int device) {
   return device == 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = 3, cudaSuccess;
+  return *value = 1, cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }

@@ -198,8 +198,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n_bytes, cudaMemc
   const std::lock_guard lock(m.mutex);
   const bool to_device = kind != cudaMemcpyDeviceToHost;
   const bool from_device = kind != cudaMemcpyHostToDevice;
-  if (n_bytes > 0 && ((to_device && !m.covers(to, n_bytes)) ||
-                      (from_device && !m.covers(from, n_bytes)))) {
+  if (n_bytes > 0 &&
+      ((to_device && !m.covers(to, n_bytes)) || (from_device && !m.covers(from, n_bytes)))) {
     return cudaErrorInvalidValue;
   }
   if (n_bytes > 0) std::memmove(to, from, n_bytes);

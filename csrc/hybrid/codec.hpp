@@ -1,4 +1,7 @@
 // encode() and decode() of api.hpp for tensors on a CUDA device: the same bytes, the same model.
+// Matrices, which are nearly all of a model, stay on the device; vectors, dense and lossless
+// tensors are copied to the host and coded there, while the device selects among the matrices. With
+// max_bytes or max_error everything is coded on the host.
 //
 // Tensors, terms, outputs and feedback are addresses on `device`; calls come in order after what
 // `stream` holds, and what they write is written in its order. Calls on one device take turns.
@@ -7,17 +10,14 @@
 #include "api.hpp"
 #include "cuda/device.hpp"
 
-namespace resfed::cuda {
+namespace resfed::hybrid {
 
-// Waits for the stream once, or once more where many residuals are equal. Throws Failure.
+// Waits for the stream, as a rule once; where very many residuals are equal, twice. Throws Failure.
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
-                            int device, Stream stream);
+                            int device, cuda::Stream stream);
 
 // All or nothing. Waits for the stream once. Throws Failure.
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, Stream stream);
+            const std::vector<Tensor>& tensors, int device, cuda::Stream stream);
 
-// Frees what calls keep for the next ones, on all devices.
-void release_workspace();
-
-}  // namespace resfed::cuda
+}  // namespace resfed::hybrid
