@@ -86,6 +86,18 @@ void bind_device(py::module_& m) {
       .def_property_readonly(
           "pointer", [](const DeviceArray& a) { return reinterpret_cast<uintptr_t>(a.data); })
       .def("__dlpack__", [](const DeviceArray& a, const py::kwargs&) { return to_dlpack(a); })
+      .def(
+          "flat",
+          [](const DeviceArray& a, int64_t begin, int64_t n) {
+            if (begin < 0 || n < 0 || static_cast<uint64_t>(begin + n) > a.n_elems()) {
+              throw py::index_error("beyond the array");
+            }
+            DeviceArray part = a;
+            part.data = static_cast<char*>(a.data) + begin * a.type.bits / 8;
+            part.shape = {n};
+            return part;
+          },
+          py::arg("begin"), py::arg("n"))
       .def("__dlpack_device__", [](const DeviceArray& a) {
         return py::make_tuple(static_cast<int>(dlpack::kCuda), a.device);
       });
