@@ -2,6 +2,8 @@
 // be tested without either.
 #pragma once
 
+#include <cmath>
+
 #include "core/hd.hpp"
 #include "core/slice.hpp"
 

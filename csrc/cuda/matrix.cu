@@ -39,6 +39,10 @@ bool is_aligned(const void* address, size_t elem_bytes) {
   return reinterpret_cast<uintptr_t>(address) % std::min<size_t>(16, 4 * elem_bytes) == 0;
 }
 
+bool writes_prediction(const Tensor& t) {
+  return t.out != nullptr && (t.prediction.n_terms > 0 || t.out != t.reference);
+}
+
 // The group as kernels see it, when what is filled in at `pieces` has been copied to `device`.
 DeviceGroup fill_in(const Group& group, DevicePiece* pieces, const DevicePiece* device) {
   uint64_t n = 0, tile = 0;
@@ -54,7 +58,8 @@ DeviceGroup fill_in(const Group& group, DevicePiece* pieces, const DevicePiece* 
                    tile,
                    t.dtype,
                    t.plain(),
-                   is_aligned(t.current, t.elem_bytes) && is_aligned(t.reference, t.elem_bytes)};
+                   is_aligned(t.current, t.elem_bytes) && is_aligned(t.reference, t.elem_bytes),
+                   writes_prediction(t)};
     tile += n_tiles(t.n_elems);
   }
   return {device, n, group.n_elems, tile};
@@ -79,6 +84,15 @@ bool wants_feedback(const Group& group) {
 bool wants_bits(const Group& group) {
   return any_tensor(group,
                     [](const Tensor& t) { return t.out != nullptr || t.feedback != nullptr; });
+}
+
+// An update in place without feedback touches only what is sent.
+void write(const MatrixPlan& plan, const Group& group) {
+  if (any_tensor(group,
+                 [](const Tensor& t) { return t.feedback != nullptr || writes_prediction(t); })) {
+    write_elements(plan.stage);
+  }
+  if (plan.bits != nullptr) write_sent(plan.stage, plan.symbols, plan.bits, plan.left);
 }
 
 // Where a result stands in host_results: the progress first, then what the stage returns.
@@ -221,9 +235,7 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
   }
 }
 
-void MatrixEncoder::write() {
-  write_results(plan_->stage, plan_->symbols, plan_->bits, plan_->left);
-}
+void MatrixEncoder::write() { cuda::write(*plan_, group_); }
 
 MatrixDecoder::MatrixDecoder(Turn& turn, const Group& group, const Frame& frame,
                              const uint8_t* slices)
@@ -299,6 +311,6 @@ MatrixDecoder::Result MatrixDecoder::finish() {
   return {progress->check, {others, n_others}};
 }
 
-void MatrixDecoder::write() { write_results(plan_->stage, plan_->symbols, plan_->bits, nullptr); }
+void MatrixDecoder::write() { cuda::write(*plan_, group_); }
 
 }  // namespace resfed::cuda

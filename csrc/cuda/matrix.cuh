@@ -24,6 +24,7 @@ struct DevicePiece {
   DType dtype;
   bool plain;    // neither terms nor feedback
   bool aligned;  // four elements together can be loaded
+  bool writes_prediction;
 };
 struct DeviceGroup {
   const DevicePiece* pieces;
@@ -158,9 +159,11 @@ void quantize_candidates(const Stage& stage, Candidates candidates, const Tile* 
 // What the sent elements become, and what is left of them for feedback, where that is not null.
 // Adds to the reference check. `quantizer` and number of symbols are the progress's.
 void recover_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t* bits, float* left);
-// To where it is wanted.
-void write_results(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
-                   const float* left);
+// Predictions and feedback of all elements, to where they are wanted and not there yet.
+void write_elements(const Stage& stage);
+// And over them those of the sent ones.
+void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
+                const float* left);
 
 struct SliceTable {
   uint64_t* offsets;  // in `coded`

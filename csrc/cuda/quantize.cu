@@ -109,19 +109,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Feedback and predictions of all elements.
-__global__ void __launch_bounds__(kThreads) write_elements(DeviceGroup group) {
+__global__ void __launch_bounds__(kThreads) write_all(DeviceGroup group) {
   for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
     const DevicePiece& piece = group.piece_of_tile(t);
-    const bool writes =
-        piece.out != nullptr && (piece.prediction.n_terms > 0 || piece.out != piece.reference);
-    if (piece.feedback == nullptr && !writes) continue;
+    if (piece.feedback == nullptr && !piece.writes_prediction) continue;
     const uint64_t first = (t - piece.first_tile) * kTile;
     const uint64_t last = min_of<uint64_t>(first + kTile, piece.n_elems);
     with_type(piece.dtype, [&]<class T>(T) {
       for (uint64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
         const T predicted = predicted_at<T>(piece, i);
         if (piece.feedback != nullptr) piece.feedback[i] = residual_to(piece, i, predicted);
-        if (writes) static_cast<T*>(piece.out)[i] = predicted;
+        if (piece.writes_prediction) static_cast<T*>(piece.out)[i] = predicted;
       }
     });
   }
@@ -137,7 +135,7 @@ __device__ void from_bits(uint64_t bits, BFloat16* value) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    write_sent(DeviceGroup group, const SentSymbol* symbols, const uint64_t* bits,
+    write_each(DeviceGroup group, const SentSymbol* symbols, const uint64_t* bits,
                const float* left, const Progress* progress) {
   for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
        i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
@@ -163,11 +161,14 @@ void recover_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t* bi
          left, stage.progress);
 }
 
-void write_results(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
-                   const float* left) {
-  const auto& [group, progress, n_blocks, stream] = stage;
-  launch(write_elements, n_blocks, kThreads, stream, group);
-  launch(write_sent, n_blocks, kThreads, stream, group, symbols, bits, left, progress);
+void write_elements(const Stage& stage) {
+  launch(write_all, stage.n_blocks, kThreads, stage.stream, stage.group);
+}
+
+void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
+                const float* left) {
+  launch(write_each, stage.n_blocks, kThreads, stage.stream, stage.group, symbols, bits, left,
+         stage.progress);
 }
 
 }  // namespace resfed::cuda
