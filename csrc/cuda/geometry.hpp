@@ -29,23 +29,24 @@ RESFED_HD uint64_t last_at_most(uint64_t n, uint64_t wanted, At at) {
 struct SamplePlan {
   uint32_t n_samples = 0;
   uint32_t rank = 0;
-  uint64_t n_expected = 0;  // candidates
 };
 inline SamplePlan sample_plan(uint64_t n_elems, uint64_t k) {
   const uint64_t n_samples = min_of<uint64_t>(max_of<uint64_t>(n_elems / 256, 2048), 16384);
-  if (k == 0 || n_elems < 8 * n_samples) return {0, 0, n_elems};
+  if (k == 0 || n_elems < 8 * n_samples) return {};
   const double expected =
       static_cast<double>(k) / static_cast<double>(n_elems) * static_cast<double>(n_samples);
   const double rank = expected + 2.5 * sqrt(expected) + 4.0;
-  if (rank >= static_cast<double>(n_samples)) return {0, 0, n_elems};
-  const double n_found = rank / static_cast<double>(n_samples) * static_cast<double>(n_elems);
-  return {static_cast<uint32_t>(n_samples), static_cast<uint32_t>(rank),
-          static_cast<uint64_t>(n_found)};
+  if (rank >= static_cast<double>(n_samples)) return {};
+  return {static_cast<uint32_t>(n_samples), static_cast<uint32_t>(rank)};
 }
 
-// Room for candidates: more than can be expected, and all of a small model.
+// Room for candidates: as many as lie above the estimate, three deviations more, and all of a small
+// model.
 inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
-  return min_of(n_elems, plan.n_expected + plan.n_expected / 3 + 131072);
+  if (plan.n_samples == 0) return n_elems;
+  const double most = plan.rank + 3.0 * sqrt(static_cast<double>(plan.rank));
+  const double part = min_of(most / static_cast<double>(plan.n_samples), 1.0);
+  return min_of(n_elems, static_cast<uint64_t>(part * static_cast<double>(n_elems)) + 131072);
 }
 
 // Slices are coded one by a warp, each in an area for its decisions. An area begins with room for
