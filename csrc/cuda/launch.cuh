@@ -13,6 +13,13 @@
 
 namespace resfed::cuda {
 
+// Before a loop whose arrays are to lie in registers.
+#if defined(RESFED_CUDA_EMULATED)
+#define RESFED_UNROLL
+#else
+#define RESFED_UNROLL _Pragma("unroll")
+#endif
+
 constexpr unsigned kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 

@@ -189,18 +189,18 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
   for (;;) {
     const size_t others_bytes = n_others * sizeof(SentSymbol);
     const size_t table_bytes = plan.most_slices * sizeof(uint64_t);
-    auto* const host = static_cast<uint8_t*>(turn_.host_results(
-        kProgressRoom + table_bytes + plan.coded_room + others_bytes + rows.size_bytes()));
+    uint8_t* const host = static_cast<uint8_t*>(turn_.host_results(
+        kProgressRoom + table_bytes + others_bytes + rows.size_bytes() + plan.coded_room));
     auto* const progress = reinterpret_cast<Progress*>(host);
     auto* const lengths = reinterpret_cast<uint64_t*>(host + kProgressRoom);
-    uint8_t* const bytes = host + kProgressRoom + table_bytes;
-    uint8_t* const inputs = bytes + plan.coded_room;
+    auto* const others = reinterpret_cast<SentSymbol*>(lengths + plan.most_slices);
+    auto* const row_lengths = reinterpret_cast<RowLength*>(others + n_others);
+    auto* const bytes = reinterpret_cast<uint8_t*>(row_lengths + rows.size());
 
-    std::memcpy(inputs, vector.data(), vector.size_bytes());
-    std::memcpy(inputs + vector.size_bytes(), dense.data(), dense.size_bytes());
-    std::memcpy(inputs + others_bytes, rows.data(), rows.size_bytes());
-    if (n_others > 0) turn_.copy_in(plan.others, inputs, others_bytes);
-    if (!rows.empty()) turn_.copy_in(plan.rows, inputs + others_bytes, rows.size_bytes());
+    std::copy(dense.begin(), dense.end(), std::copy(vector.begin(), vector.end(), others));
+    std::copy(rows.begin(), rows.end(), row_lengths);
+    if (n_others > 0) turn_.copy_in(plan.others, others, others_bytes);
+    if (!rows.empty()) turn_.copy_in(plan.rows, row_lengths, rows.size_bytes());
     encode_slices(plan.stage, plan.symbols, plan.others, n_others, {plan.rows, rows.size()},
                   options_.slice_log2, turn_.initial(), plan.areas, plan.coded, plan.table,
                   plan.packed);

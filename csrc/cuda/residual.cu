@@ -17,17 +17,40 @@ struct alignas(sizeof(T) * kPerLoad > 16 ? 16 : sizeof(T) * kPerLoad) Four {
   T of[kPerLoad];
 };
 
-// Residuals of the elements [i, i + 4) that lie below n; zero for the others.
+// Where in its tile a thread's elements of a load begin.
+__device__ unsigned offset_of(unsigned load) {
+  return threadIdx.x / kWarp * kPerWarp + load * kWarp * kPerLoad + lane_of_thread() * kPerLoad;
+}
+
+// The thread's residuals of a tile; zero beyond the tensor's end.
 template <class T>
-__device__ void load_residuals(const DevicePiece& piece, uint64_t i, uint64_t n, float* residuals) {
-  if (piece.plain && piece.aligned && i + kPerLoad <= n) {
-    const auto x = *reinterpret_cast<const Four<T>*>(static_cast<const T*>(piece.current) + i);
-    const auto p = *reinterpret_cast<const Four<T>*>(static_cast<const T*>(piece.reference) + i);
-    for (unsigned j = 0; j < kPerLoad; ++j) residuals[j] = residual(x.of[j], p.of[j]);
+__device__ void load_residuals(const DevicePiece& piece, uint64_t first,
+                               float (&residuals)[kLoads][kPerLoad]) {
+  if (piece.plain && piece.aligned && first + kTile <= piece.n_elems) {
+    const T* const x = static_cast<const T*>(piece.current) + first;
+    const T* const p = static_cast<const T*>(piece.reference) + first;
+    Four<T> of_x[kLoads], of_p[kLoads];
+    RESFED_UNROLL
+    for (unsigned load = 0; load < kLoads; ++load) {  // all are under way before one is needed
+      of_x[load] = *reinterpret_cast<const Four<T>*>(x + offset_of(load));
+      of_p[load] = *reinterpret_cast<const Four<T>*>(p + offset_of(load));
+    }
+    RESFED_UNROLL
+    for (unsigned load = 0; load < kLoads; ++load) {
+      RESFED_UNROLL
+      for (unsigned j = 0; j < kPerLoad; ++j) {
+        residuals[load][j] = residual(of_x[load].of[j], of_p[load].of[j]);
+      }
+    }
     return;
   }
-  for (unsigned j = 0; j < kPerLoad; ++j) {
-    residuals[j] = i + j < n ? residual_at<T>(piece, i + j) : 0.0f;
+  RESFED_UNROLL
+  for (unsigned load = 0; load < kLoads; ++load) {
+    RESFED_UNROLL
+    for (unsigned j = 0; j < kPerLoad; ++j) {
+      const uint64_t i = first + offset_of(load) + j;
+      residuals[load][j] = i < piece.n_elems ? residual_at<T>(piece, i) : 0.0f;
+    }
   }
 }
 
@@ -79,20 +102,21 @@ __device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidate
   }
 
   float residuals[kLoads][kPerLoad];
-  unsigned hits = 0, n_hits = 0;  // a bit for each residual; how many in this warp
+  load_residuals<T>(piece, first, residuals);
+  unsigned hits = 0;  // a bit for each residual
+  RESFED_UNROLL
   for (unsigned load = 0; load < kLoads; ++load) {
-    const unsigned offset = warp * kPerWarp + load * kWarp * kPerLoad + lane_of_thread() * kPerLoad;
-    load_residuals<T>(piece, first + offset, piece.n_elems, residuals[load]);
+    RESFED_UNROLL
     for (unsigned j = 0; j < kPerLoad; ++j) {
       const uint32_t key = magnitude_key(residuals[load][j]);
-      const bool hit = wanted(key, offset + j);
-      if (hit) hits |= 1u << (load * kPerLoad + j);
+      const uint32_t offset = offset_of(load) + j;
+      if (wanted(key, offset)) hits |= 1u << (load * kPerLoad + j);
       if (!is_finite_key(key)) {
-        lower_atomically(&progress->first_not_finite, piece.begin + first + offset + j);
+        lower_atomically(&progress->first_not_finite, piece.begin + first + offset);
       }
     }
   }
-  n_hits = sum_of_warp(static_cast<unsigned>(__popc(hits)));
+  const unsigned n_hits = sum_of_warp(static_cast<unsigned>(__popc(hits)));
   if (lane_of_thread() == 0) warp_counts[warp] = n_hits;
   __syncthreads();
   unsigned before = 0, all = 0;
@@ -107,20 +131,22 @@ __device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidate
     tile->n_candidates = fits ? all : 0;
   }
   __syncthreads();
-  const uint64_t place = shared_place + before;
   if (n_hits == 0 || shared_place + all > candidates.room) return;
-  uint64_t at = place;
+  uint64_t at = shared_place + before;
+  RESFED_UNROLL
   for (unsigned load = 0; load < kLoads; ++load) {
+    const unsigned mine = hits >> (load * kPerLoad) & ((1u << kPerLoad) - 1);
     unsigned rank = 0, count = 0;  // of this lane's first hit among the warp's of this load
+    RESFED_UNROLL
     for (unsigned j = 0; j < kPerLoad; ++j) {
-      const unsigned ballot = __ballot_sync(kAllLanes, hits >> (load * kPerLoad + j) & 1u);
+      const unsigned ballot = __ballot_sync(kAllLanes, mine >> j & 1u);
       rank += static_cast<unsigned>(__popc(ballot & lanes_below()));
       count += static_cast<unsigned>(__popc(ballot));
     }
+    RESFED_UNROLL
     for (unsigned j = 0; j < kPerLoad; ++j) {
-      if ((hits >> (load * kPerLoad + j) & 1u) == 0) continue;
-      candidates.offsets[at + rank] = static_cast<uint16_t>(
-          warp * kPerWarp + load * kWarp * kPerLoad + lane_of_thread() * kPerLoad + j);
+      if ((mine >> j & 1u) == 0) continue;
+      candidates.offsets[at + rank] = static_cast<uint16_t>(offset_of(load) + j);
       candidates.residuals[at + rank] = residuals[load][j];
       ++rank;
     }
