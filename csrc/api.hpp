@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/predict.hpp"
+#include "core/quantize.hpp"
 #include "frame.hpp"
 #include "status.hpp"
 
@@ -36,13 +37,6 @@ struct Tensor {
                               // replaced by what is left of it; may be null
 
   bool plain() const { return prediction.n_terms == 0 && feedback == nullptr; }
-};
-
-// Threshold, step: how the quantizer follows the selection.
-struct StepRule {
-  double ratio = 0.55;    // threshold / step
-  unsigned bits = 0;      // if not 0: 2^(bits - 1) levels between threshold and maximum
-  bool automatic = true;  // ratio is a default: keep the step from falling far below the data
 };
 
 struct EncodeOptions {

@@ -27,6 +27,9 @@ enum class Code : uint32_t {
   kErrorUnreachable = 42,  // detail: bits of the float64 relative error that was reached
   kSumTooLarge = 43,       // where: tensor
   kModelTooLarge = 44,     // detail: elements of its lossy tensors
+  // What went wrong on a device.
+  kCuda = 60,          // where: the run time's number, see cuda::error_text
+  kDeviceMemory = 61,  // where: device, detail: bytes asked for
 };
 
 struct Failure {

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "api.hpp"
+#include "bindings/device_array.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
 #include "cpu/aggregate.hpp"
@@ -10,9 +11,6 @@
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
-#if defined(RESFED_CUDA)
-#include "cuda/probe.hpp"
-#endif
 
 namespace py = pybind11;
 using namespace resfed;
@@ -125,14 +123,6 @@ py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>
       py::bytes(reinterpret_cast<const char*>(decisions.data()), 2 * decisions.size()), ends);
 }
 
-std::string cuda_reason() {
-#if defined(RESFED_CUDA)
-  return cuda_unavailable_reason();
-#else
-  return "built without CUDA";
-#endif
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -237,7 +227,7 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "choose_kernels", [](const std::string& name) { return choose_kernels(name.c_str()); },
       py::arg("name"));
-  m.def("cuda_unavailable_reason", &cuda_reason);
+  bind_device(m);
   m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("row_lengths"),
         py::arg("slice_log2"));
   m.def("initial_states", [] {

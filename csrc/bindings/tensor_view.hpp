@@ -7,14 +7,16 @@
 #include <vector>
 
 #include "api.hpp"
+#include "bindings/device_array.hpp"
 
 namespace resfed {
 
 // (current, reference, out, n_elems, elem_bytes, dtype, role[, feedback, terms]): contiguous
-// arrays, None for none; terms are (array, coefficient).
+// arrays of the host or of one device, None for none; terms are (array, coefficient).
 inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows) {
   const auto pointer = [](pybind11::handle h) -> void* {
     if (h.is_none()) return nullptr;
+    if (pybind11::isinstance<DeviceArray>(h)) return h.cast<const DeviceArray&>().data;
     return const_cast<void*>(h.cast<pybind11::array>().data());
   };
   std::vector<Tensor> tensors;

@@ -8,18 +8,27 @@
 
 namespace resfed {
 
+struct ExactSquare {
+  uint32_t bin;
+  uint64_t low, high;
+};
+RESFED_HD ExactSquare exact_square(float value) {
+  const uint32_t bits = float_bits(value) & 0x7fffffffu;
+  const uint32_t exponent = bits >> 23;
+  const uint64_t m = (bits & 0x7fffffu) | (exponent != 0 ? 0x800000u : 0u);
+  const uint64_t square = m * m;
+  return {max_of(exponent, 1u), square & 0xffffffu, square >> 24};
+}
+
 struct ExactSquares {
   static constexpr unsigned kBins = 256;
   uint64_t low[kBins] = {};
   uint64_t high[kBins] = {};
 
   RESFED_HD void add(float value) {
-    const uint32_t bits = float_bits(value) & 0x7fffffffu;
-    const uint32_t exponent = bits >> 23;
-    const uint64_t m = (bits & 0x7fffffu) | (exponent != 0 ? 0x800000u : 0u);
-    const uint64_t square = m * m;
-    low[max_of(exponent, 1u)] += square & 0xffffffu;
-    high[max_of(exponent, 1u)] += square >> 24;
+    const ExactSquare square = exact_square(value);
+    low[square.bin] += square.low;
+    high[square.bin] += square.high;
   }
   RESFED_HD void add(const ExactSquares& other) {
     for (unsigned i = 0; i < kBins; ++i) low[i] += other.low[i], high[i] += other.high[i];

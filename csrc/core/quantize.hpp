@@ -8,6 +8,8 @@
 // n_offsets levels and 128 (the middle) above. Every operation is one IEEE float32 operation.
 #pragma once
 
+#include <cmath>
+
 #include "core/hd.hpp"
 #include "core/select.hpp"
 
@@ -48,12 +50,76 @@ RESFED_HD float dequantize_magnitude(const Quantizer& q, uint32_t level) {
   return is_finite_key(magnitude_key(value)) ? value : float_from_bits(0x7f7fffffu);
 }
 
-// The sent offset of a level from the sum of positions of its members; rounds half up.
-RESFED_HD uint8_t mean_offset(uint64_t position_sum, uint64_t count) {
-  if (count == 0) return kMiddleOffset;
-  const uint64_t mean = (position_sum + 128 * count) / (256 * count);
-  return static_cast<uint8_t>(min_of<uint64_t>(mean, 255));
+// How threshold and step follow from a selection.
+struct StepRule {
+  double ratio = 0.55;    // threshold / step
+  unsigned bits = 0;      // if not 0: 2^(bits - 1) levels between threshold and maximum
+  bool automatic = true;  // ratio is a default: keep the step from falling far below the data
+};
+
+// "auto" never steps finer than this part of the selection's root mean square: with a sparsity near
+// 0 the threshold says nothing about the step.
+RESFED_HD double finest_automatic_step(double squares, uint64_t count) {
+  return sqrt(squares / static_cast<double>(count)) * (1.0 / 16);
 }
+
+// Whether that may matter, so that the exact sum of squares must be known; `squares` may be rounded
+// in any order.
+RESFED_HD bool may_be_too_fine(const StepRule& rule, float threshold, double squares,
+                               uint64_t count) {
+  return rule.automatic && rule.bits == 0 &&
+         threshold / rule.ratio <= 1.001 * finest_automatic_step(squares, count);
+}
+
+// For a selection with these magnitudes. `finest`: 0 unless the step may be too fine.
+RESFED_HD Quantizer fit_quantizer(const StepRule& rule, float least, float most, double finest) {
+  Quantizer q;
+  q.threshold = least;
+  const double span = static_cast<double>(most) - static_cast<double>(least);
+  double step = static_cast<double>(least) / rule.ratio;
+  if (rule.bits > 0) {
+    q.max_level = 1u << (rule.bits - 1);
+    if (span > 0) step = span / q.max_level;
+  } else {
+    step = max_of(max_of(step, finest), span / (kMaxLevel / 2));
+  }
+  constexpr double kSmallest = 0x1p-149;
+  constexpr double kLargest = 0x1.fffffep127;
+  q.step = static_cast<float>(min_of(max_of(step, kSmallest), kLargest));
+  return q;
+}
+
+// The offsets sent with a quantizer are the mean positions inside the levels, rounded half up.
+// To begin with all is 0.
+struct LevelMeans {
+  uint64_t position_sum[kMaxOffsets];
+  uint64_t count[kMaxOffsets];
+  uint32_t highest;
+
+  RESFED_HD void add(Quantized quantized) {
+    if (quantized.level <= kMaxOffsets) {
+      position_sum[quantized.level - 1] += quantized.position;
+      count[quantized.level - 1] += 1;
+    }
+    highest = max_of(highest, quantized.level);
+  }
+  RESFED_HD void add(const LevelMeans& other) {
+    for (unsigned i = 0; i < kMaxOffsets; ++i) {
+      position_sum[i] += other.position_sum[i];
+      count[i] += other.count[i];
+    }
+    highest = max_of(highest, other.highest);
+  }
+  RESFED_HD void complete(Quantizer* q) const {
+    q->n_offsets = min_of<uint32_t>(highest, kMaxOffsets);
+    for (uint32_t i = 0; i < q->n_offsets; ++i) {
+      const uint64_t mean =
+          count[i] == 0 ? 0 : (position_sum[i] + 128 * count[i]) / (256 * count[i]);
+      q->offsets[i] =
+          count[i] == 0 ? kMiddleOffset : static_cast<uint8_t>(min_of<uint64_t>(mean, 255));
+    }
+  }
+};
 
 // Scale of a vector tensor: residuals are divided by 2^exponent before selection. Both factors are
 // normal float32 numbers for every exponent the format allows, so the products round once.

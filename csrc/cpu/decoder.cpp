@@ -2,6 +2,7 @@
 #include "cpu/decoder.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
@@ -51,7 +52,7 @@ Frame open_payload(const uint8_t* payload, size_t n_bytes) {
   return read_frame(payload, n_checked);
 }
 
-void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
                  const std::vector<Tensor>& tensors, Update* update) {
   Update& u = *update;
   u.frame = open_payload(payload, n_bytes);
@@ -69,29 +70,40 @@ void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   }
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   if (frame.k_dense > 0) apply_exponents(groups.dense, frame.dense_exponents);
+}
 
-  const uint8_t* const slices = payload + frame.slices_offset;
-  const Partition lossy = frame.lossy_partition(), lossless = frame.lossless_partition();
-  uint64_t lossy_bytes = 0;
-  for (uint64_t s = 0; s < lossy.n_slices; ++s) lossy_bytes += frame.slice_bytes[s];
-  decode_symbols(slices, frame.slice_bytes.data(), lossy, frame.n_lossy(), &u.symbols);
-  u.changes = decode_changes(slices + lossy_bytes, frame.slice_bytes.data() + lossy.n_slices,
-                             lossless, frame.n_lossless, lossy.n_slices);
-
-  const SentSymbols symbols(u.symbols);
-  u.sent_matrix = symbols.first(frame.k_matrix);
-  u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
-  u.sent_dense = symbols.last(frame.k_dense);
+void finish_update(const uint8_t* payload, Update* update) {
+  Update& u = *update;
+  const Frame& frame = u.frame;
   const auto lie_in = [](SentSymbols sent, const Group& group) {
     return sent.empty() ||
            (sent.front().index() >= group.base && sent.back().index() - group.base < group.n_elems);
   };
-  if (!lie_in(u.sent_matrix, groups.matrix) || !lie_in(u.sent_vector, groups.vector) ||
-      !lie_in(u.sent_dense, groups.dense)) {
+  if (!lie_in(u.sent_matrix, u.groups.matrix) || !lie_in(u.sent_vector, u.groups.vector) ||
+      !lie_in(u.sent_dense, u.groups.dense)) {
     throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   }
+  const uint64_t n_lossy = frame.lossy_partition().n_slices;
+  const uint64_t* const lengths = frame.slice_bytes.data();
+  const uint8_t* const slices =
+      payload + frame.slices_offset + std::accumulate(lengths, lengths + n_lossy, uint64_t{0});
+  u.changes = decode_changes(slices, lengths + n_lossy, frame.lossless_partition(),
+                             frame.n_lossless, n_lossy);
+  u.restored = restore_changes(u.groups.lossless, u.changes);
+}
 
-  u.restored = restore_changes(groups.lossless, u.changes);
+void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                 const std::vector<Tensor>& tensors, Update* update) {
+  Update& u = *update;
+  open_update(payload, n_bytes, digest, tensors, &u);
+  const Frame& frame = u.frame;
+  decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
+                 frame.n_lossy(), &u.symbols);
+  const SentSymbols symbols(u.symbols);
+  u.sent_matrix = symbols.first(frame.k_matrix);
+  u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
+  u.sent_dense = symbols.last(frame.k_dense);
+  finish_update(payload, &u);
 }
 
 void Update::verify(uint32_t recovered_check) const {

@@ -1,9 +1,9 @@
 // What decode and aggregation share: a payload as symbols that fit the tensors.
 #pragma once
 
-#include "cpu/groups.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
+#include "groups.hpp"
 
 namespace resfed {
 
@@ -24,5 +24,11 @@ struct Update {
 // `update` held is gone; its memory is used again.
 void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
                  const std::vector<Tensor>& tensors, Update* update);
+
+// The same in two parts: frame, tensors and groups; and, once the lossy symbols stand in the sent_
+// members, everything else.
+void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+                 const std::vector<Tensor>& tensors, Update* update);
+void finish_update(const uint8_t* payload, Update* update);
 
 }  // namespace resfed

@@ -2,31 +2,20 @@
 //
 // With a byte budget or an error bound the first stages run several times; the candidates of the
 // largest selection tried so far serve all smaller ones.
+#include "cpu/encoder.hpp"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
 
-#include "api.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
-#include "cpu/groups.hpp"
-#include "cpu/lossless.hpp"
 #include "cpu/predict.hpp"
-#include "cpu/quantize.hpp"
 #include "cpu/select.hpp"
-#include "cpu/slice.hpp"
 
 namespace resfed {
 namespace {
-
-// One group on its way into the payload.
-struct Coded {
-  uint64_t k = 0;  // really sent
-  Quantizer quantizer;
-  Scratch<SentSymbol> sent;
-  Recovered recovered;
-};
 
 Coded code_group(const Group& group, const Segments& selected, const StepRule& rule,
                  ExactSquares* error) {
@@ -187,30 +176,10 @@ RowLengths rows_of(const Group& matrix, const std::vector<uint64_t>& row_lengths
   return rows;
 }
 
-std::vector<uint8_t> assemble(Frame frame, const RowLengths& rows, const Coded& matrix,
-                              const Coded& vector, const Coded& dense,
-                              const std::vector<Slice>& lossless_slices, uint32_t lossless_check) {
-  frame.k_matrix = matrix.k;
-  frame.matrix = matrix.quantizer;
-  frame.k_vector = vector.k;
-  frame.vector = vector.quantizer;
-  frame.k_dense = dense.k;
-  frame.dense = dense.quantizer;
-  frame.reference_check =
-      matrix.recovered.check + vector.recovered.check + dense.recovered.check + lossless_check;
-
-  const std::vector<Slice> lossy_slices =
-      encode_slices(matrix.sent, vector.sent, dense.sent, rows, frame.slice_log2);
-  for (const Slice& slice : lossy_slices) frame.slice_bytes.push_back(slice.size());
-  for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());
-
-  ByteWriter out;
-  write_frame(frame, out);
-  std::vector<uint8_t>& bytes = out.bytes();
-  for (const Slice& slice : lossy_slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
-  for (const Slice& slice : lossless_slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
-  out.fixed(crc32c(bytes.data(), bytes.size()));
-  return std::move(bytes);
+std::vector<uint8_t> assemble(const Parts& parts) {
+  const std::vector<Slice> slices = encode_slices(
+      parts.matrix.sent, parts.vector.sent, parts.dense.sent, parts.rows, parts.frame.slice_log2);
+  return assemble(parts, {slices.begin(), slices.end()});
 }
 
 __extension__ using WideUint = unsigned __int128;
@@ -224,10 +193,36 @@ uint64_t proportional(uint64_t n_elems, uint64_t t, uint64_t total, uint64_t sha
 
 }  // namespace
 
-std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
-  const DefaultFloatMode mode;
-  Groups groups = make_groups(tensors);
-  Frame frame;
+std::vector<uint8_t> assemble(const Parts& parts,
+                              const std::vector<std::span<const uint8_t>>& lossy_slices) {
+  Frame frame = parts.frame;
+  frame.k_matrix = parts.matrix.k;
+  frame.matrix = parts.matrix.quantizer;
+  frame.k_vector = parts.vector.k;
+  frame.vector = parts.vector.quantizer;
+  frame.k_dense = parts.dense.k;
+  frame.dense = parts.dense.quantizer;
+  frame.n_changed = parts.changes.size();
+  frame.reference_check = parts.matrix.recovered.check + parts.vector.recovered.check +
+                          parts.dense.recovered.check + parts.restored.check;
+
+  std::vector<std::span<const uint8_t>> slices = lossy_slices;
+  slices.insert(slices.end(), parts.lossless_slices.begin(), parts.lossless_slices.end());
+  for (const auto& slice : slices) frame.slice_bytes.push_back(slice.size());
+
+  ByteWriter out;
+  write_frame(frame, out);
+  std::vector<uint8_t>& bytes = out.bytes();
+  for (const auto& slice : slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
+  out.fixed(crc32c(bytes.data(), bytes.size()));
+  return std::move(bytes);
+}
+
+Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
+  Parts parts;
+  parts.groups = make_groups(tensors);
+  Groups& groups = parts.groups;
+  Frame& frame = parts.frame;
   frame.slice_log2 = options.slice_log2;
   frame.digest = options.digest;
   frame.link = options.link;
@@ -242,37 +237,51 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   frame.dense_exponents = choose_exponents(groups.dense);
   apply_exponents(groups.dense, frame.dense_exponents);
 
-  const std::vector<ChangedElement> changes = find_changes(groups.lossless);
-  const RestoredElements restored = restore_changes(groups.lossless, changes);
-  const std::vector<Slice> lossless_slices = encode_slices(changes, frame.slice_log2);
-  frame.n_changed = changes.size();
+  parts.rows = rows_of(groups.matrix, options.row_lengths);
+  parts.changes = find_changes(groups.lossless);
+  parts.restored = restore_changes(groups.lossless, parts.changes);
+  parts.lossless_slices = encode_slices(parts.changes, frame.slice_log2);
+  parts.dense = code_dense(groups.dense, options.dense_bits);
+  return parts;
+}
 
-  const RowLengths rows = rows_of(groups.matrix, options.row_lengths);
-  const Coded dense = code_dense(groups.dense, options.dense_bits);
-  Coded matrix, vector;
+Coded code_top(const Group& group, uint64_t k, const StepRule& rule) {
+  return code_group(group, select_top(group, k), rule, nullptr);
+}
+
+void write_results(const Parts& parts) {
+  const Groups& groups = parts.groups;
+  update_feedback(groups.matrix, parts.matrix.sent, parts.matrix.recovered);
+  update_feedback(groups.vector, parts.vector.sent, parts.vector.recovered);
+  write_predictions(groups);
+  write_recovered(groups.matrix, parts.matrix.sent, parts.matrix.recovered);
+  write_recovered(groups.vector, parts.vector.sent, parts.vector.recovered);
+  write_recovered(groups.dense, parts.dense.sent, parts.dense.recovered);
+  write_changes(groups.lossless, parts.changes, parts.restored);
+}
+
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
+  const DefaultFloatMode mode;
+  Parts parts = begin_encoding(tensors, options);
+  const Groups& groups = parts.groups;
   std::vector<uint8_t> payload;
-  const auto finish = [&] {
-    payload = assemble(frame, rows, matrix, vector, dense, lossless_slices, restored.check);
-  };
 
   if (options.max_error >= 0) {
     double reached = 0;
     select_top(groups.matrix, 0);  // finds what is not finite, in the order of the tensors
-    matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
-    vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
-    finish();
+    parts.matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
+    parts.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
+    payload = assemble(parts);
   } else if (options.max_bytes > 0) {
     Selector matrices(groups.matrix), vectors(groups.vector);
-    const uint64_t total = frame.n_matrix + frame.n_vector;
-    uint64_t best_t = 0;
-    std::vector<uint8_t> best;
+    const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
+    const uint64_t total = n_matrix + n_vector;
     const auto too_big = [&](uint64_t t) {
-      const auto selected = matrices.top(proportional(frame.n_matrix, t, total, 1));
-      matrix = code_group(groups.matrix, selected, options.step, nullptr);
-      vector = code_group(groups.vector,
-                          vectors.top(proportional(frame.n_vector, t, total, options.vector_share)),
-                          options.step, nullptr);
-      finish();
+      const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
+      const uint64_t k_vector = proportional(n_vector, t, total, options.vector_share);
+      parts.matrix = code_group(groups.matrix, matrices.top(k_matrix), options.step, nullptr);
+      parts.vector = code_group(groups.vector, vectors.top(k_vector), options.step, nullptr);
+      payload = assemble(parts);
       return payload.size() > options.max_bytes;
     };
     // A nonzero takes about 2 bits; look from there.
@@ -283,23 +292,13 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
       if (high == total) break;
       high = std::min(total, 2 * high);
     }
-    best_t = low > total ? total : first_that_holds(low, high, too_big) - 1;
-    too_big(best_t);
+    too_big(low > total ? total : first_that_holds(low, high, too_big) - 1);
   } else {
-    matrix = code_group(groups.matrix, select_top(groups.matrix, options.k_matrix), options.step,
-                        nullptr);
-    vector = code_group(groups.vector, select_top(groups.vector, options.k_vector), options.step,
-                        nullptr);
-    finish();
+    parts.matrix = code_top(groups.matrix, options.k_matrix, options.step);
+    parts.vector = code_top(groups.vector, options.k_vector, options.step);
+    payload = assemble(parts);
   }
-
-  update_feedback(groups.matrix, matrix.sent, matrix.recovered);
-  update_feedback(groups.vector, vector.sent, vector.recovered);
-  write_predictions(groups);
-  write_recovered(groups.matrix, matrix.sent, matrix.recovered);
-  write_recovered(groups.vector, vector.sent, vector.recovered);
-  write_recovered(groups.dense, dense.sent, dense.recovered);
-  write_changes(groups.lossless, changes, restored);
+  write_results(parts);
   return payload;
 }
 

@@ -2,8 +2,8 @@
 // an array as large as the model unless it is written to `out`.
 #pragma once
 
-#include "cpu/groups.hpp"
 #include "cpu/quantize.hpp"
+#include "groups.hpp"
 
 namespace resfed {
 

@@ -12,10 +12,6 @@
 namespace resfed {
 namespace {
 
-// "auto" never steps finer than this part of the selection's root mean square: with a sparsity near
-// 0 the threshold says nothing about the step.
-constexpr double kFinestAutomaticStep = 1.0 / 16;
-
 // Least and greatest magnitude, as keys, and the sum of squares but for rounding.
 struct Magnitudes {
   uint32_t least = kFirstNonFiniteKey, most = 0;
@@ -33,20 +29,13 @@ struct Magnitudes {
   }
 };
 
-double exact_root_mean_square(const Segments& selected) {
+double exact_squares(const Segments& selected) {
   ExactSquares squares;
   for (size_t s = 0; s < selected.size(); ++s) {
     const Candidates c = selected[s];
     for (size_t i = 0; i < c.n; ++i) squares.add(c.residuals[i]);
   }
-  return std::sqrt(squares.value() / static_cast<double>(selected.count()));
-}
-
-// The larger of the two. The exact sum is only asked for when it may matter.
-double at_least_finest(double step, const Segments& selected, double squares) {
-  const double about = std::sqrt(squares / static_cast<double>(selected.count()));
-  if (step > 1.001 * kFinestAutomaticStep * about) return step;
-  return std::max(step, kFinestAutomaticStep * exact_root_mean_square(selected));
+  return squares.value();
 }
 
 // A total over tasks, in any order: `add` must be exact, or what it rounds not matter.
@@ -62,20 +51,6 @@ Total sum_over(size_t n, const Part& part) {
   });
   return total;
 }
-
-struct LevelMeans {
-  uint64_t position_sum[kMaxOffsets] = {};
-  uint64_t count[kMaxOffsets] = {};
-  uint32_t highest = 0;
-
-  void add(const LevelMeans& other) {
-    for (unsigned i = 0; i < kMaxOffsets; ++i) {
-      position_sum[i] += other.position_sum[i];
-      count[i] += other.count[i];
-    }
-    highest = std::max(highest, other.highest);
-  }
-};
 
 // Whether anybody asks for the recovered values.
 bool is_wanted(const Group& group) {
@@ -102,21 +77,13 @@ Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
         const Candidates c = selected[s];
         for (size_t i = 0; i < c.n; ++i) own.add(c.residuals[i]);
       });
-  Quantizer q;
-  q.threshold = float_from_bits(least);
-  const double span = static_cast<double>(float_from_bits(most)) - q.threshold;
-  double step = q.threshold / rule.ratio;
-  if (rule.bits > 0) {
-    q.max_level = 1u << (rule.bits - 1);
-    if (span > 0) step = span / q.max_level;
-  } else {
-    if (rule.automatic) step = at_least_finest(step, selected, squares);
-    step = std::max(step, span / (kMaxLevel / 2));
+  const float threshold = float_from_bits(least);
+  const uint64_t count = selected.count();
+  double finest = 0;
+  if (may_be_too_fine(rule, threshold, squares, count)) {
+    finest = finest_automatic_step(exact_squares(selected), count);
   }
-  constexpr double kSmallest = 0x1p-149;
-  constexpr double kLargest = 0x1.fffffep127;
-  q.step = static_cast<float>(std::clamp(step, kSmallest, kLargest));
-  return q;
+  return fit_quantizer(rule, threshold, float_from_bits(most), finest);
 }
 
 Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
@@ -129,21 +96,14 @@ Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
     const Candidates c = selected[s];
     for (size_t i = 0; i < c.n; ++i) {
       const float residual = c.residuals[i];
-      const auto [level, position] = quantize(*quantizer, float_from_bits(magnitude_key(residual)));
-      if (level <= kMaxOffsets) {
-        own.position_sum[level - 1] += position;
-        own.count[level - 1] += 1;
-      }
-      own.highest = std::max(own.highest, level);
-      const int32_t magnitude = static_cast<int32_t>(level);
+      const Quantized quantized = quantize(*quantizer, float_from_bits(magnitude_key(residual)));
+      own.add(quantized);
+      const int32_t magnitude = static_cast<int32_t>(quantized.level);
       *out++ = {group.base + s * kSegment + c.offsets[i],
                 std::signbit(residual) ? -magnitude : magnitude};
     }
   });
-  quantizer->n_offsets = std::min<uint32_t>(means.highest, kMaxOffsets);
-  for (uint32_t i = 0; i < quantizer->n_offsets; ++i) {
-    quantizer->offsets[i] = mean_offset(means.position_sum[i], means.count[i]);
-  }
+  means.complete(quantizer);
   return sent;
 }
 

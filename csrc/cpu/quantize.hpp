@@ -6,34 +6,12 @@
 
 #include "core/check.hpp"
 #include "core/exact_sum.hpp"
+#include "core/nonzeros.hpp"
 #include "core/quantize.hpp"
 #include "cpu/residual.hpp"
 
 namespace resfed {
 
-// A sent element: its index among the lossy elements, and its level with the residual's sign. In
-// one word, for there are many.
-class SentSymbol {
- public:
-  SentSymbol() = default;
-  SentSymbol(uint64_t index, int32_t level)
-      : packed_(index << kLevelBits | (static_cast<uint32_t>(level) & kLevelMask)) {}
-
-  uint64_t index() const { return packed_ >> kLevelBits; }
-  int32_t level() const {
-    return static_cast<int32_t>(static_cast<uint32_t>(packed_) << kUnused) >> kUnused;
-  }
-  void move_up(uint64_t distance) { packed_ += distance << kLevelBits; }
-
- private:
-  static constexpr unsigned kLevelBits = 25;
-  static constexpr unsigned kUnused = 32 - kLevelBits;
-  static constexpr uint32_t kLevelMask = (1u << kLevelBits) - 1;
-  static_assert(kMaxLevel < 1u << (kLevelBits - 1));
-  static_assert(kMaxLossyElements == 1ull << (64 - kLevelBits));
-
-  uint64_t packed_;
-};
 // Of one group, in ascending order.
 using SentSymbols = std::span<const SentSymbol>;
 

@@ -10,8 +10,8 @@
 #include <mutex>
 #include <vector>
 
-#include "api.hpp"
 #include "cpu/scratch.hpp"
+#include "groups.hpp"
 
 namespace resfed {
 
@@ -23,33 +23,6 @@ struct Candidates {
 
   Candidates from(size_t first) const { return {offsets + first, residuals + first, n - first}; }
 };
-
-// The lossy elements of one role, laid end to end in the order of the tensors.
-struct Piece {
-  const Tensor* tensor;
-  uint64_t ordinal;      // among all tensors of the call
-  uint64_t begin;        // index of its first element in the group
-  float scale = 1.0f;    // residuals are multiplied by this ...
-  float unscale = 1.0f;  // ... and values by this
-};
-struct Group {
-  std::vector<Piece> pieces;  // none empty
-  uint64_t n_elems = 0;
-  uint64_t base = 0;  // index of its first element among all lossy elements of a payload
-};
-
-// The piece that holds an element of the group.
-inline const Piece& piece_at(const Group& group, uint64_t element) {
-  size_t low = 0, high = group.pieces.size();  // last piece that begins at or before it
-  while (high - low > 1) {
-    const size_t middle = (low + high) / 2;
-    (group.pieces[middle].begin <= element ? low : high) = middle;
-  }
-  return group.pieces[low];
-}
-
-// Of all lossy groups together; more could not be named in a SentSymbol.
-constexpr uint64_t kMaxLossyElements = 1ull << 39;
 
 // The group is worked on in segments of this many elements, whatever the number of threads.
 constexpr uint64_t kSegment = 1u << 16;  // offsets have 16 bits

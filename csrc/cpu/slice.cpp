@@ -1,7 +1,6 @@
 #include "cpu/slice.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 
 #include "core/initial_states.hpp"
@@ -49,50 +48,9 @@ struct Recorder : RecordingCoder<DecisionBuffer> {
   void begin_symbol() { sink.make_room(); }
 };
 
-Nonzero to_nonzero(const SentSymbol& s, uint64_t gap) {
-  return {gap, static_cast<uint32_t>(std::abs(s.level())), s.level() > 0};
-}
-
-uint64_t row_length_at(const RowLengths& rows, uint64_t index) {
-  const auto after = std::upper_bound(rows.begin(), rows.end(), index,
-                                      [](uint64_t i, const RowLength& r) { return i < r.begin; });
-  return after == rows.begin() ? 0 : after[-1].length;
-}
-
-// The period that a slice tells: the row length where its middle nonzero lies, if that pays.
-uint64_t choose_period(const SentSymbol* begin, const SentSymbol* end, const RowLengths& rows) {
-  const uint64_t length = row_length_at(rows, begin[(end - begin) / 2].index());
-  return length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length) ? length : 0;
-}
-
 // How each kind of symbol is coded: contexts, history, number <-> decisions. `with_code` codes what
 // comes before the symbols and calls body(code) with a code for all of them. Those of the slice
 // before the one that is coded must stand in front of it, with indices from any common origin.
-template <class RowAbove>
-struct NonzeroCode {
-  RowAbove above;
-  History history;
-
-  template <class Coder>
-  void encode(Coder& coder, uint64_t gap, const SentSymbol& symbol) {
-    Nonzero nonzero = to_nonzero(symbol, gap);
-    above.up_to(&symbol);
-    code_nonzero(coder, history, above, nonzero);
-  }
-  // The symbol lies `gap` after `before`, the index + 1 of the last one; false if it is no symbol.
-  template <class Coder>
-  bool decode(Coder& coder, uint64_t before, uint64_t n_elems, SentSymbol* symbol) {
-    Nonzero nonzero{};
-    above.up_to(symbol);
-    if (!code_nonzero(coder, history, above, nonzero) || nonzero.level > kMaxLevel) return false;
-    if (nonzero.gap > n_elems - before) return false;
-    const int32_t level = static_cast<int32_t>(nonzero.level);
-    const int32_t sign = static_cast<int32_t>(nonzero.positive) - 1;
-    *symbol = {before + nonzero.gap - 1, (level ^ sign) - sign};
-    return true;
-  }
-};
-
 struct LossyCode {
   using Symbol = SentSymbol;
   using Parameter = uint64_t;  // the period
@@ -100,16 +58,11 @@ struct LossyCode {
   static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
 
   static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
-    return choose_period(begin, end, rows);
+    return choose_period(begin, end, rows.data(), rows.size());
   }
   template <class Coder, class Body>
   static void with_code(Coder& coder, const Symbol* first, Parameter period, Body body) {
-    period = code_period(coder, period);
-    if (period == 0) {
-      body(NonzeroCode<NoAbove>{{}, {}});
-    } else {
-      body(NonzeroCode<Above<Symbol>>{{first, first, first, period}, {}});
-    }
+    with_nonzero_code(coder, first, period, body);
   }
 };
 

@@ -1,7 +1,7 @@
 // Stage 4 on the CPU: sent elements to slices and back, one task per slice.
 #pragma once
 
-#include "core/symbols.hpp"
+#include "core/nonzeros.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
 #include "frame.hpp"
@@ -10,12 +10,6 @@ namespace resfed {
 
 using Slice = std::vector<uint8_t>;
 
-// The elements from `begin` on lie in rows of this length; 0: no rows. A list is ascending and
-// begins at 0; an empty one means that there are no rows.
-struct RowLength {
-  uint64_t begin;
-  uint64_t length;
-};
 using RowLengths = std::vector<RowLength>;
 
 // The lossy symbols of a payload, group by group.

@@ -1,14 +1,40 @@
-// Tensors sorted into groups by role. Throws kModelTooLarge.
+// Tensors sorted into groups by role. Host code that every backend shares.
 #pragma once
 
-#include "cpu/residual.hpp"
+#include "api.hpp"
+#include "core/nonzeros.hpp"
 
 namespace resfed {
+
+// The lossy elements of one role, laid end to end in the order of the tensors.
+struct Piece {
+  const Tensor* tensor;
+  uint64_t ordinal;      // among all tensors of the call
+  uint64_t begin;        // index of its first element in the group
+  float scale = 1.0f;    // residuals are multiplied by this ...
+  float unscale = 1.0f;  // ... and values by this
+};
+struct Group {
+  std::vector<Piece> pieces;  // none empty
+  uint64_t n_elems = 0;
+  uint64_t base = 0;  // index of its first element among all lossy elements of a payload
+};
+
+// The piece that holds an element of the group.
+inline const Piece& piece_at(const Group& group, uint64_t element) {
+  size_t low = 0, high = group.pieces.size();  // last piece that begins at or before it
+  while (high - low > 1) {
+    const size_t middle = (low + high) / 2;
+    (group.pieces[middle].begin <= element ? low : high) = middle;
+  }
+  return group.pieces[low];
+}
 
 struct Groups {
   Group matrix, vector, dense, lossless;
 };
 
+// Throws kModelTooLarge.
 inline Groups make_groups(const std::vector<Tensor>& tensors) {
   Groups groups;
   for (size_t i = 0; i < tensors.size(); ++i) {

@@ -1,0 +1,123 @@
+// The part of the module that concerns CUDA devices. Of a build without CUDA only the class and
+// cuda_unavailable_reason() are there.
+#include <pybind11/numpy.h>
+
+#include "bindings/device_array.hpp"
+
+#if defined(RESFED_CUDA)
+#include "bindings/tensor_view.hpp"
+#include "cuda/workspace.hpp"
+#include "hybrid/codec.hpp"
+#endif
+
+namespace py = pybind11;
+
+namespace resfed {
+
+#if defined(RESFED_CUDA)
+namespace {
+
+cuda::Stream stream_of(uintptr_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
+
+DeviceArray empty_array(std::vector<int64_t> shape, const std::string& dtype, int device) {
+  DeviceArray array;
+  array.shape = std::move(shape);
+  array.type = dlpack_type(dtype);
+  array.device = device;
+  auto memory = std::make_shared<cuda::Memory>(device, array.n_bytes());
+  array.data = memory->data();
+  array.owner = std::move(memory);
+  return array;
+}
+
+void to_host(const DeviceArray& from, py::array to, uintptr_t stream) {
+  void* const data = to.mutable_data();
+  if (static_cast<uint64_t>(to.nbytes()) != from.n_bytes()) throw py::value_error("sizes differ");
+  const py::gil_scoped_release unlocked;
+  cuda::copy_to_host(data, from.data, from.n_bytes(), from.device, stream_of(stream));
+}
+
+void to_device(const py::array& from, const DeviceArray& to, uintptr_t stream) {
+  const void* const data = from.data();
+  if (static_cast<uint64_t>(from.nbytes()) != to.n_bytes()) throw py::value_error("sizes differ");
+  const py::gil_scoped_release unlocked;
+  cuda::copy_to_device(to.data, data, to.n_bytes(), to.device, stream_of(stream));
+}
+
+void on_device(const DeviceArray& from, const DeviceArray& to, uintptr_t stream) {
+  if (from.n_bytes() != to.n_bytes()) throw py::value_error("sizes differ");
+  cuda::copy_on_device(to.data, from.data, to.n_bytes(), to.device, stream_of(stream));
+}
+
+py::bytes encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
+                           uintptr_t stream) {
+  const std::vector<Tensor> tensors = tensors_from(rows);
+  std::vector<uint8_t> payload;
+  {
+    const py::gil_scoped_release unlocked;
+    payload = hybrid::encode(tensors, options, device, stream_of(stream));
+  }
+  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+}
+
+void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
+                      int device, uintptr_t stream) {
+  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::string_view bytes = payload;
+  const py::gil_scoped_release unlocked;
+  hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
+                 device, stream_of(stream));
+}
+
+}  // namespace
+#endif
+
+void bind_device(py::module_& m) {
+  py::class_<DeviceArray>(m, "DeviceArray")
+      .def_static("from_dlpack", &from_dlpack, py::arg("capsule"))
+      .def_property_readonly("dtype", &DeviceArray::dtype)
+      .def_property_readonly("shape",
+                             [](const DeviceArray& a) { return py::tuple(py::cast(a.shape)); })
+      .def_property_readonly("size", &DeviceArray::n_elems)
+      .def_property_readonly("nbytes", &DeviceArray::n_bytes)
+      .def_property_readonly("itemsize", [](const DeviceArray& a) { return a.type.bits / 8; })
+      .def_readonly("device", &DeviceArray::device)
+      .def_readonly("contiguous", &DeviceArray::contiguous)
+      .def_property_readonly(
+          "pointer", [](const DeviceArray& a) { return reinterpret_cast<uintptr_t>(a.data); })
+      .def("__dlpack__", [](const DeviceArray& a, const py::kwargs&) { return to_dlpack(a); })
+      .def(
+          "flat",
+          [](const DeviceArray& a, int64_t begin, int64_t n) {
+            if (begin < 0 || n < 0 || static_cast<uint64_t>(begin + n) > a.n_elems()) {
+              throw py::index_error("beyond the array");
+            }
+            DeviceArray part = a;
+            part.data = static_cast<char*>(a.data) + begin * a.type.bits / 8;
+            part.shape = {n};
+            return part;
+          },
+          py::arg("begin"), py::arg("n"))
+      .def("__dlpack_device__", [](const DeviceArray& a) {
+        return py::make_tuple(static_cast<int>(dlpack::kCuda), a.device);
+      });
+#if defined(RESFED_CUDA)
+  m.def("cuda_unavailable_reason", &cuda::unavailable_reason);
+  m.def("cuda_error_text", &cuda::error_text, py::arg("error"));
+  m.def("cuda_is_emulated", &cuda::is_emulated);
+  m.def("set_device_memory_limit", &cuda::set_memory_limit, py::arg("n_bytes"));
+  m.def("release_workspace", &cuda::release_workspace);
+  m.def("empty_on_device", &empty_array, py::arg("shape"), py::arg("dtype"), py::arg("device"));
+  m.def("copy_to_host", &to_host, py::arg("source"), py::arg("out"), py::arg("stream"));
+  m.def("copy_to_device", &to_device, py::arg("source"), py::arg("out"), py::arg("stream"));
+  m.def("copy_on_device", &on_device, py::arg("source"), py::arg("out"), py::arg("stream"));
+  m.def("encode_on_device", &encode_on_device, py::arg("tensors"), py::arg("options"),
+        py::arg("device"), py::arg("stream"));
+  m.def("decode_on_device", &decode_on_device, py::arg("payload"), py::arg("digest"),
+        py::arg("tensors"), py::arg("device"), py::arg("stream"));
+#else
+  m.def("cuda_unavailable_reason", [] { return "it was built without CUDA"; });
+#endif
+}
+
+}  // namespace resfed

@@ -1,0 +1,43 @@
+// The parts of encode() on the CPU, for backends that leave some of the groups to it.
+#pragma once
+
+#include <span>
+
+#include "cpu/lossless.hpp"
+#include "cpu/quantize.hpp"
+#include "cpu/slice.hpp"
+
+namespace resfed {
+
+// One group on its way into the payload.
+struct Coded {
+  uint64_t k = 0;  // really sent
+  Quantizer quantizer;
+  Scratch<SentSymbol> sent;
+  Recovered recovered;
+};
+
+struct Parts {
+  Groups groups;  // point into the tensors of the call
+  Frame frame;    // without what the lossy groups send
+  RowLengths rows;
+  std::vector<ChangedElement> changes;
+  RestoredElements restored;
+  std::vector<Slice> lossless_slices;
+  Coded matrix, vector, dense;
+};
+
+// Everything but matrices and vectors. Throws Failure.
+Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options);
+
+// The group's best k elements, coded. Throws Failure.
+Coded code_top(const Group& group, uint64_t k, const StepRule& rule);
+
+// The payload, given the slices of all lossy symbols.
+std::vector<uint8_t> assemble(const Parts& parts,
+                              const std::vector<std::span<const uint8_t>>& lossy_slices);
+
+// Recovered tensors and feedback of all groups to where they are wanted.
+void write_results(const Parts& parts);
+
+}  // namespace resfed

@@ -1,0 +1,99 @@
+// Sizes, and who works on what: plain functions that host code and kernels share, so that they can
+// be tested without either.
+#pragma once
+
+#include <cmath>
+
+#include "core/hd.hpp"
+#include "core/slice.hpp"
+
+namespace resfed::cuda {
+
+// A tensor is read in tiles of so many elements; a tile lies in one tensor.
+constexpr uint32_t kTile = 4096;
+RESFED_HD uint64_t n_tiles(uint64_t n_elems) { return (n_elems + kTile - 1) / kTile; }
+
+// The last of n ascending numbers that is at most `wanted`; the first is.
+template <class At>
+RESFED_HD uint64_t last_at_most(uint64_t n, uint64_t wanted, At at) {
+  uint64_t low = 0, high = n;
+  while (high - low > 1) {
+    const uint64_t middle = (low + high) / 2;
+    (at(middle) <= wanted ? low : high) = middle;
+  }
+  return low;
+}
+
+// How the threshold is estimated: from one element of each of n_samples equal stretches, as the key
+// of this rank among them. No samples: every nonzero is a candidate.
+struct SamplePlan {
+  uint32_t n_samples = 0;
+  uint32_t rank = 0;
+};
+inline SamplePlan sample_plan(uint64_t n_elems, uint64_t k) {
+  const uint64_t n_samples = min_of<uint64_t>(max_of<uint64_t>(n_elems / 256, 2048), 16384);
+  if (k == 0 || n_elems < 8 * n_samples) return {};
+  const double expected =
+      static_cast<double>(k) / static_cast<double>(n_elems) * static_cast<double>(n_samples);
+  const double rank = expected + 2.5 * sqrt(expected) + 4.0;
+  if (rank >= static_cast<double>(n_samples)) return {};
+  return {static_cast<uint32_t>(n_samples), static_cast<uint32_t>(rank)};
+}
+
+// Room for candidates: as many as lie above the estimate, three deviations more, and all of a small
+// model.
+inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
+  if (plan.n_samples == 0) return n_elems;
+  const double most = plan.rank + 3.0 * sqrt(static_cast<double>(plan.rank));
+  const double part = min_of(most / static_cast<double>(plan.n_samples), 1.0);
+  return min_of(n_elems, static_cast<uint64_t>(part * static_cast<double>(n_elems)) + 131072);
+}
+
+// Slices are coded one by a warp, each in an area for its decisions. An area begins with room for
+// the coder's state, and ends with room for the decisions of one more symbol.
+constexpr uint64_t kMostDecisionsPerSymbol = 128;  // see cpu/slice.cpp
+constexpr uint64_t kUsualDecisionsPerSymbol = 12;
+constexpr uint64_t kAreaHead = kSliceStateBytes / sizeof(uint16_t);
+inline uint64_t area_entries(uint64_t n_symbols, unsigned slice_log2, uint64_t per_symbol) {
+  // A slice has at most 1.5 times the nominal size, or all there are.
+  const uint64_t longest = min_of<uint64_t>(n_symbols, 3ull << (slice_log2 - 1));
+  return (kAreaHead + longest * per_symbol + kMostDecisionsPerSymbol + 7) / 8 * 8;
+}
+// As many areas as slices, but not more memory than this part of the model, or this much.
+constexpr uint64_t kAreaPart = 50;
+constexpr uint64_t kAreaBytes = uint64_t{32} << 20;
+inline uint64_t n_areas(uint64_t n_slices, uint64_t entries, uint64_t model_bytes) {
+  const uint64_t most = max_of(model_bytes / kAreaPart, kAreaBytes) / (entries * sizeof(uint16_t));
+  return max_of<uint64_t>(min_of(n_slices, most), n_slices > 0 ? 1 : 0);
+}
+
+// First guess at the bytes of all slices together.
+inline uint64_t slice_room(uint64_t n_symbols, uint64_t n_slices) {
+  return n_symbols + n_symbols / 4 + 64 * n_slices;
+}
+
+// Deals out aligned parts of one piece of memory. Of none (base 0) it counts what is needed.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<uint8_t*>(base)) {}
+  template <class T>
+  T* take(uint64_t n) {
+    n_bytes_ = (n_bytes_ + 255) / 256 * 256;
+    T* const part = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + n_bytes_);
+    n_bytes_ += n * sizeof(T);
+    return part;
+  }
+  // What follows may share the memory that was taken after this.
+  uint64_t mark() const { return n_bytes_; }
+  void rewind(uint64_t mark) {
+    most_ = max_of(most_, n_bytes_);
+    n_bytes_ = mark;
+  }
+  uint64_t n_bytes() const { return max_of(most_, n_bytes_); }
+
+ private:
+  uint8_t* base_;
+  uint64_t n_bytes_ = 0, most_ = 0;
+};
+
+}  // namespace resfed::cuda

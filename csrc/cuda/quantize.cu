@@ -1,0 +1,174 @@
+// Stage 3 on the device: from selected residuals to symbols in order, and from symbols to what the
+// model's elements become.
+#include "core/check.hpp"
+#include "cuda/matrix.cuh"
+
+namespace resfed::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;
+
+__device__ LevelMeans means_of_warp(LevelMeans means) {
+  for (unsigned i = 0; i < kMaxOffsets; ++i) {
+    means.position_sum[i] = sum_of_warp(means.position_sum[i]);
+    means.count[i] = sum_of_warp(means.count[i]);
+  }
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    means.highest = max_of(means.highest, __shfl_xor_sync(kAllLanes, means.highest, distance));
+  }
+  return means;
+}
+
+// A warp takes a tile's candidates 32 at a time and writes those that are sent, in order.
+__device__ void quantize_tile(const Tile& tile, uint64_t first_index, Candidates candidates,
+                              const Progress& progress, SentSymbol* symbols, LevelMeans* means) {
+  uint64_t at = tile.first_sent;
+  uint32_t ties_left = tile.ties_to_keep;
+  for (uint32_t i = 0; i < tile.n_candidates; i += kWarp) {
+    const uint32_t mine = i + lane_of_thread();
+    const bool there = mine < tile.n_candidates;
+    const float r = there ? candidates.residuals[tile.first_candidate + mine] : 0.0f;
+    const uint32_t key = magnitude_key(r);
+    const bool equal = there && key == progress.key;
+    const unsigned equals = __ballot_sync(kAllLanes, equal);
+    const bool kept =
+        there && (key > progress.key ||
+                  (equal && static_cast<unsigned>(__popc(equals & lanes_below())) < ties_left));
+    const unsigned ballot = __ballot_sync(kAllLanes, kept);
+    if (kept) {
+      const Quantized quantized = quantize(progress.quantizer, float_from_bits(key));
+      means->add(quantized);
+      const int32_t level = static_cast<int32_t>(quantized.level);
+      const uint64_t index = first_index + candidates.offsets[tile.first_candidate + mine];
+      symbols[at + static_cast<unsigned>(__popc(ballot & lanes_below()))] = {
+          index, float_bits(r) >> 31 != 0 ? -level : level};
+    }
+    at += static_cast<unsigned>(__popc(ballot));
+    ties_left -= min_of(ties_left, static_cast<uint32_t>(__popc(equals)));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    quantize_tiles(DeviceGroup group, Candidates candidates, const Tile* tiles, SentSymbol* symbols,
+                   Progress* progress) {
+  __shared__ LevelMeans of_warps[kThreads / kWarp];
+  LevelMeans means{};
+  const uint64_t n_warps = static_cast<uint64_t>(gridDim.x) * (kThreads / kWarp);
+  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < group.n_tiles;
+       t += n_warps) {
+    if (tiles[t].n_above + tiles[t].ties_to_keep == 0) continue;
+    const DevicePiece& piece = group.piece_of_tile(t);
+    const uint64_t first_index = piece.begin + (t - piece.first_tile) * kTile;
+    quantize_tile(tiles[t], first_index, candidates, *progress, symbols, &means);
+  }
+  means = means_of_warp(means);
+  if (lane_of_thread() == 0) of_warps[threadIdx.x / kWarp] = means;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (unsigned w = 1; w < kThreads / kWarp; ++w) means.add(of_warps[w]);
+    for (unsigned i = 0; i < kMaxOffsets; ++i) {
+      if (means.count[i] == 0) continue;
+      add_atomically(&progress->means.position_sum[i], means.position_sum[i]);
+      add_atomically(&progress->means.count[i], means.count[i]);
+    }
+    if (means.highest > 0) atomicMax(&progress->means.highest, means.highest);
+  }
+  if (is_last_block(progress) && threadIdx.x == 0) {
+    progress->means.complete(&progress->quantizer);
+  }
+}
+
+// Everything is computed before anything is written: `out` may be the reference, and tied tensors
+// may share memory.
+__global__ void __launch_bounds__(kThreads)
+    compute_recovered(DeviceGroup group, const SentSymbol* symbols, uint64_t* bits, float* left,
+                      Progress* progress) {
+  uint32_t check = 0;
+  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
+       i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+    const uint64_t index = symbols[i].index();
+    if (index >= group.n_elems) {  // only in a forged payload
+      progress->outside = 1;
+      continue;
+    }
+    const DevicePiece& piece = group.piece_at(index);
+    const int32_t level = symbols[i].level();
+    const uint32_t magnitude = static_cast<uint32_t>(level < 0 ? -level : level);
+    const float value = dequantize_magnitude(progress->quantizer, magnitude);
+    const uint64_t element = index - piece.begin;
+    with_type(piece.dtype, [&]<class T>(T) {
+      const T before = predicted_at<T>(piece, element);
+      const T after = recover(before, level < 0 ? -value : value);
+      check += check_term(index, element_bits(before), element_bits(after));
+      if (bits != nullptr) bits[i] = element_bits(after);
+      if (left != nullptr) left[i] = residual_to(piece, element, after);
+    });
+  }
+  check = sum_of_warp(check);
+  if (lane_of_thread() == 0 && check != 0) atomicAdd(&progress->check, check);
+}
+
+// Feedback and predictions of all elements.
+__global__ void __launch_bounds__(kThreads) write_all(DeviceGroup group) {
+  for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
+    const DevicePiece& piece = group.piece_of_tile(t);
+    if (piece.feedback == nullptr && !piece.writes_prediction) continue;
+    const uint64_t first = (t - piece.first_tile) * kTile;
+    const uint64_t last = min_of<uint64_t>(first + kTile, piece.n_elems);
+    with_type(piece.dtype, [&]<class T>(T) {
+      for (uint64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
+        const T predicted = predicted_at<T>(piece, i);
+        if (piece.feedback != nullptr) piece.feedback[i] = residual_to(piece, i, predicted);
+        if (piece.writes_prediction) static_cast<T*>(piece.out)[i] = predicted;
+      }
+    });
+  }
+}
+
+__device__ void from_bits(uint64_t bits, float* value) {
+  *value = float_from_bits(static_cast<uint32_t>(bits));
+}
+__device__ void from_bits(uint64_t bits, double* value) { *value = double_from_bits(bits); }
+__device__ void from_bits(uint64_t bits, Half* value) { value->bits = static_cast<uint16_t>(bits); }
+__device__ void from_bits(uint64_t bits, BFloat16* value) {
+  value->bits = static_cast<uint16_t>(bits);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    write_each(DeviceGroup group, const SentSymbol* symbols, const uint64_t* bits,
+               const float* left, const Progress* progress) {
+  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
+       i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+    const DevicePiece& piece = group.piece_at(symbols[i].index());
+    const uint64_t element = symbols[i].index() - piece.begin;
+    with_type(piece.dtype, [&]<class T>(T) {
+      if (piece.out != nullptr) from_bits(bits[i], static_cast<T*>(piece.out) + element);
+    });
+    if (piece.feedback != nullptr) piece.feedback[element] = left[i];
+  }
+}
+
+}  // namespace
+
+void quantize_candidates(const Stage& stage, Candidates candidates, const Tile* tiles,
+                         SentSymbol* symbols) {
+  launch(quantize_tiles, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, tiles,
+         symbols, stage.progress);
+}
+
+void recover_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t* bits, float* left) {
+  launch(compute_recovered, stage.n_blocks, kThreads, stage.stream, stage.group, symbols, bits,
+         left, stage.progress);
+}
+
+void write_elements(const Stage& stage) {
+  launch(write_all, stage.n_blocks, kThreads, stage.stream, stage.group);
+}
+
+void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
+                const float* left) {
+  launch(write_each, stage.n_blocks, kThreads, stage.stream, stage.group, symbols, bits, left,
+         stage.progress);
+}
+
+}  // namespace resfed::cuda

@@ -1,0 +1,194 @@
+// Stage 1 on the device: the fused pass over model and reference. Every tile's candidates lie
+// together and in order; the tiles' lie as they come, and a table says where.
+#include "core/check.hpp"
+#include "cuda/matrix.cuh"
+
+namespace resfed::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;
+constexpr unsigned kPerLoad = 4;                            // elements of a thread
+constexpr unsigned kLoads = kTile / (kThreads * kPerLoad);  // by every thread
+constexpr unsigned kPerWarp = kTile / (kThreads / kWarp);   // consecutive elements
+static_assert(kTile == kThreads * kPerLoad * kLoads && kTile <= 1u << 16);
+
+template <class T>
+struct alignas(sizeof(T) * kPerLoad > 16 ? 16 : sizeof(T) * kPerLoad) Four {
+  T of[kPerLoad];
+};
+
+// Where in its tile a thread's elements of a load begin.
+__device__ unsigned offset_of(unsigned load) {
+  return threadIdx.x / kWarp * kPerWarp + load * kWarp * kPerLoad + lane_of_thread() * kPerLoad;
+}
+
+// The thread's residuals of a tile; zero beyond the tensor's end.
+template <class T>
+__device__ void load_residuals(const DevicePiece& piece, uint64_t first,
+                               float (&residuals)[kLoads][kPerLoad]) {
+  if (piece.plain && piece.aligned && first + kTile <= piece.n_elems) {
+    const T* const x = static_cast<const T*>(piece.current) + first;
+    const T* const p = static_cast<const T*>(piece.reference) + first;
+    Four<T> of_x[kLoads], of_p[kLoads];
+    RESFED_UNROLL
+    for (unsigned load = 0; load < kLoads; ++load) {  // all are under way before one is needed
+      of_x[load] = *reinterpret_cast<const Four<T>*>(x + offset_of(load));
+      of_p[load] = *reinterpret_cast<const Four<T>*>(p + offset_of(load));
+    }
+    RESFED_UNROLL
+    for (unsigned load = 0; load < kLoads; ++load) {
+      RESFED_UNROLL
+      for (unsigned j = 0; j < kPerLoad; ++j) {
+        residuals[load][j] = residual(of_x[load].of[j], of_p[load].of[j]);
+      }
+    }
+    return;
+  }
+  RESFED_UNROLL
+  for (unsigned load = 0; load < kLoads; ++load) {
+    RESFED_UNROLL
+    for (unsigned j = 0; j < kPerLoad; ++j) {
+      const uint64_t i = first + offset_of(load) + j;
+      residuals[load][j] = i < piece.n_elems ? residual_at<T>(piece, i) : 0.0f;
+    }
+  }
+}
+
+// Which elements a tile sends on: keys above the least, and those equal to it up to an offset.
+struct Wanted {
+  uint32_t key;
+  uint32_t end_of_equal;
+  __device__ bool operator()(uint32_t own, uint32_t offset) const {
+    return own > key || (own == key && offset < end_of_equal);
+  }
+};
+
+// The offset that ends the first `ties` elements of the tile with this key; by one warp.
+template <class T>
+__device__ uint32_t end_of_ties(const DevicePiece& piece, uint64_t first, uint32_t key,
+                                uint32_t ties) {
+  uint32_t seen = 0;
+  for (uint32_t offset = 0; offset < kTile; offset += kWarp) {
+    const uint64_t i = first + offset + lane_of_thread();
+    const bool equal = i < piece.n_elems && magnitude_key(residual_at<T>(piece, i)) == key;
+    const unsigned ballot = __ballot_sync(kAllLanes, equal);
+    const unsigned here = static_cast<unsigned>(__popc(ballot));
+    if (seen + here > ties) {  // it ends here: at the first too many
+      const bool too_many = equal && seen + __popc(ballot & lanes_below()) == ties;
+      const unsigned found = __ballot_sync(kAllLanes, too_many);
+      return offset + static_cast<uint32_t>(__popc(found - 1));
+    }
+    seen += here;
+  }
+  return kTile;
+}
+
+template <class T>
+__device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidates candidates,
+                             Tile* tile, bool exactly, Progress* progress) {
+  __shared__ uint64_t shared_place;
+  __shared__ uint32_t shared_end;
+  __shared__ unsigned warp_counts[kThreads / kWarp];
+  const unsigned warp = threadIdx.x / kWarp;
+
+  Wanted wanted{progress->min_key, kTile};
+  if (exactly && tile->ties_to_keep < tile->n_equal) {
+    if (warp == 0) {
+      const uint32_t end = end_of_ties<T>(piece, first, wanted.key, tile->ties_to_keep);
+      if (lane_of_thread() == 0) shared_end = end;
+    }
+    __syncthreads();
+    wanted.end_of_equal = shared_end;
+  }
+
+  float residuals[kLoads][kPerLoad];
+  load_residuals<T>(piece, first, residuals);
+  unsigned hits = 0;  // a bit for each residual
+  RESFED_UNROLL
+  for (unsigned load = 0; load < kLoads; ++load) {
+    RESFED_UNROLL
+    for (unsigned j = 0; j < kPerLoad; ++j) {
+      const uint32_t key = magnitude_key(residuals[load][j]);
+      const uint32_t offset = offset_of(load) + j;
+      if (wanted(key, offset)) hits |= 1u << (load * kPerLoad + j);
+      if (!is_finite_key(key)) {
+        lower_atomically(&progress->first_not_finite, piece.begin + first + offset);
+      }
+    }
+  }
+  const unsigned n_hits = sum_of_warp(static_cast<unsigned>(__popc(hits)));
+  if (lane_of_thread() == 0) warp_counts[warp] = n_hits;
+  __syncthreads();
+  unsigned before = 0, all = 0;
+  for (unsigned w = 0; w < kThreads / kWarp; ++w) {
+    if (w == warp) before = all;
+    all += warp_counts[w];
+  }
+  if (threadIdx.x == 0) {
+    shared_place = all == 0 ? 0 : add_atomically(&progress->n_found, all);
+    const bool fits = shared_place + all <= candidates.room;
+    tile->first_candidate = shared_place;
+    tile->n_candidates = fits ? all : 0;
+  }
+  __syncthreads();
+  if (n_hits == 0 || shared_place + all > candidates.room) return;
+  uint64_t at = shared_place + before;
+  RESFED_UNROLL
+  for (unsigned load = 0; load < kLoads; ++load) {
+    const unsigned mine = hits >> (load * kPerLoad) & ((1u << kPerLoad) - 1);
+    unsigned rank = 0, count = 0;  // of this lane's first hit among the warp's of this load
+    RESFED_UNROLL
+    for (unsigned j = 0; j < kPerLoad; ++j) {
+      const unsigned ballot = __ballot_sync(kAllLanes, mine >> j & 1u);
+      rank += static_cast<unsigned>(__popc(ballot & lanes_below()));
+      count += static_cast<unsigned>(__popc(ballot));
+    }
+    RESFED_UNROLL
+    for (unsigned j = 0; j < kPerLoad; ++j) {
+      if ((mine >> j & 1u) == 0) continue;
+      candidates.offsets[at + rank] = static_cast<uint16_t>(offset_of(load) + j);
+      candidates.residuals[at + rank] = residuals[load][j];
+      ++rank;
+    }
+    at += count;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    collect_tiles(DeviceGroup group, Candidates candidates, Tile* tiles, bool exactly,
+                  Progress* progress) {
+  for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
+    const DevicePiece& piece = group.piece_of_tile(t);
+    const uint64_t first = (t - piece.first_tile) * kTile;
+    with_type(piece.dtype, [&]<class T>(T) {
+      collect_tile<T>(piece, first, candidates, &tiles[t], exactly, progress);
+    });
+    __syncthreads();  // the next tile writes what this one shares
+  }
+}
+
+__global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* samples) {
+  const uint64_t stretch = group.n_elems / n_samples;
+  for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < n_samples;
+       j += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+    const uint64_t index = j * stretch + mix64(j) % stretch;
+    const DevicePiece& piece = group.piece_at(index);
+    with_type(piece.dtype, [&]<class T>(T) {
+      samples[j] = magnitude_key(residual_at<T>(piece, index - piece.begin));
+    });
+  }
+}
+
+}  // namespace
+
+void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples) {
+  launch(sample_keys, (n_samples + kThreads - 1) / kThreads, kThreads, stage.stream, stage.group,
+         n_samples, samples);
+}
+
+void collect(const Stage& stage, Candidates candidates, bool exactly, Tile* tiles) {
+  launch(collect_tiles, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, tiles,
+         exactly, stage.progress);
+}
+
+}  // namespace resfed::cuda

@@ -1,0 +1,66 @@
+// What calls keep on a device for the next ones, and whose turn it is to use it. No CUDA headers.
+#pragma once
+
+#include <memory>
+
+#include "core/probability.hpp"
+#include "cuda/device.hpp"
+
+namespace resfed::cuda {
+
+// Host memory that a device reads and writes by itself.
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  explicit PinnedMemory(size_t n_bytes);
+  PinnedMemory(PinnedMemory&& other) noexcept { *this = static_cast<PinnedMemory&&>(other); }
+  PinnedMemory& operator=(PinnedMemory&& other) noexcept;
+  ~PinnedMemory();
+
+  void* data() const { return data_; }
+  size_t size() const { return n_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t n_bytes_ = 0;
+};
+
+struct Workspace;
+
+// One call's use of a device's workspace. Waits until the calls before are through with it, on
+// whatever stream they were; makes the device the thread's current one.
+class Turn {
+ public:
+  Turn(int device, Stream stream);
+  ~Turn();
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+  int device() const { return device_; }
+  Stream stream() const { return stream_; }
+  unsigned n_blocks() const;           // of 256 threads that fill the device
+  const Probability* initial() const;  // a slice's contexts, on the device
+
+  // Memory of at least n_bytes, each kind once at a time: what it held is lost, and what uses it
+  // must have ended.
+  void* scratch(size_t n_bytes);       // on the device
+  void* tables(size_t n_bytes);        // on the device
+  void* staged(size_t n_bytes);        // on the device
+  void* host_tables(size_t n_bytes);   // pinned
+  void* host_staged(size_t n_bytes);   // pinned
+  void* host_results(size_t n_bytes);  // pinned
+
+  void copy_in(void* device, const void* host, size_t n_bytes);
+  void copy_out(void* host, const void* device, size_t n_bytes);
+  void wait();  // for all of the stream so far
+
+ private:
+  int device_, before_;
+  Stream stream_;
+  std::shared_ptr<Workspace> workspace_;
+};
+
+// Frees what calls keep for the next ones, on all devices.
+void release_workspace();
+
+}  // namespace resfed::cuda

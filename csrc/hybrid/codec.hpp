@@ -1,0 +1,23 @@
+// encode() and decode() of api.hpp for tensors on a CUDA device: the same bytes, the same model.
+// Matrices, which are nearly all of a model, stay on the device; vectors, dense and lossless
+// tensors are copied to the host and coded there, while the device selects among the matrices. With
+// max_bytes or max_error everything is coded on the host.
+//
+// Tensors, terms, outputs and feedback are addresses on `device`; calls come in order after what
+// `stream` holds, and what they write is written in its order. Calls on one device take turns.
+#pragma once
+
+#include "api.hpp"
+#include "cuda/device.hpp"
+
+namespace resfed::hybrid {
+
+// Waits for the stream, as a rule once; where very many residuals are equal, twice. Throws Failure.
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
+                            int device, cuda::Stream stream);
+
+// All or nothing. Waits for the stream once. Throws Failure.
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+            const std::vector<Tensor>& tensors, int device, cuda::Stream stream);
+
+}  // namespace resfed::hybrid

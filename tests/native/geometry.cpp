@@ -1,0 +1,95 @@
+// The plain functions that say how large things are and who works on what on a CUDA device.
+#include "cuda/geometry.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+using namespace resfed;
+using namespace resfed::cuda;
+
+#define EXPECT(condition)                                           \
+  do {                                                              \
+    if (!(condition)) {                                             \
+      std::printf("line %d: not true: %s\n", __LINE__, #condition); \
+      std::exit(1);                                                 \
+    }                                                               \
+  } while (false)
+
+static void tiles() {
+  EXPECT(n_tiles(1) == 1 && n_tiles(kTile) == 1 && n_tiles(kTile + 1) == 2);
+  EXPECT(n_tiles(uint64_t{1} << 39) == (uint64_t{1} << 39) / kTile);
+  const std::vector<uint64_t> begins = {0, 1, 5, 6, 100};
+  for (uint64_t wanted = 0; wanted < 120; ++wanted) {
+    uint64_t expected = 0;
+    while (expected + 1 < begins.size() && begins[expected + 1] <= wanted) ++expected;
+    EXPECT(last_at_most(begins.size(), wanted, [&](uint64_t i) { return begins[i]; }) == expected);
+  }
+}
+
+static void samples() {
+  EXPECT(sample_plan(1000, 10).n_samples == 0);               // small
+  EXPECT(sample_plan(10'000'000, 0).n_samples == 0);          // nothing to select
+  EXPECT(sample_plan(10'000'000, 9'999'999).n_samples == 0);  // all of it
+  for (uint64_t n = 16384; n < uint64_t{1} << 38; n *= 3) {
+    for (uint64_t k = 1; k < n; k *= 7) {
+      const SamplePlan plan = sample_plan(n, k);
+      if (plan.n_samples == 0) continue;
+      EXPECT(plan.n_samples >= 2048 && plan.n_samples <= 16384 && plan.n_samples <= n / 8);
+      EXPECT(plan.rank < plan.n_samples);
+      EXPECT(candidate_room(n, plan) > min_of(n - 1, k));
+      EXPECT(candidate_room(n, plan) <= n);
+    }
+  }
+}
+
+static void areas() {
+  for (unsigned slice_log2 = kMinSliceLog2; slice_log2 <= kMaxSliceLog2; ++slice_log2) {
+    for (uint64_t n = 1; n < uint64_t{1} << 33; n = 2 * n + 1) {
+      const Partition p = partition(n, slice_log2);
+      const uint64_t longest = slice_begin(p, 1);  // longer ones come first
+      const uint64_t entries = area_entries(n, slice_log2, kMostDecisionsPerSymbol);
+      EXPECT(entries >= kAreaHead + (longest + 1) * kMostDecisionsPerSymbol);
+      EXPECT(entries * sizeof(uint16_t) % 16 == 0);
+    }
+  }
+  EXPECT(n_areas(0, 100, 0) == 0);
+  EXPECT(n_areas(5, 100, 0) == 5);
+  const uint64_t model = uint64_t{4} << 30, entries = 24'000;
+  const uint64_t n = n_areas(1'000'000, entries, model);
+  EXPECT(n * entries * sizeof(uint16_t) <= model / kAreaPart);
+  EXPECT((n + 1) * entries * sizeof(uint16_t) > model / kAreaPart);
+  EXPECT(n_areas(10, uint64_t{1} << 40, 0) == 1);  // one at least
+}
+
+static void carving() {
+  const auto carve = [](Carver& carver) {
+    std::vector<void*> parts;
+    parts.push_back(carver.take<uint8_t>(3));
+    parts.push_back(carver.take<uint64_t>(5));
+    const uint64_t mark = carver.mark();
+    parts.push_back(carver.take<uint16_t>(1000));
+    carver.rewind(mark);
+    parts.push_back(carver.take<float>(7));
+    return parts;
+  };
+  Carver counting(nullptr);
+  carve(counting);
+  std::vector<uint8_t> memory(counting.n_bytes());
+  Carver carver(memory.data());
+  const std::vector<void*> parts = carve(carver);
+  EXPECT(carver.n_bytes() == counting.n_bytes());
+  for (const void* part : parts) {
+    const auto offset = static_cast<const uint8_t*>(part) - memory.data();
+    EXPECT(offset >= 0 && offset % 256 == 0 && static_cast<size_t>(offset) < memory.size());
+  }
+  EXPECT(parts[2] == parts[3] && parts[1] != parts[2] && parts[0] != parts[1]);
+  EXPECT(static_cast<uint8_t*>(parts[2]) + 2000 <= memory.data() + memory.size());
+}
+
+int main() {
+  tiles();
+  samples();
+  areas();
+  carving();
+}
