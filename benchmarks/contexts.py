@@ -35,7 +35,8 @@ from benchmarks.common import (
     write_results,
 )
 from resfed_codec.initial_states import SLICE_STATES
-from resfed_codec.reference_slices import Period
+from resfed_codec.layout import block_sizes
+from resfed_codec.reference_slices import Block, Period
 
 STEP_RATIO = 0.55
 ONE_SLICE = 62  # slice_log2 of a slice that no model fills
@@ -60,7 +61,7 @@ class Nonzero(NamedTuple):
     sign_before: int  # of the last nonzero but one
     last_level: int
     level_before: int
-    kernel: int  # position in its kernel of the element after the last nonzero
+    left: int | None  # to the end of its block from the element after the last nonzero; 0: all
     likely: int  # the gap that the period before suggests; 0: none
     above: int  # level of the nonzero above, with the sign; 0: none
     repeats: int
@@ -68,9 +69,25 @@ class Nonzero(NamedTuple):
 
     def gap_key(self, i: int, rate: int = 8, classes: tuple[int, ...] = CLASSES) -> Key:
         a = bisect_right(classes, self.activities[RATES.index(rate)])
+        if i < 3 and self.left is not None:
+            return 789 + (a * 9 + min(self.left, 8)) * 3 + i
         if classes == CLASSES:
             return (min(self.last_e, 2) * 4 + a) * 16 + min(i, 15)
         return (1, min(self.last_e, 2), a, min(i, 15))
+
+    def gap_key_in_block(self, i: int) -> Key:
+        """Knows the size class of the last gap in blocks, too."""
+        if self.left is None or i >= 3:
+            return self.gap_key(i)
+        a = bisect_right(CLASSES, self.activities[RATES.index(8)])
+        return (9, min(self.last_e, 2), a, min(self.left, 8), i)
+
+    def gap_key_at_begin(self, i: int) -> Key:
+        """Knows whether a block begins, and no more."""
+        if self.left is None or i >= 3:
+            return self.gap_key(i)
+        a = bisect_right(CLASSES, self.activities[RATES.index(8)])
+        return (10, a, int(self.left == 0), i)
 
     def suggested(self, i: int) -> Key:
         """What the likely gap says about the decision "e > i", where it was right of late."""
@@ -133,6 +150,7 @@ class Variant:
 
     slice_log2: int = 11
     period: str = "if it pays"  # or "never", "always"
+    blocks: str = "if it pays"  # or "never", "always", "of kernels"
     asks: bool = True  # for the likely gap, as a decision of its own
     gap: Callable[[Nonzero, int], Key] = Nonzero.gap_key
     mantissa: Callable[[Nonzero, int], Key | None] = Nonzero.mantissa_key
@@ -144,6 +162,7 @@ class Variant:
 
 FORMER = Variant(
     period="never",
+    blocks="never",
     gap=partial(Nonzero.gap_key, classes=FORMER_CLASSES),
     mantissa=Nonzero.first_mantissa_bit,
 )
@@ -156,7 +175,7 @@ BASE, TRAINED = "format", "format, trained initial states"
 PAYLOAD = "the payload's slices: that by rANS"
 VARIANTS = {
     BASE: Variant(),
-    "before periods, 8 classes of activity, one mantissa bit": FORMER,
+    "before periods and blocks, 8 classes of activity, one mantissa bit": FORMER,
     "first draft: the last two gaps, no activity": DRAFT,
     "no period": Variant(period="never"),
     "the period always told": Variant(period="always"),
@@ -164,15 +183,17 @@ VARIANTS = {
         asks=False, gap=Nonzero.suggested, mantissa=Nonzero.suggested_mantissa
     ),
     "level without the one above": Variant(level=Nonzero.level_key_alone),
+    "no blocks": Variant(blocks="never"),
+    "blocks always told": Variant(blocks="always"),
+    "blocks in kernels, not in the layer behind": Variant(blocks="of kernels"),
+    "place in the block: whether it begins": Variant(gap=Nonzero.gap_key_at_begin),
+    "place in the block and the last gap": Variant(gap=Nonzero.gap_key_in_block),
     "8 classes of activity, not 4": Variant(gap=partial(Nonzero.gap_key, classes=FORMER_CLASSES)),
     "3 classes of activity, not 4": Variant(gap=partial(Nonzero.gap_key, classes=(12, 40))),
     "activity at rate 1/4, not 1/8": Variant(gap=partial(Nonzero.gap_key, rate=4)),
     "activity at rate 1/16, not 1/8": Variant(gap=partial(Nonzero.gap_key, rate=16)),
     "+ the gap before the last": Variant(
         gap=lambda x, i: (7, x.gap_key(i), min(x.e_before, 1))  # type: ignore[arg-type,return-value]
-    ),
-    "+ kernel position": Variant(
-        gap=lambda x, i: (8, x.gap_key(i), x.kernel if i < 4 else 0)  # type: ignore[arg-type,return-value]
     ),
     "second bit of the gap's mantissa raw": Variant(mantissa=Nonzero.first_mantissa_bit),
     "+ the sign before the last": Variant(sign=Nonzero.sign_key_of_two),
@@ -192,8 +213,7 @@ NOTE = f"""Gain in per cent of bytes of ideal code against "{BASE}": the context
 a change to that. Each column is the mean over a file's updates, one up and one down, and over
 sparsities 0.95, 0.99 and 0.9975; of "loop" files, where the codec was in the loop with
 error feedback up, over the updates at the loop's own sparsity. Bytes of each update are in
-contexts.json. For kernels a slice would have to say where it begins: some 3 bytes, not
-counted. The last line is the length in a real payload."""
+contexts.json. The last line is the length in a real payload."""
 
 
 def pay(table: dict[Key, State], rates: tuple[int, int], key: Key, bit: int) -> float:
@@ -209,6 +229,7 @@ def pay(table: dict[Key, State], rates: tuple[int, int], key: Key, bit: int) -> 
 
 class Slice(NamedTuple):
     period: int
+    block: int
     nonzeros: list[Nonzero]
 
 
@@ -216,11 +237,13 @@ def code_length(slices: list[Slice], variant: Variant) -> dict[str, float]:
     """Bytes for gaps (periods included), signs and levels."""
     gaps = signs = levels = 0.0
     states = SLICE_STATES if variant.trained else ()
-    for period, nonzeros in slices:
+    for period, block, nonzeros in slices:
         table: dict[Key, State] = {i: (256 * p, 256 * p, n) for i, (p, n) in enumerate(states)}
         decide = partial(pay, table, variant.rates)
         if variant.period != "never":
             gaps += decide(787, int(period > 0)) + (4 + period.bit_length() if period else 0)
+        if variant.blocks != "never" and not period:
+            gaps += decide(788, int(block > 0)) + (6 + (block - 1).bit_length() if block else 0)
         for x in nonzeros:
             repeats = variant.asks and x.likely == x.gap
             if variant.asks and x.likely:
@@ -257,11 +280,12 @@ def choose(state: Model, reference: Model, sparsity: float) -> tuple[list[int], 
 
 
 def deal(
-    index: list[int], level: list[int], model: Model, log2: int, period_when: str
+    index: list[int], level: list[int], model: Model, log2: int, period_when: str, blocks_when: str
 ) -> list[Slice]:
     """Slices of about 2^log2 nonzeros, section 5."""
     shapes = [value.shape for value in model.values()]
     starts = np.cumsum([0, *map(math.prod, shapes)]).tolist()
+    blocks = block_sizes([value.shape for value in model.values()])
     n_slices = max(1, len(index) + (1 << log2 - 1) >> log2)
     slices: list[Slice] = []
     last = -1
@@ -272,16 +296,21 @@ def deal(
         own = list(zip(index[begin:end], level[begin:end], strict=True))
         tells = period_when == "always" or (period_when != "never" and Period(length).pays(own))
         above = Period(length if tells else 0)
-        slices.append(Slice(above.length, []))
+        block = Block(blocks[middle], 0, starts[middle])
+        block_pays = 2 <= block.size <= 64 if blocks_when == "always" else block.pays(own)
+        if tells or blocks_when == "never" or not block_pays:
+            block.size = 0
+        if blocks_when == "of kernels" and len(shapes[middle]) == 2:
+            block.size = 0
+        slices.append(Slice(above.length, block.size, []))
         history = (0, 0, (0,) * len(RATES), 0, 0, 1, 1)
         repeats = agreed = 0
         for i, signed in own:
             gap, e = i - last, (i - last).bit_length() - 1
-            tensor = bisect_right(starts, last + 1) - 1
-            kernel = (last + 1 - starts[tensor]) % math.prod(shapes[tensor][2:])
+            left = block.left(last + 1) if block.size and slices[-1].nonzeros else None
             likely, up = above.gap(last), above.level(i)
             slices[-1].nonzeros.append(
-                Nonzero(gap, e, signed, *history, kernel, likely, up, repeats, agreed)
+                Nonzero(gap, e, signed, *history, left, likely, up, repeats, agreed)
             )
             if likely:
                 repeats = min(repeats + 1, 15) if gap == likely else repeats // 2
@@ -300,18 +329,22 @@ def deal(
 def measure(state: Model, reference: Model, sparsity: float) -> dict[str, dict[str, float]]:
     """Bytes of every variant, by its name, and of the slices of a real payload."""
     index, level = choose(state, reference, sparsity)
-    ways = {(v.slice_log2, v.period) for v in VARIANTS.values()}
+    ways = {(v.slice_log2, v.period, v.blocks) for v in VARIANTS.values()}
     dealt = {way: deal(index, level, reference, *way) for way in ways}
-    found = {name: code_length(dealt[v.slice_log2, v.period], v) for name, v in VARIANTS.items()}
+    found = {
+        name: code_length(dealt[v.slice_log2, v.period, v.blocks], v)
+        for name, v in VARIANTS.items()
+    }
     info = rfc.inspect(rfc.encode(state, reference, sparsity=sparsity, step=STEP_RATIO))
     if info.n_nonzero != len(index) or info.lossy_bytes < found[TRAINED]["bytes"]:
         raise AssertionError("the payload does not hold what was counted here")
-    slices = dealt[11, "if it pays"]
+    slices = dealt[11, "if it pays", "if it pays"]
     found[PAYLOAD] = {
         "bytes": info.lossy_bytes,
         "nonzeros": len(index),
         "slices": len(slices),
         "slices with a period": sum(s.period > 0 for s in slices),
+        "slices with blocks": sum(s.block > 0 for s in slices),
     }
     return found
 

@@ -53,6 +53,7 @@ struct EncodeOptions {
   std::vector<uint64_t> exclusions;   // for the frame; those tensors have role kLossless
   std::vector<uint64_t> dense;        // for the frame; those tensors have role kDense
   std::vector<uint64_t> row_lengths;  // of each tensor, elements per first dimension; 0: no rows
+  std::vector<uint64_t> blocks;  // of each tensor, elements that tend to be sent together; 0: none
 };
 
 // Throws Failure. On success the recovered tensors stand in `out` where that is not null.

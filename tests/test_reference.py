@@ -87,6 +87,75 @@ def test_the_row_above_saves_bytes(rng: np.random.Generator) -> None:
     assert len(with_rows) < 0.85 * len(rfc.encode(flat_state, flat, sparsity=0.9))
 
 
+def blocks_pair(
+    shape: tuple[int, ...], rng: np.random.Generator, *, outputs: int = 10, side: int = 4
+) -> tuple[State, State]:
+    """A convolution whose kernels differ in scale, and what flattening puts behind it."""
+    scale = rng.lognormal(0, 2, shape[:2] + (1,) * (len(shape) - 2))
+    channels = rng.lognormal(0, 2, (outputs, shape[0], 1))
+    update = {
+        "a.bias": rng.standard_normal(7),
+        "b.conv": scale * rng.standard_normal(shape),
+        "c.head": (channels * rng.standard_normal((outputs, shape[0], side))).reshape(outputs, -1),
+    }
+    reference = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in update.items()}
+    return {n: v + update[n].astype(np.float32) for n, v in reference.items()}, reference
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize(
+    "shape", [(24, 32, 3, 3), (30, 5, 2, 5, 5), (16, 9, 64), (16, 9, 65), (40, 60, 1, 1), (0, 3, 3)]
+)
+def test_blocks(shape: tuple[int, ...], sparsity: float, rng: np.random.Generator) -> None:
+    """Slices of one tensor and of two, blocks up to the greatest size and beyond it."""
+    assert_agree(*blocks_pair(shape, rng), {"sparsity": sparsity})
+
+
+@pytest.mark.parametrize("side", [1, 2, 16, 49, 81])
+def test_blocks_that_flattening_made(side: int, rng: np.random.Generator) -> None:
+    pair = blocks_pair((12, 8, 3, 3), rng, outputs=60, side=side)
+    assert_agree(*pair, {"sparsity": 0.9})
+
+
+def test_blocks_save_bytes(rng: np.random.Generator) -> None:
+    update = {
+        "b.conv": rng.uniform(1, 2, (64, 32, 3, 3)) * (rng.random((64, 32, 1, 1)) < 0.1),
+        "c.head": (rng.uniform(1, 2, (10, 64, 16)) * (rng.random((10, 64, 1)) < 0.1)).reshape(
+            10, -1
+        ),
+    }
+    state = {n: v.astype(np.float32) for n, v in update.items()}
+    reference = {n: np.zeros_like(v) for n, v in state.items()}
+    without = tuple(
+        {n: v.reshape(v.shape[0], -1) for n, v in model.items()} for model in (state, reference)
+    )
+    ours = len(rfc.encode(state, reference, sparsity=0.85))
+    assert ours < 0.95 * len(rfc.encode(*without, sparsity=0.85))
+
+
+def test_a_place_beyond_its_block(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No encoder sends that; it counts modulo the size in either decoder."""
+    state, reference = blocks_pair((24, 32, 3, 3), rng)
+    state["b.conv"][0, 0, 0, 0] = 1e6  # so that the first nonzero has place 0
+    usual = slow.encode(state, reference, sparsity=0.95)
+    told: list[int] = []
+    plain = Encoder.decide_number
+
+    def nine_more(self: Encoder, number: int, n_bits: int) -> int:
+        told.append(n_bits)
+        return plain(self, number + 9 if told == [6, 4] else number, n_bits)
+
+    monkeypatch.setattr(Encoder, "decide_number", nine_more)
+    forged = slow.encode(state, reference, sparsity=0.95)
+    assert told[:2] == [6, 4]
+    assert forged != usual
+    recovered = rfc.decode(usual, reference)
+    assert_same(rfc.decode(forged, reference), recovered)
+    assert_same(slow.decode(forged, reference), recovered)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -23,6 +23,7 @@ from benchmarks.common import is_matrix, load_snapshots, updates_in
 from benchmarks.initial_states.updates import RUNS
 from resfed_codec import _native
 from resfed_codec.config import AUTO_STEP_RATIO
+from resfed_codec.layout import block_sizes
 
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.9975, 0.999)
 SLICES_PER_UPDATE = 3  # first, middle, last: a model at 0.9 must not outweigh one at 0.999
@@ -31,7 +32,7 @@ SEQUENCES = 400  # of a context, from slices spread over all
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 ROOT = Path(__file__).parents[2]
 
-Rows = list[tuple[int, int]]  # where a tensor begins, the length of its rows
+Rows = list[tuple[int, int, int]]  # where a tensor begins, length of its rows and its blocks
 Updates = Iterator[tuple[NDArray[np.uint64], NDArray[np.int32], Rows]]
 
 
@@ -47,7 +48,11 @@ def updates_of(path: Path) -> Updates:
         names = sorted(name for name, value in reference.items() if is_matrix(value))
         residual = np.concatenate([(state[n] - reference[n]).ravel() for n in names])
         begins = np.cumsum([0, *(reference[n].size for n in names)]).tolist()
-        rows = [(b, reference[n][0].size) for b, n in zip(begins, names, strict=False)]
+        blocks = block_sizes([reference[n].shape for n in names])
+        rows = [
+            (begin, reference[name][0].size, block)
+            for begin, name, block in zip(begins[:-1], names, blocks, strict=True)
+        ]
         for sparsity in SPARSITIES if in_the_loop is None else (in_the_loop,):
             k = int(np.ceil(residual.size * (1 - sparsity)))
             if k >= 64:

@@ -111,12 +111,12 @@ py::dict inspect_payload(const py::bytes& payload) {
 }
 
 py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
-                const std::vector<std::pair<uint64_t, uint64_t>>& row_lengths,
+                const std::vector<std::tuple<uint64_t, uint64_t, uint64_t>>& row_lengths,
                 unsigned slice_log2) {
   Scratch<SentSymbol> symbols;
   for (size_t i = 0; i < indices.size(); ++i) symbols.emplace_back(indices[i], levels[i]);
   RowLengths rows;
-  for (const auto& [begin, length] : row_lengths) rows.push_back({begin, length});
+  for (const auto& [begin, length, block] : row_lengths) rows.push_back({begin, length, block});
   std::vector<uint64_t> ends;
   const std::vector<uint16_t> decisions = trace_decisions(symbols, rows, slice_log2, &ends);
   return py::make_tuple(
@@ -158,7 +158,8 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("exclusions", &EncodeOptions::exclusions)
       .def_readwrite("dense", &EncodeOptions::dense)
       .def_readwrite("dense_bits", &EncodeOptions::dense_bits)
-      .def_readwrite("row_lengths", &EncodeOptions::row_lengths);
+      .def_readwrite("row_lengths", &EncodeOptions::row_lengths)
+      .def_readwrite("blocks", &EncodeOptions::blocks);
 
   py::class_<Contribution>(m, "Contribution");
   py::class_<Aggregator>(m, "Aggregator")

@@ -10,7 +10,7 @@
 
 namespace resfed {
 
-// For slices without a period.
+// For slices without a period: contexts of gaps as they are, nothing above.
 struct NoAbove {
   template <class Symbol>
   RESFED_HD void up_to(const Symbol*) {}
@@ -20,18 +20,27 @@ struct NoAbove {
   RESFED_HD uint32_t agree_context() const { return kAgreeBase; }
   RESFED_HD void remember_repeat(bool) {}
   RESFED_HD void remember_agreement(bool) {}
+
+  RESFED_HD uint32_t row(const History& h) const { return gap_row(h); }
+  RESFED_HD uint32_t context(uint32_t row, uint32_t position) const {
+    return gap_context(row, position);
+  }
+  RESFED_HD void follow(uint64_t) {}
 };
 
 // Symbols have index() and level(), with the residual's sign; [begin, end) are those of the slice
 // so far. Both questions together go over them once in all.
 template <class Symbol>
-struct Above {
+struct Above : NoAbove {
   const Symbol* begin;
   const Symbol* next;  // the first that can still matter
   const Symbol* end;
   uint64_t period;
   uint32_t repeats = 0;  // up on a gap like the one above, halved on any other
   uint32_t agreed = 0;   // signs in sequence that were like those above, up to 3
+
+  RESFED_HD Above(const Symbol* first, uint64_t length)
+      : begin(first), next(first), end(first), period(length) {}
 
   RESFED_HD void up_to(const Symbol* place) { end = place; }
 

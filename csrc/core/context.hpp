@@ -4,7 +4,8 @@
 // sign, level (>= 1); nonzeros of a trained model cluster, so the contexts are what the last few
 // nonzeros looked like: the size class of the last gap, a moving average of size classes
 // ("activity"), the last sign and the last level. Where a slice tells a period, what lies one
-// period before comes first (above.hpp). The table of tried contexts is in docs/design.md.
+// period before comes first (above.hpp); where it tells blocks, the place in the block counts
+// (block.hpp). The table of tried contexts is in docs/design.md.
 #pragma once
 
 #include "core/hd.hpp"
@@ -39,6 +40,8 @@ constexpr uint32_t kGapMantissa = 24;  // first and second bit below the leading
 constexpr uint32_t kLevelUnary = 14;   // unary positions before the escape
 constexpr uint32_t kEscapeUnary = 24;  // unary positions of the escape's size class
 constexpr uint32_t kLevelClasses = 7;
+constexpr uint32_t kBlockUnary = 3;    // unary positions of the gap class that know the block
+constexpr uint32_t kBlockClasses = 9;  // elements left in it: 0 for all, then 1 to 8 and more
 
 constexpr uint32_t kGapBase = 0;
 constexpr uint32_t kGapMantissaBase = kGapBase + 3 * kActivityClasses * kGapUnary;
@@ -50,7 +53,9 @@ constexpr uint32_t kRepeatBase = kEscapeBase + kEscapeUnary;
 constexpr uint32_t kAgreeBase = kRepeatBase + 4 * 6 * 4;
 constexpr uint32_t kLevelAboveBase = kAgreeBase + 4;
 constexpr uint32_t kPeriodContext = kLevelAboveBase + kLevelClasses * kLevelUnary;
-constexpr uint32_t kSliceContexts = kPeriodContext + 1;
+constexpr uint32_t kBlockContext = kPeriodContext + 1;
+constexpr uint32_t kBlockGapBase = kBlockContext + 1;
+constexpr uint32_t kSliceContexts = kBlockGapBase + kActivityClasses * kBlockClasses * kBlockUnary;
 
 // Unary codes have a row of contexts each, in which the position counts.
 RESFED_HD uint32_t gap_row(const History& h) {
@@ -59,6 +64,11 @@ RESFED_HD uint32_t gap_row(const History& h) {
 }
 RESFED_HD uint32_t gap_context(uint32_t row, uint32_t position) {
   return row + min_of(position, kGapUnary - 1);
+}
+// `left` elements are left in the block, 0 if all of them.
+RESFED_HD uint32_t block_row(const History& h, uint32_t left) {
+  const uint32_t row = activity_class(h.activity) * kBlockClasses;
+  return kBlockGapBase + (row + min_of(left, kBlockClasses - 1)) * kBlockUnary;
 }
 RESFED_HD uint32_t gap_mantissa_context(uint32_t gap_class) {
   return kGapMantissaBase + min_of(gap_class, kGapMantissa) - 1;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/above.hpp"
+#include "core/block.hpp"
 #include "core/quantize.hpp"
 #include "core/symbols.hpp"
 
@@ -34,28 +35,44 @@ class SentSymbol {
   uint64_t packed_;
 };
 
-// The elements from `begin` on lie in rows of this length; 0: no rows. A list is ascending and
-// begins at 0; an empty one means that there are no rows.
+// The elements from `begin` on lie in rows of this length, and in blocks of this size; 0: no rows,
+// no blocks. A list is ascending and begins at 0; an empty one means that there are neither.
 struct RowLength {
   uint64_t begin;
   uint64_t length;
+  uint64_t block;
 };
 
-RESFED_HD uint64_t row_length_at(const RowLength* rows, size_t n_rows, uint64_t index) {
-  if (n_rows == 0) return 0;
+RESFED_HD RowLength row_length_at(const RowLength* rows, size_t n_rows, uint64_t index) {
+  if (n_rows == 0) return {0, 0, 0};
   size_t low = 0, high = n_rows;  // the last that begins at or before it
   while (high - low > 1) {
     const size_t middle = (low + high) / 2;
     (rows[middle].begin <= index ? low : high) = middle;
   }
-  return rows[low].length;
+  return rows[low];
 }
 
-// The period that a slice tells: the row length where its middle nonzero lies, if that pays.
-RESFED_HD uint64_t choose_period(const SentSymbol* begin, const SentSymbol* end,
-                                 const RowLength* rows, size_t n_rows) {
-  const uint64_t length = row_length_at(rows, n_rows, begin[(end - begin) / 2].index());
-  return length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length) ? length : 0;
+// What a slice tells before its nonzeros: a period, or blocks, or neither.
+struct Rhythm {
+  uint64_t period = 0;
+  Block block = {0, 0};
+};
+
+// The row length where the slice's middle nonzero lies, or the blocks there, if that pays.
+RESFED_HD Rhythm choose_rhythm(const SentSymbol* begin, const SentSymbol* end,
+                               const RowLength* rows, size_t n_rows) {
+  const uint64_t middle = begin[(end - begin) / 2].index();
+  const RowLength here = row_length_at(rows, n_rows, middle);
+  const uint64_t length = here.length;
+  if (length >= 2 && length >> 32 == 0 && rows_resemble(begin, end, length))
+    return {length, {0, 0}};
+  if (here.block < 2 || here.block > kMaxBlockSize) return {};
+  const uint64_t place = (middle - here.begin) % here.block;
+  const uint64_t back = (middle - begin->index()) % here.block;
+  const Block block = {static_cast<uint32_t>(here.block),
+                       static_cast<uint32_t>((place + here.block - back) % here.block)};
+  return runs_end_with_blocks(begin, end, block) ? Rhythm{0, block} : Rhythm{};
 }
 
 // Symbol after symbol of a slice; those before the one that is coded must stand in front of it,
@@ -87,16 +104,14 @@ struct NonzeroCode {
 };
 
 // Codes what comes before the symbols of a slice, of which `first` is the first, and calls
-// body(code) with a code for all of them. A decoder ignores `period`.
+// body(code) with a code for all of them. A decoder ignores `rhythm`.
 template <class Coder, class Body>
-RESFED_HD void with_nonzero_code(Coder& coder, const SentSymbol* first, uint64_t period,
-                                 Body body) {
-  period = code_period(coder, period);
-  if (period == 0) {
-    body(NonzeroCode<NoAbove>{{}, {}});
-  } else {
-    body(NonzeroCode<Above<SentSymbol>>{{first, first, first, period}, {}});
-  }
+RESFED_HD void with_nonzero_code(Coder& coder, const SentSymbol* first, Rhythm rhythm, Body body) {
+  const uint64_t period = code_period(coder, rhythm.period);
+  if (period != 0) return body(NonzeroCode<Above<SentSymbol>>{{first, period}, {}});
+  const Block block = code_block(coder, rhythm.block);
+  if (block.size != 0) return body(NonzeroCode<InBlock>{InBlock{block}, {}});
+  body(NonzeroCode<NoAbove>{{}, {}});
 }
 
 }  // namespace resfed

@@ -11,7 +11,7 @@
 // A decoder's numbers are bounded by construction: unary codes stop at a limit and say so.
 #pragma once
 
-#include "core/above.hpp"
+#include "core/block.hpp"
 #include "core/context.hpp"
 #include "core/hd.hpp"
 #include "core/rans.hpp"
@@ -48,6 +48,15 @@ RESFED_HD uint64_t code_period(Coder& coder, uint64_t period) {
   return code_mantissa(coder, period, static_cast<uint32_t>(size), 1);
 }
 
+// The blocks of a slice, which come next if it has no period.
+template <class Coder>
+RESFED_HD Block code_block(Coder& coder, Block block) {
+  if (!coder.decide(kBlockContext, block.size != 0)) return {0, 0};
+  const uint32_t size = coder.decide_number((block.size - 1) % kMaxBlockSize, kBlockSizeBits) + 1;
+  const uint32_t place = coder.decide_number(block.place, floor_log2((size - 1) | 1u) + 1);
+  return {size, place % size};
+}
+
 // Returns false when a unary code ran past its limit, which only a forged stream does.
 template <class Coder, class RowAbove>
 RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Nonzero& nonzero) {
@@ -62,8 +71,8 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
     gap_class = floor_log2(gap);
   } else {
     const uint32_t wanted = floor_log2(nonzero.gap | 1u);
-    row = gap_row(history);
-    while (coder.decide(gap_context(row, gap_class), gap_class < wanted)) {
+    row = above.row(history);
+    while (coder.decide(above.context(row, gap_class), gap_class < wanted)) {
       if (++gap_class > kMaxGapClass) return false;
     }
     gap = 1;
@@ -106,6 +115,7 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
     level = kLevelUnary + static_cast<uint32_t>(code_mantissa(coder, rest, size, 1));
   }
 
+  above.follow(gap);
   nonzero = {gap, level, positive != 0};
   remember(history, gap_class, positive, level);
   return true;

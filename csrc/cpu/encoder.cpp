@@ -167,12 +167,14 @@ Coded code_within_error(const Group& group, StepRule rule, double max_error, dou
   return best;
 }
 
-RowLengths rows_of(const Group& matrix, const std::vector<uint64_t>& row_lengths) {
+RowLengths rows_of(const Group& matrix, const EncodeOptions& options) {
   RowLengths rows;
-  if (row_lengths.empty()) return rows;
-  for (const Piece& piece : matrix.pieces)
-    rows.push_back({piece.begin, row_lengths.at(piece.ordinal)});
-  rows.push_back({matrix.n_elems, 0});
+  if (options.row_lengths.empty()) return rows;
+  for (const Piece& piece : matrix.pieces) {
+    const uint64_t block = options.blocks.empty() ? 0 : options.blocks.at(piece.ordinal);
+    rows.push_back({piece.begin, options.row_lengths.at(piece.ordinal), block});
+  }
+  rows.push_back({matrix.n_elems, 0, 0});
   return rows;
 }
 
@@ -237,7 +239,7 @@ Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& op
   frame.dense_exponents = choose_exponents(groups.dense);
   apply_exponents(groups.dense, frame.dense_exponents);
 
-  parts.rows = rows_of(groups.matrix, options.row_lengths);
+  parts.rows = rows_of(groups.matrix, options);
   parts.changes = find_changes(groups.lossless);
   parts.restored = restore_changes(groups.lossless, parts.changes);
   parts.lossless_slices = encode_slices(parts.changes, frame.slice_log2);

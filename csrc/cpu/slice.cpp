@@ -53,16 +53,16 @@ struct Recorder : RecordingCoder<DecisionBuffer> {
 // before the one that is coded must stand in front of it, with indices from any common origin.
 struct LossyCode {
   using Symbol = SentSymbol;
-  using Parameter = uint64_t;  // the period
+  using Parameter = Rhythm;
   static constexpr uint32_t kContexts = kSliceContexts;
   static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
 
   static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
-    return choose_period(begin, end, rows.data(), rows.size());
+    return choose_rhythm(begin, end, rows.data(), rows.size());
   }
   template <class Coder, class Body>
-  static void with_code(Coder& coder, const Symbol* first, Parameter period, Body body) {
-    with_nonzero_code(coder, first, period, body);
+  static void with_code(Coder& coder, const Symbol* first, Parameter rhythm, Body body) {
+    with_nonzero_code(coder, first, rhythm, body);
   }
 };
 

@@ -45,6 +45,7 @@ class EncodeOptions:
     dense: Sequence[int]
     dense_bits: int
     row_lengths: Sequence[int]
+    blocks: Sequence[int]
 
 class Contribution: ...
 
@@ -75,7 +76,7 @@ def cuda_unavailable_reason() -> str: ...
 def trace(
     indices: Sequence[int],
     levels: Sequence[int],
-    row_lengths: Sequence[tuple[int, int]],
+    row_lengths: Sequence[tuple[int, int, int]],
     slice_log2: int,
 ) -> tuple[bytes, list[int]]: ...
 def initial_states() -> list[tuple[int, int]]: ...

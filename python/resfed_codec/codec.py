@@ -19,6 +19,7 @@ from resfed_codec.layout import (
     State,
     TensorSpec,
     View,
+    block_sizes,
     check_same_layout,
     is_torch,
     items_of,
@@ -122,6 +123,8 @@ def native_options(
     options.exclusions, options.dense = special
     options.dense_bits = config.dense_bits
     options.row_lengths = [spec.row_length for spec in specs]
+    shapes = (s.shape if role == MATRIX else () for s, role in zip(specs, roles, strict=True))
+    options.blocks = block_sizes(list(shapes))
     options.vector_share = VECTOR_SHARE
     if config.sparsity is not None:
         n_matrix, n_vector = (

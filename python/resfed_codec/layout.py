@@ -65,6 +65,22 @@ class TensorSpec(NamedTuple):
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
 
 
+def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Elements that tend to be sent together, for each matrix of a model; 0 if there are no such.
+
+    Of a convolution those are its kernels, as PyTorch lays them. The rows of a matrix behind it
+    have what flattening made of a channel; which convolution it is behind is a guess.
+    """
+    channels = sorted({s[0] for s in shapes if len(s) >= 3 and s[0]}, reverse=True)
+
+    def size(shape: tuple[int, ...]) -> int:
+        if len(shape) != 2:
+            return math.prod(shape[2:]) if len(shape) > 2 else 0
+        return next((shape[1] // c for c in channels if shape[1] % c == 0), 0)
+
+    return [size(shape) for shape in shapes]
+
+
 class View(NamedTuple):
     """One tensor of a state: what it is, and its memory as a C-contiguous NumPy array.
 

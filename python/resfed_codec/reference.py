@@ -257,12 +257,18 @@ def write_quantizer(q: Quantizer) -> bytes:
 
 
 def rows_of(matrices: list[Tensor]) -> Rows:
-    """Where each matrix begins in its group, and how long its rows are."""
+    """Where each matrix begins in its group, how long its rows are, and how long its blocks."""
+    channels = [t.shape[0] for t in matrices if len(t.shape) >= 3]
     rows, begin = [], 0
     for t in matrices:
-        rows.append((begin, math.prod(t.shape[1:]) if len(t.shape) >= 2 else 0))
+        length, block = math.prod(t.shape[1:]), math.prod(t.shape[2:])
+        if len(t.shape) == 2:
+            block = length // max(
+                (c for c in channels if c and length % c == 0), default=length + 1
+            )
+        rows.append((begin, length, block) if len(t.shape) >= 2 else (begin, 0, 0))
         begin += t.reference.size
-    return [*rows, (begin, 0)]
+    return [*rows, (begin, 0, 0)]
 
 
 def assemble(

@@ -103,15 +103,15 @@ class Decoder:
 
 Coder = Encoder | Decoder
 Symbols = list[tuple[int, int]]  # (index, level) or (index, change)
-Rows = list[tuple[int, int]]  # (first element, length of the rows from there on); 0: no rows
+Rows = list[tuple[int, int, int]]  # first element, length of rows and of blocks from there on
 
 
 def log2(n: int) -> int:
     return n.bit_length() - 1
 
 
-def row_length_at(rows: Rows, index: int) -> int:
-    return next((length for begin, length in reversed(rows) if begin <= index), 0)
+def rows_at(rows: Rows, index: int) -> tuple[int, int, int]:
+    return next((entry for entry in reversed(rows) if entry[0] <= index), (0, 0, 0))
 
 
 def code_unary(coder: Coder, value: int, context: Callable[[int], int], most: int) -> int:
@@ -173,6 +173,28 @@ class Period:
         return 64 * advantage > len(symbols)
 
 
+class Block:
+    """Where in its block an element lies: ``place`` is that of ``origin``. No blocks: size 0."""
+
+    def __init__(self, size: int, place: int, origin: int) -> None:
+        self.size, self.place, self.origin = size, place, origin
+
+    def left(self, index: int) -> int:
+        """Elements from this one to the end of its block; 0: all of them."""
+        return -(self.place + index - self.origin) % self.size
+
+    def pays(self, symbols: Symbols) -> bool:
+        """Section 8: whether an encoder tells these blocks for a slice of these symbols."""
+        if not 2 <= self.size <= 64:
+            return False
+        n, direct = [0, 0], [0, 0]  # across the end of a block, inside
+        for (before, _), (index, _) in pairwise(symbols):
+            inside = int(self.left(before + 1) > 0)
+            n[inside] += 1
+            direct[inside] += int(index == before + 1)
+        return 8 * (direct[1] * n[0] - direct[0] * n[1]) > n[1] * (n[0] + 64)
+
+
 class NonzeroCode:
     states: ClassVar = list(SLICE_STATES)
 
@@ -180,12 +202,23 @@ class NonzeroCode:
         self.gap_class = self.activity = self.sign = self.repeats = self.agreed = 0
         self.level = 1
         self.last = start
-        period = Period(row_length_at(rows, symbols[len(symbols) // 2][0]) if symbols else 0)
-        length = period.length if period.pays(symbols) else 0
+        first, middle = (symbols[0][0], symbols[len(symbols) // 2][0]) if symbols else (0, 0)
+        begin, length, size = rows_at(rows, middle)
+        if not Period(length).pays(symbols):
+            length = 0
         if coder.decide(787, int(length > 0)):
-            size = code_mantissa(coder, log2(max(length, 1)), 5, 0)
-            length = code_mantissa(coder, length, size)
+            n_bits = code_mantissa(coder, log2(max(length, 1)), 5, 0)
+            length = code_mantissa(coder, length, n_bits)
         self.period = Period(length)
+
+        block = Block(size, middle - begin, middle)
+        place = -block.left(first) % size if size and not length and block.pays(symbols) else -1
+        self.block_size = 0
+        self.block: Block | None = None  # until there is a nonzero
+        if not length and coder.decide(788, int(place >= 0)):
+            self.block_size = 1 + coder.decide_number((size - 1) % 64, 6)
+            n_bits = max(1, (self.block_size - 1).bit_length())
+            self.place = coder.decide_number(max(place, 0), n_bits) % self.block_size
 
     def code(self, coder: Coder, gap: int, level: int) -> tuple[int, int]:
         likely, repeat = self.period.gap(self.last), 0
@@ -221,6 +254,8 @@ class NonzeroCode:
             raise PayloadError("payload: a level is too large")
 
         self.period.add(self.last, reached if positive else -reached)
+        if self.block_size and self.block is None:
+            self.block = Block(self.block_size, self.place, self.last)
         self.gap_class = e
         self.activity += 2 * min(e, 15) - self.activity // 8
         self.sign = 2 if positive else 1
@@ -230,8 +265,10 @@ class NonzeroCode:
     def code_gap(self, coder: Coder, gap: int) -> tuple[int, int]:
         """The gap without help from the period before, and its log2."""
         a = sum(self.activity >= limit for limit in (8, 24, 56))
-        base = (min(self.gap_class, 2) * 4 + a) * 16
-        e = code_unary(coder, log2(gap), lambda i: base + min(i, 15), 62)
+        base = block = (min(self.gap_class, 2) * 4 + a) * 16
+        if self.block is not None:
+            block = 789 + (a * 9 + min(self.block.left(self.last + 1), 8)) * 3
+        e = code_unary(coder, log2(gap), lambda i: block + i if i < 3 else base + min(i, 15), 62)
         if e == 0:
             return 1, 0
         top = 2 | coder.decide(192 + min(e, 24) - 1, gap >> (e - 1) & 1)

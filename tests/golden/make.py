@@ -32,6 +32,15 @@ def ramp(shape: tuple[int, ...], scale: float, dtype: str = "float32") -> np.nda
     return (scale * noise * noise * noise * rows * rows).astype(dtype).reshape(shape)
 
 
+def block_scaled(shape: tuple[int, int] | tuple[int, int, int, int], block: int) -> np.ndarray:
+    """Like a ramp, but it is blocks that differ in scale, and rows do not resemble each other."""
+    i = np.arange(int(np.prod(shape)), dtype=np.int64)
+    signs = 1 - 2 * (i * i % 65537 * 7919 % 101 % 2)
+    scale = 1 + (i // block) ** 2 % 10007 % 61
+    noise = 1 + i * i % 509 % 64
+    return (signs * scale * scale * noise / 65536).astype(np.float32).reshape(shape)
+
+
 def model(shapes: dict[str, tuple[int, ...]], scale: float, dtype: str = "float32") -> Any:
     """(state, reference)"""
     reference = {name: ramp(shape, 1.0, dtype) for name, shape in shapes.items()}
@@ -57,6 +66,10 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     turns = (np.arange(60, dtype=np.int64) * 7919 % 7 - 3).astype(np.float32)
     alike = {"w": turns[:, None] * ramp((1, 50), 1.0), "b": ramp((20,), 0.1)}
     wide = {"w": np.ldexp(np.float32(1), powers)}
+    blocks = {
+        "conv": block_scaled((48, 32, 3, 3), 9),
+        "head": block_scaled((10, 48 * 16), 16),
+    }
     return {
         "default": (state, reference, {}),
         "nothing_changed": (reference, reference, {}),
@@ -73,6 +86,11 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
             alike,
             {name: np.zeros_like(value) for name, value in alike.items()},
             {"sparsity": 0.6},
+        ),
+        "blocks": (
+            blocks,
+            {name: np.zeros_like(value) for name, value in blocks.items()},
+            {"sparsity": 0.7},
         ),
         "step": (state, reference, {"sparsity": 0.9, "step": 8.0}),
         "bits": (state, reference, {"sparsity": 0.9, "bits": 3}),
