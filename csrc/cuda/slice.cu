@@ -25,8 +25,8 @@ __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64
   const uint64_t room = n_entries - kAreaHead - kMostDecisionsPerSymbol;
   RecordingCoder<DecisionArea> coder{contexts, decisions};
   bool fits = true;
-  const uint64_t period = choose_period(symbols + begin, symbols + end, rows.data, rows.n);
-  with_nonzero_code(coder, symbols + begin, period, [&](auto code) {
+  const Rhythm rhythm = choose_rhythm(symbols + begin, symbols + end, rows.data, rows.n);
+  with_nonzero_code(coder, symbols + begin, rhythm, [&](auto code) {
     uint64_t covered = begin == 0 ? 0 : symbols[begin - 1].index() + 1;
     for (const SentSymbol* symbol = symbols + begin; symbol != symbols + end; ++symbol) {
       fits = decisions.n <= room;
@@ -123,7 +123,7 @@ __device__ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, SentSymbol*
   DecodingCoder coder;
   if (!open_slice(slice, n_bytes, contexts, &coder)) return false;
   bool sound = true;
-  with_nonzero_code(coder, first, 0, [&](auto code) {
+  with_nonzero_code(coder, first, {}, [&](auto code) {
     DecodingCoder mine = coder;  // in registers
     for (SentSymbol* symbol = first; sound && symbol != last; ++symbol) {
       sound = code.decode(mine, *covered, n_elems, symbol) && !mine.underrun;
