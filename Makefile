@@ -8,7 +8,7 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test test-integration nncodec lint format clean
+.PHONY: demo test test-integration wheel-test docs nncodec lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
@@ -21,12 +21,28 @@ test: .venv-test/installed
 test-integration: .venv-integration/installed
 	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
 
+# What is released: an sdist, a wheel made from it without CUDA, and that wheel where there is nothing
+# but NumPy.
+wheel-test: .venv-test/installed
+	rm -rf build/wheel-test .venv-wheel
+	CMAKE_ARGS= .venv-test/bin/python -m build --outdir build/wheel-test \
+		--config-setting=cmake.define.RESFED_CUDA=OFF .
+	.venv-test/bin/python tests/sdist.py build/wheel-test/*.tar.gz
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python $(PIP_INSTALL) build/wheel-test/*.whl
+	.venv-wheel/bin/python tests/installed.py
+
+# The pages, build/docs/index.html; a warning is an error, a link that leads nowhere is a warning.
+docs: .venv-test/installed
+	.venv-test/bin/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -c docs . build/docs
+
 # Style, types and warnings; what CI asks for.
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	find csrc -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format --dry-run -Werror
 	.venv-test/bin/mypy
+	.venv-test/bin/python -m mypy.stubtest resfed_codec._native --allowlist tests/native/stub_allowlist.txt
 
 format: .venv-test/installed
 	.venv-test/bin/ruff check --fix .
@@ -40,7 +56,7 @@ format: .venv-test/installed
 
 .venv-test/installed: $(SOURCES)
 	test -d .venv-test || $(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev]'
+	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev,docs]'
 	touch $@
 
 .venv-integration/installed: $(SOURCES)
@@ -63,4 +79,4 @@ nncodec: .venv-nncodec/installed
 	touch $@
 
 clean:
-	rm -rf build dist .venv .venv-test .venv-integration .venv-nncodec
+	rm -rf build dist .venv .venv-test .venv-integration .venv-nncodec .venv-wheel
