@@ -8,7 +8,7 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test test-integration wheel-test docs nncodec lint format clean
+.PHONY: demo test test-integration nncodec lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
@@ -20,21 +20,6 @@ test: .venv-test/installed
 # environment of their own; without it these tests are skipped in `make test`.
 test-integration: .venv-integration/installed
 	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
-
-# What is released: an sdist, a wheel made from it without CUDA, and that wheel where there is nothing
-# but NumPy.
-wheel-test: .venv-test/installed
-	rm -rf build/wheel-test .venv-wheel
-	CMAKE_ARGS= .venv-test/bin/python -m build --outdir build/wheel-test \
-		--config-setting=cmake.define.RESFED_CUDA=OFF .
-	.venv-test/bin/python tests/sdist.py build/wheel-test/*.tar.gz
-	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python $(PIP_INSTALL) build/wheel-test/*.whl
-	.venv-wheel/bin/python tests/installed.py
-
-# The pages, build/docs/index.html; a warning is an error, a link that leads nowhere is a warning.
-docs: .venv-test/installed
-	.venv-test/bin/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -c docs . build/docs
 
 # Style, types and warnings; what CI asks for.
 lint: .venv-test/installed
@@ -64,6 +49,22 @@ format: .venv-test/installed
 	.venv-integration/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) \
 		'.[flower,nvflare]' hypothesis pytest scikit-learn
 	touch $@
+
+# What is released: an sdist, a wheel made from it without CUDA, and that wheel where there is nothing
+# but NumPy.
+.PHONY: wheel-test docs
+wheel-test: .venv-test/installed
+	rm -rf build/wheel-test .venv-wheel
+	CMAKE_ARGS= .venv-test/bin/python -m build --outdir build/wheel-test \
+		--config-setting=cmake.define.RESFED_CUDA=OFF .
+	.venv-test/bin/python tests/sdist.py build/wheel-test/*.tar.gz
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python $(PIP_INSTALL) build/wheel-test/*.whl
+	.venv-wheel/bin/python tests/installed.py
+
+# The pages, build/docs/index.html; a warning is an error, a link that leads nowhere is a warning.
+docs: .venv-test/installed
+	.venv-test/bin/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -c docs . build/docs
 
 # NNCodec 2.1.3, for `python -m benchmarks` to compare with. Its own list of packages is long and wants
 # an older NumPy (so Python 3.10 to 3.12); this installs what coding uses: torch, numpy, pandas,
