@@ -27,6 +27,7 @@ lint: .venv-test/installed
 	.venv-test/bin/ruff format --check .
 	find csrc -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format --dry-run -Werror
 	.venv-test/bin/mypy
+	.venv-test/bin/python -m mypy.stubtest resfed_codec._native --allowlist tests/native/stub_allowlist.txt
 
 format: .venv-test/installed
 	.venv-test/bin/ruff check --fix .
@@ -40,7 +41,7 @@ format: .venv-test/installed
 
 .venv-test/installed: $(SOURCES)
 	test -d .venv-test || $(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev]'
+	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev,docs]'
 	touch $@
 
 .venv-integration/installed: $(SOURCES)
@@ -48,6 +49,22 @@ format: .venv-test/installed
 	.venv-integration/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) \
 		'.[flower,nvflare]' hypothesis pytest scikit-learn
 	touch $@
+
+# What is released: an sdist, a wheel made from it without CUDA, and that wheel where there is nothing
+# but NumPy.
+.PHONY: wheel-test docs
+wheel-test: .venv-test/installed
+	rm -rf build/wheel-test .venv-wheel
+	CMAKE_ARGS= .venv-test/bin/python -m build --outdir build/wheel-test \
+		--config-setting=cmake.define.RESFED_CUDA=OFF .
+	.venv-test/bin/python tests/sdist.py build/wheel-test/*.tar.gz
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python $(PIP_INSTALL) build/wheel-test/*.whl
+	.venv-wheel/bin/python tests/installed.py
+
+# The pages, build/docs/index.html; a warning is an error, a link that leads nowhere is a warning.
+docs: .venv-test/installed
+	.venv-test/bin/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -c docs . build/docs
 
 # NNCodec 2.1.3, for `python -m benchmarks` to compare with. Its own list of packages is long and wants
 # an older NumPy (so Python 3.10 to 3.12); this installs what coding uses: torch, numpy, pandas,
@@ -63,4 +80,4 @@ nncodec: .venv-nncodec/installed
 	touch $@
 
 clean:
-	rm -rf build dist .venv .venv-test .venv-integration .venv-nncodec
+	rm -rf build dist .venv .venv-test .venv-integration .venv-nncodec .venv-wheel

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
 import torch
 from benchmarks.federated.data import load
 from benchmarks.federated.models import build

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+
 import torch
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.data import load

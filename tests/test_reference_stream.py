@@ -17,6 +17,7 @@ from resfed_codec.coder import Coder
 from resfed_codec.history import Opened, Version, model_of
 from resfed_codec.layout import Layout
 from resfed_codec.predictor import Predictor, predictor_of
+from resfed_codec.reference_frame import read_frame
 
 DTYPES = ("float32", "float16", "float64", ml_dtypes.bfloat16)
 PREDICTORS: dict[str, Predictor] = {
@@ -88,7 +89,7 @@ def test_agree(
         feedback=None,
     )
 
-    link = slow.read_link(slow.read_header(payload).link)
+    link = slow.read_link(read_frame(payload).link)
     own, others = (
         [(number, models[number]) for number in numbers[:n]]
         for numbers, n in ((own_numbers, link.n_own), (other_numbers, link.n_other))
@@ -99,7 +100,7 @@ def test_agree(
     assert_same(
         decoded, {name: array.reshape(decoded[name].shape) for name, array in expected.items()}
     )
-    made = slow.encode(state, slow.read_header(payload).link, own, others, digest, config)
+    made = slow.encode(state, read_frame(payload).link, own, others, digest, config)
     differ = next((i for i, (a, b) in enumerate(zip(made, payload)) if a != b), None)  # noqa: B905
     assert made == payload, f"first difference at byte {differ}: {len(made)} and {len(payload)}"
 

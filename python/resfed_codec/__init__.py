@@ -32,9 +32,12 @@ __version__ = "0.1.0"
 def set_num_threads(n: int) -> None:
     """Let the codec use up to ``n`` threads per call, for the whole process; results never change.
 
+    Args:
+        n: Threads, 1 to 4096.
+
     Raises:
         TypeError: ``n`` is not an integer.
-        ValueError: ``n`` is below 1.
+        ValueError: ``n`` is out of range.
     """
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"n={n!r}: must be an integer, not {type(n).__name__}")

@@ -128,7 +128,7 @@ class Aggregator:
         """The mean of what was added; more can be added afterwards.
 
         Returns:
-            A new state of the reference's kind, which the caller owns: a dict or a list, with the
+            A new state of the reference's kind, which the caller owns, a dict or a list, with the
             same names in the same order, shapes, dtypes; torch where it was torch. Elements that
             nothing changed are the reference's.
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
-import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import resfed_codec as rfc
 from resfed_codec import bench, demo
 from resfed_codec.config import DEFAULT_DENSE_BITS
+from resfed_codec.files import load_model, write_atomically
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 """Exit codes; 0 is success and argparse itself has 2 for wrong usage."""
@@ -400,9 +398,9 @@ def _encode(args: argparse.Namespace) -> str:
         dense=None if args.dense is None else tuple(args.dense),
         dense_bits=args.dense_bits,
     )
-    new = _load_model(args.new)
-    payload = rfc.encode(new.tensors, _load_model(args.reference).tensors, config)
-    _write_atomically(args.output, payload)
+    new = load_model(args.new)
+    payload = rfc.encode(new.tensors, load_model(args.reference).tensors, config)
+    write_atomically(args.output, payload)
     if args.quiet:
         return ""
     n_bytes = sum(tensor.nbytes for tensor in new.tensors.values())
@@ -414,9 +412,9 @@ def _encode(args: argparse.Namespace) -> str:
 
 def _decode(args: argparse.Namespace) -> str:
     payload = args.payload.read_bytes()
-    reference = _load_model(args.reference)
+    reference = load_model(args.reference)
     decoded = rfc.decode(payload, reference.tensors)
-    _write_atomically(args.output, reference.library.save(decoded, metadata=reference.metadata))
+    write_atomically(args.output, reference.library.save(decoded, metadata=reference.metadata))
     return ""
 
 
@@ -427,7 +425,7 @@ def _inspect(args: argparse.Namespace) -> str:
 
 def _bench(args: argparse.Namespace) -> str:
     if args.pair:
-        state, reference = (_load_model(path).tensors for path in args.pair)
+        state, reference = (load_model(path).tensors for path in args.pair)
     else:
         state, reference = bench.synthetic_update(args.elements, like=args.like)
     report = bench.measure(state, reference, sparsity=args.sparsity, turns=args.turns)
@@ -440,81 +438,6 @@ def _demo(args: argparse.Namespace) -> str:
     except SystemExit:  # what rich makes of a broken pipe
         raise BrokenPipeError from None
     return ""
-
-
-# Files.
-
-_NUMPY_DTYPES = frozenset(
-    ["BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "F32", "F64"]
-)
-"""Names in safetensors of the dtypes that both NumPy and the codec have."""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A .safetensors file: its tensors, and the safetensors module to write their like."""
-
-    tensors: dict[str, Any]
-    metadata: dict[str, str] | None
-    library: Any
-
-
-def _load_model(path: Path) -> _Model:
-    try:
-        import safetensors
-    except ImportError:
-        raise ImportError(
-            'models need the package safetensors: pip install "resfed-codec[cli]"'
-        ) from None
-    with path.open("rb"):
-        pass  # better errors than those of safe_open
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        library = _library_for(path, dtypes)
-        return _Model(library.load_file(path), metadata, library)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: no sound safetensors file: {error}") from None
-
-
-def _library_for(path: Path, dtypes: dict[str, str]) -> Any:
-    """The safetensors module that can hold these dtypes: NumPy's unless bfloat16 needs torch."""
-    for name, dtype in dtypes.items():
-        if dtype not in _NUMPY_DTYPES and dtype != "BF16":
-            raise ValueError(f"{path}: tensor {name!r}: dtype {dtype} is not supported")
-    if "BF16" in dtypes.values():
-        if find_spec("torch") is not None:
-            return importlib.import_module("safetensors.torch")
-        if find_spec("ml_dtypes") is None:
-            raise ImportError(
-                f"{path}: has bfloat16 tensors, which need a further package:"
-                " pip install torch, or pip install ml_dtypes"
-            )
-        importlib.import_module("ml_dtypes")  # teaches NumPy the dtype
-    return importlib.import_module("safetensors.numpy")
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Make ``data`` the content of the file, or leave everything as it was and raise OSError."""
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)  # a device or a pipe; refused for a folder
-            return
-        target = Path(os.path.realpath(path))  # a link stays a link
-        temporary = target.with_name(f".resfed-codec-{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 if __name__ == "__main__":

@@ -234,6 +234,9 @@ class ClientSession(Session):
         It builds on the global model that is held, and, with predictors that look at the client's
         own models, on the last one known to have arrived.
 
+        Args:
+            local_state: A model of the initial state's names, shapes and dtypes.
+
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
         """

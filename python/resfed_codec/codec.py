@@ -169,7 +169,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             arrays.
 
     Returns:
-        ``out`` if given, else a new state of ``reference``'s kind: a dict or a list, with the same
+        ``out`` if given, else a new state of ``reference``'s kind, a dict or a list, with the same
         names in the same order, shapes, dtypes; torch where it was torch. The caller owns it.
 
     Raises:

@@ -125,6 +125,10 @@ class CodecConfig:
         """How many of ``n_elems`` elements ``sparsity`` sends, at ``share`` times its density.
 
         Rounded up, and computed from the decimal number as written: 0.99 of 100 leaves exactly 1.
+
+        Args:
+            n_elems: Elements of a group, matrices or vectors.
+            share: How many times as densely as matrices the group is sent.
         """
         assert self.sparsity is not None
         density = min(Fraction(1), share * (1 - Fraction(repr(float(self.sparsity)))))

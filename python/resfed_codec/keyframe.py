@@ -86,7 +86,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
             Default: new arrays.
 
     Returns:
-        ``out`` if given, else a new state of ``like``'s kind: a dict or a list, with the same names
+        ``out`` if given, else a new state of ``like``'s kind, a dict or a list, with the same names
         in the same order, shapes, dtypes; torch where it was torch. The caller owns it.
 
     Raises:

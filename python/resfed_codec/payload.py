@@ -14,9 +14,13 @@ CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class QuantizerInfo:
-    """A group's quantizer: magnitudes from ``threshold`` on, in levels of width ``step``.
+    """A group's quantizer. docs/format.md, sections 3 and 4, has the arithmetic.
 
-    ``offsets`` are the reconstruction points of the first levels, in 1/256 of a step.
+    Attributes:
+        threshold: Least magnitude sent, in the unit of the weights (for vectors and dense tensors
+            before their power-of-two scale).
+        step: Width of a level, in the same unit.
+        offsets: Reconstruction points of the first levels, up to four, in 1/256 of a step.
     """
 
     threshold: float
@@ -37,19 +41,30 @@ class PayloadInfo:
             payload builds on.
         link: What a payload of a stream builds on; None for those of :func:`encode`.
         reference_check: 32-bit check of the values that the payload builds on.
-        n_matrix, n_vector, n_dense, n_lossless: Elements by role.
-        k_matrix, k_vector, k_dense, n_changed: Of these, sent.
-        matrix, vector, dense: The quantizers; None where nothing was sent.
-        exponents, dense_exponents: Power-of-two scale of each vector tensor, each dense tensor.
+        n_matrix: Elements of float tensors of two or more dimensions.
+        n_vector: Elements of other float tensors.
+        n_dense: Elements of dense tensors.
+        n_lossless: Elements of tensors carried losslessly: integers, bool, excluded ones.
+        k_matrix: Elements of matrices that were sent.
+        k_vector: Elements of vectors that were sent.
+        k_dense: Elements of dense tensors that were sent.
+        n_changed: Elements of lossless tensors that were sent.
+        matrix: Quantizer of the matrices; None where nothing was sent.
+        vector: Quantizer of the vectors, likewise.
+        dense: Quantizer of the dense tensors, likewise.
+        exponents: Power-of-two scale of each vector tensor.
+        dense_exponents: Power-of-two scale of each dense tensor.
         exclusions: Ordinals of float tensors carried losslessly, in coding order.
         dense_tensors: Ordinals of dense tensors, in coding order.
-        lossy_slices, lossless_slices: Length of each slice in bytes.
+        lossy_slices: Length of each slice of nonzeros in bytes.
+        lossless_slices: Length of each slice of changed lossless elements in bytes.
         header_bytes: Fixed header and element counts.
         link_bytes: The link.
         quantizer_bytes: Counts of what was sent, quantizers, exponents, exclusions, dense
             tensors.
         table_bytes: Slice lengths.
-        lossy_bytes, lossless_bytes: The entropy coded slices.
+        lossy_bytes: The slices of nonzeros, entropy coded.
+        lossless_bytes: The slices of changed lossless elements, entropy coded.
         checksum_bytes: The CRC-32C.
     """
 
@@ -148,6 +163,10 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
     """Describe a payload without a reference: counts, quantizers, bytes of each part.
 
     Verifies the checksum and the header; the entropy coded slices are not decoded.
+
+    Args:
+        payload: From :func:`encode`, an :class:`Encoder` or a session's ``update``; keyframes and
+            messages are other formats and refused.
 
     Raises:
         PayloadError: The bytes are no sound payload.

@@ -8,7 +8,7 @@ it to understand the format or to start an implementation of your own, and for w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,15 @@ from resfed_codec.layout import (
     special_tensors,
 )
 from resfed_codec.payload import as_bytes
+from resfed_codec.reference_frame import Frame, Group, read_frame, write_frame
 from resfed_codec.reference_slices import (
     MAX_LEVEL,
-    SLICE_LOG2,
     ChangeCode,
     NonzeroCode,
     Rows,
     Symbols,
     decode_slices,
     encode_slices,
-    slice_sizes,
 )
 from resfed_codec.reference_values import (
     F32,
@@ -220,40 +219,7 @@ def within_error(group: list[Tensor], config: CodecConfig) -> Sent:
     return best
 
 
-# ---- 2. The payload and 3. Header
-
-
-def crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def write_exponents(group: list[Tensor]) -> bytes:
-    exponents = [t.exponent % 256 for t in group if t.reference.size]
-    return varint(len(exponents)) + bytes(exponents)
-
-
-def write_ordinals(ordinals: Sequence[int]) -> bytes:
-    out = varint(len(ordinals))
-    for ordinal, before in zip(ordinals, [-1, *ordinals], strict=False):
-        out += varint(ordinal - before - 1)
-    return out
-
-
-def write_quantizer(q: Quantizer) -> bytes:
-    return q.threshold.tobytes() + q.step.tobytes() + bytes([len(q.offsets), *q.offsets])
+# ---- The payload
 
 
 def rows_of(matrices: list[Tensor]) -> Rows:
@@ -271,51 +237,10 @@ def rows_of(matrices: list[Tensor]) -> Rows:
     return [*rows, (begin, 0, 0)]
 
 
-def assemble(
-    digest: bytes,
-    link: bytes,
-    special: Special,
-    groups: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
-    matrix: Sent,
-    vector: Sent,
-    dense: Sent,
-    changes: Symbols,
-    changes_check: int,
-) -> bytes:
-    n_m, n_v, n_d, n_l = (size_of(group) for group in groups)
-    check = (matrix.check + vector.check + dense.check + changes_check) % 2**32
-    flags = (1 if special.exclusions else 0) | (2 if link else 0) | (4 if special.dense else 0)
-    out = b"RFD" + bytes([1, flags, SLICE_LOG2])
-    out += digest + check.to_bytes(4, "little")
-    if link:
-        out += varint(len(link)) + link
-    out += varint(n_m) + varint(n_v) + (varint(n_d) if special.dense else b"") + varint(n_l)
-    if n_m:
-        out += varint(len(matrix.symbols))
-    if matrix.quantizer:
-        out += write_quantizer(matrix.quantizer)
-    if n_v:
-        out += varint(len(vector.symbols))
-    if vector.quantizer:
-        out += write_quantizer(vector.quantizer) + write_exponents(groups[1])
-    if n_d:
-        out += varint(len(dense.symbols))
-    if dense.quantizer:
-        out += write_quantizer(dense.quantizer) + write_exponents(groups[2])
-    if n_l:
-        out += varint(len(changes))
-    if special.exclusions:
-        out += write_ordinals(special.exclusions)
-    if special.dense:
-        out += write_ordinals(special.dense)
-    symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
-    symbols += [(n_m + n_v + i, level) for i, level in dense.symbols]
-    slices = encode_slices(NonzeroCode, symbols, rows_of(groups[0]))
-    slices += encode_slices(ChangeCode, changes, [])
-    for data in slices[:-1]:
-        out += varint(len(data) // 2)
-    out += b"".join(slices)
-    return out + crc32c(out).to_bytes(4, "little")
+def as_header(group: list[Tensor], sent: Sent) -> Group:
+    """What the header says of a group."""
+    exponents = [t.exponent for t in group if t.reference.size]
+    return Group(size_of(group), len(sent.symbols), sent.quantizer, exponents)
 
 
 def encode(
@@ -350,9 +275,24 @@ def encode_tensors(
     _, changes_check = restore_group(lossless, changes)
 
     def payload(matrix: Sent, vector: Sent) -> bytes:
-        return assemble(
-            digest, link, special, groups, matrix, vector, dense, changes, changes_check
+        n_m, n_v = size_of(matrices), size_of(vectors)
+        symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
+        symbols += [(n_m + n_v + i, level) for i, level in dense.symbols]
+        slices = encode_slices(NonzeroCode, symbols, rows_of(matrices))
+        slices += encode_slices(ChangeCode, changes, [])
+        frame = Frame(
+            digest=digest,
+            check=(matrix.check + vector.check + dense.check + changes_check) % 2**32,
+            link=link,
+            matrix=as_header(matrices, matrix),
+            vector=as_header(vectors, vector),
+            dense=as_header(denses, dense),
+            n_lossless=size_of(lossless),
+            n_changed=len(changes),
+            special=special,
+            slices=slices,
         )
+        return write_frame(frame)
 
     if config.max_error is not None:
         return payload(within_error(matrices, config), within_error(vectors, config))
@@ -386,59 +326,6 @@ def encode_tensors(
 # ---- 7. What a reader does
 
 
-class Reader:
-    """The bytes of a payload, one field after another."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, n: int) -> bytes:
-        if n > len(self.data) - self.at:
-            raise PayloadError(f"payload: truncated at byte {self.at}")
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def varint(self, most: int = 2**63 - 1) -> int:
-        value, shift = 0, 0
-        while True:
-            byte = self.byte()
-            if shift >= 63 or (byte == 0 and shift > 0):
-                raise PayloadError(f"payload: no number at byte {self.at}")
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        if value > most:
-            raise PayloadError(f"payload: {value} before byte {self.at} is too large")
-        return value
-
-    def quantizer(self) -> Quantizer:
-        threshold, step = np.frombuffer(self.take(8), "<f4")
-        if not (0 < threshold < np.inf and 0 < step < np.inf):
-            raise PayloadError("payload: a quantizer that cannot be")
-        n_offsets = self.byte()
-        if n_offsets > 4:
-            raise PayloadError("payload: too many offsets")
-        return Quantizer(F32(threshold), F32(step), list(self.take(n_offsets)))
-
-    def exponents(self) -> list[int]:
-        exponents = [(b + 128) % 256 - 128 for b in self.take(self.varint())]
-        if any(abs(e) > 120 for e in exponents):
-            raise PayloadError("payload: an exponent is out of range")
-        return exponents
-
-    def ordinals(self) -> list[int]:
-        ordinals: list[int] = []
-        for _ in range(self.varint(len(self.data))):
-            ordinals.append(self.varint(2**32) + (ordinals[-1] + 1 if ordinals else 0))
-        if not ordinals:
-            raise PayloadError("payload: a list of tensors without any")
-        return ordinals
-
-
 def decode(payload: bytes, reference: State) -> State:
     """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
     tensors = tensors_of(reference)
@@ -446,37 +333,6 @@ def decode(payload: bytes, reference: State) -> State:
     if isinstance(reference, Mapping):
         return {name: decoded[name] for name in reference}
     return list(decoded.values())
-
-
-@dataclass
-class Header:
-    """The fields before the counts, and the reader that stands behind them."""
-
-    flags: int
-    slice_log2: int
-    digest: bytes
-    check: int
-    link: bytes
-    reader: Reader
-
-
-def read_header(data: bytes) -> Header:
-    if len(data) < 22 or data[:3] != b"RFD":
-        raise PayloadError("payload: not a payload of this codec, or truncated")
-    if data[3] != 1:
-        raise PayloadError(f"payload: format version {data[3]} is not known")
-    if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise PayloadError("payload: damaged")
-    reader = Reader(data[:-4])
-    reader.take(4)
-    flags, slice_log2 = reader.byte(), reader.byte()
-    if flags & ~7 or not 6 <= slice_log2 <= 20:
-        raise PayloadError("payload: unknown flags or slice size")
-    digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
-    link = reader.take(reader.varint()) if flags & 2 else b""
-    if flags & 2 and not link:
-        raise PayloadError("payload: a link without content")
-    return Header(flags, slice_log2, digest, check, link, reader)
 
 
 def decode_tensors(
@@ -487,43 +343,9 @@ def decode_tensors(
     ``predicted`` makes the tensors for what the payload excludes or has dense; ``expected`` is the
     digest that the payload must have.
     """
-    header = read_header(data)
-    reader = header.reader
-    has_dense = bool(header.flags & 4)
-    n_m, n_v, n_d, n_l = (reader.varint(2**61 - 1) if i != 2 or has_dense else 0 for i in range(4))
-    sizes = [n_m, n_v, n_d, n_l]
-    matrix_quantizer = vector_quantizer = dense_quantizer = None
-    exponents: list[int] = []
-    dense_exponents: list[int] = []
-    k_m = reader.varint(n_m) if n_m else 0
-    if k_m:
-        matrix_quantizer = reader.quantizer()
-    k_v = reader.varint(n_v) if n_v else 0
-    if k_v:
-        vector_quantizer = reader.quantizer()
-        exponents = reader.exponents()
-    k_d = reader.varint(n_d) if n_d else 0
-    if k_d:
-        dense_quantizer = reader.quantizer()
-        dense_exponents = reader.exponents()
-    n_changed = reader.varint(n_l) if n_l else 0
-    special = Special(
-        reader.ordinals() if header.flags & 1 else [], reader.ordinals() if has_dense else []
-    )
-    if set(special.exclusions) & set(special.dense):
-        raise PayloadError("payload: a tensor is both excluded and dense")
-    lossy_sizes = slice_sizes(k_m + k_v + k_d, header.slice_log2)
-    all_sizes = lossy_sizes + slice_sizes(n_changed, header.slice_log2)
-    slices = []
-    lengths = [2 * reader.varint() for _ in all_sizes[:-1]]
-    slices = [reader.take(n) for n in lengths]
-    rest = reader.take(len(data) - 4 - reader.at)
-    if all_sizes:
-        slices.append(rest)
-    elif rest:
-        raise PayloadError("payload: unexpected bytes at the end")
-
-    if header.digest != expected:
+    f = read_frame(data)
+    special = f.special
+    if f.digest != expected:
         raise StateMismatchError("payload: made for another layout, or on other versions")
     tensors = predicted(special)
     if max([*special.exclusions, *special.dense], default=-1) >= len(tensors):
@@ -531,34 +353,30 @@ def decode_tensors(
     if any("float" not in tensors[i].dtype for i in special.dense):
         raise PayloadError("payload: a tensor that is dense but no float")
     groups = groups_of(tensors, special)
-    lossless = groups[3]
-    if sizes != [size_of(g) for g in groups]:
+    headers = (f.matrix, f.vector, f.dense)
+    if [*(h.n_elems for h in headers), f.n_lossless] != [size_of(g) for g in groups]:
         raise PayloadError("payload: counts that do not fit the layout")
-    for k, group, given in ((k_v, groups[1], exponents), (k_d, groups[2], dense_exponents)):
+    for header, group in zip(headers[1:], groups[1:3], strict=True):
         filled = [t for t in group if t.reference.size]
-        if k and len(given) != len(filled):
+        if header.n_sent and len(header.exponents) != len(filled):
             raise PayloadError("payload: counts that do not fit the layout")
-        for t, exponent in zip(filled, given, strict=False):
+        for t, exponent in zip(filled, header.exponents, strict=False):
             t.exponent = exponent
 
-    n_lossy = len(lossy_sizes)
-    symbols = decode_slices(NonzeroCode, slices[:n_lossy], lossy_sizes, n_m + n_v + n_d)
-    changes = decode_slices(ChangeCode, slices[n_lossy:], all_sizes[n_lossy:], n_l)
-    writes, total = restore_group(lossless, changes)
+    n_lossy = len(f.lossy_sizes)
+    n_elems = sum(h.n_elems for h in headers)
+    symbols = decode_slices(NonzeroCode, f.slices[:n_lossy], f.lossy_sizes, n_elems)
+    changes = decode_slices(ChangeCode, f.slices[n_lossy:], f.lossless_sizes, f.n_lossless)
+    writes, total = restore_group(groups[3], changes)
     base = 0
-    for group, k, quantizer in zip(
-        groups[:3],
-        (k_m, k_v, k_d),
-        (matrix_quantizer, vector_quantizer, dense_quantizer),
-        strict=True,
-    ):
-        sent = [(i - base, level) for i, level in symbols[:k]]
-        if any(not 0 <= i < size_of(group) for i, _ in sent):
+    for header, group in zip(headers, groups[:3], strict=True):
+        sent = [(i - base, level) for i, level in symbols[: header.n_sent]]
+        if any(not 0 <= i < header.n_elems for i, _ in sent):
             raise PayloadError("payload: the groups are mixed up")
-        more, part = recover_group(group, sent, quantizer)
+        more, part = recover_group(group, sent, header.quantizer)
         writes, total = writes + more, total + part
-        symbols, base = symbols[k:], base + size_of(group)
-    if total % 2**32 != header.check:
+        symbols, base = symbols[header.n_sent :], base + header.n_elems
+    if total % 2**32 != f.check:
         raise StateMismatchError("payload: made against another reference")
 
     arrays = {t.name: t.reference.copy() for t in tensors}

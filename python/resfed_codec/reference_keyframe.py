@@ -15,7 +15,7 @@ from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.keyframe import check_mantissa_bits
 from resfed_codec.layout import State, views_of
 from resfed_codec.payload import as_bytes
-from resfed_codec.reference import Reader, crc32c, varint
+from resfed_codec.reference_frame import Reader, crc32c, varint
 from resfed_codec.reference_slices import Coder, Contexts, Decoder, Encoder
 from resfed_codec.reference_values import Tensor, layout_digest
 

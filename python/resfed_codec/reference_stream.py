@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError
 from resfed_codec.layout import Special, State, special_tensors, views_of
-from resfed_codec.reference import Reader, decode_tensors, encode_tensors, read_header
+from resfed_codec.reference import decode_tensors, encode_tensors
+from resfed_codec.reference_frame import Reader, read_frame
 from resfed_codec.reference_values import F32, Tensor, groups_of, saturate, tensors_of, widen
 
 History = Sequence["tuple[int, State]"]
@@ -158,7 +159,7 @@ def predicted_tensors(
 
 def decode(payload: bytes, own: History, others: History, digest: bytes) -> dict[str, NDArray[Any]]:
     """The recovered tensors by name (bfloat16 as uint16); ``digest`` is what it must build on."""
-    link = read_link(read_header(payload).link)
+    link = read_link(read_frame(payload).link)
     return decode_tensors(payload, lambda out: predicted_tensors(link, own, others, out), digest)
 
 

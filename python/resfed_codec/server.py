@@ -94,7 +94,14 @@ class ServerSession(Session):
         return list(self._clients)
 
     def forget(self, client_id: ClientId) -> None:
-        """Drop what is kept of a client; if it comes back it is brought up by a keyframe."""
+        """Drop what is kept of a client; if it comes back it is brought up by a keyframe.
+
+        Args:
+            client_id: The client; one that is not known is no error.
+
+        Raises:
+            TypeError: ``client_id`` is neither a str nor an integer.
+        """
         client_tag(client_id, self._run_digest)  # complains about what is no name
         self._clients.pop(client_id, None)
 
@@ -103,7 +110,13 @@ class ServerSession(Session):
         self._clients[name] = client
 
     def memory(self) -> dict[str, int]:
-        """Bytes held, by what for: "global", "clients" (models), "payloads", "feedback"."""
+        """Bytes held, by what for; docs/guide.md says what to expect.
+
+        Returns:
+            "global": models that all clients share; "clients": models kept for single ones;
+            "payloads": payloads and keyframes kept to be sent; "feedback": what payloads have left
+            out. Arrays that versions share count once.
+        """
         shared = _sizes(self._target)
         for version in [*self._versions.values(), self._initial]:
             for member in version.lineage(self._keep_down):
@@ -125,8 +138,11 @@ class ServerSession(Session):
     def update(self, global_state: State) -> bytes:
         """Take a new global model; it is encoded once for all clients.
 
+        Args:
+            global_state: A model of the initial state's names, shapes and dtypes.
+
         Returns:
-            The payload, for those who multicast it: clients take it in ``receive`` and learn what
+            The payload, for those who multicast it; clients take it in ``receive`` and learn what
             has arrived from them by the next :meth:`send`. Empty if the downlink's predictor looks
             at client models; then each client's payload is made by ``send``.
 
@@ -295,6 +311,10 @@ class ServerSession(Session):
     def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
         """Take in what :meth:`ClientSession.acknowledge` returned: what the client holds.
 
+        Args:
+            client_id: Who sent it.
+            acknowledgement: The bytes.
+
         Raises:
             PayloadError: The bytes are no acknowledgement, or damaged.
             StateMismatchError: The acknowledgement is from another client.
@@ -380,7 +400,7 @@ class ServerSession(Session):
             weight: As in :meth:`Aggregator.add`.
 
         Returns:
-            False if it is the client's newest uplink, come again: it is not added twice.
+            False if it is the client's newest uplink, come again, which is not added twice.
 
         Raises:
             CodecError, TypeError, ValueError: As :meth:`receive` and :meth:`Aggregator.add`. After

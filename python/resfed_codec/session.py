@@ -98,6 +98,9 @@ class Session:
     def load_state_dict(self, state_dict: Any) -> None:
         """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
 
+        Args:
+            state_dict: What was saved.
+
         Raises:
             ValueError: Saved by another class, from another initial state or run, with other
                 predictors or feedback, or damaged. Nothing has changed then.

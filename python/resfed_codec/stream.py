@@ -90,6 +90,9 @@ class _Stream:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
 
+        Args:
+            state_dict: What was saved.
+
         Raises:
             ValueError: Saved by another class, from another initial state or run, or damaged.
         """
@@ -136,6 +139,9 @@ class Encoder(_Stream):
 
     def encode(self, state: State) -> bytes:
         """The payload that turns the receiver's current model into (nearly) ``state``.
+
+        Args:
+            state: A model of the initial state's names, shapes and dtypes.
 
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.

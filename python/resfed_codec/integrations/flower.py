@@ -71,7 +71,8 @@ class CodecGrid(Grid):
 
     Args:
         grid: The Grid that the ServerApp was given.
-        uplink, downlink, history: Of the :class:`ServerSession`. Clients take them from here.
+        uplink, downlink, history: Of the :class:`~resfed_codec.ServerSession`. Clients take them
+            from here.
         shared_initial: True if clients make the first model themselves, with
             ``CodecMod(initial)``, so that it need not be sent.
 
@@ -110,8 +111,8 @@ class CodecGrid(Grid):
             The ids for :meth:`pull_messages`.
 
         Raises:
-            TypeError, ValueError: A model cannot be encoded, see :meth:`ServerSession.update`;
-                nothing has been sent then.
+            TypeError, ValueError: A model cannot be encoded, see
+                :meth:`~resfed_codec.ServerSession.update`; nothing has been sent then.
         """
         given = list(messages)
         sent = [self._encoded(message) for message in given]

@@ -65,12 +65,12 @@ class ServerEncoder(DXOFilter):
     """On the server, for task data: encodes the global model for the client that gets the task.
 
     Args:
-        uplink, downlink: Fields of :class:`CodecConfig`, e.g. ``{"sparsity": 0.99}``. Clients take
-            them from here.
-        history: See :class:`ServerSession`.
+        uplink, downlink: Fields of :class:`~resfed_codec.CodecConfig`, e.g. ``{"sparsity": 0.99}``.
+            Clients take them from here.
+        history: See :class:`~resfed_codec.ServerSession`.
 
     Raises:
-        TypeError, ValueError: As :class:`CodecConfig`.
+        TypeError, ValueError: As :class:`~resfed_codec.CodecConfig`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ServerEncoder(DXOFilter):
         """The DXO as it travels; None, which leaves it as it is, if its layout is another.
 
         Raises:
-            TypeError, ValueError: As :meth:`ServerSession.update`.
+            TypeError, ValueError: As :meth:`~resfed_codec.ServerSession.update`.
         """
         if not _is_model(dxo.data):
             return None
@@ -125,7 +125,8 @@ class ClientDecoder(DXOFilter):
         """The DXO with the recovered model, a copy for this task.
 
         Raises:
-            CodecError: As :meth:`ClientSession.receive`, if asking the server did not help.
+            CodecError: As :meth:`~resfed_codec.ClientSession.receive`, if asking the server did not
+                help.
             RuntimeError: The server was asked and did not answer.
         """
         if MESSAGE not in dxo.data:
@@ -144,7 +145,7 @@ class ClientEncoder(DXOFilter):
         """The DXO as it travels; None, which leaves it as it is, if its layout is another.
 
         Raises:
-            TypeError, ValueError: As :meth:`ClientSession.send`.
+            TypeError, ValueError: As :meth:`~resfed_codec.ClientSession.send`.
         """
         if not _is_model(dxo.data):
             return None
@@ -166,8 +167,8 @@ class ServerDecoder(DXOFilter):
         """The DXO with the recovered model.
 
         Raises:
-            CodecError: As :meth:`ServerSession.receive`, for a result older than the client's
-                last one or trained from a model that is not held any more.
+            CodecError: As :meth:`~resfed_codec.ServerSession.receive`, for a result older than the
+                client's last one or trained from a model that is not held any more.
             RuntimeError: The job has no :class:`ServerEncoder`.
         """
         if MESSAGE not in dxo.data:
