@@ -19,14 +19,29 @@ using namespace resfed;
 
 namespace {
 
-py::bytes encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
+// Interrupts and failures of Python itself come before anything is written, so that they leave
+// nothing half done.
+void handle_signals() {
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+py::object to_bytes(const std::vector<uint8_t>& bytes) {
+  auto made = py::reinterpret_steal<py::object>(PyBytes_FromStringAndSize(
+      reinterpret_cast<const char*>(bytes.data()), static_cast<Py_ssize_t>(bytes.size())));
+  if (!made) throw py::error_already_set();
+  return made;
+}
+
+py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
   const std::vector<Tensor> tensors = tensors_from(rows);
-  std::vector<uint8_t> payload;
-  {
-    const py::gil_scoped_release unlocked;
-    payload = encode(tensors, options);
-  }
-  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+  py::object payload;
+  const py::gil_scoped_release unlocked;
+  encode(tensors, options, [&](const std::vector<uint8_t>& bytes) {
+    const py::gil_scoped_acquire locked;
+    payload = to_bytes(bytes);
+    handle_signals();
+  });
+  return payload;
 }
 
 std::string_view view(const py::bytes& payload) { return payload; }
@@ -36,18 +51,21 @@ void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequenc
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = view(payload);
   const py::gil_scoped_release unlocked;
-  decode(data_of(bytes), bytes.size(), digest, tensors);
+  decode(data_of(bytes), bytes.size(), digest, tensors, [] {
+    const py::gil_scoped_acquire locked;
+    handle_signals();
+  });
 }
 
-py::bytes encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
-                             unsigned mantissa_bits) {
+py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
+                              unsigned mantissa_bits) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   std::vector<uint8_t> payload;
   {
     const py::gil_scoped_release unlocked;
     payload = encode_keyframe(tensors, layout_digest, mantissa_bits);
   }
-  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+  return to_bytes(payload);
 }
 
 void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,

@@ -224,7 +224,8 @@ uint64_t proportional(uint64_t n_elems, uint64_t t, uint64_t total, uint64_t sha
 
 }  // namespace
 
-std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
+                            const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
   Groups groups = make_groups(tensors);
   Frame frame;
@@ -293,8 +294,12 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     finish();
   }
 
-  update_feedback(groups.matrix, matrix.sent, matrix.recovered);
-  update_feedback(groups.vector, vector.sent, vector.recovered);
+  const auto left_of_matrix = left_of_sent(groups.matrix, matrix.sent, matrix.recovered);
+  const auto left_of_vector = left_of_sent(groups.vector, vector.sent, vector.recovered);
+  if (before_writing) before_writing(payload);
+  // From here on nothing can fail.
+  update_feedback(groups.matrix, matrix.sent, left_of_matrix);
+  update_feedback(groups.vector, vector.sent, left_of_vector);
   write_predictions(groups);
   write_recovered(groups.matrix, matrix.sent, matrix.recovered);
   write_recovered(groups.vector, vector.sent, vector.recovered);
