@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "api.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
 #include "cpu/aggregate.hpp"
@@ -35,9 +36,9 @@ py::object to_bytes(const std::vector<uint8_t>& bytes) {
 py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   py::object payload;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   encode(tensors, options, [&](const std::vector<uint8_t>& bytes) {
-    const py::gil_scoped_acquire locked;
+    const Locked locked;
     payload = to_bytes(bytes);
     handle_signals();
   });
@@ -50,9 +51,9 @@ const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8
 void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = view(payload);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   decode(data_of(bytes), bytes.size(), digest, tensors, [] {
-    const py::gil_scoped_acquire locked;
+    const Locked locked;
     handle_signals();
   });
 }
@@ -62,7 +63,7 @@ py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
   const std::vector<Tensor> tensors = tensors_from(rows);
   std::vector<uint8_t> payload;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     payload = encode_keyframe(tensors, layout_digest, mantissa_bits);
   }
   return to_bytes(payload);
@@ -72,14 +73,14 @@ void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
                           const py::sequence& rows) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = view(payload);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
 std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const py::bytes& payload,
                                               uint64_t digest, double weight) {
   const std::string_view bytes = view(payload);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return aggregator.prepare(data_of(bytes), bytes.size(), digest, weight);
 }
 
@@ -198,21 +199,21 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "add",
           [](Aggregator& a, Contribution& contribution) {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             a.add(&contribution);
           },
           py::arg("contribution"))
       .def(
           "add_state",
           [](Aggregator& a, const std::vector<uintptr_t>& addresses, double weight) {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             a.add_state(pointers<const void*>(addresses), weight);
           },
           py::arg("addresses"), py::arg("weight"))
       .def(
           "result",
           [](const Aggregator& a, const std::vector<uintptr_t>& addresses, double total_weight) {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             a.result(pointers<void*>(addresses), total_weight);
           },
           py::arg("addresses"), py::arg("total_weight"))
@@ -230,7 +231,7 @@ PYBIND11_MODULE(_native, m) {
       "moments",
       [](const py::sequence& rows) {
         const std::vector<Tensor> tensors = tensors_from(rows);
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return moments(tensors);
       },
       py::arg("tensors"));
