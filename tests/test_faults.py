@@ -304,3 +304,31 @@ def test_killed_while_writing(tmp_path: Path, delay: float) -> None:
     assert load_file(output)["w"].tobytes() in (old["w"].tobytes(), new["w"].tobytes())
     payload = (tmp_path / "payload").read_bytes()
     assert_same(rfc.decode(payload, old), load_file(tmp_path / "new"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow() -> None:
+    """A model that was left behind each time would take 16 MB here."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    ends = Ends("res0")
+    broken = ends.payload[:-1]
+
+    def turn() -> None:
+        payload = ends.encoder.encode(ends.state)
+        ends.decoder.decode(payload)
+        rfc.decode(rfc.encode(ends.state, ends.reference), ends.reference)
+        with pytest.raises(rfc.PayloadError):
+            ends.decoder.decode(broken)
+        ends.server.update(ends.state)
+        ends.client.receive(ends.server.send("ada"))
+        ends.server.receive("ada", ends.client.send(ends.state))
+
+    for _ in range(100):
+        turn()
+    before = resident()
+    for _ in range(250):
+        turn()
+    assert resident() - before < 4 << 20

@@ -2,10 +2,12 @@
 
     python tests/fuzz --seconds 60        each target for so long, each time another way
     python tests/fuzz --runs 20000        a fixed number of executions from a fixed seed
+    python tests/fuzz --faults            every allocation fails once
+    python tests/fuzz --races             calls from several threads, under the thread sanitizer
 
 Needs clang with its runtime libraries (Debian: clang, libclang-rt-dev); says so and ends
 well where that is absent. New inputs go to build/fuzz/corpus; what crashes lies beside the
-programs in build/fuzz, and belongs into tests/fuzz/crashes once it is understood.
+programs in build/fuzz, and belongs into tests/fuzz/crashes/TARGET once it is understood.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
-from build import ROOT, Library, find_clang
+from build import ROOT, Library, find_clang, run
 
 FOLDER = ROOT / "tests" / "fuzz"
 BUILD = ROOT / "build" / "fuzz"
@@ -36,6 +39,9 @@ OPTIONS = (
     "-fno-omit-frame-pointer",
     "-DRESFED_EAGER_THREADS",  # small models, and still several threads
 )
+
+
+THREAD_SANITIZER = ("-O1", "-g", "-fsanitize=thread", "-DRESFED_EAGER_THREADS")
 
 
 def works(clang: str) -> bool:
@@ -77,6 +83,8 @@ def main() -> int:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
     length.add_argument("--runs", type=int, help="executions of each target, from a fixed seed")
+    parser.add_argument("--faults", action="store_true", help="tests/native/faults.cpp, first")
+    parser.add_argument("--races", action="store_true", help="tests/native/races.cpp, and no more")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
     args = parser.parse_args()
 
@@ -84,11 +92,22 @@ def main() -> int:
     if clang is None or not works(clang):
         print("fuzzing skipped: needs clang and its runtime libraries (clang, libclang-rt-dev)")
         return 0
+    native = ROOT / "tests" / "native"
+    if args.races:
+        library = Library(BUILD / "thread", clang, THREAD_SANITIZER)
+        run([library.program(native / "races.cpp")])
+        return 0
     library = Library(BUILD, clang, OPTIONS)
+    if args.faults:
+        wrapped = "-Wl,--wrap=malloc,--wrap=calloc"
+        run([library.program(native / "faults.cpp", wrapped)])
+    targets = args.target or TARGETS
+    with ThreadPoolExecutor(2) as pool:
+        sources = [FOLDER / f"{target}.cpp" for target in targets]
+        programs = list(pool.map(lambda s: library.program(s, "-fsanitize=fuzzer"), sources))
     total = 0
-    for target in args.target or TARGETS:
-        program = library.program(FOLDER / f"{target}.cpp", "-fsanitize=fuzzer")
-        seeds = [FOLDER / "corpus" / target]
+    for target, program in zip(targets, programs, strict=True):
+        seeds = [FOLDER / "corpus" / target, FOLDER / "crashes" / target]
         if args.runs:
             options = [f"-runs={args.runs}", "-seed=1"]
             new = BUILD / "none"  # what is found is forgotten, so that each time is the same
