@@ -114,7 +114,7 @@ def calls() -> Iterator[dict[str, Call]]:
     with pytest.MonkeyPatch.context() as patch:
         made = {name: write_down(*case, patch) for name, case in make.cases().items()}
         for dtype in DTYPES:
-            made[str(dtype)] = write_down(*random_pair(dtype), {"sparsity": 0.97}, patch)
+            made[f"random {dtype}"] = write_down(*random_pair(dtype), {"sparsity": 0.97}, patch)
         yield made
 
 

@@ -61,6 +61,7 @@ def fuzz(program: Path, seeds: list[Path], *options: str) -> int:
         program,
         *options,
         f"-max_len={MAX_LENGTH}",
+        "-len_control=0",
         f"-malloc_limit_mb={MEGABYTES_AT_ONCE}",
         "-rss_limit_mb=2048",
         "-timeout=20",
