@@ -65,6 +65,8 @@ class ClientSession(Session):
         history: Uplinks kept while it is not known whether they arrived; see ServerSession.
         client_id: The server's name for this client; by default it is learned from the first
             message.
+
+    Several threads may call at once; their calls take turns.
     """
 
     def __init__(

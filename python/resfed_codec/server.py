@@ -51,6 +51,7 @@ class ServerSession(Session):
             predictors that look at a client's own models, versions kept per client. 1 to 32.
 
     With the default predictors nothing model-sized is kept per client; :meth:`memory` tells.
+    Several threads may call at once; their calls take turns.
     """
 
     def __init__(

@@ -1,5 +1,7 @@
 """Encoder and Decoder: one direction over a channel that neither loses nor reorders.
 
+Several threads may call at once; calls of one object take turns.
+
 Both hold the versions that predictions need. Every payload names the version it builds on and a
 digest of the whole chain behind it, so a decoder never decodes against another base.
 """
