@@ -27,7 +27,7 @@ from resfed_codec.layout import views_of
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 sys.path.insert(0, str(Path(__file__).parent / "native"))
 import make
-from build import ROOT, Library, find, find_clang
+from programs import ROOT, Library, find, find_clang
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(float)]
 

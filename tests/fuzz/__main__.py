@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
-from build import ROOT, Library, find_clang, run
+from programs import ROOT, Library, find_clang, run
 
 FOLDER = ROOT / "tests" / "fuzz"
 BUILD = ROOT / "build" / "fuzz"

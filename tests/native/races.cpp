@@ -1,8 +1,10 @@
 // Calls from several threads at once, each with several threads of its own, for the thread
 // sanitizer. All of them must come to the same.
+#include <mutex>
 #include <thread>
 
 #include "../fuzz/harness.hpp"
+#include "core/keyframe.hpp"
 #include "cpu/aggregate.hpp"
 #include "cpu/keyframe.hpp"
 
