@@ -8,7 +8,7 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test test-integration nncodec lint format clean
+.PHONY: demo test test-integration fuzz races nncodec lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
@@ -21,18 +21,29 @@ test: .venv-test/installed
 test-integration: .venv-integration/installed
 	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
 
+# libFuzzer on the native code, for so many seconds a target; skipped, with a word, without clang. CI
+# has FUZZ_FLAGS="--runs N --faults": a fixed seed, and every allocation failing once.
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS ?= --seconds $(FUZZ_SECONDS)
+fuzz:
+	$(PYTHON) tests/fuzz $(FUZZ_FLAGS)
+
+# Calls from several threads under the thread sanitizer; needs clang, too.
+races:
+	$(PYTHON) tests/fuzz --races
+
 # Style, types and warnings; what CI asks for.
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
-	find csrc -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format --dry-run -Werror
+	find csrc tests -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format --dry-run -Werror
 	.venv-test/bin/mypy
 	.venv-test/bin/python -m mypy.stubtest resfed_codec._native --allowlist tests/native/stub_allowlist.txt
 
 format: .venv-test/installed
 	.venv-test/bin/ruff check --fix .
 	.venv-test/bin/ruff format .
-	find csrc -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format -i
+	find csrc tests -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format -i
 
 .venv/installed: $(SOURCES)
 	test -d .venv || $(PYTHON) -m venv .venv

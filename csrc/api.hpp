@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -56,16 +57,23 @@ struct EncodeOptions {
   std::vector<uint64_t> blocks;  // of each tensor, elements that tend to be sent together; 0: none
 };
 
-// Throws Failure. On success the recovered tensors stand in `out` where that is not null.
-std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options);
+// Is shown the payload when nothing but the writing is left to do. What it throws is passed on, and
+// nothing has been written then.
+using BeforeWriting = std::function<void(const std::vector<uint8_t>& payload)>;
+
+// Throws Failure. On success the recovered tensors stand in `out` where that is not null. All or
+// nothing: throws before the first write to any `out` or feedback.
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
+                            const BeforeWriting& before_writing = nullptr);
 
 // Verifies the checksum and reads the frame. Throws Failure.
 Frame open_payload(const uint8_t* payload, size_t n_bytes);
 
 // All or nothing: throws Failure before the first write to any `out`. The tensors have the roles of
-// a payload without exclusions and dense tensors.
+// a payload without exclusions and dense tensors. `before_writing` as above.
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors);
+            const std::vector<Tensor>& tensors,
+            const std::function<void()>& before_writing = nullptr);
 
 // Adds the dequantized values of a payload of one's own to the tensors' feedback: what it would
 // have contributed. Its layout is not checked.

@@ -4,6 +4,7 @@
 
 #include "api.hpp"
 #include "bindings/device_array.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
 #include "cpu/aggregate.hpp"
@@ -17,14 +18,16 @@ using namespace resfed;
 
 namespace {
 
-py::bytes encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
+py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
   const std::vector<Tensor> tensors = tensors_from(rows);
-  std::vector<uint8_t> payload;
-  {
-    const py::gil_scoped_release unlocked;
-    payload = encode(tensors, options);
-  }
-  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+  py::object payload;
+  const Unlocked unlocked;
+  encode(tensors, options, [&](const std::vector<uint8_t>& bytes) {
+    const Locked locked;
+    payload = to_bytes(bytes);
+    handle_signals();
+  });
+  return payload;
 }
 
 std::string_view view(const py::bytes& payload) { return payload; }
@@ -33,33 +36,36 @@ const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8
 void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = view(payload);
-  const py::gil_scoped_release unlocked;
-  decode(data_of(bytes), bytes.size(), digest, tensors);
+  const Unlocked unlocked;
+  decode(data_of(bytes), bytes.size(), digest, tensors, [] {
+    const Locked locked;
+    handle_signals();
+  });
 }
 
-py::bytes encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
-                             unsigned mantissa_bits) {
+py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
+                              unsigned mantissa_bits) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   std::vector<uint8_t> payload;
   {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     payload = encode_keyframe(tensors, layout_digest, mantissa_bits);
   }
-  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+  return to_bytes(payload);
 }
 
 void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
                           const py::sequence& rows) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = view(payload);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
 std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const py::bytes& payload,
                                               uint64_t digest, double weight) {
   const std::string_view bytes = view(payload);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return aggregator.prepare(data_of(bytes), bytes.size(), digest, weight);
 }
 
@@ -171,21 +177,21 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "add",
           [](Aggregator& a, Contribution& contribution) {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             a.add(&contribution);
           },
           py::arg("contribution"))
       .def(
           "add_state",
           [](Aggregator& a, const std::vector<uintptr_t>& addresses, double weight) {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             a.add_state(pointers<const void*>(addresses), weight);
           },
           py::arg("addresses"), py::arg("weight"))
       .def(
           "result",
           [](const Aggregator& a, const std::vector<uintptr_t>& addresses, double total_weight) {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             a.result(pointers<void*>(addresses), total_weight);
           },
           py::arg("addresses"), py::arg("total_weight"))
@@ -203,7 +209,7 @@ PYBIND11_MODULE(_native, m) {
       "moments",
       [](const py::sequence& rows) {
         const std::vector<Tensor> tensors = tensors_from(rows);
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         return moments(tensors);
       },
       py::arg("tensors"));

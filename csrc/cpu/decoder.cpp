@@ -114,7 +114,7 @@ void Update::verify(uint32_t recovered_check) const {
 }
 
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors) {
+            const std::vector<Tensor>& tensors, const std::function<void()>& before_writing) {
   const DefaultFloatMode mode;
   Update u;
   read_update(payload, n_bytes, digest, tensors, &u);
@@ -122,6 +122,8 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
   const Recovered dense = recover_all(u.groups.dense, u.sent_dense, u.frame.dense, nullptr);
   u.verify(matrix.check + vector.check + dense.check);
+  if (before_writing) before_writing();
+  // From here on nothing can fail.
   write_predictions(u.groups);
   write_recovered(u.groups.matrix, u.sent_matrix, matrix);
   write_recovered(u.groups.vector, u.sent_vector, vector);

@@ -251,10 +251,17 @@ Coded code_top(const Group& group, uint64_t k, const StepRule& rule) {
   return code_group(group, select_top(group, k), rule, nullptr);
 }
 
+void prepare_results(Parts* parts) {
+  for (const auto& [group, coded] : {std::pair(&parts->groups.matrix, &parts->matrix),
+                                     std::pair(&parts->groups.vector, &parts->vector)}) {
+    coded->left = left_of_sent(*group, coded->sent, coded->recovered);
+  }
+}
+
 void write_results(const Parts& parts) {
   const Groups& groups = parts.groups;
-  update_feedback(groups.matrix, parts.matrix.sent, parts.matrix.recovered);
-  update_feedback(groups.vector, parts.vector.sent, parts.vector.recovered);
+  update_feedback(groups.matrix, parts.matrix.sent, parts.matrix.left);
+  update_feedback(groups.vector, parts.vector.sent, parts.vector.left);
   write_predictions(groups);
   write_recovered(groups.matrix, parts.matrix.sent, parts.matrix.recovered);
   write_recovered(groups.vector, parts.vector.sent, parts.vector.recovered);
@@ -262,7 +269,8 @@ void write_results(const Parts& parts) {
   write_changes(groups.lossless, parts.changes, parts.restored);
 }
 
-std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
+                            const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
   Parts parts = begin_encoding(tensors, options);
   const Groups& groups = parts.groups;
@@ -300,6 +308,8 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     parts.vector = code_top(groups.vector, options.k_vector, options.step);
     payload = assemble(parts);
   }
+  prepare_results(&parts);
+  if (before_writing) before_writing(payload);
   write_results(parts);
   return payload;
 }

@@ -15,6 +15,7 @@ struct Coded {
   Quantizer quantizer;
   Scratch<SentSymbol> sent;
   Recovered recovered;
+  Scratch<float> left;  // of sent residuals; see prepare_results
 };
 
 struct Parts {
@@ -36,6 +37,9 @@ Coded code_top(const Group& group, uint64_t k, const StepRule& rule);
 // The payload, given the slices of all lossy symbols.
 std::vector<uint8_t> assemble(const Parts& parts,
                               const std::vector<std::span<const uint8_t>>& lossy_slices);
+
+// What is left to compute; after it nothing can fail.
+void prepare_results(Parts* parts);
 
 // Recovered tensors and feedback of all groups to where they are wanted.
 void write_results(const Parts& parts);

@@ -63,6 +63,11 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
+bool has_feedback(const Group& group) {
+  return std::any_of(group.pieces.begin(), group.pieces.end(),
+                     [](const Piece& piece) { return piece.tensor->feedback != nullptr; });
+}
+
 }  // namespace
 
 void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
@@ -83,22 +88,25 @@ void write_predictions(const Groups& groups) {
   }
 }
 
-void update_feedback(const Group& group, SentSymbols sent, const Recovered& recovered) {
-  if (std::none_of(group.pieces.begin(), group.pieces.end(),
-                   [](const Piece& piece) { return piece.tensor->feedback != nullptr; })) {
-    return;
-  }
-  Scratch<float> left_of_sent(sent.size());
+Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovered& recovered) {
+  if (!has_feedback(group)) return {};
+  Scratch<float> left(sent.size());
+  float* const values = left.data();
   parallel_for(n_tasks(sent), [&](size_t task) {
     for_each_run(group, sent, task, [&](const Run& run) {
       with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>& elements) {
         for (size_t i = run.begin; i < run.end; ++i) {
-          left_of_sent[i] =
+          values[i] =
               elements.residual_to(sent[i].index() - run.first, from_bits<T>(recovered.bits[i]));
         }
       });
     });
   });
+  return left;
+}
+
+void update_feedback(const Group& group, SentSymbols sent, const Scratch<float>& left) {
+  if (!has_feedback(group)) return;
   parallel_for(n_segments(group), [&](size_t s) {
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
       float* const feedback = piece.tensor->feedback;
@@ -114,9 +122,9 @@ void update_feedback(const Group& group, SentSymbols sent, const Recovered& reco
     for_each_run(group, sent, task, [&](const Run& run) {
       float* const feedback = run.piece.tensor->feedback;
       if (feedback == nullptr) return;
-      const float* left = left_of_sent.data() + run.begin;
+      const float* value = left.data() + run.begin;
       for (const SentSymbol& symbol : sent.subspan(run.begin, run.end - run.begin)) {
-        feedback[symbol.index() - run.first] = *left++;
+        feedback[symbol.index() - run.first] = *value++;
       }
     });
   });

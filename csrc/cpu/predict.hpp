@@ -16,8 +16,12 @@ void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* res
 // Fills every `out` with its prediction, ready for the recovered values to be written over it.
 void write_predictions(const Groups& groups);
 
+// What the sent elements of a group still lack; empty where no tensor has feedback.
+Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovered& recovered);
+
 // Where a tensor has feedback: what the recovered model still lacks becomes the new feedback. Reads
-// the history, so it comes before anything is written to an `out`.
-void update_feedback(const Group& group, SentSymbols sent, const Recovered& recovered);
+// the history, so it comes before anything is written to an `out`. `left` is the group's
+// left_of_sent().
+void update_feedback(const Group& group, SentSymbols sent, const Scratch<float>& left);
 
 }  // namespace resfed

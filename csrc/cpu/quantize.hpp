@@ -85,9 +85,12 @@ template <class Visit>
 uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantizer, Visit visit) {
   uint32_t check = 0;
   const Values values(quantizer, run.piece);
+  const Tensor& tensor = *run.piece.tensor;
+  const void* const read =
+      tensor.prediction.n_terms == 0 ? tensor.reference : tensor.prediction.terms[0];
   const auto recover_from = [&](const auto& predicted) {
     for (size_t i = run.begin; i < run.end; ++i) {
-      prefetch_ahead(run, sent, i, run.piece.tensor->reference, run.piece.tensor->elem_bytes);
+      prefetch_ahead(run, sent, i, read, tensor.elem_bytes);
       const uint64_t element = sent[i].index() - run.first;
       const auto before = predicted(element);
       const auto after = recover(before, values.of(sent[i].level()));
@@ -95,7 +98,6 @@ uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantize
       visit(i, element, before, after);
     }
   };
-  const Tensor& tensor = *run.piece.tensor;
   with_elements(tensor, 0, [&]<class T>(const Elements<T>& elements) {
     if (tensor.prediction.n_terms == 0) {
       recover_from([p = static_cast<const T*>(tensor.reference)](uint64_t i) { return p[i]; });

@@ -95,8 +95,9 @@ void Segments::put(size_t s, Candidates candidates) {
   {
     const std::lock_guard lock(*mutex_);
     if (n > left_) {
-      left_ = std::max(kBlock, n);
-      blocks_.push_back({Scratch<uint16_t>(left_), Scratch<float>(left_)});
+      const size_t room = std::max(kBlock, n);
+      blocks_.push_back({Scratch<uint16_t>(room), Scratch<float>(room)});
+      left_ = room;
     }
     Block& block = blocks_.back();
     const size_t used = block.offsets.size() - left_;

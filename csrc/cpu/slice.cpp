@@ -13,13 +13,15 @@ namespace {
 // may wait for its turn much longer.
 constexpr size_t kSlicesPerThread = 8;
 
-constexpr bool all_stay_uncertain() {
+[[maybe_unused]] constexpr bool all_stay_uncertain() {
   for (const InitialState state : kInitialSliceStates) {
     if (!stays_uncertain(state)) return false;
   }
   return stays_uncertain(kInitialLosslessState);
 }
+#if !defined(__clang__)  // which allows fewer steps, and takes half a minute over them
 static_assert(all_stay_uncertain());
+#endif
 
 // Slices that one task encodes: each step of the backward pass waits for the one before it, so
 // several of them keep the processor busy.

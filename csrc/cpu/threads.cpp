@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,8 +44,10 @@ int num_threads() {
 
 void set_num_threads(int n) { chosen_threads.store(n); }
 
-void parallel_for(size_t n_tasks, const std::function<void(size_t)>& task,
-                  size_t tasks_per_thread) {
+void parallel_for(size_t n_tasks, TaskRef task, size_t tasks_per_thread) {
+#if defined(RESFED_EAGER_THREADS)  // for tests: threads for work that is not worth them
+  tasks_per_thread = 1;
+#endif
   std::atomic<size_t> next{0};
   std::mutex mutex;
   std::exception_ptr error;
@@ -66,12 +67,10 @@ void parallel_for(size_t n_tasks, const std::function<void(size_t)>& task,
 
   std::vector<std::thread> helpers;
   const size_t n_threads = std::min(n_tasks / tasks_per_thread, static_cast<size_t>(num_threads()));
-  for (size_t t = 1; t < n_threads; ++t) {
-    try {
-      helpers.emplace_back(work);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: those that run do all the work
-    }
+  try {
+    if (n_threads > 1) helpers.reserve(n_threads - 1);
+    for (size_t t = 1; t < n_threads; ++t) helpers.emplace_back(work);
+  } catch (const std::exception&) {  // no more threads, or no memory for them
   }
   work();
   for (std::thread& helper : helpers) helper.join();

@@ -29,14 +29,14 @@ uint64_t most_symbols(const Groups& groups, const EncodeOptions& options) {
 }  // namespace
 
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
-                            int device, cuda::Stream stream) {
+                            int device, cuda::Stream stream, const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
   cuda::Turn turn(device, stream);
   std::vector<Tensor> staged = tensors;
   if (options.max_bytes > 0 || options.max_error >= 0 || !has_matrix_elements(tensors)) {
     cuda::Staging staging(turn, &staged, any);
     staging.wait();
-    std::vector<uint8_t> payload = resfed::encode(staged, options);
+    std::vector<uint8_t> payload = resfed::encode(staged, options, before_writing);
     staging.flush();
     return payload;
   }
@@ -52,15 +52,18 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   parts.matrix.quantizer = coded.quantizer;
   parts.matrix.recovered.check = coded.check;
   std::vector<uint8_t> payload = assemble(parts, coded.slices);
+  parts.groups.matrix = {};  // what follows leaves it to the device
+  prepare_results(&parts);
+  if (before_writing) before_writing(payload);
   matrices.write();
-  parts.groups.matrix = {};  // done
   write_results(parts);
   staging.flush();
   return payload;
 }
 
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, cuda::Stream stream) {
+            const std::vector<Tensor>& tensors, int device, cuda::Stream stream,
+            const std::function<void()>& before_writing) {
   const DefaultFloatMode mode;
   Update u;
   open_update(payload, n_bytes, digest, tensors, &u);
@@ -69,7 +72,7 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
     std::vector<Tensor> staged = tensors;
     cuda::Staging staging(turn, &staged, any);
     staging.wait();
-    resfed::decode(payload, n_bytes, digest, staged);
+    resfed::decode(payload, n_bytes, digest, staged, before_writing);
     staging.flush();
     return;
   }
@@ -84,6 +87,7 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
   const Recovered dense = recover_all(u.groups.dense, u.sent_dense, u.frame.dense, nullptr);
   u.verify(decoded.check + vector.check + dense.check);
+  if (before_writing) before_writing();
   matrices.write();
   u.groups.matrix = {};  // done
   write_predictions(u.groups);

@@ -13,11 +13,14 @@
 namespace resfed::hybrid {
 
 // Waits for the stream, as a rule once; where very many residuals are equal, twice. Throws Failure.
+// All or nothing, as in api.hpp, but for what a device reports while results are written.
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
-                            int device, cuda::Stream stream);
+                            int device, cuda::Stream stream,
+                            const BeforeWriting& before_writing = nullptr);
 
 // All or nothing. Waits for the stream once. Throws Failure.
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, cuda::Stream stream);
+            const std::vector<Tensor>& tensors, int device, cuda::Stream stream,
+            const std::function<void()>& before_writing = nullptr);
 
 }  // namespace resfed::hybrid

@@ -16,6 +16,7 @@ from resfed_codec.history import (
     add_values,
     copy_model,
     differences,
+    filled,
     model_of,
     new_feedback,
 )
@@ -34,6 +35,7 @@ from resfed_codec.message import (
 from resfed_codec.payload import as_bytes
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
 from resfed_codec.stream import open_keyframes
+from resfed_codec.turns import in_turn
 
 
 @dataclass(eq=False)
@@ -63,6 +65,8 @@ class ClientSession(Session):
         history: Uplinks kept while it is not known whether they arrived; see ServerSession.
         client_id: The server's name for this client; by default it is learned from the first
             message.
+
+    Several threads may call at once; their calls take turns.
     """
 
     def __init__(
@@ -93,12 +97,14 @@ class ClientSession(Session):
         return self._down.number
 
     @property
+    @in_turn
     def state(self) -> Any:
         """A copy of the recovered global model, of the initial state's kind."""
         return self._layout.state_of(copy_model(model_of(self._down)))
 
     # ---- downlink
 
+    @in_turn
     def receive(self, message: bytes, *, copy: bool = True, out: Any = None) -> Any:
         """The recovered global model, after a message of :meth:`ServerSession.send`.
 
@@ -124,6 +130,7 @@ class ClientSession(Session):
         if self._tag and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
         targets = writable_views(out, self._layout.specs) if out is not None else None
+        mine = self._layout.empty() if copy and targets is None else None  # while it may fail
         try:
             version, oldest = self._follow(m)
         except StateMismatchError as error:
@@ -143,7 +150,9 @@ class ClientSession(Session):
         model = model_of(version)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(copy_model(model) if copy else model, read_only=not copy)
+        if mine is None:
+            return self._layout.state_of(model, read_only=True)
+        return self._layout.state_of(filled(mine, model))
 
     def _message_of(self, data: bytes) -> Message:
         if not is_message(data):
@@ -215,6 +224,7 @@ class ClientSession(Session):
         digest = version_digest(refused) & LOW32
         return write_message(Message(self._tag, is_request=True, head=self._head, refused=digest))
 
+    @in_turn
     def acknowledge(self) -> bytes:
         """What is held, for :meth:`ServerSession.acknowledged`.
 
@@ -228,6 +238,7 @@ class ClientSession(Session):
 
     # ---- uplink
 
+    @in_turn
     def send(self, local_state: State) -> bytes:
         """A payload for :meth:`ServerSession.receive` that carries ``local_state``.
 
@@ -311,6 +322,7 @@ class ClientSession(Session):
             if feedback is not None and update is not None:
                 feedback += update
 
+    @in_turn
     def answer(self, request: bytes) -> bytes:
         """What a server that refused an uplink can receive instead.
 

@@ -90,6 +90,13 @@ def copy_model(arrays: Sequence[NDArray[Any]]) -> Model:
     return [array.copy() for array in arrays]
 
 
+def filled(model: Model, source: Model) -> Model:
+    """``model``, which has become a copy of ``source``."""
+    for array, values in zip(model, source, strict=True):
+        array[...] = values
+    return model
+
+
 def new_feedback(specs: Sequence[TensorSpec], roles: Sequence[int]) -> Feedback:
     """Zeros for matrices and vectors."""
     return [

@@ -295,21 +295,36 @@ def special_tensors(specs: Sequence[TensorSpec], config: CodecConfig) -> Special
     Raises:
         ValueError: A pattern that was given names no tensor at all.
     """
+    names = {spec.name for spec in specs}
     for argument, patterns in (("exclude", config.exclude), ("dense", config.dense or ())):
         for pattern in patterns:
-            if not any(fnmatchcase(spec.name, pattern) for spec in specs):
+            like = (fnmatchcase(name, pattern) for name in names)
+            if not (pattern in names if _is_plain(pattern) else any(like)):
                 raise ValueError(f"{argument}: no tensor is named like {pattern!r}")
     exclusions = _floats_like(specs, config.exclude)
+    excluded = set(exclusions)
     dense = _floats_like(specs, RUNNING_STATISTICS if config.dense is None else config.dense)
-    return Special(exclusions, [i for i in dense if i not in exclusions])
+    return Special(exclusions, [i for i in dense if i not in excluded])
+
+
+def _is_plain(pattern: str) -> bool:
+    return not any(wildcard in pattern for wildcard in "*?[")
+
+
+class _Patterns:
+    """Name patterns. Those without wildcards are looked up: a model may have many tensors."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._plain = {pattern for pattern in patterns if _is_plain(pattern)}
+        self._wild = [pattern for pattern in patterns if not _is_plain(pattern)]
+
+    def fit(self, name: str) -> bool:
+        return name in self._plain or any(fnmatchcase(name, pattern) for pattern in self._wild)
 
 
 def _floats_like(specs: Sequence[TensorSpec], patterns: Sequence[str]) -> list[int]:
-    return [
-        i
-        for i, spec in enumerate(specs)
-        if spec.is_float and any(fnmatchcase(spec.name, pattern) for pattern in patterns)
-    ]
+    chosen = _Patterns(patterns)
+    return [i for i, spec in enumerate(specs) if spec.is_float and chosen.fit(spec.name)]
 
 
 def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[int]:

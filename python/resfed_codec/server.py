@@ -32,6 +32,7 @@ from resfed_codec.message import (
 from resfed_codec.payload import as_bytes
 from resfed_codec.record import ClientRecord, record_of
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
+from resfed_codec.turns import in_turn
 
 KEYFRAME_PART = 16
 """A chain shorter than this part of the model is sent without asking what a keyframe takes."""
@@ -50,6 +51,7 @@ class ServerSession(Session):
             predictors that look at a client's own models, versions kept per client. 1 to 32.
 
     With the default predictors nothing model-sized is kept per client; :meth:`memory` tells.
+    Several threads may call at once; their calls take turns.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ServerSession(Session):
         return self._current.number if self._broadcast else self._target_number
 
     @property
+    @in_turn
     def state(self) -> Any:
         """A copy of the global model, as all clients recover it.
 
@@ -89,10 +92,12 @@ class ServerSession(Session):
         return self._layout.state_of(copy_model(model))
 
     @property
+    @in_turn
     def clients(self) -> list[ClientId]:
         """The clients that something was sent to or received from."""
         return list(self._clients)
 
+    @in_turn
     def forget(self, client_id: ClientId) -> None:
         """Drop what is kept of a client; if it comes back it is brought up by a keyframe.
 
@@ -109,6 +114,7 @@ class ServerSession(Session):
         name = str(client_id) if isinstance(client_id, str) else int(client_id)
         self._clients[name] = client
 
+    @in_turn
     def memory(self) -> dict[str, int]:
         """Bytes held, by what for; docs/guide.md says what to expect.
 
@@ -135,6 +141,7 @@ class ServerSession(Session):
 
     # ---- downlink
 
+    @in_turn
     def update(self, global_state: State) -> bytes:
         """Take a new global model; it is encoded once for all clients.
 
@@ -179,6 +186,7 @@ class ServerSession(Session):
             del self._digests[oldest - 1]
         return payload
 
+    @in_turn
     def send(self, client_id: ClientId, *, fresh: bool = False) -> bytes:
         """A message for :meth:`ClientSession.receive` that brings the client up to date.
 
@@ -289,6 +297,7 @@ class ServerSession(Session):
         client.downlinks[number] = version
         _keep_newest(client.downlinks, self._history, client.known and client.known.version)
 
+    @in_turn
     def answer(self, client_id: ClientId, request: bytes) -> bytes:
         """A message that heals a client that refused one: the missing chain, or a keyframe.
 
@@ -308,6 +317,7 @@ class ServerSession(Session):
         client.known, client.replaces, client.sent = None, held.digest, b""
         return self.send(client_id)
 
+    @in_turn
     def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
         """Take in what :meth:`ClientSession.acknowledge` returned: what the client holds.
 
@@ -346,6 +356,7 @@ class ServerSession(Session):
 
     # ---- uplink
 
+    @in_turn
     def receive(self, client_id: ClientId, payload: bytes, *, out: Any = None) -> Any:
         """The recovered local model, after a payload of :meth:`ClientSession.send`.
 
@@ -374,11 +385,13 @@ class ServerSession(Session):
             model = self._decode(client, arrived)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
+        theirs = copy_model(model) if self._keep_up and targets is None else model
         self._commit(client_id, client, arrived, model)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(copy_model(model) if self._keep_up else model)
+        return self._layout.state_of(theirs)
 
+    @in_turn
     def aggregator(self) -> Aggregator:
         """An empty :class:`Aggregator` whose reference is the global model."""
         aggregator = Aggregator(self.state)
@@ -386,6 +399,7 @@ class ServerSession(Session):
             aggregator._origin = self._current.digest
         return aggregator
 
+    @in_turn
     def receive_into(
         self, client_id: ClientId, payload: bytes, aggregator: Aggregator, weight: float = 1.0
     ) -> bool:

@@ -18,6 +18,7 @@ from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
 from resfed_codec.predictor import LinearPredictor, predictor_of
 from resfed_codec.snapshot import read_snapshot, write_snapshot
+from resfed_codec.turns import Turn, in_turn
 
 ClientId: TypeAlias = "str | int"
 
@@ -49,6 +50,7 @@ class Session:
             raise TypeError(f"history={history!r}: must be an integer")
         if not 1 <= history <= 32:
             raise ValueError(f"history={history}: must lie in [1, 32]")
+        self._turn = Turn()
         self._history = history
         self._layout = Layout(initial_state, "initial_state")
         model = copy_model(self._layout.model_of(initial_state, "initial_state"))
@@ -87,6 +89,7 @@ class Session:
     def _load_fields(self, fields: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain tensors (torch if the initial state held any)."""
         return write_snapshot(
@@ -95,6 +98,7 @@ class Session:
             as_torch=self._layout.uses_torch,
         )
 
+    @in_turn
     def load_state_dict(self, state_dict: Any) -> None:
         """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
 

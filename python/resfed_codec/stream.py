@@ -1,5 +1,7 @@
 """Encoder and Decoder: one direction over a channel that neither loses nor reorders.
 
+Several threads may call at once; calls of one object take turns.
+
 Both hold the versions that predictions need. Every payload names the version it builds on and a
 digest of the whole chain behind it, so a decoder never decodes against another base.
 """
@@ -20,6 +22,7 @@ from resfed_codec.history import (
     Opened,
     Version,
     copy_model,
+    filled,
     initial_version,
     model_of,
     new_feedback,
@@ -31,6 +34,7 @@ from resfed_codec.message import Head, Keyframe, Message, is_message, read_messa
 from resfed_codec.payload import as_bytes
 from resfed_codec.predictor import predictor_of
 from resfed_codec.snapshot import read_snapshot, write_snapshot
+from resfed_codec.turns import Turn, in_turn
 
 
 def stream_root(direction: str, initial: Version) -> int:
@@ -48,6 +52,7 @@ class _Stream:
     def __init__(self, initial_state: State, run: str) -> None:
         if not isinstance(run, str):
             raise TypeError(f"run={run!r}: must be a str")
+        self._turn = Turn()
         self._layout = Layout(initial_state, "initial_state")
         initial = initial_version(
             self._layout, own_copy(self._layout, initial_state, "initial_state"), run
@@ -62,6 +67,7 @@ class _Stream:
         return self._current.number
 
     @property
+    @in_turn
     def state(self) -> Any:
         """A copy of the recovered model, of the initial state's kind."""
         return self._layout.state_of(copy_model(model_of(self._current)))
@@ -83,10 +89,12 @@ class _Stream:
     def _load_fields(self, fields: Mapping[str, Any]) -> None:
         self._current, self._spare = fields["current"], None
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain tensors (torch if the initial state held any)."""
         return write_snapshot(type(self).__name__, self._fields(), as_torch=self._layout.uses_torch)
 
+    @in_turn
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
 
@@ -137,6 +145,7 @@ class Encoder(_Stream):
             new_feedback(self._layout.specs, self._coder.roles) if config.error_feedback else None
         )
 
+    @in_turn
     def encode(self, state: State) -> bytes:
         """The payload that turns the receiver's current model into (nearly) ``state``.
 
@@ -163,6 +172,7 @@ class Encoder(_Stream):
         self._advance(Version(base.number + 1, version_digest(payload), out, base), keep)
         return payload
 
+    @in_turn
     def keyframe(self) -> bytes:
         """The current recovered model as a whole, lossless, for a decoder that holds another.
 
@@ -170,6 +180,7 @@ class Encoder(_Stream):
         """
         return self._keyframe(replaces=0)
 
+    @in_turn
     def answer(self, request: bytes) -> bytes:
         """What brings a decoder that refused a payload to the current version: a keyframe.
 
@@ -211,6 +222,7 @@ class Decoder(_Stream):
     def __init__(self, initial_state: State, *, run: str = "") -> None:
         super().__init__(initial_state, run)
 
+    @in_turn
     def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
         """The model after this payload.
 
@@ -234,6 +246,7 @@ class Decoder(_Stream):
         """
         data = as_bytes(payload)
         targets = writable_views(out, self._layout.specs) if out is not None else None
+        mine = self._layout.empty() if copy and targets is None else None  # while it may fail
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
@@ -241,7 +254,9 @@ class Decoder(_Stream):
         model = model_of(self._current)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(model if not copy else copy_model(model), read_only=not copy)
+        if mine is None:
+            return self._layout.state_of(model, read_only=True)
+        return self._layout.state_of(filled(mine, model))
 
     def _take_payload(self, opened: Opened) -> None:
         current, link = self._current, opened.link

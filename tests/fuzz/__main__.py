@@ -1,0 +1,128 @@
+"""Fuzz the native code with libFuzzer, under the address and undefined-behaviour sanitizers.
+
+    python tests/fuzz --seconds 60        each target for so long, each time another way
+    python tests/fuzz --runs 20000        a fixed number of executions from a fixed seed
+    python tests/fuzz --faults            every allocation fails once
+    python tests/fuzz --races             calls from several threads, under the thread sanitizer
+
+Needs clang with its runtime libraries (Debian: clang, libclang-rt-dev); says so and ends
+well where that is absent. New inputs go to build/fuzz/corpus; what crashes lies beside the
+programs in build/fuzz, and belongs into tests/fuzz/crashes/TARGET once it is understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
+from programs import ROOT, Library, find_clang, run
+
+FOLDER = ROOT / "tests" / "fuzz"
+BUILD = ROOT / "build" / "fuzz"
+TARGETS = sorted(path.stem for path in FOLDER.glob("*.cpp"))
+
+MAX_LENGTH = 4096
+MEGABYTES_AT_ONCE = 1
+"""No allocation may be larger: models are small, and nothing else has earned more."""
+
+OPTIONS = (
+    "-O1",
+    "-g",
+    "-fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-DRESFED_EAGER_THREADS",  # small models, and still several threads
+)
+
+
+THREAD_SANITIZER = ("-O1", "-g", "-fsanitize=thread", "-DRESFED_EAGER_THREADS")
+
+
+def works(clang: str) -> bool:
+    """Whether this clang can make fuzzers."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    source = BUILD / "probe.cc"
+    source.write_text(
+        'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
+    )
+    command = [clang, "-std=c++20", "-fsanitize=fuzzer,address,undefined", source]
+    return not subprocess.run([*command, "-o", BUILD / "probe"], capture_output=True).returncode
+
+
+def fuzz(program: Path, seeds: list[Path], *options: str) -> int:
+    """Run one target; returns how many executions there were."""
+    command = [
+        program,
+        *options,
+        f"-max_len={MAX_LENGTH}",
+        "-len_control=0",
+        f"-malloc_limit_mb={MEGABYTES_AT_ONCE}",
+        "-rss_limit_mb=2048",
+        "-timeout=20",
+        "-print_final_stats=1",
+        f"-artifact_prefix={BUILD}/{program.stem}-",
+        *seeds,
+    ]
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, cwd=BUILD
+    )
+    executions = re.search(r"stat::number_of_executed_units: *(\d+)", done.stderr)
+    if done.returncode or not executions:
+        print(done.stderr[-8000:])
+        raise SystemExit(f"{program.stem}: FAILED")
+    return int(executions.group(1))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/fuzz")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
+    length.add_argument("--runs", type=int, help="executions of each target, from a fixed seed")
+    parser.add_argument("--faults", action="store_true", help="tests/native/faults.cpp, first")
+    parser.add_argument("--races", action="store_true", help="tests/native/races.cpp, and no more")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    args = parser.parse_args()
+
+    clang = find_clang()
+    if clang is None or not works(clang):
+        print("fuzzing skipped: needs clang and its runtime libraries (clang, libclang-rt-dev)")
+        return 0
+    native = ROOT / "tests" / "native"
+    if args.races:
+        library = Library(BUILD / "thread", clang, THREAD_SANITIZER)
+        run([library.program(native / "races.cpp")])
+        return 0
+    library = Library(BUILD, clang, OPTIONS)
+    if args.faults:
+        wrapped = "-Wl,--wrap=malloc,--wrap=calloc"
+        run([library.program(native / "faults.cpp", wrapped)])
+    targets = args.target or TARGETS
+    with ThreadPoolExecutor(2) as pool:
+        sources = [FOLDER / f"{target}.cpp" for target in targets]
+        programs = list(pool.map(lambda s: library.program(s, "-fsanitize=fuzzer"), sources))
+    total = 0
+    for target, program in zip(targets, programs, strict=True):
+        seeds = [FOLDER / "corpus" / target, FOLDER / "crashes" / target]
+        if args.runs:
+            options = [f"-runs={args.runs}", "-seed=1"]
+            new = BUILD / "none"  # what is found is forgotten, so that each time is the same
+        else:
+            options = [f"-max_total_time={args.seconds}"]
+            new = BUILD / "corpus" / target
+            seeds.insert(0, new)
+        new.mkdir(parents=True, exist_ok=True)
+        n = fuzz(program, [folder for folder in seeds if folder.is_dir()], *options)
+        total += n
+        print(f"{target}: {n:,} executions, nothing found", flush=True)
+    print(f"all targets: {total:,} executions ({os.path.basename(clang)})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
