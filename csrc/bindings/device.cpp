@@ -14,6 +14,41 @@ namespace py = pybind11;
 
 namespace resfed {
 
+namespace {
+
+// Memory of `owner`, a Python object, which lives as long as the array.
+DeviceArray from_pointer(uintptr_t pointer, std::vector<int64_t> shape, const std::string& dtype,
+                         int device, const py::object& owner) {
+  DeviceArray array;
+  array.owner = std::shared_ptr<void>(owner.inc_ref().ptr(), [](void* object) {
+    const py::gil_scoped_acquire locked;
+    Py_DECREF(static_cast<PyObject*>(object));
+  });
+  array.data = reinterpret_cast<void*>(pointer);
+  array.shape = std::move(shape);
+  array.type = dlpack_type(dtype);
+  array.device = device;
+  return array;
+}
+
+// The same memory, its elements by another name of the same size.
+DeviceArray view_as(const DeviceArray& array, const std::string& dtype) {
+  DeviceArray view = array;
+  view.type = dlpack_type(dtype);
+  if (view.type.bits != array.type.bits) throw py::type_error("sizes differ: " + dtype);
+  return view;
+}
+
+std::string text_of(const DeviceArray& array) {
+  std::string text = "<DeviceArray of " + array.dtype() + " [";
+  for (size_t i = 0; i < array.shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(array.shape[i]);
+  }
+  return text + "] on cuda:" + std::to_string(array.device) + ">";
+}
+
+}  // namespace
+
 #if defined(RESFED_CUDA)
 namespace {
 
@@ -49,6 +84,12 @@ void on_device(const DeviceArray& from, const DeviceArray& to, uintptr_t stream)
   cuda::copy_on_device(to.data, from.data, to.n_bytes(), to.device, stream_of(stream));
 }
 
+// Returns when all that was put into the stream before is done.
+void wait(int device, uintptr_t stream) {
+  const py::gil_scoped_release unlocked;
+  cuda::copy_to_host(nullptr, nullptr, 0, device, stream_of(stream));
+}
+
 py::bytes encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
                            uintptr_t stream) {
   const std::vector<Tensor> tensors = tensors_from(rows);
@@ -73,8 +114,15 @@ void decode_on_device(const py::bytes& payload, uint64_t digest, const py::seque
 #endif
 
 void bind_device(py::module_& m) {
-  py::class_<DeviceArray>(m, "DeviceArray")
+  py::class_<DeviceArray>(m, "DeviceArray",
+                          "An array in C order on a CUDA device: what the codec returns where a "
+                          "library's own arrays cannot be written to.\n\n"
+                          "It speaks DLPack: the library's from_dlpack() takes it without a copy.")
       .def_static("from_dlpack", &from_dlpack, py::arg("capsule"))
+      .def_static("from_pointer", &from_pointer, py::arg("pointer"), py::arg("shape"),
+                  py::arg("dtype"), py::arg("device"), py::arg("owner"))
+      .def("view", &view_as, py::arg("dtype"))
+      .def("__repr__", &text_of)
       .def_property_readonly("dtype", &DeviceArray::dtype)
       .def_property_readonly("shape",
                              [](const DeviceArray& a) { return py::tuple(py::cast(a.shape)); })
@@ -111,6 +159,7 @@ void bind_device(py::module_& m) {
   m.def("copy_to_host", &to_host, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("copy_to_device", &to_device, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("copy_on_device", &on_device, py::arg("source"), py::arg("out"), py::arg("stream"));
+  m.def("wait", &wait, py::arg("device"), py::arg("stream"));
   m.def("encode_on_device", &encode_on_device, py::arg("tensors"), py::arg("options"),
         py::arg("device"), py::arg("stream"));
   m.def("decode_on_device", &decode_on_device, py::arg("payload"), py::arg("digest"),

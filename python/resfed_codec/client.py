@@ -13,8 +13,8 @@ from resfed_codec.history import (
     Feedback,
     Opened,
     Version,
+    add_differences,
     add_values,
-    copy_model,
     differences,
     model_of,
     new_feedback,
@@ -85,7 +85,7 @@ class ClientSession(Session):
         self._feedback: Feedback | None = None
         wanted = self._up.config.error_feedback
         if wanted or (wanted is None and self._up.own_depth == 0):
-            self._feedback = new_feedback(self._layout.specs, self._up.roles)
+            self._feedback = new_feedback(self._layout, self._up.roles)
 
     @property
     def version(self) -> int:
@@ -95,7 +95,7 @@ class ClientSession(Session):
     @property
     def state(self) -> Any:
         """A copy of the recovered global model, of the initial state's kind."""
-        return self._layout.state_of(copy_model(model_of(self._down)))
+        return self._layout.state_of(self._layout.copy_of(model_of(self._down)))
 
     # ---- downlink
 
@@ -123,7 +123,8 @@ class ClientSession(Session):
         m = self._message_of(data)
         if self._tag and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
-        targets = writable_views(out, self._layout.specs) if out is not None else None
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         try:
             version, oldest = self._follow(m)
         except StateMismatchError as error:
@@ -143,7 +144,7 @@ class ClientSession(Session):
         model = model_of(version)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(copy_model(model) if copy else model, read_only=not copy)
+        return layout.state_of(layout.copy_of(model) if copy else model, read_only=not copy)
 
     def _message_of(self, data: bytes) -> Message:
         if not is_message(data):
@@ -253,7 +254,7 @@ class ClientSession(Session):
         version = Version(number, version_digest(payload), out, base).shortened(self._keep_up)
         update = None
         if self._feedback is not None and out is not None:
-            update = differences(self._up.roles, self._layout.specs, out, model_of(self._down))
+            update = differences(self._layout, self._up.roles, out, model_of(self._down))
         self._remember(Sent(version, payload, payload, self._head, update))
         return payload
 
@@ -303,10 +304,8 @@ class ClientSession(Session):
             return
         if sent.update is None:
             add_values(self._layout, sent.payload, self._feedback)
-            return
-        for feedback, update in zip(self._feedback, sent.update, strict=True):
-            if feedback is not None and update is not None:
-                feedback += update
+        else:
+            add_differences(self._feedback, sent.update)
 
     def answer(self, request: bytes) -> bytes:
         """What a server that refused an uplink can receive instead.

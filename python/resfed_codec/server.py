@@ -16,7 +16,6 @@ from resfed_codec.history import (
     Model,
     Opened,
     Version,
-    copy_model,
     model_of,
     new_feedback,
 )
@@ -72,7 +71,7 @@ class ServerSession(Session):
         self._keyframe_cache: dict[int, bytes] = {}
         self._feedback: Feedback | None = None
         if self._down_coder.config.error_feedback:
-            self._feedback = new_feedback(self._layout.specs, self._down_coder.roles)
+            self._feedback = new_feedback(self._layout, self._down_coder.roles)
 
     @property
     def version(self) -> int:
@@ -86,7 +85,7 @@ class ServerSession(Session):
         Where the downlink is different for every client: as it was given to :meth:`update`.
         """
         model = model_of(self._current) if self._target is None else self._target
-        return self._layout.state_of(copy_model(model))
+        return self._layout.state_of(self._layout.copy_of(model))
 
     @property
     def clients(self) -> list[ClientId]:
@@ -135,7 +134,7 @@ class ServerSession(Session):
         """
         current = self._layout.model_of(global_state, "global_state")
         if not self._broadcast:
-            self._target = copy_model(current)
+            self._target = self._layout.copy_of(current)
             self._target_number += 1
             return b""
         base, out = self._current, self._layout.empty()
@@ -254,7 +253,7 @@ class ServerSession(Session):
             data = encode_keyframe(self._layout.state_of(target))
             digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
             client.sent = Keyframe(number, digest, client.replaces, data)
-            version = Version(number, digest, copy_model(target))
+            version = Version(number, digest, self._layout.copy_of(target))
         else:
             base, out = client.downlinks[client.known.version], self._layout.empty()
             client.sent = self._down_coder.encode(
@@ -348,7 +347,8 @@ class ServerSession(Session):
         """
         data = as_bytes(payload)
         client = self._client(client_id)
-        targets = writable_views(out, self._layout.specs) if out is not None else None
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         try:
             arrived = self._open(client, data)
             model = self._decode(client, arrived)
@@ -357,7 +357,7 @@ class ServerSession(Session):
         self._commit(client_id, client, arrived, model)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(copy_model(model) if self._keep_up else model)
+        return layout.state_of(layout.copy_of(model) if self._keep_up else model)
 
     def aggregator(self) -> Aggregator:
         """An empty :class:`Aggregator` whose reference is the global model."""

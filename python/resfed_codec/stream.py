@@ -19,7 +19,6 @@ from resfed_codec.history import (
     Model,
     Opened,
     Version,
-    copy_model,
     initial_version,
     model_of,
     new_feedback,
@@ -38,10 +37,6 @@ def stream_root(direction: str, initial: Version) -> int:
     return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
 
 
-def own_copy(layout: Layout, state: State, argument: str) -> Model:
-    return copy_model(layout.model_of(state, argument))
-
-
 class _Stream:
     """What both ends of a direction have: the newest version, and how to name and save it."""
 
@@ -49,9 +44,8 @@ class _Stream:
         if not isinstance(run, str):
             raise TypeError(f"run={run!r}: must be a str")
         self._layout = Layout(initial_state, "initial_state")
-        initial = initial_version(
-            self._layout, own_copy(self._layout, initial_state, "initial_state"), run
-        )
+        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
+        initial = initial_version(self._layout, model, run)
         self._root = stream_root("stream", initial)
         self._current = Version(0, self._root, initial.model)
         self._spare: Model | None = None
@@ -64,7 +58,7 @@ class _Stream:
     @property
     def state(self) -> Any:
         """A copy of the recovered model, of the initial state's kind."""
-        return self._layout.state_of(copy_model(model_of(self._current)))
+        return self._layout.state_of(self._layout.copy_of(model_of(self._current)))
 
     @property
     def _tag(self) -> int:
@@ -84,7 +78,8 @@ class _Stream:
         self._current, self._spare = fields["current"], None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, as plain tensors (torch if the initial state held any)."""
+        """Everything that changes, as plain tensors of the host (torch if the initial state held
+        any)."""
         return write_snapshot(type(self).__name__, self._fields(), as_torch=self._layout.uses_torch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -93,7 +88,7 @@ class _Stream:
         Raises:
             ValueError: Saved by another class, from another initial state or run, or damaged.
         """
-        fields = read_snapshot(type(self).__name__, state_dict)
+        fields = read_snapshot(type(self).__name__, state_dict, self._layout.device)
         if fields["root"] != self._root:
             raise ValueError("state_dict: saved from another initial state or run")
         self._load_fields(fields)
@@ -131,7 +126,7 @@ class Encoder(_Stream):
         self._coder = Coder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._coder.own_depth)
         self._feedback: Feedback | None = (
-            new_feedback(self._layout.specs, self._coder.roles) if config.error_feedback else None
+            new_feedback(self._layout, self._coder.roles) if config.error_feedback else None
         )
 
     def encode(self, state: State) -> bytes:
@@ -227,7 +222,8 @@ class Decoder(_Stream):
         After any error nothing has changed.
         """
         data = as_bytes(payload)
-        targets = writable_views(out, self._layout.specs) if out is not None else None
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
@@ -235,7 +231,7 @@ class Decoder(_Stream):
         model = model_of(self._current)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(model if not copy else copy_model(model), read_only=not copy)
+        return layout.state_of(layout.copy_of(model) if copy else model, read_only=not copy)
 
     def _take_payload(self, opened: Opened) -> None:
         current, link = self._current, opened.link
