@@ -13,26 +13,28 @@ import resfed_codec as rfc
 from models import assert_same
 from resfed_codec import _native
 
+try:
+    import torch
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
-
+    import posing_torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
 
 REASON = _native.cuda_unavailable_reason()
 EMULATED = not REASON and _native.cuda_is_emulated()
-TORCH = None if REASON or EMULATED else _torch()
+REAL_TORCH = torch is not None and not REASON and not EMULATED and torch.cuda.is_available()
 
 needs_cuda = pytest.mark.skipif(bool(REASON), reason=f"resfed_codec has no CUDA here: {REASON}")
 needs_emulator = pytest.mark.skipif(
     not EMULATED, reason="memory can be limited in the emulator only; `make test-emulated`"
 )
-needs_torch = pytest.mark.skipif(TORCH is None, reason="torch has no CUDA here")
+needs_torch = pytest.mark.skipif(not REAL_TORCH, reason="torch has no CUDA here")
 
-LIBRARIES = ["cupy", "other"] + (["torch"] if TORCH else [])
+LIBRARIES = ["cupy", "other"] + (["torch"] if REAL_TORCH or (torch and EMULATED) else [])
+
+
+ONE = LIBRARIES[-1:] if EMULATED else LIBRARIES
+"""For tests that take long in the emulator and do not depend on whose the arrays are."""
 
 
 class Gpu:
@@ -41,21 +43,25 @@ class Gpu:
     What comes out for the other library, whose arrays may not be written to, is a DeviceArray.
     """
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.library = library
-        self.result_type = {
-            "cupy": device_library.ndarray,
-            "other": rfc.DeviceArray,
-            "torch": TORCH and TORCH.Tensor,
-        }[library]
+        device_library.pose_as_cupy(monkeypatch)
+        if library == "torch":
+            self.result_type: type = torch.Tensor if REAL_TORCH else posing_torch.CudaTensor
+            if not REAL_TORCH:
+                posing_torch.pose(monkeypatch)
+        else:
+            self.result_type = device_library.ndarray if library == "cupy" else rfc.DeviceArray
 
     def array(self, array: Any) -> Any:
         """A host array, put on the device."""
         array = np.asarray(array)
+        if self.library == "torch" and not REAL_TORCH:
+            return posing_torch.to_device(array)
         if self.library == "torch":
             raw = array.view(np.uint16) if array.dtype.name == "bfloat16" else array
-            tensor = TORCH.from_numpy(np.array(raw)).cuda()
-            return tensor.view(TORCH.bfloat16) if array.dtype.name == "bfloat16" else tensor
+            tensor = torch.from_numpy(np.array(raw)).cuda()
+            return tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
         kind = device_library.ndarray if self.library == "cupy" else device_library.Array
         return kind(device_library.to_device(array))
 
@@ -75,12 +81,11 @@ class Gpu:
         return [value.memory for value in new]
 
     def host_array(self, value: Any) -> np.ndarray:
-        if self.library != "torch":
+        if self.library != "torch" or not REAL_TORCH:
             return device_library.to_host(value)
         assert value.is_cuda
-        raw = value.view(TORCH.uint16) if value.dtype == TORCH.bfloat16 else value
-        array: np.ndarray = raw.cpu().numpy()
-        is_bfloat16 = value.dtype == TORCH.bfloat16
+        is_bfloat16 = value.dtype == torch.bfloat16
+        array: np.ndarray = (value.view(torch.uint16) if is_bfloat16 else value).cpu().numpy()
         return array.view(device_library.BFLOAT16) if is_bfloat16 else array
 
     def host(self, state: Any, *, result: bool = True) -> Any:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import device_library
 import resfed_codec as rfc
 from federation import RULES, Federation
-from gpu import LIBRARIES, Gpu, Twin, needs_cuda
+from gpu import LIBRARIES, ONE, Gpu, Twin, needs_cuda
 from models import State, assert_same
 from published_rules import moved, random_model
 
@@ -23,8 +22,10 @@ pytestmark = [pytest.mark.cuda, needs_cuda]
 
 @pytest.fixture(params=LIBRARIES)
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    device_library.pose_as_cupy(monkeypatch)
-    return Gpu(request.param)
+    return Gpu(request.param, monkeypatch)
+
+
+one_gpu = pytest.mark.parametrize("gpu", ONE, indirect=True)
 
 
 class Twins(Federation):
@@ -52,6 +53,7 @@ class Twins(Federation):
         return new
 
 
+@one_gpu
 @pytest.mark.parametrize("feedback", [False, True])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_losses_and_crashes(gpu: Gpu, rules: tuple[str, str], feedback: bool) -> None:
@@ -88,6 +90,7 @@ def test_losses_and_crashes(gpu: Gpu, rules: tuple[str, str], feedback: bool) ->
         fed.down(client, name, answers=None)
 
 
+@one_gpu
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_all_dtypes(gpu: Gpu, rules: tuple[str, str], rng: np.random.Generator) -> None:
     fed = Twins(gpu, rules)
