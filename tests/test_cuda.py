@@ -478,7 +478,12 @@ def test_out_of_memory(gpu: Gpu, rng: np.random.Generator, request: pytest.Fixtu
     base = gpu.empty_like(reference)
     encoder, decoder = rfc.Encoder(reference), rfc.Decoder(base)
     decoder.decode(encoder.encode(state))
-    second, before = encoder.encode(moved(state, rng)), snapshot(decoder)
+    new = moved(state, rng)
+    second, before = encoder.encode(new), snapshot(decoder)
+    config = rfc.CodecConfig(error_feedback=True)
+    both = Twin(gpu, rfc.Encoder(reference, config), rfc.Encoder(base, config))
+    both.encode(state)
+    on_device = gpu.state(new)
     request.getfixturevalue("no_memory")
     for call in (
         lambda: rfc.decode(payload, base),
@@ -486,6 +491,9 @@ def test_out_of_memory(gpu: Gpu, rng: np.random.Generator, request: pytest.Fixtu
         lambda: rfc.Decoder(base),
         lambda: decoder.state,
         lambda: decoder.decode(second),
+        lambda: rfc.encode(on_device, base),
+        lambda: rfc.decode(payload, base, out=base),
+        lambda: both.device.encode(on_device),
     ):
         with pytest.raises((MemoryError, RuntimeError), match="out of memory") as caught:
             call()
@@ -495,6 +503,8 @@ def test_out_of_memory(gpu: Gpu, rng: np.random.Generator, request: pytest.Fixtu
     assert_same(gpu.host(base), reference)
     assert_same(gpu.host(decoder.decode(second)), encoder.state)
     assert before != snapshot(decoder)
+    both.encode(new)
+    both.state_dict()  # the same feedback too
 
 
 # ---- torch's own

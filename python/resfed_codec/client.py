@@ -56,7 +56,8 @@ class ClientSession(Session):
 
     Args:
         initial_state: The model that server and client start from. A client that has another one
-            is brought up by a keyframe.
+            is brought up by a keyframe. Where it is on a CUDA device, so is what the session holds
+            and returns (docs/gpu.md); the server's may be on another.
         uplink, downlink: The server's configurations. Of the downlink only the predictor matters
             here.
         run: A name for the run; ends with different names refuse each other's messages.

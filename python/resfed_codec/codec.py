@@ -248,10 +248,10 @@ def empty_like(state: State) -> State:
 def _empty(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return np.empty(np.shape(value), dtype=value.dtype)
-    spec, _, _, origin, _ = view_of("", value, "reference")
-    if origin is not None:
-        return device.new_value(origin, spec.shape, spec.dtype)
-    return torch_module().empty(value.shape, dtype=value.dtype)
+    origin = device.origin_of(value)
+    if origin is None:
+        return torch_module().empty(value.shape, dtype=value.dtype)
+    return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
 
 
 def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> list[View]:

@@ -41,7 +41,7 @@ _CUDA, _CUDA_MANAGED = 2, 13
 
 
 class Origin(NamedTuple):
-    """Whose array it is, on which device, of which dtype of theirs: enough to make one like it."""
+    """Whose array it is, on which device, of which dtype of theirs (None for OTHER)."""
 
     library: str
     device: int
@@ -68,8 +68,9 @@ def origin_of(value: Any) -> Origin | None:
     kind, number = value.__dlpack_device__()
     if int(kind) not in (_CUDA, _CUDA_MANAGED):
         return None
-    library = type(value).__module__.partition(".")[0]
-    return Origin(CUPY if library == CUPY else OTHER, int(number), getattr(value, "dtype", None))
+    if type(value).__module__.partition(".")[0] == CUPY:
+        return Origin(CUPY, int(number), value.dtype)
+    return Origin(OTHER, int(number), None)
 
 
 def is_writable(value: object, origin: Origin) -> bool:
@@ -252,7 +253,7 @@ def decode(
 
 
 def release_workspace() -> None:
-    """Free the memory on CUDA devices that calls keep for the next ones, some 5 % of a model.
+    """Free the memory on CUDA devices that calls keep for the next ones.
 
     Does nothing where there is none; the next call takes what it needs anew.
     """

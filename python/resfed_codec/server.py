@@ -40,7 +40,8 @@ class ServerSession(Session):
     """The server: sends global models to all clients, receives their local ones.
 
     Args:
-        initial_state: The model that server and clients start from.
+        initial_state: The model that server and clients start from. Where it is on a CUDA device,
+            so is what the session holds and returns (docs/gpu.md); a client's may be on another.
         uplink: What clients encode with; its predictor ("global" by default) must be the same on
             both ends.
         downlink: What global models are encoded with; predictor "previous" by default.

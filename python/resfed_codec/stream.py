@@ -101,7 +101,9 @@ class Encoder(_Stream):
     channels use sessions.
 
     Args:
-        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`.
+        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`. Where
+            it is on a CUDA device, so is what the stream holds and returns; see docs/gpu.md for
+            what is copied to the host all the same.
         config: What to aim at; its predictor may look at the direction's own history ("previous",
             the default, "adaptive", or a LinearPredictor of own terms).
         run: A name for the run; ends with different names refuse each other's payloads.
@@ -193,7 +195,8 @@ class Decoder(_Stream):
     """The receiving end of one direction; how payloads predict stands in the payloads.
 
     Args:
-        initial_state: The model that both ends start from.
+        initial_state: The model that both ends start from; it decides what :meth:`decode` returns,
+            and on which device. The other end's may be on another.
         run: The encoder's ``run``.
     """
 
