@@ -91,6 +91,23 @@ def test_losses_and_crashes(gpu: Gpu, rules: tuple[str, str], feedback: bool) ->
 
 
 @one_gpu
+@pytest.mark.parametrize("rules", ["default", "own history"])
+def test_what_is_lost_goes_into_the_next(gpu: Gpu, rules: str) -> None:
+    """Error feedback takes back an uplink when the server says that it did not arrive."""
+    fed = Twins(gpu, RULES[rules], feedback=True)
+    client = fed.new_client()
+    fed.rounds(client, 1)
+    client.send(moved(client.state, fed.rng))  # lost
+    fed.up(client)
+    before = client.host._feedback[3].copy()
+    fed.update()
+    fed.down(client)
+    assert (client.host._feedback[3] != before).any()
+    client.state_dict()  # compares the two
+    fed.up(client)
+
+
+@one_gpu
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_all_dtypes(gpu: Gpu, rules: tuple[str, str], rng: np.random.Generator) -> None:
     fed = Twins(gpu, rules)
