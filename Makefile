@@ -8,13 +8,26 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test test-integration fuzz races nncodec lint format clean
+.PHONY: demo test test-emulated test-integration fuzz races nncodec lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
 
 test: .venv-test/installed
 	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The tests marked cuda, without a GPU: a build of its own, in which the CUDA sources are compiled as
+# C++ and tests/emulator/ runs the kernels. Where there is a GPU, `make test` runs them on it.
+test-emulated: .venv-test/installed build/emulated/installed
+	PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest -m cuda $(PYTEST_FLAGS)
+
+build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
+	rm -rf build/emulated/package
+	CMAKE_ARGS= .venv-test/bin/python $(PIP_INSTALL) --no-deps --target build/emulated/package \
+		--config-settings=build-dir=build/emulated/cmake \
+		--config-settings=cmake.define.RESFED_CUDA=EMULATED \
+		--config-settings=cmake.define.RESFED_WERROR=$(WERROR) .
+	touch $@
 
 # Flower's and NVFLARE's own engines, over loopback. They bring many packages, so they have an
 # environment of their own; without it these tests are skipped in `make test`.

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import resfed_codec as rfc
 from benchmarks.common import Model, is_matrix, load_snapshots, write_results
 from resfed_codec.coder import Coder
+from resfed_codec.device import Memory, on_host
 from resfed_codec.history import Version, at_place
 from resfed_codec.layout import Layout
 from resfed_codec.link import Link, version_digest
@@ -49,25 +49,25 @@ class Direction:
     coder: Coder
     history: list[Version] = field(default_factory=list)
 
-    def push(self, model: list[NDArray[Any]], digest: int) -> None:
+    def push(self, model: list[Memory], digest: int) -> None:
         parent = self.history[0] if self.history else None
         self.history.insert(0, Version(len(self.history), digest, model, parent))
 
 
-def squares(arrays: Sequence[NDArray[Any]], others: Sequence[NDArray[Any]]) -> float:
+def squares(arrays: Sequence[Memory], others: Sequence[Memory]) -> float:
     """sum (a - b)^2 over the matrices, in float64."""
     return sum(
         float(np.square(a.astype(np.float64) - b).sum())
-        for a, b in zip(arrays, others, strict=True)
+        for a, b in zip(map(on_host, arrays), map(on_host, others), strict=True)
         if is_matrix(a)
     )
 
 
-def prediction(link: Link, own: list[Version], others: list[Version]) -> list[NDArray[np.float64]]:
+def prediction(link: Link, own: list[Version], others: list[Version]) -> list[Memory]:
     """What a link's coefficients make of the history."""
     newest = own[0].model
     assert newest is not None
-    result = []
+    result: list[Memory] = []
     for i in range(len(newest)):
         terms = link.per_tensor.get(i, link.terms)
         total = np.zeros(newest[i].shape)
@@ -75,7 +75,7 @@ def prediction(link: Link, own: list[Version], others: list[Version]) -> list[ND
             if numerator:
                 model = at_place(place, own[: link.n_own], others[: link.n_other]).model
                 assert model is not None
-                total += numerator / 2**link.coef_log2 * model[i]
+                total += numerator / 2**link.coef_log2 * on_host(model[i])
         result.append(total)
     return result
 

@@ -98,7 +98,3 @@ assert np.count_nonzero(decoded["w"]) == 10
 def test_import_does_not_import_torch() -> None:
     code = "import sys, resfed_codec; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_no_cuda_in_this_version() -> None:
-    assert rfc.cuda_available() is False

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 
 #include "bindings/device_array.hpp"
+#include "bindings/gil.hpp"
 
 #if defined(RESFED_CUDA)
 #include "bindings/tensor_view.hpp"
@@ -13,6 +14,41 @@
 namespace py = pybind11;
 
 namespace resfed {
+
+namespace {
+
+// Memory of `owner`, a Python object, which lives as long as the array.
+DeviceArray from_pointer(uintptr_t pointer, std::vector<int64_t> shape, const std::string& dtype,
+                         int device, const py::object& owner) {
+  DeviceArray array;
+  array.owner = std::shared_ptr<void>(owner.inc_ref().ptr(), [](void* object) {
+    const Locked locked;
+    Py_DECREF(static_cast<PyObject*>(object));
+  });
+  array.data = reinterpret_cast<void*>(pointer);
+  array.shape = std::move(shape);
+  array.type = dlpack_type(dtype);
+  array.device = device;
+  return array;
+}
+
+// The same memory, its elements by another name of the same size.
+DeviceArray view_as(const DeviceArray& array, const std::string& dtype) {
+  DeviceArray view = array;
+  view.type = dlpack_type(dtype);
+  if (view.type.bits != array.type.bits) throw py::type_error("sizes differ: " + dtype);
+  return view;
+}
+
+std::string text_of(const DeviceArray& array) {
+  std::string text = "<DeviceArray of " + array.dtype() + " [";
+  for (size_t i = 0; i < array.shape.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(array.shape[i]);
+  }
+  return text + "] on cuda:" + std::to_string(array.device) + ">";
+}
+
+}  // namespace
 
 #if defined(RESFED_CUDA)
 namespace {
@@ -33,14 +69,14 @@ DeviceArray empty_array(std::vector<int64_t> shape, const std::string& dtype, in
 void to_host(const DeviceArray& from, py::array to, uintptr_t stream) {
   void* const data = to.mutable_data();
   if (static_cast<uint64_t>(to.nbytes()) != from.n_bytes()) throw py::value_error("sizes differ");
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::copy_to_host(data, from.data, from.n_bytes(), from.device, stream_of(stream));
 }
 
 void to_device(const py::array& from, const DeviceArray& to, uintptr_t stream) {
   const void* const data = from.data();
   if (static_cast<uint64_t>(from.nbytes()) != to.n_bytes()) throw py::value_error("sizes differ");
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   cuda::copy_to_device(to.data, data, to.n_bytes(), to.device, stream_of(stream));
 }
 
@@ -49,32 +85,51 @@ void on_device(const DeviceArray& from, const DeviceArray& to, uintptr_t stream)
   cuda::copy_on_device(to.data, from.data, to.n_bytes(), to.device, stream_of(stream));
 }
 
-py::bytes encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
-                           uintptr_t stream) {
+// Returns when all that was put into the stream before is done.
+void wait(int device, uintptr_t stream) {
+  const Unlocked unlocked;
+  cuda::wait(device, stream_of(stream));
+}
+
+py::object encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
+                            uintptr_t stream) {
   const std::vector<Tensor> tensors = tensors_from(rows);
-  std::vector<uint8_t> payload;
-  {
-    const py::gil_scoped_release unlocked;
-    payload = hybrid::encode(tensors, options, device, stream_of(stream));
-  }
-  return {reinterpret_cast<const char*>(payload.data()), payload.size()};
+  py::object payload;
+  const Unlocked unlocked;
+  hybrid::encode(tensors, options, device, stream_of(stream),
+                 [&](const std::vector<uint8_t>& bytes) {
+                   const Locked locked;
+                   payload = to_bytes(bytes);
+                   handle_signals();
+                 });
+  return payload;
 }
 
 void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
                       int device, uintptr_t stream) {
   const std::vector<Tensor> tensors = tensors_from(rows);
   const std::string_view bytes = payload;
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
-                 device, stream_of(stream));
+                 device, stream_of(stream), [] {
+                   const Locked locked;
+                   handle_signals();
+                 });
 }
 
 }  // namespace
 #endif
 
 void bind_device(py::module_& m) {
-  py::class_<DeviceArray>(m, "DeviceArray")
+  py::class_<DeviceArray>(m, "DeviceArray",
+                          "An array in C order on a CUDA device: what the codec returns where a "
+                          "library's own arrays cannot be written to.\n\n"
+                          "It speaks DLPack: the library's from_dlpack() takes it without a copy.")
       .def_static("from_dlpack", &from_dlpack, py::arg("capsule"))
+      .def_static("from_pointer", &from_pointer, py::arg("pointer"), py::arg("shape"),
+                  py::arg("dtype"), py::arg("device"), py::arg("owner"))
+      .def("view", &view_as, py::arg("dtype"))
+      .def("__repr__", &text_of)
       .def_property_readonly("dtype", &DeviceArray::dtype)
       .def_property_readonly("shape",
                              [](const DeviceArray& a) { return py::tuple(py::cast(a.shape)); })
@@ -106,11 +161,15 @@ void bind_device(py::module_& m) {
   m.def("cuda_error_text", &cuda::error_text, py::arg("error"));
   m.def("cuda_is_emulated", &cuda::is_emulated);
   m.def("set_device_memory_limit", &cuda::set_memory_limit, py::arg("n_bytes"));
-  m.def("release_workspace", &cuda::release_workspace);
+  m.def("release_workspace", [] {
+    const Unlocked unlocked;  // a call that is to end first may want the lock
+    cuda::release_workspace();
+  });
   m.def("empty_on_device", &empty_array, py::arg("shape"), py::arg("dtype"), py::arg("device"));
   m.def("copy_to_host", &to_host, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("copy_to_device", &to_device, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("copy_on_device", &on_device, py::arg("source"), py::arg("out"), py::arg("stream"));
+  m.def("wait", &wait, py::arg("device"), py::arg("stream"));
   m.def("encode_on_device", &encode_on_device, py::arg("tensors"), py::arg("options"),
         py::arg("device"), py::arg("stream"));
   m.def("decode_on_device", &decode_on_device, py::arg("payload"), py::arg("digest"),

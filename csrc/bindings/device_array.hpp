@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/gil.hpp"
 #include "cuda/device.hpp"
 
 namespace resfed {
@@ -100,7 +101,7 @@ inline DeviceArray from_dlpack(const pybind11::capsule& capsule) {
   array.owner = std::shared_ptr<void>(managed, [](void* m) {
     auto* const tensor = static_cast<dlpack::ManagedTensor*>(m);
     if (tensor->deleter == nullptr) return;
-    const pybind11::gil_scoped_acquire locked;  // the deleter may drop a Python reference
+    const Locked locked;  // the deleter may drop a Python reference
     tensor->deleter(tensor);
   });
   array.data = static_cast<char*>(tensor.data) + tensor.byte_offset;

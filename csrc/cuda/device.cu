@@ -63,6 +63,11 @@ void copy_on_device(void* to, const void* from, size_t n_bytes, int device, Stre
   check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, native(stream)));
 }
 
+void wait(int device, Stream stream) {
+  const CurrentDevice current(device);
+  check(cudaStreamSynchronize(native(stream)));
+}
+
 void set_memory_limit(size_t n_bytes) {
 #if defined(RESFED_CUDA_EMULATED)
   emulator::set_memory_limit(n_bytes);

@@ -45,6 +45,9 @@ void copy_to_host(void* to, const void* from, size_t n_bytes, int device, Stream
 void copy_to_device(void* to, const void* from, size_t n_bytes, int device, Stream stream);
 void copy_on_device(void* to, const void* from, size_t n_bytes, int device, Stream stream);
 
+// Returns when all that was put into the stream before is done.
+void wait(int device, Stream stream);
+
 // For tests of the emulated build: allocations fail once so much is held. Does nothing elsewhere.
 void set_memory_limit(size_t n_bytes);
 

@@ -8,16 +8,19 @@ sparsified by top-k, quantized, and entropy coded with adaptive binary rANS::
     payload = rfc.encode(state, reference, sparsity=0.99)  # bytes
     recovered = rfc.decode(payload, reference)             # bitwise what the encoder recovers
 
-States are mappings from names to arrays, or sequences of arrays: NumPy or torch on the CPU.
+States are mappings from names to arrays, or sequences of arrays: NumPy, torch, or on a CUDA device
+any that speak DLPack, such as CuPy's and JAX's.
 """
 
 from __future__ import annotations
 
 from resfed_codec import _native
+from resfed_codec._native import DeviceArray
 from resfed_codec.aggregate import Aggregator
 from resfed_codec.client import ClientSession
 from resfed_codec.codec import decode, encode
 from resfed_codec.config import CodecConfig
+from resfed_codec.device import release_workspace, unavailable_reason
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
 from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.link import Link
@@ -55,8 +58,12 @@ def get_num_threads() -> int:
 
 
 def cuda_available() -> bool:
-    """Whether CUDA tensors can be encoded and decoded here. Not in this version."""
-    return not _native.cuda_unavailable_reason()
+    """Whether CUDA tensors can be encoded and decoded here.
+
+    They need a build with CUDA (from source, where nvcc is), an NVIDIA GPU and its driver. Where
+    something is missing, a call with a CUDA tensor raises a TypeError that says what.
+    """
+    return not unavailable_reason()
 
 
 __all__ = [
@@ -66,6 +73,7 @@ __all__ = [
     "CodecConfig",
     "CodecError",
     "Decoder",
+    "DeviceArray",
     "Encoder",
     "LinearPredictor",
     "Link",
@@ -82,5 +90,6 @@ __all__ = [
     "encode_keyframe",
     "get_num_threads",
     "inspect",
+    "release_workspace",
     "set_num_threads",
 ]

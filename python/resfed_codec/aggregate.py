@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from resfed_codec import _native
-from resfed_codec.codec import Payload, address_of, check_stands_alone, empty_like, rows_of
+from resfed_codec.codec import Payload, address_of, check_stands_alone
+from resfed_codec.device import copy, empty_on_host, on_host, staging
 from resfed_codec.errors import raise_from_native
-from resfed_codec.layout import State, check_same_layout, layout_digest, roles_of, views_of
+from resfed_codec.history import tensor_row
+from resfed_codec.layout import Layout, State, check_same_layout, roles_of
 from resfed_codec.payload import as_bytes
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
@@ -43,7 +45,8 @@ class Aggregator:
     mean is rounded to the nearest, halves to even.
 
     Memory: a private copy of the reference, and 16 bytes for each element of the pages touched: at
-    most four times a float32 model.
+    most four times a float32 model; of the host, also where the reference is on a CUDA device.
+    There the reference, states that are added and results are copied between device and host.
 
     Several threads may call at once: they read payloads side by side and take turns at adding up.
     An instance can be neither copied nor pickled.
@@ -57,9 +60,9 @@ class Aggregator:
     """
 
     def __init__(self, reference: State) -> None:
-        self._specs = [view.spec for view in views_of(reference, "reference")]
-        self._digest = layout_digest(self._specs)
         self._core = _Core(reference)
+        self._specs = self._core.layout.specs
+        self._digest = self._core.layout.digest
         self._lock = threading.Lock()
         self._units = self._count = 0
         self._origin: int | None = None  # digest of the version that is the reference, if one is
@@ -115,11 +118,10 @@ class Aggregator:
             ValueError: The layouts differ (both sides are named), or as in :meth:`add`.
         """
         value = _checked_weight(weight)
-        views = views_of(state, "state")
-        check_same_layout((view.spec for view in views), self._specs, "state")
+        arrays = [on_host(memory) for memory in self._core.layout.model_of(state, "state")]
         with self._lock:
             try:
-                self._core.native.add_state([address_of(view.array) for view in views], value)
+                self._core.native.add_state([address_of(array) for array in arrays], value)
             except _native.NativeError as error:
                 raise_from_native(error, [spec.name for spec in self._specs])
             self._count_in(value)
@@ -138,10 +140,13 @@ class Aggregator:
         with self._lock:
             if self._count == 0:
                 raise ValueError("result: nothing was added")
-            state = empty_like(self._core.reference)
-            addresses = [address_of(view.array) for view in views_of(state, "result")]
-            self._core.native.result(addresses, self.total_weight)
-        return state
+            core = self._core
+            model = core.layout.empty()
+            arrays = [staging(memory) for memory in model]
+            core.native.result([address_of(array) for array in arrays], self.total_weight)
+        for array, memory in zip(arrays, model, strict=True):
+            copy(array, memory)
+        return core.layout.state_of(model)
 
     def reset(self, reference: State | None = None) -> None:
         """Forget what was added; with ``reference``, go on from another model.
@@ -155,9 +160,8 @@ class Aggregator:
         """
         core = None
         if reference is not None:
-            given = [view.spec for view in views_of(reference, "reference")]
-            check_same_layout(given, self._specs, "reference")
             core = _Core(reference)
+            check_same_layout(core.layout.specs, self._specs, "reference")
         with self._lock:
             if core is None:
                 self._core.native.reset()
@@ -187,13 +191,18 @@ class _Core:
     """A private copy of a reference, and the native sums over it."""
 
     def __init__(self, reference: State) -> None:
-        self.reference = empty_like(reference)
-        mine = views_of(self.reference, "reference")
-        for view, theirs in zip(mine, views_of(reference, "reference"), strict=True):
-            np.copyto(view.array, theirs.array)
-        specs = [view.spec for view in mine]
+        self.layout = Layout(reference, "reference")
+        model = self.layout.model_of(reference, "reference")
+        self.reference = [empty_on_host(memory) for memory in model]
+        for memory, array in zip(model, self.reference, strict=True):
+            copy(memory, array)
+        specs = self.layout.specs
+        rows = [
+            tensor_row(spec, role, array, [(array, 1.0)], None, None, plain=True)
+            for spec, role, array in zip(specs, roles_of(specs), self.reference, strict=True)
+        ]
         is_signed = [spec.dtype.startswith("int") for spec in specs]
-        self.native = _native.Aggregator(rows_of(mine, mine, None, roles_of(specs)), is_signed)
+        self.native = _native.Aggregator(rows, is_signed)
 
 
 def _checked_weight(weight: Any) -> float:

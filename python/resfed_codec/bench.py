@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import resfed_codec as rfc
 from resfed_codec.codec import empty_like
+from resfed_codec.device import on_host
 from resfed_codec.layout import State, views_of
 
 Like: TypeAlias = Literal["transformer", "cnn"]
@@ -157,8 +158,8 @@ def measure(state: State, reference: State, *, sparsity: float = 0.99, turns: in
         raise ValueError(f"turns={turns}: must be at least 1")
     payload = rfc.encode(state, reference, sparsity=sparsity)
     target: Any = empty_like(reference)
-    sources = [view.array for view in views_of(reference, "reference")]
-    targets = [view.array for view in views_of(target, "out")]
+    sources = [on_host(view.array) for view in views_of(reference, "reference")]
+    targets = [on_host(view.array) for view in views_of(target, "out")]
 
     def copy() -> None:
         for to, source in zip(targets, sources, strict=True):
@@ -212,7 +213,7 @@ def _torch_sub(state: State, reference: State) -> dict[str, Callable[[], object]
     if find_spec("torch") is None:
         return {}
     arrays = [
-        (view.array, other.array)
+        (on_host(view.array), on_host(other.array))
         for view, other in zip(
             views_of(state, "state"), views_of(reference, "reference"), strict=True
         )

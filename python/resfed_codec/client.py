@@ -13,8 +13,8 @@ from resfed_codec.history import (
     Feedback,
     Opened,
     Version,
+    add_differences,
     add_values,
-    copy_model,
     differences,
     filled,
     model_of,
@@ -58,7 +58,8 @@ class ClientSession(Session):
 
     Args:
         initial_state: The model that server and client start from. A client that has another one
-            is brought up by a keyframe.
+            is brought up by a keyframe. Where it is on a CUDA device, so is what the session holds
+            and returns (docs/gpu.md); the server's may be on another.
         uplink, downlink: The server's configurations. Of the downlink only the predictor matters
             here.
         run: A name for the run; ends with different names refuse each other's messages.
@@ -89,7 +90,7 @@ class ClientSession(Session):
         self._feedback: Feedback | None = None
         wanted = self._up.config.error_feedback
         if wanted or (wanted is None and self._up.own_depth == 0):
-            self._feedback = new_feedback(self._layout.specs, self._up.roles)
+            self._feedback = new_feedback(self._layout, self._up.roles)
 
     @property
     def version(self) -> int:
@@ -100,7 +101,7 @@ class ClientSession(Session):
     @in_turn
     def state(self) -> Any:
         """A copy of the recovered global model, of the initial state's kind."""
-        return self._layout.state_of(copy_model(model_of(self._down)))
+        return self._layout.state_of(self._layout.copy_of(model_of(self._down)))
 
     # ---- downlink
 
@@ -129,8 +130,9 @@ class ClientSession(Session):
         m = self._message_of(data)
         if self._tag and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
-        targets = writable_views(out, self._layout.specs) if out is not None else None
-        mine = self._layout.empty() if copy and targets is None else None  # while it may fail
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
+        mine = layout.empty() if copy and targets is None else None  # while it may fail
         try:
             version, oldest = self._follow(m)
         except StateMismatchError as error:
@@ -151,8 +153,8 @@ class ClientSession(Session):
         if targets is not None:
             return copy_into(targets, model, out)
         if mine is None:
-            return self._layout.state_of(model, read_only=True)
-        return self._layout.state_of(filled(mine, model))
+            return layout.state_of(model, read_only=True)
+        return layout.state_of(filled(mine, model))
 
     def _message_of(self, data: bytes) -> Message:
         if not is_message(data):
@@ -267,7 +269,7 @@ class ClientSession(Session):
         version = Version(number, version_digest(payload), out, base).shortened(self._keep_up)
         update = None
         if self._feedback is not None and out is not None:
-            update = differences(self._up.roles, self._layout.specs, out, model_of(self._down))
+            update = differences(self._layout, self._up.roles, out, model_of(self._down))
         self._remember(Sent(version, payload, payload, self._head, update))
         return payload
 
@@ -317,10 +319,8 @@ class ClientSession(Session):
             return
         if sent.update is None:
             add_values(self._layout, sent.payload, self._feedback)
-            return
-        for feedback, update in zip(self._feedback, sent.update, strict=True):
-            if feedback is not None and update is not None:
-                feedback += update
+        else:
+            add_differences(self._feedback, sent.update)
 
     @in_turn
     def answer(self, request: bytes) -> bytes:

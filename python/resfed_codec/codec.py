@@ -8,8 +8,9 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec import _native
+from resfed_codec import _native, device
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
+from resfed_codec.device import Memory, torch_module
 from resfed_codec.errors import StateMismatchError, raise_from_native
 from resfed_codec.layout import (
     MATRIX,
@@ -20,13 +21,12 @@ from resfed_codec.layout import (
     TensorSpec,
     View,
     block_sizes,
+    check_same_device,
     check_same_layout,
-    is_torch,
-    items_of,
+    device_of,
     layout_digest,
     roles_of,
     special_tensors,
-    torch_module,
     view_of,
     views_of,
 )
@@ -49,9 +49,10 @@ def encode(
 
     Args:
         state: The model to send: a mapping from names to arrays, or a sequence of arrays. NumPy
-            arrays or torch CPU tensors of any shape; float16, bfloat16, float32, float64 (lossy),
-            integers and bool (lossless).
-        reference: A model of the same names, shapes and dtypes that the receiver holds too.
+            arrays, torch tensors, or arrays on a CUDA device that speak DLPack, of any shape;
+            float16, bfloat16, float32, float64 (lossy), integers and bool (lossless).
+        reference: A model of the same names, shapes and dtypes that the receiver holds too, on the
+            same device. If that is a CUDA device, the work is done there (docs/gpu.md).
         config: What to aim at; default ``CodecConfig()``.
         **options: Fields of :class:`CodecConfig`, instead of ``config``.
 
@@ -59,10 +60,12 @@ def encode(
         The payload.
 
     Raises:
-        TypeError: An argument is of the wrong type, or a tensor's dtype is not supported.
-        ValueError: The layouts differ (both sides are named); a residual is not finite (tensor and
-            flat index are named); an option is out of range; ``max_bytes`` or ``max_error``
-            cannot be met; the float tensors have more than 2**39 elements together.
+        TypeError: An argument is of the wrong type, a tensor's dtype is not supported, or it is on
+            a CUDA device that cannot be used here.
+        ValueError: The layouts or devices differ (both sides are named); a residual is not finite
+            (tensor and flat index are named); an option is out of range; ``max_bytes`` or
+            ``max_error`` cannot be met; the float tensors have more than 2**39 elements together.
+        MemoryError, RuntimeError: Of a CUDA device: it has no memory left; it reports an error.
     """
     return _encode(state, reference, make_config(config, options), None)
 
@@ -100,6 +103,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
     check_same_layout((view.spec for view in current), specs, "state")
+    check_same_device(current, device_of(base), "state")
     special = special_tensors(specs, config)
     roles = roles_of(specs, special)
 
@@ -107,7 +111,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     options.digest = layout_digest(specs)
     targets = views_of(out, "out") if out is not None else None
     try:
-        return _native.encode(rows_of(current, base, targets, roles), options)
+        return device.encode(rows_of(current, base, targets, roles), options, device_of(base))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs])
 
@@ -164,20 +168,23 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     Args:
         payload: What :func:`encode` returned.
         reference: The same model as the encoder's ``reference``.
-        out: Arrays of the same layout to write into, C-contiguous and writable;
+        out: Arrays of the same layout and device to write into, C-contiguous and writable;
             ``out=reference`` updates in place and then costs only what changed. Default: new
             arrays.
 
     Returns:
-        ``out`` if given, else a new state of ``reference``'s kind, a dict or a list, with the same
-        names in the same order, shapes, dtypes; torch where it was torch. The caller owns it.
+        ``out`` if given, else a new state of ``reference``'s kind: a dict or a list, with the same
+        names in the same order, shapes, dtypes, device; torch where it was torch. On a CUDA device,
+        a :class:`DeviceArray` where it was neither torch nor CuPy. The caller owns it.
 
     Raises:
         PayloadError: The payload is damaged, truncated, or not of this codec.
         StateMismatchError: The payload was made for another layout or against another reference,
             or belongs to a stream.
         TypeError: An argument is of the wrong type.
-        ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
+        ValueError: ``out`` has another layout or device, is not contiguous, or cannot be written
+            to.
+        MemoryError, RuntimeError: As :func:`encode`.
     """
     data = as_bytes(payload)
     base = views_of(reference, "reference")
@@ -190,10 +197,12 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             targets = views_of(result, "reference")
         else:
             result = out
-            targets = writable_views(out, specs)
-        _native.decode(data, digest, rows_of(base, base, targets, roles_of(specs)))
+            targets = writable_views(out, specs, device_of(base))
+        rows = rows_of(base, base, targets, roles_of(specs))
+        device.decode(data, digest, rows, device_of(base))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
+    device.publish(view.origin for view in targets)
     return result
 
 
@@ -239,27 +248,31 @@ def empty_like(state: State) -> State:
     return [_empty(value) for value in state]
 
 
-def _empty(value: Any) -> Array:
-    if is_torch(value):
-        torch = torch_module()
-        empty: Array = torch.empty(value.shape, dtype=value.dtype)
-        return empty
-    return np.empty(np.shape(value), dtype=value.dtype)
+def _empty(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.empty(np.shape(value), dtype=value.dtype)
+    origin = device.origin_of(value)
+    if origin is None:
+        return torch_module().empty(value.shape, dtype=value.dtype)
+    return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
 
 
-def writable_views(out: State, specs: Sequence[Any]) -> list[View]:
-    views = [view_of(name, value, "out") for name, value in items_of(out, "out")]
+def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> list[View]:
+    """The caller's arrays to write to, which must lie on the device ``on`` (None: the host)."""
+    views = views_of(out, "out")
     check_same_layout((view.spec for view in views), specs, "out")
+    check_same_device(views, on, "out")
     for view in views:
         if view.copied:
             raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous")
-        if not view.array.flags.writeable:
+        if not view.writable:
             raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
     return views
 
 
-def copy_into(targets: Sequence[View], model: Sequence[NDArray[Any]], out: Any) -> Any:
+def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:
     """``out``, whose views are ``targets``, after it has received the model."""
     for target, array in zip(targets, model, strict=True):
-        target.array[...] = array
+        device.copy(array, target.array)
+    device.publish(view.origin for view in targets)
     return out

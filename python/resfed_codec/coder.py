@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from resfed_codec import _native
+from resfed_codec import _native, device
 from resfed_codec.codec import VECTOR_SHARE, native_options
 from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
+from resfed_codec.device import on_host
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import (
     OTHER,
@@ -113,7 +114,7 @@ class Coder:
         options.link = write_link(link)
         rows = prediction_rows(self.layout, self.roles, link, own, others, current, out, feedback)
         try:
-            return _native.encode(rows, options)
+            return device.encode(rows, options, self.layout.device)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in self.layout.specs])
 
@@ -148,7 +149,10 @@ class Coder:
         others: list[Version],
         feedback: Feedback | None,
     ) -> tuple[int, Terms, dict[int, Terms]]:
-        """Least squares on two steps; see AdaptivePredictor and docs/predictors.md."""
+        """Least squares on two steps; see AdaptivePredictor and docs/predictors.md.
+
+        Its sums are taken on the host; arrays on a device are copied there.
+        """
         places = [OTHER, OWN, OTHER + 1] if others else [OWN, OWN + 1, OWN + 2]
         start = unit_terms(places[0])
         if not own or (not others and len(own) == 1):
@@ -156,15 +160,16 @@ class Coder:
         history = {place: model_of(at_place(place, own, others)) for place in places}
         rows: list[_native.TensorRow] = []
         for i, array in enumerate(current):
-            models = [history[place][i] for place in places]
+            models = [on_host(history[place][i]) for place in places]
+            residual_so_far = feedback[i] if feedback else None
             rows.append(
                 tensor_row(
                     self.layout.specs[i],
                     self.roles[i],
-                    array,
+                    on_host(array),
                     [(models[0], 1.0), (models[1], 0.0), (models[2], 0.0)],
                     None,
-                    feedback[i] if feedback else None,
+                    None if residual_so_far is None else on_host(residual_so_far),
                     plain=False,
                 )
             )

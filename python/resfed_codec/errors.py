@@ -39,7 +39,8 @@ def raise_from_native(
     """Raise the public exception for a native one.
 
     ``names`` are the tensors in the order in which the native call saw them; ``n_bytes`` is the
-    length of the payload, if there was one.
+    length of the payload, if there was one. What goes wrong on a device is a RuntimeError, or a
+    MemoryError.
     """
     code, where, detail = error.args
     text: str
@@ -75,6 +76,16 @@ def raise_from_native(
         text = (
             "max_error: the bound cannot be reached; the least relative error found is {ratio:.3g}"
             " (exclude tensors to carry them losslessly)"
+        )
+    elif code == 60:
+        kind = RuntimeError
+        text = f"CUDA: {_native.cuda_error_text(where)} (error {where})"
+    elif code == 61:
+        kind = MemoryError
+        text = (
+            "out of memory on cuda:{where}"
+            + (", where {detail:,} bytes were asked for" if detail else "")
+            + "; nothing has changed. resfed_codec.release_workspace() frees what the codec keeps"
         )
     else:
         raise AssertionError(f"unknown native error {error.args}") from error

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec import _native
+from resfed_codec import _native, device
+from resfed_codec.device import Memory, copy, on_host, placed
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
 from resfed_codec.layout import DENSE, LOSSLESS, Layout, Special, TensorSpec, roles_of
 from resfed_codec.link import (
@@ -27,8 +28,8 @@ from resfed_codec.link import (
     version_digest,
 )
 
-Model = list[NDArray[Any]]
-Feedback = list["NDArray[np.float32] | None"]
+Model = list[Memory]
+Feedback = list["Memory | None"]
 
 OWN, OTHER = 0, MAX_DEPTH
 """Places of the newest version of each direction among a link's terms."""
@@ -81,27 +82,25 @@ def initial_version(layout: Layout, model: Model, run: str) -> Version:
     digest = digest64(
         b"initial",
         run_digest(layout, run).to_bytes(8, "little"),
-        *(array.reshape(-1).view(np.uint8).data for array in model if array.size),
+        *(on_host(array).reshape(-1).view(np.uint8).data for array in model if array.size),
     )
     return Version(0, digest, model)
-
-
-def copy_model(arrays: Sequence[NDArray[Any]]) -> Model:
-    return [array.copy() for array in arrays]
 
 
 def filled(model: Model, source: Model) -> Model:
     """``model``, which has become a copy of ``source``."""
     for array, values in zip(model, source, strict=True):
-        array[...] = values
+        copy(values, array)
     return model
 
 
-def new_feedback(specs: Sequence[TensorSpec], roles: Sequence[int]) -> Feedback:
+def new_feedback(layout: Layout, roles: Sequence[int]) -> Feedback:
     """Zeros for matrices and vectors."""
     return [
-        None if role in (LOSSLESS, DENSE) else np.zeros(spec.shape, np.float32)
-        for spec, role in zip(specs, roles, strict=True)
+        None
+        if role in (LOSSLESS, DENSE)
+        else placed(np.zeros(spec.shape, np.float32), layout.device)
+        for spec, role in zip(layout.specs, roles, strict=True)
     ]
 
 
@@ -135,10 +134,10 @@ def _combination(
 def tensor_row(
     spec: TensorSpec,
     role: int,
-    current: NDArray[Any],
-    terms: Sequence[tuple[NDArray[Any], float]],
-    out: NDArray[Any] | None,
-    feedback: NDArray[np.float32] | None,
+    current: Memory,
+    terms: Sequence[tuple[Memory, float]],
+    out: Memory | None,
+    feedback: Memory | None,
     *,
     plain: bool,
 ) -> _native.TensorRow:
@@ -157,7 +156,7 @@ def prediction_rows(
     link: Link,
     own: list[Version],
     others: list[Version],
-    current: Sequence[NDArray[Any]] | None,
+    current: Model | None,
     out: Model | None,
     feedback: Feedback | None,
 ) -> list[_native.TensorRow]:
@@ -238,7 +237,7 @@ class Opened:
         roles = roles_of(layout.specs, special)
         rows = prediction_rows(layout, roles, link, own, others, None, out, None)
         try:
-            _native.decode(self.payload, self.frame["digest"], rows)
+            device.decode(self.payload, self.frame["digest"], rows, layout.device)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
 
@@ -247,30 +246,47 @@ def special_of(frame: Mapping[str, Any]) -> Special:
     return Special(frame["exclusions"], frame["dense_tensors"])
 
 
-def differences(
-    roles: Sequence[int], specs: Sequence[TensorSpec], new: Model, old: Model
-) -> Feedback:
-    """New minus old of matrices and vectors, rounded to float32 as residuals are."""
-    return [
-        None
-        if role in (LOSSLESS, DENSE)
-        else np.asarray(_widened(a, spec) - _widened(b, spec)).astype(np.float32)
-        for role, spec, a, b in zip(roles, specs, new, old, strict=True)
-    ]
+def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) -> Feedback:
+    """New minus old of matrices and vectors, rounded to float32 as residuals are; on the host."""
+    result: Feedback = []
+    for role, spec, a, b in zip(roles, layout.specs, new, old, strict=True):
+        if role in (LOSSLESS, DENSE):
+            result.append(None)
+            continue
+        difference = np.asarray(_widened(a, spec) - _widened(b, spec)).astype(np.float32)
+        result.append(placed(difference, layout.device))
+    return result
 
 
-def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+def _widened(memory: Memory, spec: TensorSpec) -> NDArray[Any]:
+    array = on_host(memory)
     if spec.dtype == "bfloat16":
         return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array if spec.dtype == "float64" else array.astype(np.float32)
 
 
+def add_differences(feedback: Feedback, update: Feedback) -> None:
+    """Add what :func:`differences` returned; on the host."""
+    for target, addend in zip(feedback, update, strict=True):
+        if target is not None and addend is not None:
+            array = on_host(target)
+            array += on_host(addend)
+            copy(array, target)
+
+
 def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
-    """Add the dequantized values of a payload's matrices and vectors, cost by nonzeros."""
+    """Add the dequantized values of a payload's matrices and vectors, cost by nonzeros.
+
+    On the host; arrays on a device are copied there and back.
+    """
     frame = _native.inspect(payload)
     roles = roles_of(layout.specs, special_of(frame))
     rows: list[_native.TensorRow] = []
-    for spec, role, array in zip(layout.specs, roles, feedback, strict=True):
+    arrays = [None if memory is None else on_host(memory) for memory in feedback]
+    for spec, role, array in zip(layout.specs, roles, arrays, strict=True):
         n_bytes = 1 if array is None else array.itemsize
         rows.append((None, None, None, spec.n_elems, n_bytes, spec.dtype_code, role, array, ()))
     _native.add_values(payload, rows)
+    for target, array in zip(feedback, arrays, strict=True):
+        if target is not None and array is not None:
+            copy(array, target)

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any, overload
 
-import numpy as np
-
 from resfed_codec import _native
 from resfed_codec.codec import (
     ArrayT,
     OutT,
     Payload,
+    copy_into,
     empty_like,
     rows_of,
     writable_views,
 )
+from resfed_codec.device import empty_on_host, on_host, staging
 from resfed_codec.errors import raise_from_native
-from resfed_codec.layout import State, layout_digest, roles_of, views_of
+from resfed_codec.layout import State, device_of, layout_digest, roles_of, views_of
 from resfed_codec.payload import as_bytes
 
 MAX_MANTISSA_BITS = 52
@@ -34,7 +34,8 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
 
     Args:
         state: The model: a mapping from names to arrays, or a sequence of arrays. NumPy arrays or
-            torch CPU tensors of any shape; float16, bfloat16, float32, float64, integers, bool.
+            torch tensors of any shape, or arrays on a CUDA device, which are copied to the host;
+            float16, bfloat16, float32, float64, integers, bool.
         mantissa_bits: None to keep every bit, NaN payloads and the signs of zeros too. Else, 0 to
             52, floats are rounded to so many explicit mantissa bits, nearest, ties to even;
             dtypes that have no more are not changed. Finite numbers stay finite: the largest ones
@@ -48,7 +49,7 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
         ValueError: ``mantissa_bits`` is out of range.
     """
     keep = check_mantissa_bits(mantissa_bits)
-    views = views_of(state, "state")
+    views = [view._replace(array=on_host(view.array)) for view in views_of(state, "state")]
     specs = [view.spec for view in views]
     rows = rows_of(views, views, None, roles_of(specs))
     return _native.encode_keyframe(rows, layout_digest(specs), keep)
@@ -81,9 +82,10 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
 
     Args:
         payload: What :func:`encode_keyframe` returned.
-        like: A model of the same names, shapes and dtypes; its values are not used.
-        out: Arrays of the same layout to write into, C-contiguous and writable; may be ``like``.
-            Default: new arrays.
+        like: A model of the same names, shapes and dtypes; its values are not used. Where it is on
+            a CUDA device the model is decoded on the host and copied there.
+        out: Arrays of the same layout and device to write into, C-contiguous and writable; may be
+            ``like``. Default: new arrays.
 
     Returns:
         ``out`` if given, else a new state of ``like``'s kind, a dict or a list, with the same names
@@ -96,17 +98,17 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
         ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
     """
     data = as_bytes(payload)
-    specs = [view.spec for view in views_of(like, "like")]
-    targets = writable_views(out, specs) if out is not None else None
-    result = empty_like(like)
-    decoded = views_of(result, "like")
+    views = views_of(like, "like")
+    specs = [view.spec for view in views]
+    result = empty_like(like) if out is None else out
+    targets = (
+        views_of(result, "like") if out is None else writable_views(out, specs, device_of(views))
+    )
+    memory = staging if out is None else empty_on_host  # out must not change on an error
+    decoded = [view._replace(array=memory(view.array)) for view in targets]
     try:
         rows = rows_of(decoded, decoded, decoded, roles_of(specs))
         _native.decode_keyframe(data, layout_digest(specs), rows)
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
-    if targets is None:
-        return result
-    for target, view in zip(targets, decoded, strict=True):
-        np.copyto(target.array, view.array)
-    return out
+    return copy_into(targets, [view.array for view in decoded], result)

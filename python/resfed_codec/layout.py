@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -19,12 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from resfed_codec import device
+from resfed_codec._native import DeviceArray
 from resfed_codec.config import RUNNING_STATISTICS, CodecConfig
+from resfed_codec.device import Memory, Origin, is_torch, name_of, torch_module
 
 if TYPE_CHECKING:
     import torch
 
-Array: TypeAlias = "NDArray[Any] | torch.Tensor"
+Array: TypeAlias = "NDArray[Any] | torch.Tensor | device.SupportsDLPack"
 State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
 
 MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
@@ -82,24 +84,17 @@ def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 class View(NamedTuple):
-    """One tensor of a state: what it is, and its memory as a C-contiguous NumPy array.
+    """One tensor of a state: what it is, its memory in C order, and where that came from.
 
-    ``array`` shares memory with the tensor unless ``copied``. bfloat16 is seen as uint16.
+    ``array`` shares memory with the tensor unless ``copied``. On the host it is a NumPy array, and
+    bfloat16 is seen as uint16; ``origin`` is None there.
     """
 
     spec: TensorSpec
-    array: NDArray[Any]
+    array: Memory
     copied: bool
-
-
-def torch_module() -> Any:
-    """The torch module if the caller uses it, else None; never imports it."""
-    return sys.modules.get("torch")
-
-
-def is_torch(value: object) -> bool:
-    torch = torch_module()
-    return torch is not None and isinstance(value, torch.Tensor)
+    origin: Origin | None
+    writable: bool
 
 
 def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
@@ -122,17 +117,23 @@ def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
 
 
 def view_of(name: str, value: Array, argument: str) -> View:
-    """``value`` as contiguous host memory.
+    """``value`` as contiguous memory, where it is.
 
     Raises:
-        TypeError: No NumPy array or torch tensor, or of a dtype or kind that is not supported.
+        TypeError: No NumPy array, torch tensor or array on a CUDA device, or of a dtype or kind
+            that is not supported; or CUDA cannot be used.
+        ValueError: An array of another library is not C-contiguous.
     """
     where = f"{argument}: tensor {name!r}"
     if is_torch(value):
         return _view_of_torch(name, value, where)
     if not isinstance(value, (np.ndarray, np.generic)):
+        origin = device.origin_of(value)
+        if origin is not None:
+            return _view_on_device(name, value, origin, where)
         raise TypeError(
-            f"{where}: must be a numpy.ndarray or a torch.Tensor, not {type(value).__name__}"
+            f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
+            f" speaks DLPack, not {type(value).__name__}"
         )
     array = np.asarray(value)
     dtype, problem = _dtype_name(array.dtype)
@@ -142,7 +143,8 @@ def view_of(name: str, value: Array, argument: str) -> View:
     copied = isinstance(value, np.generic) or not array.flags.c_contiguous
     if not array.flags.c_contiguous:
         array = array.copy(order="C")
-    return View(spec, array.view(np.uint16) if dtype == "bfloat16" else array, copied)
+    memory = array.view(np.uint16) if dtype == "bfloat16" else array
+    return View(spec, memory, copied, None, array.flags.writeable)
 
 
 @lru_cache(maxsize=64)
@@ -155,6 +157,14 @@ def _dtype_name(dtype: np.dtype[Any]) -> tuple[str, str]:
     return dtype.name, f"{dtype.name} is not supported"
 
 
+def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
+    array = device.array_of(value, origin, "", where)
+    if array.dtype not in _LOSSY_CODES and array.dtype not in _LOSSLESS_DTYPES:
+        raise TypeError(f"{where}: dtype {array.dtype} is not supported")
+    spec = TensorSpec(name, tuple(array.shape), array.dtype)
+    return View(spec, array, False, origin, device.is_writable(value, origin))
+
+
 def _view_of_torch(name: str, value: Any, where: str) -> View:
     torch = torch_module()
     dtype = str(value.dtype).removeprefix("torch.")
@@ -162,21 +172,57 @@ def _view_of_torch(name: str, value: Any, where: str) -> View:
         raise TypeError(f"{where}: dtype {value.dtype} is not supported")
     if value.layout != torch.strided:
         raise TypeError(f"{where}: layout {value.layout} is not supported; call to_dense() first")
-    if value.device.type != "cpu":
+    if value.device.type not in ("cpu", "cuda"):
         raise TypeError(
             f"{where}: lies on device {value.device}, which this version cannot read; call .cpu()"
             " first"
         )
-    plain = value.detach().resolve_conj().resolve_neg()
-    contiguous = plain.contiguous()
+    spec = TensorSpec(name, tuple(value.shape), dtype)
+    origin = device.origin_of(value)
+    if origin is not None and value.is_contiguous() and not value.is_neg():
+        return View(spec, device.array_of(value, origin, dtype, where), False, origin, True)
+    contiguous = value.detach().resolve_conj().resolve_neg().contiguous()
     copied = contiguous.data_ptr() != value.data_ptr()
+    if origin is not None:
+        return View(spec, device.array_of(contiguous, origin, dtype, where), copied, origin, True)
     if dtype == "bfloat16":
         contiguous = contiguous.view(torch.uint16)
-    return View(TensorSpec(name, tuple(value.shape), dtype), contiguous.numpy(), copied)
+    return View(spec, contiguous.numpy(), copied, None, True)
 
 
 def views_of(state: State, argument: str) -> list[View]:
-    return [view_of(name, value, argument) for name, value in items_of(state, argument)]
+    """The state's tensors in coding order, all on one device.
+
+    Raises:
+        TypeError, ValueError: As :func:`items_of` and :func:`view_of`; tensors on two devices.
+    """
+    views = [view_of(name, value, argument) for name, value in items_of(state, argument)]
+    for view in views:
+        if _device(view) != _device(views[0]):
+            raise ValueError(
+                f"{argument}: tensor {views[0].spec.name!r} lies on {name_of(_device(views[0]))}"
+                f" and tensor {view.spec.name!r} on {name_of(_device(view))}; all must lie on one"
+                " device"
+            )
+    return views
+
+
+def _device(view: View) -> int | None:
+    return view.origin.device if view.origin else None
+
+
+def device_of(views: Sequence[View]) -> int | None:
+    """The CUDA device that a model lies on, None for the host."""
+    return _device(views[0]) if views else None
+
+
+def check_same_device(views: Sequence[View], expected: int | None, argument: str) -> None:
+    """Raise ValueError unless the model lies on the device that the reference lies on."""
+    if views and _device(views[0]) != expected:
+        raise ValueError(
+            f"{argument}: tensor {views[0].spec.name!r} lies on {name_of(_device(views[0]))}, and"
+            f" that of reference on {name_of(expected)}; both must lie on one device"
+        )
 
 
 def check_same_layout(
@@ -202,9 +248,9 @@ def check_same_layout(
 class Layout:
     """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
 
-    Inside the codec a model is a list of C-contiguous NumPy arrays in coding order (bfloat16 as
-    uint16);
-    :meth:`model_of` turns a caller's state into that, :meth:`state_of` turns it back.
+    Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays
+    (bfloat16 as uint16), or all on one CUDA device. :meth:`model_of` turns a caller's state into
+    that, :meth:`state_of` turns it back.
     """
 
     def __init__(self, state: State, argument: str) -> None:
@@ -212,41 +258,53 @@ class Layout:
         self.specs = [view.spec for view in views]
         self.digest = layout_digest(self.specs)
         self.names = list(state) if isinstance(state, Mapping) else None
+        self.device = device_of(views)
+        self.origins = [view.origin for view in views]
         self._torch = [is_torch(value) for _, value in items_of(state, argument)]
-        self._dtypes = [
-            view.array.dtype if torch else np.asarray(value).dtype
+        self._dtypes: list[Any] = [
+            view.array.dtype if torch or view.origin else np.asarray(value).dtype
             for view, torch, (_, value) in zip(
                 views, self._torch, items_of(state, argument), strict=True
             )
         ]
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of a model in bytes."""
-        return sum(
-            spec.n_elems * dtype.itemsize
-            for spec, dtype in zip(self.specs, self._dtypes, strict=True)
-        )
+        self.n_bytes = sum(view.array.nbytes for view in views)
 
     @property
     def uses_torch(self) -> bool:
         return any(self._torch)
 
-    def model_of(self, state: State, argument: str) -> list[NDArray[Any]]:
-        """The state's memory; raises ValueError, naming both sides, if its layout is another."""
+    def model_of(self, state: State, argument: str) -> list[Memory]:
+        """The state's memory.
+
+        Raises:
+            ValueError: Its layout or its device is another; names both sides.
+        """
         views = views_of(state, argument)
         check_same_layout((view.spec for view in views), self.specs, argument)
+        check_same_device(views, self.device, argument)
         return [view.array for view in views]
 
-    def empty(self) -> list[NDArray[Any]]:
+    def empty(self) -> list[Memory]:
         """A new model, not filled."""
         return [
             np.empty(spec.shape, np.uint16 if spec.dtype == "bfloat16" else dtype)
-            for spec, dtype in zip(self.specs, self._dtypes, strict=True)
+            if origin is None
+            else device.array_of(
+                device.new_value(origin, spec.shape, spec.dtype), origin, spec.dtype, "result"
+            )
+            for spec, dtype, origin in zip(self.specs, self._dtypes, self.origins, strict=True)
         ]
 
-    def state_of(self, model: Sequence[NDArray[Any]], *, read_only: bool = False) -> Any:
+    def copy_of(self, model: Sequence[Memory]) -> list[Memory]:
+        """A model of its own, with the same values."""
+        new = self.empty()
+        for source, target in zip(model, new, strict=True):
+            device.copy(source, target)
+        return new
+
+    def state_of(self, model: Sequence[Memory], *, read_only: bool = False) -> Any:
         """``model`` as the caller's kind of state, without copying."""
+        device.publish(self.origins)
         values = {
             spec.name: self._array_of(i, model[i], read_only) for i, spec in enumerate(self.specs)
         }
@@ -254,11 +312,16 @@ class Layout:
             return [values[spec.name] for spec in self.specs]
         return {name: values[name] for name in self.names}
 
-    def _array_of(self, i: int, array: NDArray[Any], read_only: bool) -> Array:
+    def _array_of(self, i: int, array: Memory, read_only: bool) -> Any:
+        origin, dtype = self.origins[i], self.specs[i].dtype
+        if origin is not None:
+            assert isinstance(array, DeviceArray)
+            return device.value_of(array, origin, dtype)
+        assert isinstance(array, np.ndarray)
         if self._torch[i]:
             torch = torch_module()
-            tensor: Array = torch.from_numpy(array)
-            return tensor.view(torch.bfloat16) if self.specs[i].dtype == "bfloat16" else tensor
+            tensor = torch.from_numpy(array)
+            return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
         view = array.view(self._dtypes[i])
         if read_only:
             view.flags.writeable = False

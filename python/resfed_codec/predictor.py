@@ -86,6 +86,8 @@ class AdaptivePredictor:
     payloads go to many, the start is the newest own model and the steps are the last two own
     ones. A tensor for which the fit does not save the bytes of its coefficients keeps the start as
     its prediction.
+
+    The fit is made on the host: models on a CUDA device are copied there for it.
     """
 
 

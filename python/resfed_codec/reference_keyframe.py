@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resfed_codec.device import on_host
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.keyframe import check_mantissa_bits
 from resfed_codec.layout import State, views_of
@@ -114,7 +115,7 @@ def decode_plane(mode: int, data: bytes, n: int) -> bytes:
 
 def tensors_of(state: State, argument: str) -> list[Tensor]:
     return [
-        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, v.array.ravel())
+        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, on_host(v.array).ravel())
         for v in views_of(state, argument)
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resfed_codec.device import on_host
 from resfed_codec.errors import PayloadError
 from resfed_codec.layout import Special, State, check_same_layout, views_of
 from resfed_codec.reference_slices import Symbols
@@ -36,12 +37,14 @@ class Tensor:
 def tensors_of(reference: State, state: State | None = None) -> list[Tensor]:
     """The tensors of a reference in layout order, with those of a state of the same layout."""
     base = views_of(reference, "reference")
-    tensors = [Tensor(v.spec.name, v.spec.dtype, v.spec.shape, v.array.ravel()) for v in base]
+    tensors = [
+        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, on_host(v.array).ravel()) for v in base
+    ]
     if state is not None:
         current = views_of(state, "state")
         check_same_layout([v.spec for v in current], [v.spec for v in base], "state")
         for t, view in zip(tensors, current, strict=True):
-            t.state = view.array.ravel()
+            t.state = on_host(view.array).ravel()
     return tensors
 
 

@@ -16,7 +16,6 @@ from resfed_codec.history import (
     Model,
     Opened,
     Version,
-    copy_model,
     model_of,
     new_feedback,
 )
@@ -42,7 +41,8 @@ class ServerSession(Session):
     """The server: sends global models to all clients, receives their local ones.
 
     Args:
-        initial_state: The model that server and clients start from.
+        initial_state: The model that server and clients start from. Where it is on a CUDA device,
+            so is what the session holds and returns (docs/gpu.md); a client's may be on another.
         uplink: What clients encode with; its predictor ("global" by default) must be the same on
             both ends.
         downlink: What global models are encoded with; predictor "previous" by default.
@@ -74,7 +74,7 @@ class ServerSession(Session):
         self._keyframe_cache: dict[int, bytes] = {}
         self._feedback: Feedback | None = None
         if self._down_coder.config.error_feedback:
-            self._feedback = new_feedback(self._layout.specs, self._down_coder.roles)
+            self._feedback = new_feedback(self._layout, self._down_coder.roles)
 
     @property
     def version(self) -> int:
@@ -89,7 +89,7 @@ class ServerSession(Session):
         Where the downlink is different for every client: as it was given to :meth:`update`.
         """
         model = model_of(self._current) if self._target is None else self._target
-        return self._layout.state_of(copy_model(model))
+        return self._layout.state_of(self._layout.copy_of(model))
 
     @property
     @in_turn
@@ -158,7 +158,7 @@ class ServerSession(Session):
         """
         current = self._layout.model_of(global_state, "global_state")
         if not self._broadcast:
-            self._target = copy_model(current)
+            self._target = self._layout.copy_of(current)
             self._target_number += 1
             return b""
         base, out = self._current, self._layout.empty()
@@ -278,7 +278,7 @@ class ServerSession(Session):
             data = encode_keyframe(self._layout.state_of(target))
             digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
             client.sent = Keyframe(number, digest, client.replaces, data)
-            version = Version(number, digest, copy_model(target))
+            version = Version(number, digest, self._layout.copy_of(target))
         else:
             base, out = client.downlinks[client.known.version], self._layout.empty()
             client.sent = self._down_coder.encode(
@@ -379,17 +379,18 @@ class ServerSession(Session):
         """
         data = as_bytes(payload)
         client = self._client(client_id)
-        targets = writable_views(out, self._layout.specs) if out is not None else None
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         try:
             arrived = self._open(client, data)
             model = self._decode(client, arrived)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
-        theirs = copy_model(model) if self._keep_up and targets is None else model
+        theirs = layout.copy_of(model) if self._keep_up and targets is None else model
         self._commit(client_id, client, arrived, model)
         if targets is not None:
             return copy_into(targets, model, out)
-        return self._layout.state_of(theirs)
+        return layout.state_of(theirs)
 
     @in_turn
     def aggregator(self) -> Aggregator:

@@ -12,7 +12,7 @@ import numpy as np
 from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.history import Version, copy_model, initial_version, run_digest
+from resfed_codec.history import Version, initial_version, run_digest
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
@@ -53,7 +53,7 @@ class Session:
         self._turn = Turn()
         self._history = history
         self._layout = Layout(initial_state, "initial_state")
-        model = copy_model(self._layout.model_of(initial_state, "initial_state"))
+        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         self._initial = initial_version(self._layout, model, run)
         self._run_digest = run_digest(self._layout, run)
         down = predictor_of(downlink.predictor or "previous")
@@ -91,7 +91,8 @@ class Session:
 
     @in_turn
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, as plain tensors (torch if the initial state held any)."""
+        """Everything that changes, as plain tensors of the host (torch if the initial state held
+        any)."""
         return write_snapshot(
             type(self).__name__,
             {"initial": self._initial.digest, **self._fields()},
@@ -109,7 +110,7 @@ class Session:
             ValueError: Saved by another class, from another initial state or run, with other
                 predictors or feedback, or damaged. Nothing has changed then.
         """
-        fields = read_snapshot(type(self).__name__, state_dict)
+        fields = read_snapshot(type(self).__name__, state_dict, self._layout.device)
         if fields.pop("initial") != self._initial.digest:
             raise ValueError("state_dict: saved from another initial state or run")
         self._load_fields(fields)

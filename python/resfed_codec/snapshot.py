@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from resfed_codec._native import DeviceArray
+from resfed_codec.device import is_torch, on_host, placed, torch_module
 from resfed_codec.history import Version
-from resfed_codec.layout import is_torch, torch_module
 
 STRUCTURE = "structure"
 
@@ -34,9 +35,9 @@ class _Writer:
             return value
         if isinstance(value, bytes):
             return {"bytes": self._store(np.frombuffer(value, np.uint8))}
-        if isinstance(value, np.ndarray):
+        if isinstance(value, (np.ndarray, DeviceArray)):
             if id(value) not in self._names:  # versions share models
-                self._names[id(value)] = self._store(value), value
+                self._names[id(value)] = self._store(on_host(value)), value
             return {"array": self._names[id(value)][0]}
         if isinstance(value, Version):
             return {"version": self._version(value)}
@@ -59,8 +60,8 @@ class _Writer:
 
 
 class _Reader:
-    def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._arrays = arrays
+    def __init__(self, arrays: Mapping[str, Any], device: int | None) -> None:
+        self._arrays, self._device = arrays, device
         self._copies: dict[str, Any] = {}
         self._versions: dict[str, Version] = {}
 
@@ -74,7 +75,7 @@ class _Reader:
             return self._arrays[content].tobytes()
         if kind == "array":
             if content not in self._copies:
-                self._copies[content] = self._arrays[content].copy()
+                self._copies[content] = placed(self._arrays[content].copy(), self._device)
             return self._copies[content]
         if kind == "version":
             return self._version(content)
@@ -101,8 +102,8 @@ def write_snapshot(kind: str, fields: Mapping[str, Any], *, as_torch: bool) -> d
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def read_snapshot(kind: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that were written.
+def read_snapshot(kind: str, state_dict: Mapping[str, Any], device: int | None) -> dict[str, Any]:
+    """The fields that were written, their models and feedback on the device (None: the host).
 
     Raises:
         ValueError: No snapshot, or one of another class.
@@ -120,7 +121,7 @@ def read_snapshot(kind: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     saved = json.loads(structure)
     if saved["kind"] != kind:
         raise ValueError(f"state_dict: saved by a {saved['kind']}, not by a {kind}")
-    fields: dict[str, Any] = _Reader(arrays).value(saved["fields"])
+    fields: dict[str, Any] = _Reader(arrays, device).value(saved["fields"])
     return fields
 
 

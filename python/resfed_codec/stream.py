@@ -21,7 +21,6 @@ from resfed_codec.history import (
     Model,
     Opened,
     Version,
-    copy_model,
     filled,
     initial_version,
     model_of,
@@ -42,10 +41,6 @@ def stream_root(direction: str, initial: Version) -> int:
     return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
 
 
-def own_copy(layout: Layout, state: State, argument: str) -> Model:
-    return copy_model(layout.model_of(state, argument))
-
-
 class _Stream:
     """What both ends of a direction have: the newest version, and how to name and save it."""
 
@@ -54,9 +49,8 @@ class _Stream:
             raise TypeError(f"run={run!r}: must be a str")
         self._turn = Turn()
         self._layout = Layout(initial_state, "initial_state")
-        initial = initial_version(
-            self._layout, own_copy(self._layout, initial_state, "initial_state"), run
-        )
+        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
+        initial = initial_version(self._layout, model, run)
         self._root = stream_root("stream", initial)
         self._current = Version(0, self._root, initial.model)
         self._spare: Model | None = None
@@ -70,7 +64,7 @@ class _Stream:
     @in_turn
     def state(self) -> Any:
         """A copy of the recovered model, of the initial state's kind."""
-        return self._layout.state_of(copy_model(model_of(self._current)))
+        return self._layout.state_of(self._layout.copy_of(model_of(self._current)))
 
     @property
     def _tag(self) -> int:
@@ -91,7 +85,8 @@ class _Stream:
 
     @in_turn
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, as plain tensors (torch if the initial state held any)."""
+        """Everything that changes, as plain tensors of the host (torch if the initial state held
+        any)."""
         return write_snapshot(type(self).__name__, self._fields(), as_torch=self._layout.uses_torch)
 
     @in_turn
@@ -104,7 +99,7 @@ class _Stream:
         Raises:
             ValueError: Saved by another class, from another initial state or run, or damaged.
         """
-        fields = read_snapshot(type(self).__name__, state_dict)
+        fields = read_snapshot(type(self).__name__, state_dict, self._layout.device)
         if fields["root"] != self._root:
             raise ValueError("state_dict: saved from another initial state or run")
         self._load_fields(fields)
@@ -117,7 +112,9 @@ class Encoder(_Stream):
     channels use sessions.
 
     Args:
-        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`.
+        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`. Where
+            it is on a CUDA device, so is what the stream holds and returns; see docs/gpu.md for
+            what is copied to the host all the same.
         config: What to aim at; its predictor may look at the direction's own history ("previous",
             the default, "adaptive", or a LinearPredictor of own terms).
         run: A name for the run; ends with different names refuse each other's payloads.
@@ -142,7 +139,7 @@ class Encoder(_Stream):
         self._coder = Coder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._coder.own_depth)
         self._feedback: Feedback | None = (
-            new_feedback(self._layout.specs, self._coder.roles) if config.error_feedback else None
+            new_feedback(self._layout, self._coder.roles) if config.error_feedback else None
         )
 
     @in_turn
@@ -215,7 +212,8 @@ class Decoder(_Stream):
     """The receiving end of one direction; how payloads predict stands in the payloads.
 
     Args:
-        initial_state: The model that both ends start from.
+        initial_state: The model that both ends start from; it decides what :meth:`decode` returns,
+            and on which device. The other end's may be on another.
         run: The encoder's ``run``.
     """
 
@@ -245,8 +243,9 @@ class Decoder(_Stream):
         After any error nothing has changed.
         """
         data = as_bytes(payload)
-        targets = writable_views(out, self._layout.specs) if out is not None else None
-        mine = self._layout.empty() if copy and targets is None else None  # while it may fail
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
+        mine = layout.empty() if copy and targets is None else None  # while it may fail
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
@@ -255,8 +254,8 @@ class Decoder(_Stream):
         if targets is not None:
             return copy_into(targets, model, out)
         if mine is None:
-            return self._layout.state_of(model, read_only=True)
-        return self._layout.state_of(filled(mine, model))
+            return layout.state_of(model, read_only=True)
+        return layout.state_of(filled(mine, model))
 
     def _take_payload(self, opened: Opened) -> None:
         current, link = self._current, opened.link

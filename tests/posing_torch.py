@@ -1,0 +1,85 @@
+"""torch with a CUDA device where there is none: its tensors over the emulated device's memory.
+
+They say that they are on CUDA, and the few functions of torch that the codec calls to make such
+tensors, and to know the current stream, are replaced. So the codec's own lines for torch run; what
+the real ones do with a real device, this does not show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from resfed_codec import _native
+
+
+class CudaTensor(torch.Tensor):
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 0)
+
+    def contiguous(self) -> CudaTensor:  # type: ignore[override]
+        if self.is_contiguous():
+            return self
+        new = empty(tuple(self.shape), dtype=self.dtype, device="cuda:0")
+        new.copy_(self)
+        return new
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:  # type: ignore[override]
+        return _memory_of(self).__dlpack__()
+
+    def __dlpack_device__(self) -> Any:
+        return _memory_of(self).__dlpack_device__()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _memory_of(tensor: torch.Tensor) -> _native.DeviceArray:
+    assert tensor.is_contiguous()
+    shape, dtype = tuple(tensor.shape), _name(tensor.dtype)
+    return _native.DeviceArray.from_pointer(tensor.data_ptr(), shape, dtype, 0, tensor)
+
+
+def tensor_over(memory: _native.DeviceArray) -> CudaTensor:
+    dtype = getattr(torch, memory.dtype)
+    if memory.nbytes == 0:
+        return torch.zeros(memory.shape, dtype=dtype).as_subclass(CudaTensor)
+    buffer = (ctypes.c_char * memory.nbytes).from_address(memory.pointer)
+    buffer.memory = memory  # type: ignore[attr-defined]  # lives as long as the tensor's storage
+    tensor = torch.frombuffer(buffer, dtype=dtype).view(memory.shape)
+    return tensor.as_subclass(CudaTensor)
+
+
+def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: str) -> CudaTensor:
+    assert device == "cuda:0"
+    try:
+        return tensor_over(_native.empty_on_device(shape, _name(dtype), 0))
+    except _native.NativeError as error:
+        raise torch.OutOfMemoryError("CUDA out of memory, says torch") from error
+
+
+def from_dlpack(capsule: Any) -> CudaTensor:
+    return tensor_over(_native.DeviceArray.from_dlpack(capsule))
+
+
+def pose(monkeypatch: pytest.MonkeyPatch, stream: int = 0) -> None:
+    """Until the test ends; ``stream`` is what torch says is the current one."""
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "from_dlpack", from_dlpack)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=stream)
+    )
+
+
+def to_device(array: np.ndarray) -> CudaTensor:
+    memory = _native.empty_on_device(array.shape, array.dtype.name, 0)
+    _native.copy_to_device(np.asarray(array, order="C"), memory, 0)
+    return tensor_over(memory)
