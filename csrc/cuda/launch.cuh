@@ -24,7 +24,6 @@ constexpr unsigned kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 inline void check(cudaError_t error) {
-  if (error == cudaErrorMemoryAllocation) throw Failure{Code::kDeviceMemory, 0, 0};
   if (error != cudaSuccess) throw Failure{Code::kCuda, static_cast<uint64_t>(error), 0};
 }
 
