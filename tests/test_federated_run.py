@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.federated.__main__ import main
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.data import load
 from benchmarks.federated.methods import make
@@ -225,9 +226,29 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
     assert "| topk | 1 of 2 | 4 | 6 | 12 | 18 | 144 |" in text
     assert "Never: stc." in text
     assert "- command: `run --suite cpu --jobs 2`\n" in text
+    assert "eden" not in text
     assert (tmp_path / "trial.md").read_text() == text + "\n"
     for kind in ("round", "up", "down", "total"):
         assert (tmp_path / f"trial_{kind}.png").stat().st_size > 1000
+
+
+def test_report_of_trainings_that_ran_out_of_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    config = RunConfig(method="topk", rounds=4, clients=2)
+    write_run(folder, config, [0.1, 0.4, 0.3], up=3_000_000)
+    write_run(folder, replace(config, method="stc"), [], up=1)
+    monkeypatch.setattr(sys, "argv", ["federated", "report", str(folder)])
+    with pytest.raises(SystemExit, match="no finished training"):
+        main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--unfinished", "--targets", "0.4"])
+    main()
+    text = capsys.readouterr().out
+    assert "| topk (3 of 4 rounds) | 1 | 26.7 | 4.5 | 9 | 13.5 | - |" in text
+    assert "| topk (3 of 4 rounds) | 1 of 1 | 2 | 3 | 6 | 9 | 72 |" in text
+    assert "stc" not in text
 
 
 def test_report_shows_errors_where_runs_have_them(tmp_path: Path) -> None:
@@ -240,9 +261,9 @@ def test_report_shows_errors_where_runs_have_them(tmp_path: Path) -> None:
     up, down = (np.mean([line[f"error_{name}"] for line in lines]) for name in ("up", "down"))
     write_run(folder, replace(config, method="stc", options={}), [0.1, 0.1], up=1)
     text = write(folder, [0.05], "trial")
-    assert "| error up | error down |" in text
+    assert "| error up | error down | commit |" in text
     assert f"| {up:.3g} | {down:.3g} |" in text
-    assert "| stc | 1 | 10.0 | 6.67e-07 | 1.33e-06 | 2e-06 |  |  |" in text
+    assert "| stc | 1 | 10.0 | 6.67e-07 | 1.33e-06 | 2e-06 |  |  | - |" in text
 
 
 def test_report_does_not_mix_trainings(tmp_path: Path) -> None:

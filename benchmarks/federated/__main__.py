@@ -65,6 +65,9 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="what run wrote; figures go beside it")
     parser.add_argument("--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7")
     parser.add_argument("--only", nargs="+", default=["*"], help="labels, e.g. 'codec*' stc")
+    parser.add_argument(
+        "--unfinished", action="store_true", help="also what there is of unfinished trainings"
+    )
     parser.add_argument("--name", help="of the files written (default: the folder's)")
 
 
@@ -105,7 +108,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    print(write(args.folder, args.targets, args.name or args.folder.name, args.only))
+    name = args.name or args.folder.name
+    print(write(args.folder, args.targets, name, args.only, unfinished=args.unfinished))
 
 
 if __name__ == "__main__":
