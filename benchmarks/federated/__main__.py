@@ -8,15 +8,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, stamp
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.jobs import run_all
+from benchmarks.federated.methods import make
 from benchmarks.federated.report import write
 from benchmarks.federated.suites import SUITES
 
 FOLDER = RESULTS / "federated"
+SMALL_STATE = {"fc": np.zeros((8, 8), np.float32)}
 NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs")
 
 
@@ -85,13 +88,25 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
         for spec in args.method or methods:
             method, options = parse_method(spec)
             configs.append(replace(base, method=method, options=options, seed=seed, **changes))
+    for config in configs:
+        _check(config)
     return configs
+
+
+def _check(config: RunConfig) -> None:
+    """Complain about a method or its options now, not when hours later its turn comes."""
+    try:
+        make(config.method, config.options, SMALL_STATE, config.clients, config.seed)
+    except TypeError as error:
+        raise ValueError(f"{config.label}: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> None:
     configs = configs_of(args)
     where = stamp()
     if args.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {args.device}: PyTorch finds no GPU")
         where["machine"] += f", {torch.cuda.get_device_name(args.device)}"
     finished = run_all(
         configs,

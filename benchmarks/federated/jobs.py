@@ -57,7 +57,7 @@ def run_all(
     todo = [c for c in configs if not is_finished(out / c.file_name, c)]
     if not todo:
         return len(configs)
-    _data(todo[0].data, folder)  # complains early, and fills the cache
+    load(todo[0].data, folder)  # complains early, and fills the cache
     context = get_context("spawn")
     with (
         context.Manager() as manager,
