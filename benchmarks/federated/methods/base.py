@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 State = dict[str, NDArray[np.float32]]
 Vector = NDArray[np.float32]
 
-
 STATISTICS = "running_"
 """What names of running statistics have in common."""
 
