@@ -24,6 +24,7 @@ NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs")
 
 
 def main() -> None:
+    """What the command line says; ``--help`` explains it."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.federated",
         description="Accuracy against bytes: federated trainings through this codec and others.",

@@ -90,6 +90,22 @@ class UpdateMethod(Method):
         return [n_bytes] * len(self.held)
 
 
+class PayloadMethod(UpdateMethod):
+    """Update methods whose payloads say all that the receiver needs."""
+
+    @abstractmethod
+    def encode(self, update: Vector) -> bytes:
+        """The payload of an update, float32 ``(n_elems,)``."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, n_elems: int) -> Vector:
+        """The update that a payload of :meth:`encode` brings."""
+
+    def code(self, update: Vector) -> tuple[Vector, int]:
+        payload = self.encode(update)
+        return self.decode(payload, len(update)), len(payload)
+
+
 def flat(state: State) -> Vector:
     """All elements as one new vector, tensor after tensor."""
     return np.concatenate([value.reshape(-1) for value in state.values()])
