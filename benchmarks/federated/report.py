@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import matplotlib as mpl
@@ -242,4 +243,4 @@ def _mean(values: Any) -> float:
 def _spread(values: Sequence[float], form: str = ".3g") -> str:
     """Mean, and the sample standard deviation where there are several."""
     mean = format(_mean(values), form)
-    return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean
+    return f"{mean} ± {stdev(values):.2g}" if len(values) > 1 else mean
