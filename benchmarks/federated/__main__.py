@@ -8,19 +8,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, stamp
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.jobs import run_all
+from benchmarks.federated.methods import make
 from benchmarks.federated.report import write
 from benchmarks.federated.suites import SUITES
 
 FOLDER = RESULTS / "federated"
+SMALL_STATE = {"fc": np.zeros((8, 8), np.float32)}
 NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs")
 
 
 def main() -> None:
+    """What the command line says; ``--help`` explains it."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.federated",
         description="Accuracy against bytes: federated trainings through this codec and others.",
@@ -65,6 +69,9 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="what run wrote; figures go beside it")
     parser.add_argument("--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7")
     parser.add_argument("--only", nargs="+", default=["*"], help="labels, e.g. 'codec*' stc")
+    parser.add_argument(
+        "--unfinished", action="store_true", help="also what there is of unfinished trainings"
+    )
     parser.add_argument("--name", help="of the files written (default: the folder's)")
 
 
@@ -82,13 +89,25 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
         for spec in args.method or methods:
             method, options = parse_method(spec)
             configs.append(replace(base, method=method, options=options, seed=seed, **changes))
+    for config in configs:
+        _check(config)
     return configs
+
+
+def _check(config: RunConfig) -> None:
+    """Complain about a method or its options now, not when hours later its turn comes."""
+    try:
+        make(config.method, config.options, SMALL_STATE, config.clients, config.seed)
+    except TypeError as error:
+        raise ValueError(f"{config.label}: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> None:
     configs = configs_of(args)
     where = stamp()
     if args.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {args.device}: PyTorch finds no GPU")
         where["machine"] += f", {torch.cuda.get_device_name(args.device)}"
     finished = run_all(
         configs,
@@ -105,7 +124,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    print(write(args.folder, args.targets, args.name or args.folder.name, args.only))
+    name = args.name or args.folder.name
+    print(write(args.folder, args.targets, name, args.only, unfinished=args.unfinished))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class RunConfig:
         return re.sub(r"[^A-Za-z0-9.=_+-]+", "_", f"{self.label}_seed={self.seed}") + ".jsonl"
 
     def as_dict(self) -> dict[str, Any]:
+        """All fields, for the header of a result."""
         return asdict(self)
 
 

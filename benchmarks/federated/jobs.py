@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from queue import Empty, Queue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -21,6 +24,21 @@ from benchmarks.federated.runner import Line, is_finished, run
 @lru_cache(maxsize=1)
 def _data(name: str, folder: Path | None) -> Data:
     return load(name, folder)
+
+
+def _end_with_parent() -> None:
+    """End this process, in the midst of what it does, as soon as the one that started it is gone.
+
+    It would otherwise train on, and write to the files of a command that was given again.
+    """
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _work(
@@ -57,11 +75,13 @@ def run_all(
     todo = [c for c in configs if not is_finished(out / c.file_name, c)]
     if not todo:
         return len(configs)
-    _data(todo[0].data, folder)  # complains early, and fills the cache
+    load(todo[0].data, folder)  # complains early, and fills the cache
     context = get_context("spawn")
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with_parent)
     with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(jobs, context) as pool,
+        manager,
+        ProcessPoolExecutor(jobs, context, _end_with_parent) as pool,
         tqdm(total=sum(c.rounds for c in todo), unit="round", dynamic_ncols=True) as bar,
     ):
         queue = manager.Queue()

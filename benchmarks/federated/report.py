@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import matplotlib as mpl
@@ -59,11 +60,14 @@ class Curve:
 Group = list[Curve]
 
 
-def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
+def read(
+    folder: Path, patterns: Sequence[str] = ("*",), *, unfinished: bool = False
+) -> dict[str, Group]:
     """The finished trainings of a folder by label; in a group only the seed differs.
 
     Args:
         patterns: Labels to take (:mod:`fnmatch`).
+        unfinished: Take what there is of the others, too; labels say how many rounds that is.
 
     Raises:
         FileNotFoundError: There is none.
@@ -74,8 +78,13 @@ def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
     for path in sorted(folder.glob("*.jsonl")):
         header, *lines = read_lines(path)
         config = RunConfig(**header["config"])
-        if len(lines) < config.rounds or not any(fnmatch(config.label, p) for p in patterns):
+        label = config.label
+        if not any(fnmatch(label, pattern) for pattern in patterns):
             continue
+        if len(lines) < config.rounds:
+            if not (unfinished and lines):
+                continue
+            label += f" ({len(lines)} of {config.rounds} rounds)"
         common = {**config.as_dict(), "method": "", "options": {}, "seed": 0}
         settings.setdefault(json.dumps(common), path)
         up, down = (
@@ -89,10 +98,10 @@ def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
             for name in ("up", "down")
             if f"error_{name}" in lines[0]
         }
-        groups[config.label].append(Curve(config, header, accuracy, megabytes, errors))
+        groups[label].append(Curve(config, header, accuracy, megabytes, errors))
     if not groups:
         raise FileNotFoundError(
-            f"no finished training in {folder}: python -m benchmarks.federated run"
+            f"no {'training' if unfinished else 'finished training'} in {folder}"
         )
     if len(settings) > 1:
         raise ValueError(f"{' and '.join(map(str, settings.values()))}: different trainings")
@@ -100,16 +109,21 @@ def read(folder: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Group]:
 
 
 def write(
-    folder: Path, targets: Sequence[float], name: str, patterns: Sequence[str] = ("*",)
+    folder: Path,
+    targets: Sequence[float],
+    name: str,
+    patterns: Sequence[str] = ("*",),
+    *,
+    unfinished: bool = False,
 ) -> str:
     """Write NAME.md and NAME_*.png beside ``folder``; returns the Markdown.
 
     Args:
-        folder, patterns: As in :func:`read`.
+        folder, patterns, unfinished: As in :func:`read`.
         targets: Accuracies of the table, from 0 to 1; empty takes what half the methods reach, and
             two lower ones.
     """
-    groups = read(folder, patterns)
+    groups = read(folder, patterns, unfinished=unfinished)
     if not targets:
         middle = float(np.median([_mean(c.accuracy.max() for c in g) for g in groups.values()]))
         targets = [round(middle * part, 2) for part in (0.8, 0.9, 1)]
@@ -152,6 +166,7 @@ def _final_table(groups: dict[str, Group]) -> list[str]:
             " own square, mean over rounds."
         )
         columns += [f"error {name}" for name in errors]
+    columns.append("commit")
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for label, group in groups.items():
         cells = [_spread([100 * c.final for c in group], ".1f")]
@@ -159,6 +174,7 @@ def _final_table(groups: dict[str, Group]) -> list[str]:
         for name in errors:
             found = [c.errors[name] for c in group if name in c.errors]
             cells.append(_spread(found) if found else "")
+        cells.append(", ".join(sorted({c.header["commit"] for c in group})))
         lines.append(f"| {label} | {len(group)} | " + " | ".join(cells) + " |")
     return lines
 
@@ -227,4 +243,4 @@ def _mean(values: Any) -> float:
 def _spread(values: Sequence[float], form: str = ".3g") -> str:
     """Mean, and the sample standard deviation where there are several."""
     mean = format(_mean(values), form)
-    return f"{mean} ± {float(np.std(values, ddof=1)):.2g}" if len(values) > 1 else mean
+    return f"{mean} ± {stdev(values):.2g}" if len(values) > 1 else mean

@@ -55,11 +55,13 @@ def run(
 ) -> bool:
     """Train, and write a header line and one line per round to ``path``.
 
+    ``accuracy`` is that of the model which clients hold after the round (client 0's, where they
+    differ); ``up`` and ``down`` are the bytes of all clients in this round; a method may add notes
+    of its own.
+
     A run that was stopped, however suddenly, goes on from its last checkpoint and writes the same
-    lines that it would have written without the stop. (Checkpoints are pickles beside ``path``: go
-    on from nobody else's.) ``accuracy`` is that of the model which
-    clients hold after the round (client 0's, where they differ); ``up`` and ``down`` are the bytes
-    of all clients in this round; a method may add notes of its own.
+    lines that it would have written without the stop. Checkpoints are pickles beside ``path``: go
+    on from nobody else's.
 
     Args:
         data: All of the data set; the run takes its subset.
@@ -117,6 +119,7 @@ def run(
 def _round(
     number: int, config: RunConfig, trainer: Trainer, shards: list[Any], method: Method
 ) -> Line:
+    """Every client trains and sends, the server averages by numbers of images and sends back."""
     begin = method.begin() if number == 1 else [0] * config.clients
     bytes_up = 0
     mean: dict[str, Any] = {}

@@ -26,8 +26,25 @@ RULES = (
 
 
 def rules(*sparsities: float) -> list[str]:
+    """All of ``RULES`` at each sparsity."""
     return [rule.format(sparsity) for sparsity, rule in product(sparsities, RULES)]
 
+
+SETTINGS = (
+    BOTH.format(0.99),
+    BOTH.format(0.995),
+    "codec:max_bytes=1600,up_feedback=True,down_feedback=True",
+    BOTH.format(0.99) + ",up=adaptive",
+    BOTH.format(0.99) + ",bits=1",
+    BOTH.format(0.99) + ",keyframe=True",
+)
+
+SPLITS = (
+    BOTH.format(0.99),
+    "uncompressed",
+    "stc:sparsity=0.99",
+    "codec:sparsity=0.99",
+)
 
 PEERS = (
     "stc:sparsity=0.99",
@@ -36,8 +53,9 @@ PEERS = (
     "eden",
     "qsgd:bits=4",
     "signsgd",
-    "resfed:sparsity=0.95",
     "float16",
+    "qsgd:bits=8",
+    "resfed:sparsity=0.95",
 )
 
 EXACT = ",exclude=*running*"
@@ -67,10 +85,10 @@ SELECTION = (
 )
 
 PAPER_CPU = (
+    BOTH.format(0.99),
     "uncompressed",
-    BOTH.format(0.99) + EXACT,
-    "stc:sparsity=0.99",
     "resfed:sparsity=0.99",
+    "stc:sparsity=0.99",
 )
 
 PAPER_GPU = (
@@ -97,7 +115,10 @@ PAPER_GPU = (
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
     "cpu": (CIFAR_SUBSET, ["uncompressed", *rules(0.95, 0.99)], [0, 1, 2]),
+    "settings": (CIFAR_SUBSET, [*SETTINGS], [0, 1, 2]),
     "peers": (CIFAR_SUBSET, ["uncompressed", *PEERS], [0, 1, 2]),
+    "iid": (replace(CIFAR_SUBSET, split="iid", rounds=30), [*SPLITS], [0, 1, 2]),
+    "dirichlet": (replace(CIFAR_SUBSET, split="dirichlet:0.3", rounds=30), [*SPLITS], [0, 1, 2]),
     "batchnorm": (
         replace(CIFAR_SUBSET, model="batchnorm_cnn", rounds=20),
         [*BATCHNORM],
@@ -105,7 +126,7 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     ),
     "selection": (CIFAR_SUBSET, [*SELECTION], [0, 1, 2]),
     "paper-cpu": (
-        replace(PAPER, rounds=15, images=1000, test_images=1000, batch=20),
+        replace(PAPER, rounds=40, images=1000, test_images=1000, batch=20),
         [*PAPER_CPU],
         [0],
     ),

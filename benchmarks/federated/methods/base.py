@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 State = dict[str, NDArray[np.float32]]
 Vector = NDArray[np.float32]
 
-
 STATISTICS = "running_"
 """What names of running statistics have in common."""
 
@@ -89,6 +88,22 @@ class UpdateMethod(Method):
         model, n_bytes = self._send(-1, mean, self.held[0])
         self.held = [model] * len(self.held)
         return [n_bytes] * len(self.held)
+
+
+class PayloadMethod(UpdateMethod):
+    """Update methods whose payloads say all that the receiver needs."""
+
+    @abstractmethod
+    def encode(self, update: Vector) -> bytes:
+        """The payload of an update, float32 ``(n_elems,)``."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, n_elems: int) -> Vector:
+        """The update that a payload of :meth:`encode` brings."""
+
+    def code(self, update: Vector) -> tuple[Vector, int]:
+        payload = self.encode(update)
+        return self.decode(payload, len(update)), len(payload)
 
 
 def flat(state: State) -> Vector:

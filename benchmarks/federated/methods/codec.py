@@ -68,14 +68,11 @@ class Codec(Method):
         if down_sparsity is not None:
             options = {**options, "sparsity": down_sparsity}
         downlink = rfc.CodecConfig(predictor=down, error_feedback=down_feedback, **options)
-        self._channels: list[_Channel] = []
+        apart = names if statistics in ("apart", "kept") else []
+        rest: dict[str, Any] = {name: value for name, value in initial.items() if name not in apart}
         if statistics == "float16":
-            rounded = {name: value.astype(_dtype(name)) for name, value in initial.items()}
-            self._channels.append(_Channel(rounded, clients, uplink, downlink, keyframe))
-        else:
-            apart = names if statistics in ("apart", "kept") else []
-            rest = {name: value for name, value in initial.items() if name not in apart}
-            self._channels.append(_Channel(rest, clients, uplink, downlink, keyframe))
+            rest |= {name: initial[name].astype(np.float16) for name in names}
+        self._channels = [_Channel(rest, clients, uplink, downlink, keyframe)]
         if statistics == "apart" and names:
             # An empty matrix makes them vectors, which are scaled tensor by tensor.
             own = {name: initial[name] for name in names} | {"": np.zeros((1, 0), np.float32)}
@@ -171,10 +168,6 @@ class _Channel:
             answer = self._server.answer(i, error.request)
             n_bytes = len(message) + len(error.request) + len(answer)
             return _single(client.receive(answer)), n_bytes
-
-
-def _dtype(name: str) -> type[np.floating]:
-    return np.float16 if STATISTICS in name else np.float32
 
 
 def _single(state: dict[str, Any]) -> State:

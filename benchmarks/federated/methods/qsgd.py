@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.federated.methods.base import State, UpdateMethod, Vector
+from benchmarks.federated.methods.base import PayloadMethod, State, Vector
 from benchmarks.federated.methods.bits import pack, unpack
 
 BUCKET = 512
 
 
-class Qsgd(UpdateMethod):
+class Qsgd(PayloadMethod):
     """Values in ``bits`` bits: a sign, and a magnitude that is rounded up or down at random.
 
     Alistarh, Grubic, Li, Tomioka, Vojnovic, "QSGD", arXiv:1610.02132, with buckets of 512 values
@@ -41,7 +41,3 @@ class Qsgd(UpdateMethod):
         values = (levels & self._top).astype(np.float32) * np.float32(1 / self._top)
         decoded: Vector = sign * values * scale
         return decoded
-
-    def code(self, update: Vector) -> tuple[Vector, int]:
-        payload = self.encode(update)
-        return self.decode(payload, len(update)), len(payload)

@@ -27,6 +27,7 @@ class Matrices:
     shapes: list[tuple[int, ...]]
 
     def slices(self) -> Iterator[slice]:
+        """Where each matrix lies in ``values``."""
         start = 0
         for shape in self.shapes:
             yield slice(start, start + math.prod(shape))
@@ -59,7 +60,8 @@ class Costs:
         self.price *= min(max(n_bytes / wanted, 0.5), 2.0)
 
     def learn(self, chosen: Index) -> None:
-        self.counts *= 0.5  # so that it follows the training
+        """Count the gaps of what was sent; older counts fade, so that it follows the training."""
+        self.counts *= 0.5
         np.add.at(self.counts, _with_the_one_before(chosen), 1)
 
     def bits(self) -> NDArray[np.float64]:
@@ -78,11 +80,13 @@ def _with_the_one_before(chosen: Index) -> tuple[Index, Index]:
 
 
 def gap_classes(gaps: Index) -> Index:
+    """Of each gap, 1 and above: the position of its leading bit."""
     classes: Index = np.frexp(gaps.astype(np.float64))[1].astype(np.int64) - 1
     return classes
 
 
 def only(values: Vector, chosen: Index) -> Vector:
+    """``values`` at the indices ``chosen``, 0 elsewhere."""
     kept = np.zeros_like(values)
     kept[chosen] = values[chosen]
     return kept

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.federated.methods.base import State, UpdateMethod, Vector
+from benchmarks.federated.methods.base import PayloadMethod, State, Vector
 
 
-class SignMajority(UpdateMethod):
+class SignMajority(PayloadMethod):
     """One bit an element in both directions: every element of the model moves by ``step``.
 
     Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote", arXiv:1810.05291,
@@ -29,7 +29,3 @@ class SignMajority(UpdateMethod):
         is_minus = np.unpackbits(np.frombuffer(payload, np.uint8), count=n_elems)
         decoded: Vector = np.where(is_minus, -self._step, self._step)
         return decoded
-
-    def code(self, update: Vector) -> tuple[Vector, int]:
-        payload = self.encode(update)
-        return self.decode(payload, len(update)), len(payload)

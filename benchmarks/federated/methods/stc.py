@@ -7,13 +7,13 @@ import struct
 
 import numpy as np
 
-from benchmarks.federated.methods.base import State, UpdateMethod, Vector
+from benchmarks.federated.methods.base import PayloadMethod, State, Vector
 from benchmarks.federated.methods.topk import largest
 
 HEADER = struct.Struct("<If")  # number of nonzeros, their magnitude
 
 
-class SparseTernary(UpdateMethod):
+class SparseTernary(PayloadMethod):
     """The largest magnitudes of an update, all with their mean magnitude, and error feedback.
 
     Sattler, Wiedemann, Müller, Samek, "Robust and communication-efficient federated learning from

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.federated.methods.base import State, UpdateMethod, Vector
+from benchmarks.federated.methods.base import PayloadMethod, State, Vector
 
 
 def largest(update: Vector, sparsity: float) -> NDArray[np.int64]:
@@ -16,7 +16,7 @@ def largest(update: Vector, sparsity: float) -> NDArray[np.int64]:
     return np.sort(np.argpartition(np.abs(update), len(update) - k)[len(update) - k :])
 
 
-class TopK(UpdateMethod):
+class TopK(PayloadMethod):
     """The largest magnitudes of an update as pairs of 32-bit index and 32-bit value.
 
     With error feedback, as in Stich, Cordonnier, Jaggi, "Sparsified SGD with memory",
@@ -44,7 +44,3 @@ class TopK(UpdateMethod):
         update = np.zeros(n_elems, np.float32)
         update[np.frombuffer(payload, "<u4", k)] = np.frombuffer(payload, "<f4", k, 4 * k)
         return update
-
-    def code(self, update: Vector) -> tuple[Vector, int]:
-        payload = self.encode(update)
-        return self.decode(payload, len(update)), len(payload)

@@ -13,9 +13,9 @@ class Uncompressed(Method):
     dtype: type[np.floating] = np.float32
 
     def _sent(self, state: State) -> tuple[State, int]:
-        payload = [value.astype(self.dtype) for value in state.values()]
-        names = dict(zip(state, (value.astype(np.float32) for value in payload), strict=True))
-        return names, sum(value.nbytes for value in payload)
+        sent = {name: value.astype(self.dtype) for name, value in state.items()}
+        recovered = {name: value.astype(np.float32) for name, value in sent.items()}
+        return recovered, sum(value.nbytes for value in sent.values())
 
     def up(self, client: int, local: State) -> tuple[State, int]:
         return self._sent(local)
