@@ -45,4 +45,5 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|fnmatch|numpy|flwr|nvflare|torch)\b.*"),
     ("py:class", r"(resfed_codec\.codec\.)?(ArrayT|OutT)"),
     ("py:class", "|".join(autodoc_type_aliases)),
+    ("py:class", "(resfed_codec\\._native\\.)?DeviceArray"),
 ]
