@@ -89,7 +89,8 @@ def write_down(
     text = number(o.digest, o.k_matrix, o.k_vector, o.max_bytes) + struct.pack("<d", o.max_error)
     text += number(o.vector_share) + struct.pack("<d", o.step.ratio)
     text += number(o.step.bits, o.step.automatic, o.slice_log2, o.dense_bits)
-    text += numbers(o.exclusions) + numbers(o.dense) + numbers(o.row_lengths)
+    text += numbers(o.exclusions) + numbers(o.dense)
+    text += numbers(o.row_lengths) + numbers(o.blocks)
     text += number(len(seen["rows"]))
     for row, decoded in zip(seen["rows"], seen["decode_rows"], strict=True):
         current, base, _, n_elems, elem_bytes, dtype, role = row

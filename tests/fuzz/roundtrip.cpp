@@ -75,6 +75,7 @@ EncodeOptions options_from(Input& in, Layout& layout) {
   for (size_t i = 0; i < layout.size(); ++i) {
     const uint8_t special = in.byte();
     options.row_lengths.push_back(layout[i].n_rows > 1 ? layout[i].row_length : 0);
+    options.blocks.push_back((special >> 3) % 32);
     if (layout[i].role == Role::kLossless) continue;
     if (special % 8 == 1) {
       layout[i].role = Role::kLossless;

@@ -64,6 +64,7 @@ void make_call(const std::string& path) {
   options.exclusions = in.numbers();
   options.dense = in.numbers();
   options.row_lengths = in.numbers();
+  options.blocks = in.numbers();
   std::vector<Tensor> tensors(in.number());
   std::vector<Role> roles_to_decode;
   std::vector<std::vector<char>> data;  // states and references, in memory of their own: aligned
