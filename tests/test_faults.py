@@ -285,11 +285,11 @@ def test_killed_while_writing(tmp_path: Path, delay: float) -> None:
     (tmp_path / "payload").write_bytes(rfc.encode(new, old, sparsity=0))
     code = (
         "import resfed_codec.cli as cli, time\n"
-        "write = cli._write_atomically\n"
+        "write = cli.write_atomically\n"
         "def announced(*args):\n"
         "    print('writing', flush=True)\n"
         "    write(*args)\n"
-        "cli._write_atomically = announced\n"
+        "cli.write_atomically = announced\n"
         "cli.main(['decode', 'payload', '--reference', 'old', '-o', 'out'])\n"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
