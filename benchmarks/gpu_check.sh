@@ -37,11 +37,11 @@ step available 60 "$python" -c '
 import resfed_codec as rfc
 assert rfc.cuda_available(), rfc._native.cuda_unavailable_reason()
 print("CUDA available")'
-step tests 150 "$python" -m pytest -q -m cuda -p no:cacheprovider tests
+step tests 150 "$python" -m pytest -q -m cuda -p no:cacheprovider -o filterwarnings=default tests
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck synccheck; do
     step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      "$python" -m pytest -q -p no:cacheprovider tests/test_device_codec.py \
+      "$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default tests/test_device_codec.py \
       -k "around_tiles and 4097 or around_slices and 2049 or damaged or more_equal and 0.4"
   done
 else
