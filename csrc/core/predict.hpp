@@ -46,4 +46,17 @@ RESFED_HD T predict(const Prediction& prediction, uint64_t i) {
 // What error feedback adds to a residual, in float32.
 RESFED_HD float with_feedback(float residual, float feedback) { return residual + feedback; }
 
+// A Tensor has current, reference, prediction and feedback, as in api.hpp: element i of what it is
+// predicted to be, and what is left to send when the receiver holds `held`.
+template <class T, class Tensor>
+RESFED_HD T predicted_at(const Tensor& tensor, uint64_t i) {
+  return tensor.prediction.n_terms == 0 ? static_cast<const T*>(tensor.reference)[i]
+                                        : predict<T>(tensor.prediction, i);
+}
+template <class T, class Tensor>
+RESFED_HD float residual_to(const Tensor& tensor, uint64_t i, T held) {
+  const float r = residual(static_cast<const T*>(tensor.current)[i], held);
+  return tensor.feedback == nullptr ? r : with_feedback(r, tensor.feedback[i]);
+}
+
 }  // namespace resfed

@@ -108,4 +108,13 @@ RESFED_HD uint64_t element_bits(Half value) { return value.bits; }
 RESFED_HD uint64_t element_bits(BFloat16 value) { return value.bits; }
 RESFED_HD uint64_t element_bits(double value) { return double_bits(value); }
 
+RESFED_HD void from_bits(uint64_t bits, float* value) {
+  *value = float_from_bits(static_cast<uint32_t>(bits));
+}
+RESFED_HD void from_bits(uint64_t bits, Half* value) { value->bits = static_cast<uint16_t>(bits); }
+RESFED_HD void from_bits(uint64_t bits, BFloat16* value) {
+  value->bits = static_cast<uint16_t>(bits);
+}
+RESFED_HD void from_bits(uint64_t bits, double* value) { *value = double_from_bits(bits); }
+
 }  // namespace resfed

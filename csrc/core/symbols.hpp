@@ -20,6 +20,9 @@ namespace resfed {
 
 constexpr uint32_t kMaxGapClass = 62;     // gaps below 2^63
 constexpr uint32_t kMaxEscapeClass = 23;  // levels up to kMaxLevel
+// Of a nonzero or a change, with what a slice tells before: two unary codes of 63 and 24 at most,
+// 14 decisions of a level, three mantissas, and few more.
+constexpr size_t kMostDecisionsPerSymbol = 128;
 
 struct Nonzero {
   uint64_t gap;    // >= 1

@@ -56,13 +56,6 @@ void write_prediction(const Tensor& t, uint64_t first, uint64_t n) {
   });
 }
 
-template <class T>
-T from_bits(uint64_t bits) {
-  T value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 bool has_feedback(const Group& group) {
   return std::any_of(group.pieces.begin(), group.pieces.end(),
                      [](const Piece& piece) { return piece.tensor->feedback != nullptr; });
@@ -96,8 +89,9 @@ Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovere
     for_each_run(group, sent, task, [&](const Run& run) {
       with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>& elements) {
         for (size_t i = run.begin; i < run.end; ++i) {
-          values[i] =
-              elements.residual_to(sent[i].index() - run.first, from_bits<T>(recovered.bits[i]));
+          T after;
+          from_bits(recovered.bits[i], &after);
+          values[i] = elements.residual_to(sent[i].index() - run.first, after);
         }
       });
     });

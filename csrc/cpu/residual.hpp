@@ -80,14 +80,10 @@ struct Elements {
   uint64_t first;
 
   T current(uint64_t i) const { return static_cast<const T*>(tensor.current)[first + i]; }
-  T predicted(uint64_t i) const {
-    return tensor.prediction.n_terms == 0 ? static_cast<const T*>(tensor.reference)[first + i]
-                                          : predict<T>(tensor.prediction, first + i);
-  }
+  T predicted(uint64_t i) const { return predicted_at<T>(tensor, first + i); }
   // What is left to send when the receiver holds `held`.
   float residual_to(uint64_t i, T held) const {
-    const float r = residual(current(i), held);
-    return tensor.feedback == nullptr ? r : with_feedback(r, tensor.feedback[first + i]);
+    return resfed::residual_to(tensor, first + i, held);
   }
   float residual_at(uint64_t i) const { return residual_to(i, predicted(i)); }
 };

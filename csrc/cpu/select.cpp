@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cmath>
 #include <mutex>
 #include <numeric>
 
-#include "core/check.hpp"
 #include "core/select.hpp"
 #include "cpu/threads.hpp"
 
@@ -122,21 +120,19 @@ void for_each_key_of_segment(const Group& group, uint64_t segment, Visit visit) 
   });
 }
 
-// Key that about 1.2 k elements reach, from a sample drawn by a counter-based generator: one
-// element from each of m equal stretches. 1 if the group is too small to be worth a sample. Too
-// high a key costs another way of selecting, too low a key some candidates.
+// Key that about 1.2 k elements reach, from a sample; 1 if there is no plan for one. Too high a key
+// costs another way of selecting, too low a key some candidates.
 uint32_t estimate_threshold(const Group& group, uint64_t k) {
-  const uint64_t n = group.n_elems;
-  const uint64_t m = std::clamp<uint64_t>(n / 256, 2048, 16384);
-  if (n < 8 * m) return 1;
-  Scratch<uint32_t> keys(m);
-  const uint64_t stretch = n / m;
+  const SamplePlan plan = sample_plan(group.n_elems, k);
+  if (plan.n_samples == 0) return 1;
+  Scratch<uint32_t> keys(plan.n_samples);
+  const uint64_t stretch = group.n_elems / plan.n_samples;
   constexpr uint64_t kPerTask = 1024;
-  parallel_for((m + kPerTask - 1) / kPerTask,
+  parallel_for((plan.n_samples + kPerTask - 1) / kPerTask,
                [&](size_t task) {
-                 const uint64_t end = std::min(m, (task + 1) * kPerTask);
+                 const uint64_t end = std::min<uint64_t>(plan.n_samples, (task + 1) * kPerTask);
                  for (uint64_t j = task * kPerTask; j < end; ++j) {
-                   const uint64_t index = j * stretch + mix64(j) % stretch;
+                   const uint64_t index = sampled_index(stretch, j);
                    const Piece& piece = piece_at(group, index);
                    with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
                      keys[j] = magnitude_key(elements.residual_at(0) * piece.scale);
@@ -144,10 +140,7 @@ uint32_t estimate_threshold(const Group& group, uint64_t k) {
                  }
                },
                8);
-  const double expected = static_cast<double>(k) / static_cast<double>(n) * static_cast<double>(m);
-  const double rank = expected + 2.5 * std::sqrt(expected) + 4.0;
-  if (rank >= static_cast<double>(m)) return 1;
-  const auto nth = keys.begin() + static_cast<std::ptrdiff_t>(rank);
+  const auto nth = keys.begin() + plan.rank;
   std::nth_element(keys.begin(), nth, keys.end(), std::greater<>());
   return std::clamp<uint32_t>(*nth, 1, kFirstNonFiniteKey);
 }

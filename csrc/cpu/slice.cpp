@@ -30,18 +30,15 @@ constexpr size_t kLanes = 4;
 // Decisions of a slice. Room is made a symbol at a time.
 class DecisionBuffer {
  public:
-  explicit DecisionBuffer(size_t expected) : memory_(expected + kMostPerSymbol) {}
+  explicit DecisionBuffer(size_t expected) : memory_(expected + kMostDecisionsPerSymbol) {}
   void put(Decision d) { memory_[n_++] = d; }
   void make_room() {
-    if (memory_.size() - n_ < kMostPerSymbol) memory_.resize(2 * memory_.size());
+    if (memory_.size() - n_ < kMostDecisionsPerSymbol) memory_.resize(2 * memory_.size());
   }
   const Decision* data() const { return memory_.data(); }
   size_t size() const { return n_; }
 
  private:
-  // Two unary codes of 63 and 24 at most, 14 decisions of a level, three mantissas, and few more.
-  static constexpr size_t kMostPerSymbol = 128;
-
   Scratch<Decision> memory_;
   size_t n_ = 0;
 };

@@ -5,7 +5,9 @@
 #include <cmath>
 
 #include "core/hd.hpp"
+#include "core/select.hpp"
 #include "core/slice.hpp"
+#include "core/symbols.hpp"
 
 namespace resfed::cuda {
 
@@ -24,22 +26,6 @@ RESFED_HD uint64_t last_at_most(uint64_t n, uint64_t wanted, At at) {
   return low;
 }
 
-// How the threshold is estimated: from one element of each of n_samples equal stretches, as the key
-// of this rank among them. No samples: every nonzero is a candidate.
-struct SamplePlan {
-  uint32_t n_samples = 0;
-  uint32_t rank = 0;
-};
-inline SamplePlan sample_plan(uint64_t n_elems, uint64_t k) {
-  const uint64_t n_samples = min_of<uint64_t>(max_of<uint64_t>(n_elems / 256, 2048), 16384);
-  if (k == 0 || n_elems < 8 * n_samples) return {};
-  const double expected =
-      static_cast<double>(k) / static_cast<double>(n_elems) * static_cast<double>(n_samples);
-  const double rank = expected + 2.5 * sqrt(expected) + 4.0;
-  if (rank >= static_cast<double>(n_samples)) return {};
-  return {static_cast<uint32_t>(n_samples), static_cast<uint32_t>(rank)};
-}
-
 // Room for candidates: as many as lie above the estimate, three deviations more, and all of a small
 // model.
 inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
@@ -51,7 +37,6 @@ inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
 
 // Slices are coded one by a warp, each in an area for its decisions. An area begins with room for
 // the coder's state, and ends with room for the decisions of one more symbol.
-constexpr uint64_t kMostDecisionsPerSymbol = 128;  // see cpu/slice.cpp
 constexpr uint64_t kUsualDecisionsPerSymbol = 12;
 constexpr uint64_t kAreaHead = kSliceStateBytes / sizeof(uint16_t);
 inline uint64_t area_entries(uint64_t n_symbols, unsigned slice_log2, uint64_t per_symbol) {

@@ -91,6 +91,15 @@ __device__ inline uint64_t sum_of_lanes_below(uint64_t value) {
   return sum - value;
 }
 
+// What one thread of a block that deals with all of n takes: consecutive ones.
+struct Share {
+  uint64_t begin, end;
+};
+__device__ inline Share share_of_thread(uint64_t n) {
+  const uint64_t each = (n + blockDim.x - 1) / blockDim.x;
+  return {min_of(n, threadIdx.x * each), min_of(n, (threadIdx.x + 1) * each)};
+}
+
 // Sum over the threads below this one, and of all, in a block of at most 1,024. Synchronizes.
 __device__ inline uint64_t sum_of_threads_below(uint64_t value, uint64_t* total) {
   __shared__ uint64_t sums[kWarp];

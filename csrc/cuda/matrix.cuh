@@ -107,17 +107,6 @@ __device__ inline bool is_last_block(Progress* progress) {
 }
 
 template <class T>
-__device__ T predicted_at(const DevicePiece& piece, uint64_t i) {
-  return piece.prediction.n_terms == 0 ? static_cast<const T*>(piece.reference)[i]
-                                       : predict<T>(piece.prediction, i);
-}
-// What is left to send when the receiver holds `held`.
-template <class T>
-__device__ float residual_to(const DevicePiece& piece, uint64_t i, T held) {
-  const float r = residual(static_cast<const T*>(piece.current)[i], held);
-  return piece.feedback == nullptr ? r : with_feedback(r, piece.feedback[i]);
-}
-template <class T>
 __device__ float residual_at(const DevicePiece& piece, uint64_t i) {
   return residual_to(piece, i, predicted_at<T>(piece, i));
 }

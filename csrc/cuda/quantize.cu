@@ -125,15 +125,6 @@ __global__ void __launch_bounds__(kThreads) write_all(DeviceGroup group) {
   }
 }
 
-__device__ void from_bits(uint64_t bits, float* value) {
-  *value = float_from_bits(static_cast<uint32_t>(bits));
-}
-__device__ void from_bits(uint64_t bits, double* value) { *value = double_from_bits(bits); }
-__device__ void from_bits(uint64_t bits, Half* value) { value->bits = static_cast<uint16_t>(bits); }
-__device__ void from_bits(uint64_t bits, BFloat16* value) {
-  value->bits = static_cast<uint16_t>(bits);
-}
-
 __global__ void __launch_bounds__(kThreads)
     write_each(DeviceGroup group, const SentSymbol* symbols, const uint64_t* bits,
                const float* left, const Progress* progress) {

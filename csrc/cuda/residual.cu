@@ -1,6 +1,5 @@
 // Stage 1 on the device: the fused pass over model and reference. Every tile's candidates lie
 // together and in order; the tiles' lie as they come, and a table says where.
-#include "core/check.hpp"
 #include "cuda/matrix.cuh"
 
 namespace resfed::cuda {
@@ -171,7 +170,7 @@ __global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* sam
   const uint64_t stretch = group.n_elems / n_samples;
   for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < n_samples;
        j += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    const uint64_t index = j * stretch + mix64(j) % stretch;
+    const uint64_t index = sampled_index(stretch, j);
     const DevicePiece& piece = group.piece_at(index);
     with_type(piece.dtype, [&]<class T>(T) {
       samples[j] = magnitude_key(residual_at<T>(piece, index - piece.begin));

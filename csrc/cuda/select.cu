@@ -107,15 +107,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The tiles of one thread of a block that deals with all: consecutive ones.
-struct Share {
-  uint64_t begin, end;
-};
-__device__ Share share_of_thread(uint64_t n) {
-  const uint64_t each = (n + blockDim.x - 1) / blockDim.x;
-  return {min_of(n, threadIdx.x * each), min_of(n, (threadIdx.x + 1) * each)};
-}
-
 // Deals the ties to the tiles in order; by one block.
 __device__ void deal_ties(Tile* tiles, uint64_t n, uint64_t ties) {
   const Share mine = share_of_thread(n);

@@ -97,8 +97,7 @@ __global__ void append(SentSymbol* symbols, const SentSymbol* others, uint64_t n
 __global__ void __launch_bounds__(kScanThreads)
     place_slices(uint64_t n_others, unsigned slice_log2, SliceTable table, Progress* progress) {
   const uint64_t n = partition(progress->n_sent + n_others, slice_log2).n_slices;
-  const uint64_t each = (n + blockDim.x - 1) / blockDim.x;
-  const uint64_t begin = min_of(n, threadIdx.x * each), end = min_of(n, begin + each);
+  const auto [begin, end] = share_of_thread(n);
   uint64_t mine = 0, total = 0;
   for (uint64_t i = begin; i < end; ++i) mine += table.n_bytes[i];
   uint64_t place = sum_of_threads_below(mine, &total);
@@ -157,8 +156,7 @@ __global__ void __launch_bounds__(kWarp)
 // From how much each slice covers to where it begins; by one block.
 __global__ void __launch_bounds__(kScanThreads)
     sum_bases(uint64_t n, uint64_t n_elems, uint64_t* bases, Progress* progress) {
-  const uint64_t each = (n + blockDim.x - 1) / blockDim.x;
-  const uint64_t begin = min_of(n, threadIdx.x * each), end = min_of(n, begin + each);
+  const auto [begin, end] = share_of_thread(n);
   uint64_t mine = 0, total = 0;
   for (uint64_t i = begin; i < end; ++i) mine += bases[i + 1];
   uint64_t base = sum_of_threads_below(mine, &total);
