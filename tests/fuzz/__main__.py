@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -108,15 +109,16 @@ def main() -> int:
         programs = list(pool.map(lambda s: library.program(s, "-fsanitize=fuzzer"), sources))
     total = 0
     for target, program in zip(targets, programs, strict=True):
-        seeds = [FOLDER / "corpus" / target, FOLDER / "crashes" / target]
+        # libFuzzer writes what it finds into the first folder: never into this repository's.
         if args.runs:
             options = [f"-runs={args.runs}", "-seed=1"]
-            new = BUILD / "none"  # what is found is forgotten, so that each time is the same
+            new = BUILD / "forgotten" / target  # so that each time is the same
+            shutil.rmtree(new, ignore_errors=True)
         else:
             options = [f"-max_total_time={args.seconds}"]
             new = BUILD / "corpus" / target
-            seeds.insert(0, new)
         new.mkdir(parents=True, exist_ok=True)
+        seeds = [new, FOLDER / "corpus" / target, FOLDER / "crashes" / target]
         n = fuzz(program, [folder for folder in seeds if folder.is_dir()], *options)
         total += n
         print(f"{target}: {n:,} executions, nothing found", flush=True)
