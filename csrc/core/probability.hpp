@@ -7,6 +7,9 @@
 #pragma once
 
 #include <initializer_list>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "core/hd.hpp"
 
@@ -23,16 +26,20 @@ struct InitialState {
   uint8_t count;
 };
 
+// `youth` falls by one with each decision until it is kMature: kMature + kMaxCount - count.
 struct alignas(8) Probability {
   uint16_t fast;
   uint16_t slow;
-  uint16_t count;
+  uint16_t youth;
+  uint16_t unused;
 };
 static_assert(sizeof(Probability) == 8);  // one shift to address
 
+constexpr uint32_t kMature = 32767;
+
 RESFED_HD constexpr Probability initial_probability(InitialState s) {
   const uint16_t p = static_cast<uint16_t>(s.probability * 256u);
-  return {p, p, s.count};
+  return {p, p, static_cast<uint16_t>(kMature + kMaxCount - s.count), 0};
 }
 
 // Probability of a 1 in 1/kProbOne. Never 0 and never certain: see stays_uncertain() below.
@@ -40,25 +47,25 @@ RESFED_HD constexpr uint32_t prob_of_one(const Probability& p) {
   return (static_cast<uint32_t>(p.fast) + p.slow) >> (17 - kProbBits);
 }
 
-// How far both estimates move after `count` decisions, 65536 / (count + 1.5) or the rate if that is
-// more, and the next count.
+// How far an estimate moves, in 1/65536 of the distance: 1/(count + 1.5), or the rate if that is
+// more. Youth falls by the same arithmetic: 2/65536 of anything above kMature is 1, of kMature 0.
 struct alignas(8) Rates {
   uint16_t fast;
   uint16_t slow;
-  uint16_t next_count;
+  uint16_t youth;
+  uint16_t unused;
 };
-RESFED_HD constexpr Rates rates_after(uint32_t count) {
-  const uint32_t young = 131072u / (2u * count + 3u);
+RESFED_HD constexpr Rates rates_at(uint32_t youth) {
+  const uint32_t young = 131072u / (2u * (kMature + kMaxCount - youth) + 3u);
   return {static_cast<uint16_t>(young > kFastRate ? young : kFastRate),
-          static_cast<uint16_t>(young > kSlowRate ? young : kSlowRate),
-          static_cast<uint16_t>(count < kMaxCount ? count + 1u : kMaxCount)};
+          static_cast<uint16_t>(young > kSlowRate ? young : kSlowRate), 2, 0};
 }
 #if !defined(__CUDA_ARCH__)
 // The same as a table: a load instead of a division.
 struct RateTable {
   Rates of[kMaxCount + 1];
   constexpr RateTable() : of() {
-    for (uint32_t count = 0; count <= kMaxCount; ++count) of[count] = rates_after(count);
+    for (uint32_t i = 0; i <= kMaxCount; ++i) of[i] = rates_at(kMature + i);
   }
 };
 inline constexpr RateTable kRateTable;
@@ -70,17 +77,29 @@ RESFED_HD constexpr uint16_t move_towards(uint32_t target, uint16_t estimate, ui
   const uint32_t distance = estimate ^ target;
   return static_cast<uint16_t>((distance - ((distance * rate) >> 16)) ^ target);
 }
+RESFED_HD constexpr Probability moved_towards(uint32_t target, const Probability& p,
+                                              const Rates& rates) {
+  return {move_towards(target, p.fast, rates.fast), move_towards(target, p.slow, rates.slow),
+          move_towards(0, p.youth, rates.youth), 0};
+}
 RESFED_HD constexpr uint32_t target_of(bool bit) { return bit ? 0xffffu : 0u; }
 
 RESFED_HD void update_towards(uint32_t target, Probability& p) {
 #if defined(__CUDA_ARCH__)
-  const Rates rates = rates_after(p.count);
+  p = moved_towards(target, p, rates_at(p.youth));
+#elif defined(__SSE2__)
+  // moved_towards(), all of it at once.
+  const auto load = [](const auto& four) {
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&four));
+  };
+  const __m128i targets = _mm_cvtsi32_si128(static_cast<int>(target * 0x10001u));
+  const __m128i rates = load(kRateTable.of[p.youth - kMature]);
+  const __m128i distance = _mm_xor_si128(load(p), targets);
+  const __m128i left = _mm_sub_epi16(distance, _mm_mulhi_epu16(distance, rates));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(&p), _mm_xor_si128(left, targets));
 #else
-  const Rates rates = kRateTable.of[p.count];
+  p = moved_towards(target, p, kRateTable.of[p.youth - kMature]);
 #endif
-  p.count = rates.next_count;
-  p.fast = move_towards(target, p.fast, rates.fast);
-  p.slow = move_towards(target, p.slow, rates.slow);
 }
 RESFED_HD void update(Probability& p, bool bit) { update_towards(target_of(bit), p); }
 
@@ -91,10 +110,8 @@ constexpr bool stays_uncertain(InitialState state) {
   for (const bool bit : {false, true}) {
     Probability p = initial_probability(state);
     for (bool moves = true; moves;) {
-      const Rates rates = rates_after(p.count);
-      const Probability next{move_towards(target_of(bit), p.fast, rates.fast),
-                             move_towards(target_of(bit), p.slow, rates.slow), rates.next_count};
-      moves = next.fast != p.fast || next.slow != p.slow || next.count != p.count;
+      const Probability next = moved_towards(target_of(bit), p, rates_at(p.youth));
+      moves = next.fast != p.fast || next.slow != p.slow || next.youth != p.youth;
       p = next;
       if (prob_of_one(p) < 1 || prob_of_one(p) > kProbOne - 1) return false;
     }
