@@ -45,8 +45,13 @@ struct RecordingCoder {
 
   RESFED_HD bool decide(uint32_t context, bool bit) {
     Probability& p = contexts[context];
-    sink.put(slots_of_bit(bit, prob_of_one(p)));
-    update(p, bit);
+    if (bit) {  // as in DecodingCoder
+      sink.put(slots_of_bit(true, prob_of_one(p)));
+      update(p, true);
+    } else {
+      sink.put(slots_of_bit(false, prob_of_one(p)));
+      update(p, false);
+    }
     return bit;
   }
   RESFED_HD uint32_t decide_blindly(uint32_t context, uint32_t bit) {
@@ -72,8 +77,13 @@ struct DecodingCoder {
   RESFED_HD bool decide(uint32_t context, bool) {
     Probability& p = contexts[context];
     const bool bit = rans_take(state, prob_of_one(p));
-    refill();
-    update(p, bit);
+    if (bit) {  // all that follows on either side; else compilers branch, and select once more
+      refill();
+      update(p, true);
+    } else {
+      refill();
+      update(p, false);
+    }
     return bit;
   }
   RESFED_HD uint32_t decide_blindly(uint32_t context, uint32_t) {

@@ -27,24 +27,34 @@ static_assert(all_stay_uncertain());
 // several of them keep the processor busy.
 constexpr size_t kLanes = 4;
 
-// Decisions of a slice. Room is made a symbol at a time.
+// Decisions of a slice. Room is made a symbol at a time. Where the next one goes is the recorder's,
+// in a register.
 class DecisionBuffer {
  public:
   explicit DecisionBuffer(size_t expected) : memory_(expected + kMostDecisionsPerSymbol) {}
-  void put(Decision d) { memory_[n_++] = d; }
-  void make_room() {
-    if (memory_.size() - n_ < kMostDecisionsPerSymbol) memory_.resize(2 * memory_.size());
-  }
+  Decision* data() { return memory_.data(); }
   const Decision* data() const { return memory_.data(); }
-  size_t size() const { return n_; }
+  size_t size() const { return memory_.size(); }
+
+  Decision* with_room(Decision* next) {
+    const size_t n = static_cast<size_t>(next - memory_.data());
+    if (memory_.size() - n < kMostDecisionsPerSymbol) memory_.resize(2 * memory_.size());
+    return memory_.data() + n;
+  }
+  void end_at(const Decision* next) { memory_.resize(static_cast<size_t>(next - memory_.data())); }
 
  private:
   Scratch<Decision> memory_;
-  size_t n_ = 0;
 };
 
-struct Recorder : RecordingCoder<DecisionBuffer> {
-  void begin_symbol() { sink.make_room(); }
+struct NextDecision {
+  Decision* next;
+  void put(Decision d) { *next++ = d; }
+};
+
+struct Recorder : RecordingCoder<NextDecision> {
+  DecisionBuffer& buffer;
+  void begin_symbol() { sink.next = buffer.with_room(sink.next); }
 };
 
 // How each kind of symbol is coded: contexts, history, number <-> decisions. `with_code` codes what
@@ -54,7 +64,7 @@ struct LossyCode {
   using Symbol = SentSymbol;
   using Parameter = Rhythm;
   static constexpr uint32_t kContexts = kSliceContexts;
-  static InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
+  static constexpr InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
 
   static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
     return choose_rhythm(begin, end, rows.data(), rows.size());
@@ -69,7 +79,7 @@ struct LosslessCode {
   using Symbol = ChangedElement;
   struct Parameter {};
   static constexpr uint32_t kContexts = kLosslessContexts;
-  static InitialState initial(uint32_t) { return kInitialLosslessState; }
+  static constexpr InitialState initial(uint32_t) { return kInitialLosslessState; }
   LosslessHistory history;
 
   static Parameter choose(const Symbol*, const Symbol*, const RowLengths&) { return {}; }
@@ -91,11 +101,16 @@ struct LosslessCode {
   }
 };
 
+// Where every slice starts, ready to be copied.
 template <class Code>
-void reset(Probability* contexts) {
-  for (uint32_t i = 0; i < Code::kContexts; ++i)
-    contexts[i] = initial_probability(Code::initial(i));
-}
+struct Contexts {
+  Probability of[Code::kContexts];
+  constexpr Contexts() : of() {
+    for (uint32_t i = 0; i < Code::kContexts; ++i) of[i] = initial_probability(Code::initial(i));
+  }
+};
+template <class Code>
+constexpr Contexts<Code> kInitialContexts;
 
 uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
 uint64_t index_of(const ChangedElement& change) { return change.index; }
@@ -150,10 +165,11 @@ template <class Code, class Symbols>
 DecisionBuffer record(const Symbols& symbols, const RowLengths& rows, uint64_t begin,
                       uint64_t end) {
   DecisionBuffer buffer(16 * (end - begin));
-  Probability contexts[Code::kContexts];
-  reset<Code>(contexts);
-  Recorder coder{{contexts, buffer}};
+  Contexts<Code> contexts = kInitialContexts<Code>;
+  NextDecision sink{buffer.data()};
+  Recorder coder{{contexts.of, sink}, buffer};
   encode_symbols<Code>(symbols, rows, begin, end, coder);
+  buffer.end_at(sink.next);
   return buffer;
 }
 
@@ -206,10 +222,9 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
       p.n_slices,
       [&](size_t s) {
         const Failure bad{resfed::Code::kBadSlice, first_slice + s};
-        Probability contexts[Code::kContexts];
-        reset<Code>(contexts);
+        Contexts<Code> contexts = kInitialContexts<Code>;
         DecodingCoder coder;
-        if (!open_slice(slices + offsets[s], lengths[s], contexts, &coder)) throw bad;
+        if (!open_slice(slices + offsets[s], lengths[s], contexts.of, &coder)) throw bad;
         auto* const first = symbols + slice_begin(p, s);
         auto* const last = symbols + slice_begin(p, s + 1);
         Code::with_code(coder, first, {}, [&](auto code) {
