@@ -1,6 +1,7 @@
 // Stage 3 on the CPU: from selected residuals to levels, and from levels to recovered values.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <span>
 
@@ -37,13 +38,17 @@ struct Run {
 
 template <class Visit>
 void for_each_run(const Group& group, SentSymbols sent, size_t task, Visit visit) {
-  const size_t last = std::min(sent.size(), (task + 1) * kSymbolsPerTask);
-  for (size_t i = task * kSymbolsPerTask; i < last;) {
-    const Piece& piece = piece_at(group, sent[i].index() - group.base);
+  const auto last = sent.begin() + std::min(sent.size(), (task + 1) * kSymbolsPerTask);
+  for (auto begin = sent.begin() + task * kSymbolsPerTask; begin != last;) {
+    const Piece& piece = piece_at(group, begin->index() - group.base);
     const uint64_t first = group.base + piece.begin;
-    const size_t begin = i;
-    while (i < last && sent[i].index() - first < piece.tensor->n_elems) ++i;
-    visit(Run{piece, begin, i, first});
+    const auto lies_in = [&](SentSymbol symbol) {
+      return symbol.index() - first < piece.tensor->n_elems;
+    };
+    const auto end = lies_in(last[-1]) ? last : std::partition_point(begin, last, lies_in);
+    visit(Run{piece, static_cast<size_t>(begin - sent.begin()),
+              static_cast<size_t>(end - sent.begin()), first});
+    begin = end;
   }
 }
 
