@@ -197,7 +197,8 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             targets = views_of(result, "reference")
         else:
             result = out
-            targets = writable_views(out, specs, device_of(base))
+            targets = base if out is reference else views_of(out, "out")
+            check_writable(targets, specs, device_of(base))
         rows = rows_of(base, base, targets, roles_of(specs))
         device.decode(data, digest, rows, device_of(base))
     except _native.NativeError as error:
@@ -260,6 +261,12 @@ def _empty(value: Any) -> Any:
 def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> list[View]:
     """The caller's arrays to write to, which must lie on the device ``on`` (None: the host)."""
     views = views_of(out, "out")
+    check_writable(views, specs, on)
+    return views
+
+
+def check_writable(views: Sequence[View], specs: Sequence[TensorSpec], on: int | None) -> None:
+    """Raise ValueError unless a model of this layout can be written to ``out``, on its device."""
     check_same_layout((view.spec for view in views), specs, "out")
     check_same_device(views, on, "out")
     for view in views:
@@ -267,7 +274,6 @@ def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> l
             raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous")
         if not view.writable:
             raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
-    return views
 
 
 def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:

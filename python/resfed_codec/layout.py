@@ -124,27 +124,30 @@ def view_of(name: str, value: Array, argument: str) -> View:
             that is not supported; or CUDA cannot be used.
         ValueError: An array of another library is not C-contiguous.
     """
-    where = f"{argument}: tensor {name!r}"
-    if is_torch(value):
-        return _view_of_torch(name, value, where)
     if not isinstance(value, (np.ndarray, np.generic)):
-        origin = device.origin_of(value)
-        if origin is not None:
-            return _view_on_device(name, value, origin, where)
-        raise TypeError(
-            f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
-            f" speaks DLPack, not {type(value).__name__}"
-        )
+        return _view_of_other(name, value, f"{argument}: tensor {name!r}")
     array = np.asarray(value)
     dtype, problem = _dtype_name(array.dtype)
     if problem:
-        raise TypeError(f"{where}: dtype {problem}")
-    spec = TensorSpec(name, array.shape, dtype)
-    copied = isinstance(value, np.generic) or not array.flags.c_contiguous
-    if not array.flags.c_contiguous:
-        array = array.copy(order="C")
-    memory = array.view(np.uint16) if dtype == "bfloat16" else array
-    return View(spec, memory, copied, None, array.flags.writeable)
+        raise TypeError(f"{argument}: tensor {name!r}: dtype {problem}")
+    flags = array.flags
+    copied = isinstance(value, np.generic) or not flags.c_contiguous
+    memory = array if flags.c_contiguous else array.copy(order="C")
+    if dtype == "bfloat16":
+        memory = memory.view(np.uint16)
+    return View(TensorSpec(name, array.shape, dtype), memory, copied, None, flags.writeable)
+
+
+def _view_of_other(name: str, value: Any, where: str) -> View:
+    if is_torch(value):
+        return _view_of_torch(name, value, where)
+    origin = device.origin_of(value)
+    if origin is not None:
+        return _view_on_device(name, value, origin, where)
+    raise TypeError(
+        f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
+        f" speaks DLPack, not {type(value).__name__}"
+    )
 
 
 @lru_cache(maxsize=64)
@@ -229,6 +232,9 @@ def check_same_layout(
     state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str
 ) -> None:
     """Raise ValueError, naming both sides, unless the two layouts are equal."""
+    state, reference = list(state), list(reference)
+    if state == reference:
+        return
     ours = {spec.name: spec for spec in state}
     theirs = {spec.name: spec for spec in reference}
     missing = [name for name in theirs if name not in ours]
