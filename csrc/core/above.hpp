@@ -21,9 +21,9 @@ struct NoAbove {
   RESFED_HD void remember_repeat(bool) {}
   RESFED_HD void remember_agreement(bool) {}
 
-  RESFED_HD uint32_t row(const History& h) const { return gap_row(h); }
-  RESFED_HD uint32_t context(uint32_t row, uint32_t position) const {
-    return gap_context(row, position);
+  RESFED_HD uint32_t first_context(const History& h) const { return gap_row(h); }
+  RESFED_HD uint32_t next_context(uint32_t context, uint32_t position) const {
+    return next_gap_context(context, position);
   }
   RESFED_HD void follow(uint64_t) {}
 };

@@ -37,17 +37,16 @@ RESFED_HD uint32_t left_in_block(Block block) {
 struct InBlock : NoAbove {
   Block block;
   uint32_t left = 0;  // from the element after the last nonzero to the end of its block; 0: no such
-  uint32_t start = 0;  // contexts of the first positions of the gap's class
+  uint32_t row = 0;   // contexts of the gap's class from position kBlockUnary on
 
   RESFED_HD explicit InBlock(Block b) : block(b) {}
 
-  RESFED_HD uint32_t row(const History& h) {
-    const uint32_t plain = gap_row(h);
-    start = left == 0 ? plain : block_row(h, left == block.size ? 0 : left);
-    return plain;
+  RESFED_HD uint32_t first_context(const History& h) {
+    row = gap_row(h);
+    return left == 0 ? row : block_row(h, left == block.size ? 0 : left);
   }
-  RESFED_HD uint32_t context(uint32_t row, uint32_t position) const {
-    return position < kBlockUnary ? start + position : gap_context(row, position);
+  RESFED_HD uint32_t next_context(uint32_t context, uint32_t position) const {
+    return position == kBlockUnary ? row + position : next_gap_context(context, position);
   }
   RESFED_HD void follow(uint64_t gap) {
     left = left == 0 ? left_in_block(block) : left_in_block(left, gap, block.size);

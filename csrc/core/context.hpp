@@ -27,11 +27,12 @@ RESFED_HD void remember(History& h, uint32_t gap_class, uint32_t positive, uint3
   h.level = level;
 }
 
-// 0 below 8, then 1, 2 and 3 from 8, 24 and 56 on: two bits for each activity / 8.
+// 0 below 8, then 1, 2 and 3 from 8, 24 and 56 on: two bits for each activity / 8. Activity never
+// exceeds 240: there it falls by 30 and rises by 30 at most.
 constexpr uint32_t kActivityClasses = 4;
 RESFED_HD uint32_t activity_class(uint32_t activity) {
-  constexpr uint32_t kClasses = 0b11'10'10'10'10'01'01'00;
-  return (kClasses >> 2 * min_of(activity >> 3, 7u)) & 3u;
+  constexpr uint64_t kClasses = ~0ull << 14 | 0b10'10'10'10'01'01'00;
+  return static_cast<uint32_t>(kClasses >> 2 * (activity >> 3)) & 3u;
 }
 
 // Sizes of the context families, in the order in which they lie in the table.
@@ -62,8 +63,8 @@ RESFED_HD uint32_t gap_row(const History& h) {
   const uint32_t row = min_of(h.gap_class, 2u) * kActivityClasses + activity_class(h.activity);
   return kGapBase + row * kGapUnary;
 }
-RESFED_HD uint32_t gap_context(uint32_t row, uint32_t position) {
-  return row + min_of(position, kGapUnary - 1);
+RESFED_HD uint32_t next_gap_context(uint32_t context, uint32_t position) {  // that of `position`
+  return context + (position < kGapUnary ? 1 : 0);
 }
 // `left` elements are left in the block, 0 if all of them.
 RESFED_HD uint32_t block_row(const History& h, uint32_t left) {

@@ -35,7 +35,7 @@ struct alignas(8) Probability {
 };
 static_assert(sizeof(Probability) == 8);  // one shift to address
 
-constexpr uint32_t kMature = 32767;
+constexpr size_t kMature = 32767;
 
 RESFED_HD constexpr Probability initial_probability(InitialState s) {
   const uint16_t p = static_cast<uint16_t>(s.probability * 256u);
@@ -55,8 +55,9 @@ struct alignas(8) Rates {
   uint16_t youth;
   uint16_t unused;
 };
-RESFED_HD constexpr Rates rates_at(uint32_t youth) {
-  const uint32_t young = 131072u / (2u * (kMature + kMaxCount - youth) + 3u);
+RESFED_HD constexpr Rates rates_at(size_t youth) {
+  const auto count = static_cast<uint32_t>(kMature + kMaxCount - youth);
+  const uint32_t young = 131072u / (2u * count + 3u);
   return {static_cast<uint16_t>(young > kFastRate ? young : kFastRate),
           static_cast<uint16_t>(young > kSlowRate ? young : kSlowRate), 2, 0};
 }
@@ -71,10 +72,10 @@ struct RateTable {
 inline constexpr RateTable kRateTable;
 #endif
 
-// A fraction of the way towards 65535 or 0, whichever `target` is: towards 65535 the complement
-// moves to 0.
+// A fraction of the way towards 65535 or 0, as `target` has all bits set or none: towards 65535 the
+// complement moves to 0.
 RESFED_HD constexpr uint16_t move_towards(uint32_t target, uint16_t estimate, uint32_t rate) {
-  const uint32_t distance = estimate ^ target;
+  const uint32_t distance = (estimate ^ target) & 0xffffu;
   return static_cast<uint16_t>((distance - ((distance * rate) >> 16)) ^ target);
 }
 RESFED_HD constexpr Probability moved_towards(uint32_t target, const Probability& p,
@@ -82,7 +83,7 @@ RESFED_HD constexpr Probability moved_towards(uint32_t target, const Probability
   return {move_towards(target, p.fast, rates.fast), move_towards(target, p.slow, rates.slow),
           move_towards(0, p.youth, rates.youth), 0};
 }
-RESFED_HD constexpr uint32_t target_of(bool bit) { return bit ? 0xffffu : 0u; }
+RESFED_HD constexpr uint32_t target_of(bool bit) { return bit ? ~0u : 0u; }
 
 RESFED_HD void update_towards(uint32_t target, Probability& p) {
 #if defined(__CUDA_ARCH__)
@@ -92,7 +93,7 @@ RESFED_HD void update_towards(uint32_t target, Probability& p) {
   const auto load = [](const auto& four) {
     return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&four));
   };
-  const __m128i targets = _mm_cvtsi32_si128(static_cast<int>(target * 0x10001u));
+  const __m128i targets = _mm_cvtsi32_si128(static_cast<int>(target));  // of fast and slow
   const __m128i rates = load(kRateTable.of[p.youth - kMature]);
   const __m128i distance = _mm_xor_si128(load(p), targets);
   const __m128i left = _mm_sub_epi16(distance, _mm_mulhi_epu16(distance, rates));

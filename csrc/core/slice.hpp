@@ -58,7 +58,7 @@ struct RecordingCoder {
     Probability& p = contexts[context];
     const uint32_t one = mask_of(bit != 0);
     sink.put(slots_by_mask(one, prob_of_one(p)));
-    update_towards(one & 0xffffu, p);
+    update_towards(one, p);
     return bit;
   }
   RESFED_HD uint32_t decide_number(uint32_t number, unsigned n_bits) {
@@ -90,7 +90,7 @@ struct DecodingCoder {
     Probability& p = contexts[context];
     const uint32_t one = rans_take_blindly(state, prob_of_one(p));
     refill();
-    update_towards(one & 0xffffu, p);
+    update_towards(one, p);
     return one & 1u;
   }
   RESFED_HD uint32_t decide_number(uint32_t, unsigned n_bits) {

@@ -64,7 +64,7 @@ RESFED_HD Block code_block(Coder& coder, Block block) {
 template <class Coder, class RowAbove>
 RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Nonzero& nonzero) {
   uint64_t gap = above.gap();
-  uint32_t gap_class = 0, row = 0;
+  uint32_t gap_class = 0;
   bool repeat = false;
   if (gap != 0) {
     repeat = coder.decide(above.repeat_context(gap), nonzero.gap == gap);
@@ -74,9 +74,10 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
     gap_class = floor_log2(gap);
   } else {
     const uint32_t wanted = floor_log2(nonzero.gap | 1u);
-    row = above.row(history);
-    while (coder.decide(above.context(row, gap_class), gap_class < wanted)) {
+    uint32_t context = above.first_context(history);
+    while (coder.decide(context, gap_class < wanted)) {
       if (++gap_class > kMaxGapClass) return false;
+      context = above.next_context(context, gap_class);
     }
     gap = 1;
     if (gap_class > 0) {
@@ -84,7 +85,7 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
       gap = 2u | coder.decide_blindly(gap_mantissa_context(gap_class), first);
       if (gap_class > 1) {
         const auto second = static_cast<uint32_t>(nonzero.gap >> (gap_class - 2)) & 1u;
-        const uint32_t context = gap_second_context(gap_class, static_cast<uint32_t>(gap & 1u));
+        context = gap_second_context(gap_class, static_cast<uint32_t>(gap & 1u));
         gap = 2u * gap | coder.decide_blindly(context, second);
         gap = code_mantissa(coder, nonzero.gap, gap_class - 2, gap);
       }
@@ -92,7 +93,7 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
   }
 
   const int32_t level_above = above.level(gap);
-  uint32_t positive = nonzero.positive ? 1 : 0;
+  uint32_t positive = nonzero.positive ? 1 : 0, row;
   if (level_above == 0) {
     positive = coder.decide_blindly(sign_context(history, gap_class), positive);
     row = level_row(history, gap_class);

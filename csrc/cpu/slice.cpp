@@ -227,7 +227,7 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
         if (!open_slice(slices + offsets[s], lengths[s], contexts.of, &coder)) throw bad;
         auto* const first = symbols + slice_begin(p, s);
         auto* const last = symbols + slice_begin(p, s + 1);
-        Code::with_code(coder, first, {}, [&](auto code) {
+        Code::with_code(coder, first, {}, [&, n_elems](auto code) {
           DecodingCoder mine = coder;  // in registers
           uint64_t covered = 0;        // index + 1, relative to the end of the slice before
           for (auto* symbol = first; symbol != last; ++symbol) {
