@@ -112,15 +112,18 @@ Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& qua
   Recovered recovered;
   if (is_wanted(group)) recovered.bits.resize(sent.size());
   uint64_t* const bits = recovered.bits.data();
+  const bool with_error = error != nullptr;
   const auto total = sum_over<CheckAndError>(n_tasks(sent), [&](size_t task, CheckAndError& own) {
     for_each_run(group, sent, task, [&](const Run& run) {
-      own.check +=
-          recover_run(run, sent, quantizer, [&](size_t i, uint64_t element, auto, auto after) {
-            if (bits != nullptr) bits[i] = element_bits(after);
-            if (error == nullptr) return;
-            own.error.add(
-                Elements<decltype(after)>{*run.piece.tensor, element}.residual_to(0, after));
-          });
+      const auto keep = [bits](size_t i, uint64_t, auto, auto after) {
+        if (bits != nullptr) bits[i] = element_bits(after);
+      };
+      const auto measure = [&](size_t i, uint64_t element, auto before, auto after) {
+        keep(i, element, before, after);
+        own.error.add(Elements<decltype(after)>{*run.piece.tensor, element}.residual_to(0, after));
+      };
+      own.check += with_error ? recover_run(run, sent, quantizer, measure)
+                              : recover_run(run, sent, quantizer, keep);
     });
   });
   if (error != nullptr) error->add(total.error);

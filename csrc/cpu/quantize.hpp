@@ -57,32 +57,27 @@ class Values {
  public:
   Values(const Quantizer& quantizer, const Piece& piece)
       : quantizer_(quantizer), unscale_(piece.unscale) {
-    for (uint32_t level = 1; level < kTabled; ++level) table_[level] = compute(level);
+    for (int32_t level = -kTabled; level <= kTabled; ++level) {
+      if (level != 0) table_[level + kTabled] = compute(level);
+    }
   }
   float of(int32_t level) const {
-    const uint32_t magnitude = static_cast<uint32_t>(std::abs(level));
-    const float value = magnitude < kTabled ? table_[magnitude] : compute(magnitude);
-    return float_from_bits(float_bits(value) ^ (static_cast<uint32_t>(level) & 0x80000000u));
+    const uint32_t place = static_cast<uint32_t>(level + kTabled);
+    return place <= 2 * kTabled ? table_[place] : compute(level);
   }
 
  private:
-  static constexpr uint32_t kTabled = kMaxOffsets + 1;
-  float compute(uint32_t level) const { return dequantize_magnitude(quantizer_, level) * unscale_; }
+  static constexpr int32_t kTabled = kMaxOffsets;
+  float compute(int32_t level) const {
+    const uint32_t magnitude = static_cast<uint32_t>(std::abs(level));
+    const float value = dequantize_magnitude(quantizer_, magnitude) * unscale_;
+    return level < 0 ? -value : value;
+  }
 
   const Quantizer& quantizer_;
   float unscale_;
-  float table_[kTabled] = {};
+  float table_[2 * kTabled + 1] = {};
 };
-
-// Sent elements lie far apart and are touched for a moment: without this each of them would be
-// waited for.
-inline void prefetch_ahead(const Run& run, SentSymbols sent, size_t i, const void* elements,
-                           uint32_t elem_bytes) {
-  constexpr size_t kAhead = 32;
-  if (i + kAhead < run.end)
-    __builtin_prefetch(static_cast<const char*>(elements) +
-                       (sent[i + kAhead].index() - run.first) * elem_bytes);
-}
 
 // Calls visit(which symbol, element, before, after) for a run's elements; returns its part of the
 // reference check.
@@ -91,23 +86,28 @@ uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantize
   uint32_t check = 0;
   const Values values(quantizer, run.piece);
   const Tensor& tensor = *run.piece.tensor;
-  const void* const read =
-      tensor.prediction.n_terms == 0 ? tensor.reference : tensor.prediction.terms[0];
-  const auto recover_from = [&](const auto& predicted) {
-    for (size_t i = run.begin; i < run.end; ++i) {
-      prefetch_ahead(run, sent, i, read, tensor.elem_bytes);
-      const uint64_t element = sent[i].index() - run.first;
+  const auto recover_from = [&](const auto* read, const auto& predicted) {
+    const SentSymbol* const symbols = sent.data();
+    const uint64_t first = run.first, begin = run.piece.begin;
+    for (size_t i = run.begin, end = run.end; i < end; ++i) {
+      // Sent elements lie far apart and are touched for a moment: without this each of them would
+      // be waited for.
+      constexpr size_t kAhead = 32;
+      if (i + kAhead < end) __builtin_prefetch(read + (symbols[i + kAhead].index() - first));
+      const uint64_t element = symbols[i].index() - first;
       const auto before = predicted(element);
-      const auto after = recover(before, values.of(sent[i].level()));
-      check += check_term(run.piece.begin + element, element_bits(before), element_bits(after));
+      const auto after = recover(before, values.of(symbols[i].level()));
+      check += check_term(begin + element, element_bits(before), element_bits(after));
       visit(i, element, before, after);
     }
   };
   with_elements(tensor, 0, [&]<class T>(const Elements<T>& elements) {
     if (tensor.prediction.n_terms == 0) {
-      recover_from([p = static_cast<const T*>(tensor.reference)](uint64_t i) { return p[i]; });
+      const T* const reference = static_cast<const T*>(tensor.reference);
+      recover_from(reference, [=](uint64_t i) { return reference[i]; });
     } else {
-      recover_from([&](uint64_t i) { return elements.predicted(i); });
+      recover_from(static_cast<const T*>(tensor.prediction.terms[0]),
+                   [&](uint64_t i) { return elements.predicted(i); });
     }
   });
   return check;
