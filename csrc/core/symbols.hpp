@@ -75,12 +75,12 @@ RESFED_HD bool code_nonzero(Coder& coder, History& history, RowAbove& above, Non
   } else {
     const uint32_t wanted = floor_log2(nonzero.gap | 1u);
     uint32_t context = above.first_context(history);
-    while (coder.decide(context, gap_class < wanted)) {
-      if (++gap_class > kMaxGapClass) return false;
-      context = above.next_context(context, gap_class);
-    }
     gap = 1;
-    if (gap_class > 0) {
+    if (coder.decide(context, wanted > 0)) {
+      do {
+        if (++gap_class > kMaxGapClass) return false;
+        context = above.next_context(context, gap_class);
+      } while (coder.decide(context, gap_class < wanted));
       const auto first = static_cast<uint32_t>(nonzero.gap >> (gap_class - 1)) & 1u;
       gap = 2u | coder.decide_blindly(gap_mantissa_context(gap_class), first);
       if (gap_class > 1) {
