@@ -89,7 +89,7 @@ def send(way: str, state: Model, reference: Model, sparsity: float) -> tuple[int
     if way == "one top-k":  # vectors unscaled among the matrices: rows of matrices to the codec
         state = {n: np.atleast_2d(v) if v.dtype.kind == "f" else v for n, v in state.items()}
         flat = {n: np.atleast_2d(v) if v.dtype.kind == "f" else v for n, v in reference.items()}
-        payload = rfc.encode(state, flat, sparsity=sparsity)
+        payload = rfc.encode(state, flat, sparsity=sparsity, dense=())
         recovered = rfc.decode(payload, flat)
         return len(payload), {n: v.reshape(reference[n].shape) for n, v in recovered.items()}
     options: dict[str, Any] = {"sparsity": sparsity, "dense": ()}
