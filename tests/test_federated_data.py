@@ -166,3 +166,67 @@ def test_training_is_the_same_each_time_and_learns() -> None:
     assert all(np.array_equal(trained[0][k], trained[1][k]) for k in first)
     assert any(not np.array_equal(trained[0][k], other[k]) for k in first)
     assert trainer.accuracy(first) < 0.3 < 0.7 < trainer.accuracy(trained[0])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_training_does_not_depend_on_the_number_of_threads(precision: str) -> None:
+    data = load("digits", None).subset(600, 300, 0)
+    torch.set_num_threads(1)
+    shards = np.array_split(np.arange(600), 5)
+    results = []
+    for threads in (1, 3):
+        model = build("batchnorm_cnn", (1, 8, 8), 10, 0)
+        trainer = Trainer(model, data, batch=32, precision=precision, threads=threads)
+        rngs = [np.random.default_rng(i) for i in range(5)]
+        trained = list(trainer.train_all([trainer.state()] * 5, shards, rngs))
+        results.append((trained, [trainer.accuracy(state) for state in trained]))
+    (one, right), (several, also_right) = results
+    assert right == also_right
+    for i, rng in enumerate(map(np.random.default_rng, range(5))):
+        alone = trainer.train(trainer.state(), shards[i], rng)
+        for states in (one, several):
+            assert all(np.array_equal(states[i][name], alone[name]) for name in alone)
+
+
+def test_bf16_computes_otherwise_and_keeps_float32() -> None:
+    data = load("digits", None).subset(300, 100, 0)
+    torch.set_num_threads(1)
+    trained, accuracies = {}, {}
+    for precision in ("float32", "bf16"):
+        model = build("batchnorm_cnn", (1, 8, 8), 10, 0)
+        trainer = Trainer(model, data, lr=0.05, batch=16, epochs=3, precision=precision)
+        state = trainer.train(trainer.state(), np.arange(300), np.random.default_rng(0))
+        trained[precision], accuracies[precision] = state, trainer.accuracy(state)
+    exact, rough = trained["float32"], trained["bf16"]
+    for name, value in exact.items():
+        assert rough[name].dtype == np.float32
+        assert rough[name].flags.c_contiguous
+        assert rough[name].shape == value.shape
+        assert not np.array_equal(rough[name], value)
+        # Parameters and statistics themselves are not rounded to bfloat16.
+        assert (rough[name].view(np.uint32) & 0xFFFF).any()
+    assert accuracies["float32"] > 0.7
+    assert abs(accuracies["bf16"] - accuracies["float32"]) < 0.1
+    with pytest.raises(ValueError, match="precision 'fp8': must be one of float32, bf16"):
+        Trainer(build("tiny_cnn", (1, 8, 8), 10, 0), data, precision="fp8")
+
+
+def test_recomputed_statistics_are_those_of_the_images() -> None:
+    data = load("digits", None).subset(400, 100, 0)
+    torch.set_num_threads(1)
+    model = build("batchnorm_cnn", (1, 8, 8), 10, 0)
+    trainer = Trainer(model, data, lr=0.05, batch=16, epochs=3)
+    state = trainer.train(trainer.state(), np.arange(400), np.random.default_rng(0))
+    spoilt = {name: v * (100 if "running" in name else 1) for name, v in state.items()}
+    mended = trainer.recomputed(spoilt)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(torch.from_numpy(state[name]))
+        first = model.conv0(torch.from_numpy(data.images)).numpy()  # one batch: 400 images
+    np.testing.assert_allclose(mended["norm0.running_mean"], first.mean((0, 2, 3)), atol=1e-5)
+    variance = first.var((0, 2, 3), ddof=1)
+    np.testing.assert_allclose(mended["norm0.running_var"], variance, rtol=1e-4)
+    assert all(np.array_equal(mended[name], state[name]) for name in state if "running" not in name)
+    assert trainer.accuracy(spoilt) < 0.5 < trainer.accuracy(mended)
+    again = trainer.train(trainer.state(), np.arange(400), np.random.default_rng(0))
+    assert all(np.array_equal(again[name], state[name]) for name in state)  # momentum is as it was

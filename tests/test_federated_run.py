@@ -21,10 +21,12 @@ import torch
 from benchmarks.federated.__main__ import main
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.data import load
-from benchmarks.federated.methods import make
+from benchmarks.federated.methods import Method, State, make
+from benchmarks.federated.models import build
 from benchmarks.federated.report import read, write
-from benchmarks.federated.runner import CHECKPOINT_EVERY, is_finished, run
+from benchmarks.federated.runner import CHECKPOINT_EVERY, CHECKPOINT_SECONDS, is_finished, run
 from benchmarks.federated.suites import SUITES
+from benchmarks.federated.train import Trainer
 
 ROOT = Path(__file__).parents[1]
 STAMP = dict.fromkeys(("machine", "versions", "command", "commit", "date"), "-")
@@ -97,6 +99,106 @@ def test_lines_say_what_happened(tmp_path: Path) -> None:
     assert [line["round"] for line in lines] == list(range(1, 9))
     assert {(line["up"], line["down"]) for line in lines} == {(3 * 4 * 9178, 3 * 4 * 9178)}
     assert lines[0]["accuracy"] < 0.6 < lines[-1]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("codec", {"sparsity": 0.9, "up_feedback": True, "down_feedback": True}),
+        ("codec", {"sparsity": 0.9, "statistics": "budget"}),
+        ("resfed", {"sparsity": 0.9}),
+        ("stc", {"sparsity": 0.9}),
+        ("uncompressed", {}),
+    ],
+)
+def test_the_model_tested_is_the_one_that_clients_hold(
+    method: str, options: dict, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the sessions of the clients have it, where there are sessions; with both readings."""
+    config = replace(SMALL, model="batchnorm_cnn", method=method, options=options, rounds=3)
+    config = replace(config, precision=precision)
+    made: list[Method] = []
+    tested: list[State] = []
+    accuracy = Trainer.accuracy
+
+    def keep(*args: object) -> Method:
+        made.append(make(*args))  # type: ignore[arg-type]
+        return made[0]
+
+    def spy(self: Trainer, state: State) -> float:
+        tested.append(state)
+        return accuracy(self, state)
+
+    monkeypatch.setattr("benchmarks.federated.runner.make", keep)
+    monkeypatch.setattr(Trainer, "accuracy", spy)
+    rounds: list[tuple[State, dict]] = []
+
+    def after(line: dict) -> None:
+        held = made[0].held[0]
+        if method == "codec":
+            (channel,) = made[0]._channels
+            state = channel._clients[0].state
+            assert all(np.array_equal(state[name], held[name]) for name in held)
+        rounds.append(({name: value.copy() for name, value in held.items()}, line))
+
+    assert run(config, load("digits", None), tmp_path / "run.jsonl", STAMP, on_round=after)
+    monkeypatch.undo()
+    assert len(tested) == 2 * len(rounds) == 6
+    data = load("digits", None).subset(config.images, config.test_images, 0)
+    model = build("batchnorm_cnn", (1, 8, 8), 10, 0)
+    trainer = Trainer(model, data, precision=precision)
+    for i, (held, line) in enumerate(rounds):
+        as_held, other = tested[2 * i : 2 * i + 2]
+        assert set(held) == set(as_held) == set(other)
+        assert all(np.array_equal(as_held[name], held[name]) for name in held)
+        assert {name for name in held if not np.array_equal(other[name], held[name])} == {
+            name for name in held if "running" in name
+        }
+        assert line["accuracy"] == trainer.accuracy(held)
+        assert line["accuracy_recomputed"] == trainer.accuracy(trainer.recomputed(held))
+
+
+def test_lines_do_not_depend_on_threads_and_say_the_precision(tmp_path: Path) -> None:
+    config = replace(SMALL, rounds=2, precision="bf16")
+    data = load("digits", None)
+    for threads in (1, 3):
+        assert run(config, data, tmp_path / f"{threads}.jsonl", STAMP, threads=threads)
+    one, three = ((tmp_path / f"{threads}.jsonl").read_bytes() for threads in (1, 3))
+    assert one == three
+    assert lines_of(tmp_path / "1.jsonl")[0]["config"]["precision"] == "bf16"
+    with pytest.raises(ValueError, match="of another configuration"):
+        run(replace(config, precision="float32"), data, tmp_path / "1.jsonl", STAMP)
+
+
+def test_a_file_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    config = replace(SMALL, rounds=1)
+    assert run(config, load("digits", None), path, STAMP)
+    header, *lines = lines_of(path)
+    del header["config"]["precision"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
+    assert is_finished(path, config)
+    with pytest.raises(ValueError, match="of another configuration"):
+        is_finished(path, replace(config, precision="bf16"))
+
+
+def test_a_slow_run_is_saved_before_its_fifth_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data = tmp_path / "run.jsonl", load("digits", None)
+    clock = iter(range(0, 100 * CHECKPOINT_SECONDS, CHECKPOINT_SECONDS - 1))
+    monkeypatch.setattr("benchmarks.federated.runner.time.monotonic", lambda: next(clock))
+    saved = []
+
+    def stop(line: dict) -> None:
+        saved.append(path.with_suffix(".checkpoint").exists())
+        if line["round"] == 3:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(SMALL, data, path, STAMP, on_round=stop)
+    assert saved == [False, False, True]
 
 
 def test_a_deadline_stops_between_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from benchmarks.federated.jobs import run_all
 from benchmarks.federated.methods import make
 from benchmarks.federated.report import write
 from benchmarks.federated.suites import SUITES
+from benchmarks.federated.train import PRECISIONS
 
 FOLDER = RESULTS / "federated"
 SMALL_STATE = {"fc": np.zeros((8, 8), np.float32)}
@@ -52,7 +53,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each training")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="clients of a training that train at the same time"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; resumable")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, or the suite's")
     settings = parser.add_argument_group("the training (default: the suite's, or small)")
@@ -62,6 +65,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         settings.add_argument(f"--{name}", type=float)
     for name in ("model", "split"):
         settings.add_argument(f"--{name}")
+    settings.add_argument("--precision", choices=PRECISIONS, help="bf16: torch.autocast")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +86,7 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
         base = replace(base, data="cifar10", model="groupnorm_cnn")
     if not args.suite:
         methods, seeds = ["codec"], [0]
-    names = (*NUMBERS, "lr", "momentum", "model", "split")
+    names = (*NUMBERS, "lr", "momentum", "model", "split", "precision")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     configs = []
     for seed in args.seeds or seeds:

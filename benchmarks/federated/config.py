@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training. ``images`` and ``test_images`` of 0 mean all."""
+    """One training. ``images`` and ``test_images`` of 0 mean all.
+
+    ``precision`` is that of training and testing, float32 or bf16. What is sent is float32.
+    """
 
     method: str = "codec"
     options: dict[str, Any] = field(default_factory=dict)
@@ -25,6 +28,7 @@ class RunConfig:
     momentum: float = 0.9
     batch: int = 64
     epochs: int = 1
+    precision: str = "float32"
     seed: int = 0
 
     @property

@@ -46,12 +46,11 @@ def _work(
     folder: Path | None,
     path: Path,
     stamp: dict[str, str],
-    threads: int,
     queue: Queue[tuple[RunConfig, Line]],
     **options: Any,
 ) -> bool:
     """One training, in a process that may do several, one after another."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # several clients at a time instead: they need not wait for each other
     data = _data(config.data, folder)
     return run(config, data, path, stamp, on_round=lambda x: queue.put((config, x)), **options)
 
@@ -85,10 +84,9 @@ def run_all(
         tqdm(total=sum(c.rounds for c in todo), unit="round", dynamic_ncols=True) as bar,
     ):
         queue = manager.Queue()
-        options = {"device": device, "deadline": deadline}
+        options = {"device": device, "threads": threads, "deadline": deadline}
         futures = [
-            pool.submit(_work, c, folder, out / c.file_name, stamp, threads, queue, **options)
-            for c in todo
+            pool.submit(_work, c, folder, out / c.file_name, stamp, queue, **options) for c in todo
         ]
         totals: dict[str, list[float]] = {}
         while wait_for(futures, timeout=0).not_done or not queue.empty():

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.federated.config import RunConfig
 from benchmarks.federated.data import Data
 from benchmarks.federated.methods import Method, State, make
+from benchmarks.federated.methods.base import STATISTICS
 from benchmarks.federated.models import build
 from benchmarks.federated.splits import split
 from benchmarks.federated.train import Trainer
@@ -22,6 +23,8 @@ from benchmarks.federated.train import Trainer
 Line = dict[str, Any]
 
 CHECKPOINT_EVERY = 5  # rounds
+CHECKPOINT_SECONDS = 60
+"""After so long a checkpoint is written even before it is its round's turn."""
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -38,7 +41,8 @@ def is_finished(path: Path, config: RunConfig) -> bool:
     if not path.exists():
         return False
     header, *lines = read_lines(path)
-    if header["config"] != json.loads(json.dumps(config.as_dict())):
+    found = RunConfig(**header["config"])  # a setting that is newer than the file has its default
+    if json.dumps(found.as_dict()) != json.dumps(config.as_dict()):
         raise ValueError(f"{path}: of another configuration; move it away or name another folder")
     return len(lines) == config.rounds
 
@@ -50,14 +54,16 @@ def run(
     stamp: dict[str, str],
     *,
     device: str = "cpu",
+    threads: int = 1,
     deadline: float = float("inf"),
     on_round: Callable[[Line], None] = lambda line: None,
 ) -> bool:
     """Train, and write a header line and one line per round to ``path``.
 
     ``accuracy`` is that of the model which clients hold after the round (client 0's, where they
-    differ); ``up`` and ``down`` are the bytes of all clients in this round; a method may add notes
-    of its own.
+    differ), and ``accuracy_recomputed`` that of the same model with BatchNorm's statistics taken
+    from training images (:meth:`Trainer.recomputed`), where it has some; ``up`` and ``down`` are
+    the bytes of all clients in this round; a method may add notes of its own.
 
     A run that was stopped, however suddenly, goes on from its last checkpoint and writes the same
     lines that it would have written without the stop. Checkpoints are pickles beside ``path``: go
@@ -65,6 +71,7 @@ def run(
 
     Args:
         data: All of the data set; the run takes its subset.
+        threads: Clients that train at the same time. The lines do not depend on it.
         stamp: Machine, versions and so on, for the header.
         deadline: The ``time.time()`` at which to stop between two rounds.
         on_round: Called with every line; those of an earlier process are repeated to it.
@@ -88,6 +95,8 @@ def run(
         momentum=config.momentum,
         batch=config.batch,
         epochs=config.epochs,
+        precision=config.precision,
+        threads=threads,
     )
     method: Method
     lines: list[Line]
@@ -101,6 +110,7 @@ def run(
     _write(path, [header, *lines])
     for line in lines:
         on_round(line)
+    saved = time.monotonic()
     while len(lines) < config.rounds:
         if time.time() >= deadline:
             _save(checkpoint, (header, lines, method))
@@ -110,8 +120,10 @@ def run(
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         on_round(line)
-        if len(lines) % CHECKPOINT_EVERY == 0 and len(lines) < config.rounds:
+        is_due = time.monotonic() - saved > CHECKPOINT_SECONDS
+        if (is_due or len(lines) % CHECKPOINT_EVERY == 0) and len(lines) < config.rounds:
             _save(checkpoint, (header, lines, method))
+            saved = time.monotonic()
     checkpoint.unlink(missing_ok=True)
     return True
 
@@ -124,18 +136,20 @@ def _round(
     bytes_up = 0
     mean: dict[str, Any] = {}
     examples = sum(map(len, shards))
-    for client, shard in enumerate(shards):
-        rng = np.random.default_rng([config.seed, number, client])
-        local = trainer.train(method.held[client], shard, rng)
+    rngs = [np.random.default_rng([config.seed, number, client]) for client in range(len(shards))]
+    trained = trainer.train_all(method.held, shards, rngs)
+    for client, (local, shard) in enumerate(zip(trained, shards, strict=True)):
         recovered, n_bytes = method.up(client, local)
         bytes_up += n_bytes
         for name, value in recovered.items():
             mean[name] = mean.get(name, 0.0) + value.astype(np.float64) * (len(shard) / examples)
     new: State = {name: value.astype(np.float32) for name, value in mean.items()}
     bytes_down = sum(begin) + sum(method.down(new))
-    accuracy = trainer.accuracy(method.held[0])
-    line = {"round": number, "accuracy": accuracy, "up": bytes_up, "down": bytes_down}
-    return {**line, **method.notes()}
+    model = method.held[0]
+    line: Line = {"round": number, "accuracy": trainer.accuracy(model)}
+    if any(STATISTICS in name for name in model):
+        line["accuracy_recomputed"] = trainer.accuracy(trainer.recomputed(model))
+    return {**line, "up": bytes_up, "down": bytes_down, **method.notes()}
 
 
 def _write(path: Path, lines: list[Line]) -> None:

@@ -91,25 +91,13 @@ PAPER_CPU = (
     "stc:sparsity=0.99",
 )
 
-PAPER_GPU = (
+PAPER_ROW = (
     BOTH.format(0.99),
-    BOTH.format(0.995),
     "uncompressed",
-    BOTH.format(0.95),
     "resfed:sparsity=0.99",
-    BOTH.format(0.99) + ",keyframe=True",
-    "codec:sparsity=0.99,up=adaptive,down_feedback=True",
-    "codec:sparsity=0.99,down_feedback=True",
-    "codec:max_bytes=8000,up_feedback=True,down_feedback=True",
-    "codec:sparsity=0.99,up=res1,down_feedback=True",
     "stc:sparsity=0.99",
-    "topk:sparsity=0.99",
-    BOTH.format(0.99) + EXACT,
-    "eden",
-    "qsgd:bits=4",
-    "signsgd",
-    "float16",
-    BOTH.format(0.99) + ",statistics=budget",
+    BOTH.format(0.995),
+    BOTH.format(0.98),
 )
 
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
@@ -130,7 +118,7 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
         [*PAPER_CPU],
         [0],
     ),
-    "paper-gpu": (PAPER, [*PAPER_GPU], [0, 1, 2]),
+    "paper": (replace(PAPER, precision="bf16"), [*PAPER_ROW], [0, 1, 2]),
 }
 """By name: what all trainings share, the methods, the seeds. A seed goes through all methods before
 the next one begins."""

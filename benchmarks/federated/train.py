@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from queue import SimpleQueue
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,15 +16,26 @@ from torch import nn
 from benchmarks.federated.data import Data
 
 State = dict[str, NDArray[np.float32]]
+Indices = NDArray[np.int64]
 
 TEST_BATCH = 500
+STATISTICS_IMAGES = 2000
+"""Training images from which :meth:`Trainer.recomputed` takes BatchNorm's statistics."""
+
+PRECISIONS = ("float32", "bf16")
 
 
 class Trainer:
-    """One network and one data set on one device. Models come and go as NumPy arrays.
+    """One kind of network and one data set on one device. Models come and go as NumPy arrays.
 
-    The same calls give the same models: examples are ordered by the caller, nothing else is random,
-    and cuDNN is held to deterministic kernels.
+    The same calls give the same models, for any number of threads: examples are ordered by the
+    caller, nothing else is random, every thread works on a model of its own, and cuDNN is held to
+    deterministic kernels.
+
+    Args:
+        precision: "float32"; or "bf16", where :class:`torch.autocast` computes in bfloat16, with
+            channels last in memory. Parameters, their updates and statistics are float32 in both.
+        threads: Models that are trained, or parts of the test that are done, at the same time.
     """
 
     def __init__(
@@ -31,11 +48,23 @@ class Trainer:
         momentum: float = 0.9,
         batch: int = 64,
         epochs: int = 1,
+        precision: str = "float32",
+        threads: int = 1,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         self._device = torch.device(device)
-        self._model = model.to(self._device)
+        self._bf16 = precision == "bf16"
+        model = model.to(self._device)
+        if self._bf16:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._first = _state_of(model)
+        self._idle: SimpleQueue[nn.Module] = SimpleQueue()
+        for _ in range(threads):
+            self._idle.put(deepcopy(model))
+        self._pool = ThreadPoolExecutor(threads)
         self._images, self._labels = self._put(data.images), self._put(data.labels)
         self._test_images, self._test_labels = (
             self._put(data.test_images),
@@ -48,37 +77,84 @@ class Trainer:
         return torch.from_numpy(array).to(self._device)
 
     def state(self) -> State:
-        """A copy of the model: parameters, and running statistics where there are any."""
-        return {k: v.detach().cpu().numpy().copy() for k, v in self._model.state_dict().items()}
+        """The first model: parameters, and running statistics where there are any."""
+        return {name: value.copy() for name, value in self._first.items()}
 
-    def _load(self, state: State) -> None:
-        with torch.no_grad():
-            for name, tensor in self._model.state_dict().items():
-                tensor.copy_(torch.from_numpy(state[name]))
+    @contextmanager
+    def _model(self, state: State, *, training: bool) -> Iterator[nn.Module]:
+        """A network that nobody else has meanwhile, with the numbers of ``state``."""
+        model = self._idle.get()
+        try:
+            with torch.no_grad():
+                for name, tensor in model.state_dict().items():
+                    tensor.copy_(torch.from_numpy(state[name]))
+            yield model.train(training)
+        finally:
+            self._idle.put(model)
 
-    def train(self, state: State, indices: NDArray[np.int64], rng: np.random.Generator) -> State:
+    def _output(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        # Without a cache: a parameter is used once, and threads would share it.
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False
+        ):
+            output: torch.Tensor = model(images)
+        return output.float()
+
+    def train(self, state: State, indices: Indices, rng: np.random.Generator) -> State:
         """The model after SGD with momentum (which starts at 0) over the images ``indices``."""
-        self._load(state)
-        self._model.train()
-        optimizer = torch.optim.SGD(self._model.parameters(), self._lr, self._momentum)
-        for _ in range(self._epochs):
-            order = torch.from_numpy(rng.permutation(indices)).to(self._device)
-            for chosen in torch.split(order, self._batch):
-                optimizer.zero_grad()
-                output = self._model(self._images[chosen])
-                loss = nn.functional.cross_entropy(output, self._labels[chosen])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        return self.state()
+        with self._model(state, training=True) as model:
+            optimizer = torch.optim.SGD(model.parameters(), self._lr, self._momentum)
+            for _ in range(self._epochs):
+                order = torch.from_numpy(rng.permutation(indices)).to(self._device)
+                for chosen in torch.split(order, self._batch):
+                    optimizer.zero_grad()
+                    output = self._output(model, self._images[chosen])
+                    loss = nn.functional.cross_entropy(output, self._labels[chosen])
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+            return _state_of(model)
+
+    def train_all(
+        self,
+        states: Sequence[State],
+        shards: Sequence[Indices],
+        rngs: Sequence[np.random.Generator],
+    ) -> Iterator[State]:
+        """:meth:`train` for many clients, in order."""
+        return self._pool.map(self.train, states, shards, rngs)
 
     def accuracy(self, state: State) -> float:
         """The share of test images that the model gets right."""
-        self._load(state)
-        self._model.eval()
-        right = 0
-        with torch.inference_mode():
-            for start in range(0, len(self._test_labels), TEST_BATCH):
-                part = slice(start, start + TEST_BATCH)
-                found = self._model(self._test_images[part]).argmax(dim=1)
-                right += int((found == self._test_labels[part]).sum())
-        return right / len(self._test_labels)
+        parts = range(0, len(self._test_labels), TEST_BATCH)
+        return sum(self._pool.map(lambda start: self._right(state, start), parts)) / len(
+            self._test_labels
+        )
+
+    def _right(self, state: State, start: int) -> int:
+        part = slice(start, start + TEST_BATCH)
+        with self._model(state, training=False) as model, torch.inference_mode():
+            found = self._output(model, self._test_images[part]).argmax(dim=1)
+            return int((found == self._test_labels[part]).sum())
+
+    def recomputed(self, state: State) -> State:
+        """The same parameters, with BatchNorm's statistics as some training images have them.
+
+        They are means over batches of ``TEST_BATCH`` of the first ``STATISTICS_IMAGES`` images, in
+        the random order of :meth:`Data.subset`: images of all clients.
+        """
+        images = self._images[:STATISTICS_IMAGES]
+        with self._model(state, training=True) as model, torch.no_grad():
+            norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+            momenta = [norm.momentum for norm in norms]
+            for i, batch in enumerate(torch.split(images, TEST_BATCH)):
+                for norm in norms:
+                    norm.momentum = 1 / (i + 1)  # so that they become the mean over batches
+                self._output(model, batch)
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            return _state_of(model)
+
+
+def _state_of(model: nn.Module) -> State:
+    """A copy of the model, in C order whatever its order in memory."""
+    return {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
