@@ -66,7 +66,6 @@ def test_layouts_that_differ(case: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        np.zeros(2, complex),
         np.zeros(2, "U3"),
         np.zeros(2, object),
         np.zeros(2, "datetime64[s]"),

@@ -354,8 +354,8 @@ def test_states_that_cannot_be_read() -> None:
     for call in (rfc.encode_keyframe, lambda state: rfc.decode_keyframe(b"", state)):
         with pytest.raises(TypeError, match="must be a mapping"):
             call(5)
-        with pytest.raises(TypeError, match="dtype complex64 is not supported"):
-            call([np.zeros(3, np.complex64)])
+        with pytest.raises(TypeError, match="dtype object is not supported"):
+            call([np.zeros(3, object)])
 
 
 # ---- Sizes, and payloads for ever

@@ -72,7 +72,7 @@ def test_parameters_views_and_in_place(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.zeros(2, dtype=torch.complex64), "dtype torch.complex64 is not supported"),
+        (torch.zeros(2, dtype=torch.bits16), "dtype torch.bits16 is not supported"),
         (torch.zeros(2, device="meta"), "lies on device meta"),
         (torch.zeros(2).to_sparse(), "layout torch.sparse_coo is not supported"),
     ],

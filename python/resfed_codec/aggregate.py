@@ -11,6 +11,7 @@ import numpy as np
 from resfed_codec import _native
 from resfed_codec.codec import Payload, address_of, check_stands_alone
 from resfed_codec.device import copy, empty_on_host, on_host, staging
+from resfed_codec.dtypes import PATTERNS
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import tensor_row
 from resfed_codec.layout import Layout, State, check_same_layout, roles_of
@@ -197,6 +198,12 @@ class _Core:
         for memory, array in zip(model, self.reference, strict=True):
             copy(memory, array)
         specs = self.layout.specs
+        for spec in specs:
+            if spec.dtype in PATTERNS and not spec.is_float:
+                raise TypeError(
+                    f"reference: tensor {spec.name!r}: {spec.dtype} has no mean here; leave the"
+                    " tensor out, or decode the models and average them"
+                )
         rows = [
             tensor_row(spec, role, array, [(array, 1.0)], None, None, plain=True)
             for spec, role, array in zip(specs, roles_of(specs), self.reference, strict=True)

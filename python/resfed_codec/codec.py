@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from resfed_codec import _native, device
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
-from resfed_codec.device import Memory, torch_module
+from resfed_codec.device import Memory
 from resfed_codec.errors import StateMismatchError, raise_from_native
 from resfed_codec.layout import (
     MATRIX,
@@ -32,6 +32,7 @@ from resfed_codec.layout import (
 )
 from resfed_codec.link import parse_link
 from resfed_codec.payload import as_bytes
+from resfed_codec.torch_tensors import plain_torch, torch_module
 
 VECTOR_SHARE = 10
 """Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
@@ -43,14 +44,16 @@ def encode(
     """Encode ``state`` as a payload that :func:`decode` turns back with the same ``reference``.
 
     The residual ``state - reference`` is sparsified by top-k, quantized and entropy coded; that of
-    running statistics, and of what ``dense`` names, is not sparsified. Integer and bool tensors,
-    and those that ``exclude`` names, are carried losslessly. The bytes depend on the values alone:
-    not on the number of threads, the processor, or the order of a mapping.
+    running statistics, and of what ``dense`` names, is not sparsified. Tensors of other dtypes
+    than the floats below, and those that ``exclude`` names, are carried losslessly. The bytes
+    depend on the values alone: not on the number of threads, the processor, or the order of a
+    mapping.
 
     Args:
         state: The model to send: a mapping from names to arrays, or a sequence of arrays. NumPy
             arrays, torch tensors, or arrays on a CUDA device that speak DLPack, of any shape;
-            float16, bfloat16, float32, float64 (lossy), integers and bool (lossless).
+            float16, bfloat16, float32, float64 (lossy); integers, bool, complex numbers, floats of
+            8 bits and fewer (lossless; docs/format.md has the list).
         reference: A model of the same names, shapes and dtypes that the receiver holds too, on the
             same device. If that is a CUDA device, the work is done there (docs/gpu.md).
         config: What to aim at; default ``CodecConfig()``.
@@ -244,9 +247,10 @@ def address_of(array: NDArray[Any]) -> int:
 
 def empty_like(state: State) -> State:
     """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
-    if isinstance(state, Mapping):
-        return {name: _empty(value) for name, value in state.items()}
-    return [_empty(value) for value in state]
+    with plain_torch():
+        if isinstance(state, Mapping):
+            return {name: _empty(value) for name, value in state.items()}
+        return [_empty(value) for value in state]
 
 
 def _empty(value: Any) -> Any:
@@ -254,7 +258,7 @@ def _empty(value: Any) -> Any:
         return np.empty(np.shape(value), dtype=value.dtype)
     origin = device.origin_of(value)
     if origin is None:
-        return torch_module().empty(value.shape, dtype=value.dtype)
+        return torch_module().empty(value.shape, dtype=value.dtype, device="cpu")
     return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
 
 

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from resfed_codec import _native
 from resfed_codec._native import DeviceArray
+from resfed_codec.dtypes import LOSSY_CODES, PATTERNS, pattern_dtype, pattern_shape
 from resfed_codec.errors import raise_from_native
+from resfed_codec.torch_tensors import from_patterns, is_torch, plain_torch
 
 
 class SupportsDLPack(Protocol):
@@ -46,16 +48,6 @@ class Origin(NamedTuple):
     library: str
     device: int
     dtype: Any
-
-
-def torch_module() -> Any:
-    """The torch module if the caller uses it, else None; never imports it."""
-    return sys.modules.get("torch")
-
-
-def is_torch(value: object) -> bool:
-    torch = torch_module()
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def origin_of(value: Any) -> Origin | None:
@@ -113,8 +105,9 @@ def array_of(value: Any, origin: Origin, dtype: str, where: str) -> DeviceArray:
     if isinstance(value, DeviceArray):
         return value
     if origin.library == TORCH:
-        pointer = value.data_ptr()
-        return DeviceArray.from_pointer(pointer, value.shape, dtype, origin.device, value)
+        shape = pattern_shape(tuple(value.shape), dtype)
+        held = pattern_dtype(dtype) if _is_pattern(dtype) else dtype
+        return DeviceArray.from_pointer(value.data_ptr(), shape, held, origin.device, value)
     try:
         # The protocol calls the legacy default stream 1, and has the library order its work.
         array = DeviceArray.from_dlpack(value.__dlpack__(stream=current_stream(origin.device) or 1))
@@ -128,9 +121,10 @@ def array_of(value: Any, origin: Origin, dtype: str, where: str) -> DeviceArray:
 def new_value(origin: Origin, shape: Sequence[int], dtype: str) -> Any:
     """A new array, not filled, of the library that the origin names; from its own allocator."""
     if origin.library == TORCH:
-        return importlib.import_module(TORCH).empty(
-            tuple(shape), dtype=origin.dtype, device=f"cuda:{origin.device}"
-        )
+        with plain_torch():
+            return importlib.import_module(TORCH).empty(
+                tuple(shape), dtype=origin.dtype, device=f"cuda:{origin.device}"
+            )
     if origin.library == CUPY:
         cupy = importlib.import_module(CUPY)
         with cupy.cuda.Device(origin.device):
@@ -139,12 +133,19 @@ def new_value(origin: Origin, shape: Sequence[int], dtype: str) -> Any:
 
 
 def value_of(array: DeviceArray, origin: Origin, dtype: str) -> Any:
-    """``array`` as one of the library that the origin names, without a copy."""
-    named = array if array.dtype == dtype else array.view(dtype)
+    """``array`` as one of the library that the origin names, without a copy. In plain_torch()."""
+    named = array if array.dtype == dtype or _is_pattern(dtype) else array.view(dtype)
     if origin.library == TORCH:
         tensor = importlib.import_module(TORCH).from_dlpack(named.__dlpack__())
+        if _is_pattern(dtype):
+            return from_patterns(tensor, dtype)
         return tensor if tensor.dtype == origin.dtype else tensor.view(origin.dtype)
     return importlib.import_module(CUPY).from_dlpack(named) if origin.library == CUPY else named
+
+
+def _is_pattern(dtype: str) -> bool:
+    """Whether arrays on a device hold bit patterns; bfloat16 is itself there."""
+    return dtype in PATTERNS and dtype not in LOSSY_CODES
 
 
 # ---- streams

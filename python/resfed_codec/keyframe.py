@@ -35,11 +35,12 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
     Args:
         state: The model: a mapping from names to arrays, or a sequence of arrays. NumPy arrays or
             torch tensors of any shape, or arrays on a CUDA device, which are copied to the host;
-            float16, bfloat16, float32, float64, integers, bool.
+            of every dtype that :func:`encode` takes.
         mantissa_bits: None to keep every bit, NaN payloads and the signs of zeros too. Else, 0 to
-            52, floats are rounded to so many explicit mantissa bits, nearest, ties to even;
-            dtypes that have no more are not changed. Finite numbers stay finite: the largest ones
-            saturate. Infinities, NaN, integers and bool stay as they are.
+            52, float16, bfloat16, float32 and float64 are rounded to so many explicit mantissa
+            bits, nearest, ties to even; dtypes that have no more are not changed. Finite numbers
+            stay finite: the largest ones saturate. Infinities, NaN, and other dtypes stay as they
+            are.
 
     Returns:
         The payload.

@@ -21,7 +21,23 @@ from numpy.typing import NDArray
 from resfed_codec import device
 from resfed_codec._native import DeviceArray
 from resfed_codec.config import RUNNING_STATISTICS, CodecConfig
-from resfed_codec.device import Memory, Origin, is_torch, name_of, torch_module
+from resfed_codec.device import Memory, Origin, name_of
+from resfed_codec.dtypes import (
+    LOSSY_CODES,
+    PATTERNS,
+    SUPPORTED,
+    as_patterns,
+    from_patterns,
+    pattern_dtype,
+    pattern_shape,
+)
+from resfed_codec.torch_tensors import (
+    check_readable,
+    is_torch,
+    memory_of,
+    plain_torch,
+    tensor_over,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +47,6 @@ State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
 
 MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
 """Roles, as in csrc/api.hpp."""
-
-_LOSSY_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
-_LOSSLESS_DTYPES = frozenset(
-    ["bool"] + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-)
 
 
 class TensorSpec(NamedTuple):
@@ -47,11 +58,13 @@ class TensorSpec(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        return self.dtype in _LOSSY_CODES
+        """Whether residuals of it are quantized; what is not travels losslessly."""
+        return self.dtype in LOSSY_CODES
 
     @property
     def n_elems(self) -> int:
-        return math.prod(self.shape)
+        """Elements as they are coded: a complex number is two."""
+        return math.prod(pattern_shape(self.shape, self.dtype))
 
     @property
     def row_length(self) -> int:
@@ -61,7 +74,7 @@ class TensorSpec(NamedTuple):
     @property
     def dtype_code(self) -> int:
         """The native dtype; of no meaning for lossless tensors."""
-        return _LOSSY_CODES.get(self.dtype, 0)
+        return LOSSY_CODES.get(self.dtype, 0)
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
@@ -86,8 +99,8 @@ def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
 class View(NamedTuple):
     """One tensor of a state: what it is, its memory in C order, and where that came from.
 
-    ``array`` shares memory with the tensor unless ``copied``. On the host it is a NumPy array, and
-    bfloat16 is seen as uint16; ``origin`` is None there.
+    ``array`` shares memory with the tensor unless ``copied``. On the host it is a NumPy array, held
+    as dtypes.py says; ``origin`` is None there.
     """
 
     spec: TensorSpec
@@ -126,6 +139,10 @@ def view_of(name: str, value: Array, argument: str) -> View:
     """
     if not isinstance(value, (np.ndarray, np.generic)):
         return _view_of_other(name, value, f"{argument}: tensor {name!r}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{argument}: tensor {name!r}: a masked array would lose its mask; call filled() first"
+        )
     array = np.asarray(value)
     dtype, problem = _dtype_name(array.dtype)
     if problem:
@@ -133,9 +150,8 @@ def view_of(name: str, value: Array, argument: str) -> View:
     flags = array.flags
     copied = isinstance(value, np.generic) or not flags.c_contiguous
     memory = array if flags.c_contiguous else array.copy(order="C")
-    if dtype == "bfloat16":
-        memory = memory.view(np.uint16)
-    return View(TensorSpec(name, array.shape, dtype), memory, copied, None, flags.writeable)
+    held = as_patterns(memory, dtype)
+    return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
 
 
 def _view_of_other(name: str, value: Any, where: str) -> View:
@@ -154,43 +170,48 @@ def _view_of_other(name: str, value: Any, where: str) -> View:
 def _dtype_name(dtype: np.dtype[Any]) -> tuple[str, str]:
     """Name of a NumPy dtype, and what is wrong with it ("" if nothing); cached, for it is slow."""
     if not dtype.isnative:
-        return dtype.name, f"{dtype.str} is not in this machine's byte order"
-    if dtype.name in _LOSSY_CODES or dtype.name in _LOSSLESS_DTYPES:
+        return dtype.name, (
+            f"{dtype.str} is not in this machine's byte order; convert with"
+            " astype(dtype.newbyteorder('='))"
+        )
+    if dtype.name in SUPPORTED:
         return dtype.name, ""
-    return dtype.name, f"{dtype.name} is not supported"
+    return dtype.name, f"{dtype.name} is not supported; {_advice(dtype)}"
+
+
+def _advice(dtype: np.dtype[Any]) -> str:
+    if dtype.type in (np.longdouble, np.clongdouble):
+        kind = "complex128" if dtype.kind == "c" else "float64"
+        return f"its size differs between machines; convert with astype({kind!r})"
+    if dtype.fields is not None:
+        return "pass each field as a tensor of its own"
+    return "convert to numbers first, or leave the tensor out"
 
 
 def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
     array = device.array_of(value, origin, "", where)
-    if array.dtype not in _LOSSY_CODES and array.dtype not in _LOSSLESS_DTYPES:
+    if array.dtype not in SUPPORTED or array.dtype in PATTERNS.keys() - LOSSY_CODES.keys():
         raise TypeError(f"{where}: dtype {array.dtype} is not supported")
     spec = TensorSpec(name, tuple(array.shape), array.dtype)
     return View(spec, array, False, origin, device.is_writable(value, origin))
 
 
 def _view_of_torch(name: str, value: Any, where: str) -> View:
-    torch = torch_module()
+    check_readable(value, where)
     dtype = str(value.dtype).removeprefix("torch.")
-    if dtype not in _LOSSY_CODES and dtype not in _LOSSLESS_DTYPES:
+    if dtype not in SUPPORTED:
         raise TypeError(f"{where}: dtype {value.dtype} is not supported")
-    if value.layout != torch.strided:
-        raise TypeError(f"{where}: layout {value.layout} is not supported; call to_dense() first")
-    if value.device.type not in ("cpu", "cuda"):
-        raise TypeError(
-            f"{where}: lies on device {value.device}, which this version cannot read; call .cpu()"
-            " first"
-        )
     spec = TensorSpec(name, tuple(value.shape), dtype)
     origin = device.origin_of(value)
-    if origin is not None and value.is_contiguous() and not value.is_neg():
+    lazy = value.is_neg() or value.is_conj()
+    if origin is not None and value.is_contiguous() and not lazy:
         return View(spec, device.array_of(value, origin, dtype, where), False, origin, True)
-    contiguous = value.detach().resolve_conj().resolve_neg().contiguous()
+    contiguous = value.resolve_conj().resolve_neg() if lazy else value
+    contiguous = contiguous.contiguous()
     copied = contiguous.data_ptr() != value.data_ptr()
     if origin is not None:
         return View(spec, device.array_of(contiguous, origin, dtype, where), copied, origin, True)
-    if dtype == "bfloat16":
-        contiguous = contiguous.view(torch.uint16)
-    return View(spec, contiguous.numpy(), copied, None, True)
+    return View(spec, memory_of(contiguous, dtype), copied, None, True)
 
 
 def views_of(state: State, argument: str) -> list[View]:
@@ -199,7 +220,9 @@ def views_of(state: State, argument: str) -> list[View]:
     Raises:
         TypeError, ValueError: As :func:`items_of` and :func:`view_of`; tensors on two devices.
     """
-    views = [view_of(name, value, argument) for name, value in items_of(state, argument)]
+    items = items_of(state, argument)
+    with plain_torch():
+        views = [view_of(name, value, argument) for name, value in items]
     for view in views:
         if _device(view) != _device(views[0]):
             raise ValueError(
@@ -254,8 +277,8 @@ def check_same_layout(
 class Layout:
     """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
 
-    Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays
-    (bfloat16 as uint16), or all on one CUDA device. :meth:`model_of` turns a caller's state into
+    Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays, held
+    as dtypes.py says, or all on one CUDA device. :meth:`model_of` turns a caller's state into
     that, :meth:`state_of` turns it back.
     """
 
@@ -293,12 +316,12 @@ class Layout:
     def empty(self) -> list[Memory]:
         """A new model, not filled."""
         return [
-            np.empty(spec.shape, np.uint16 if spec.dtype == "bfloat16" else dtype)
+            np.empty(pattern_shape(spec.shape, spec.dtype), pattern_dtype(spec.dtype))
             if origin is None
             else device.array_of(
                 device.new_value(origin, spec.shape, spec.dtype), origin, spec.dtype, "result"
             )
-            for spec, dtype, origin in zip(self.specs, self._dtypes, self.origins, strict=True)
+            for spec, origin in zip(self.specs, self.origins, strict=True)
         ]
 
     def copy_of(self, model: Sequence[Memory]) -> list[Memory]:
@@ -311,9 +334,11 @@ class Layout:
     def state_of(self, model: Sequence[Memory], *, read_only: bool = False) -> Any:
         """``model`` as the caller's kind of state, without copying."""
         device.publish(self.origins)
-        values = {
-            spec.name: self._array_of(i, model[i], read_only) for i, spec in enumerate(self.specs)
-        }
+        with plain_torch():
+            values = {
+                spec.name: self._array_of(i, model[i], read_only)
+                for i, spec in enumerate(self.specs)
+            }
         if self.names is None:
             return [values[spec.name] for spec in self.specs]
         return {name: values[name] for name in self.names}
@@ -325,10 +350,8 @@ class Layout:
             return device.value_of(array, origin, dtype)
         assert isinstance(array, np.ndarray)
         if self._torch[i]:
-            torch = torch_module()
-            tensor = torch.from_numpy(array)
-            return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-        view = array.view(self._dtypes[i])
+            return tensor_over(array, dtype)
+        view = from_patterns(array, self._dtypes[i], self.specs[i].shape)
         if read_only:
             view.flags.writeable = False
         return view

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.device import on_host
+from resfed_codec.dtypes import pattern_shape
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.keyframe import check_mantissa_bits
 from resfed_codec.layout import State, views_of
@@ -145,8 +146,8 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
 
 
 def decode_keyframe(payload: bytes, like: State) -> State:
-    """The same model as :func:`resfed_codec.decode_keyframe`, as NumPy arrays (bfloat16 as
-    uint16)."""
+    """The same model as :func:`resfed_codec.decode_keyframe`, as NumPy arrays; what
+    section 1 holds as bit patterns, as those."""
     data = as_bytes(payload)
     if len(data) < 16 or data[:3] != b"RFK":
         raise PayloadError("payload: not a keyframe, or truncated")
@@ -180,7 +181,8 @@ def decode_keyframe(payload: bytes, like: State) -> State:
         bits = np.concatenate(chunks[t.name])
         if t.dtype in MANTISSA_BITS:
             bits = sign_first(bits, 8 * size, MANTISSA_BITS[t.dtype])
-        arrays[t.name] = bits.astype(f"u{size}").view(t.reference.dtype).reshape(t.shape)
+        arrays[t.name] = bits.astype(f"u{size}").view(t.reference.dtype)
+        arrays[t.name] = arrays[t.name].reshape(pattern_shape(t.shape, t.dtype))
     if isinstance(like, Mapping):
         return {name: arrays[name] for name in like}
     return list(arrays.values())

@@ -15,6 +15,7 @@ from resfed_codec.layout import Special, State, check_same_layout, views_of
 from resfed_codec.reference_slices import Symbols
 
 F32 = np.float32
+LOSSY = ("float32", "float16", "bfloat16", "float64")
 LARGEST = {2: 0x7BFF, 4: 0x7F7FFFFF, 8: 0x7FEFFFFFFFFFFFFF}
 MASK64 = 2**64 - 1
 
@@ -24,7 +25,7 @@ MASK64 = 2**64 - 1
 
 @dataclass
 class Tensor:
-    """One tensor, flattened; bfloat16 as its bit patterns."""
+    """One tensor, flattened; what section 1 codes as bit patterns is held as those."""
 
     name: str
     dtype: str
@@ -64,7 +65,7 @@ def groups_of(
     dense: list[Tensor] = []
     lossless: list[Tensor] = []
     for i, t in enumerate(tensors):
-        if "float" not in t.dtype or i in special.exclusions:
+        if t.dtype not in LOSSY or i in special.exclusions:
             lossless.append(t)
         elif i in special.dense:
             dense.append(t)

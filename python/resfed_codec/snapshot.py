@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from resfed_codec._native import DeviceArray
-from resfed_codec.device import is_torch, on_host, placed, torch_module
+from resfed_codec.device import on_host, placed
 from resfed_codec.history import Version
+from resfed_codec.torch_tensors import is_torch, plain_torch, tensor_over
 
 STRUCTURE = "structure"
 
@@ -98,8 +99,8 @@ def write_snapshot(kind: str, fields: Mapping[str, Any], *, as_torch: bool) -> d
     arrays = {STRUCTURE: np.frombuffer(head, np.uint8).copy(), **writer.arrays}
     if not as_torch:
         return arrays
-    torch = torch_module()
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with plain_torch():
+        return {name: tensor_over(array, array.dtype.name) for name, array in arrays.items()}
 
 
 def read_snapshot(kind: str, state_dict: Mapping[str, Any], device: int | None) -> dict[str, Any]:
@@ -111,7 +112,8 @@ def read_snapshot(kind: str, state_dict: Mapping[str, Any], device: int | None) 
     if not isinstance(state_dict, Mapping) or STRUCTURE not in state_dict:
         raise ValueError(f"state_dict: must be what {kind}.state_dict() returned")
     try:
-        arrays = {str(name): _array(value) for name, value in state_dict.items()}
+        with plain_torch():
+            arrays = {str(name): _array(value) for name, value in state_dict.items()}
     except (TypeError, ValueError) as error:
         raise ValueError(f"state_dict: incomplete or damaged: {error}") from error
     head = arrays.pop(STRUCTURE).tobytes()

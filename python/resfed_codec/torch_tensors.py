@@ -1,0 +1,151 @@
+"""torch tensors of the host: which can be read, and how the codec reads and makes them.
+
+Nothing here depends on settings of the caller's thread: see :func:`plain_torch`.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+from numpy.typing import NDArray
+
+from resfed_codec.dtypes import PATTERNS
+
+_GUARDS = ("DisableTorchFunction", "_DisableTorchDispatch", "_DisableFuncTorch")
+"""In ``torch._C``: they switch off modes and overrides of torch functions, modes of dispatch (as
+FakeTensorMode) and the transforms of ``torch.func``, for the current thread."""
+
+
+_PARTS = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
+"""Dtype of the real and the imaginary part."""
+
+
+def torch_module() -> Any:
+    """The torch module if the caller uses it, else None; never imports it."""
+    return sys.modules.get("torch")
+
+
+def is_torch(value: object) -> bool:
+    torch = torch_module()
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def plain_torch() -> AbstractContextManager[Any]:
+    """A context in which torch makes and reads plain tensors, whatever the caller has switched on.
+
+    The default device, inference mode, modes such as FakeTensorMode and transforms of
+    ``torch.func`` do not count in it.
+    """
+    torch = torch_module()
+    if torch is None:
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    for name in _GUARDS:
+        guard = getattr(torch._C, name, None)
+        if guard is not None:
+            stack.enter_context(guard())
+    return stack
+
+
+def tensor_over(held: NDArray[Any], dtype: str) -> Any:
+    """A tensor of this dtype over memory held as dtypes.py says. In plain_torch()."""
+    return from_patterns(torch_module().from_numpy(held), dtype)
+
+
+def from_patterns(held: Any, dtype: str) -> Any:
+    """The tensor of this dtype that is held so; shares its memory. In plain_torch()."""
+    if dtype not in PATTERNS:
+        return held
+    torch = torch_module()
+    if dtype in _PARTS:
+        if held.numel() == 0:  # its strides may be any, which view_as_complex does not take
+            return held.new_empty(held.shape[:-1], dtype=getattr(torch, dtype))
+        return torch.view_as_complex(held.view(getattr(torch, _PARTS[dtype])))
+    return held.view(getattr(torch, dtype))
+
+
+def memory_of(tensor: Any, dtype: str) -> NDArray[Any]:
+    """A contiguous tensor's memory, held as dtypes.py says. In plain_torch()."""
+    torch, tensor = torch_module(), tensor.detach()
+    if dtype in PATTERNS:
+        if dtype in _PARTS:
+            tensor = torch.view_as_real(tensor)
+        tensor = tensor.view(getattr(torch, PATTERNS[dtype][0]))
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
+def check_readable(value: Any, where: str) -> None:
+    """Raise TypeError, saying what to do, unless the tensor is values in memory. In plain_torch().
+
+    Plain subclasses of torch.Tensor pass; wrappers that only look like a tensor do not.
+    """
+    problem = _problem_of(value)
+    if problem:
+        raise TypeError(f"{where}: {problem}")
+
+
+def _problem_of(value: Any) -> str:
+    torch = torch_module()
+    kind = type(value)
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
+        if torch.nn.parameter.is_lazy(value):
+            return "is not initialized yet; run the module once first, so that it has a shape"
+        advice = _WRAPPERS.get(kind.__name__)
+        if advice:
+            return advice
+        if hasattr(kind, "__tensor_flatten__"):
+            return (
+                f"a {kind.__name__} has no memory of its own; pass the plain tensors that it is"
+                " made of"
+            )
+    if value.is_nested:
+        return _WRAPPERS["NestedTensor"]
+    if value.layout != torch.strided:
+        return f"layout {value.layout} is not supported; call to_dense() first"
+    if value.is_quantized:
+        return f"dtype {value.dtype} is not supported; call dequantize() or int_repr() first"
+    if value.device.type == "meta":
+        return "lies on device meta, where tensors have no values; call to_empty() and load them"
+    if value.device.type not in ("cpu", "cuda"):
+        return f"lies on device {value.device}, which this version cannot read; call .cpu() first"
+    return _problem_of_memory(value)
+
+
+def _problem_of_memory(value: Any) -> str:
+    n_elems = value.numel()
+    if n_elems == 0:
+        return ""
+    try:
+        pointer = value.data_ptr()
+        n_bytes = value.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):
+        return (
+            f"a {type(value).__name__} of a torch transform or trace has no memory; call the codec"
+            " outside of it"
+        )
+    extent = n_elems
+    if not value.is_contiguous():
+        pairs = zip(value.shape, value.stride(), strict=True)
+        extent = 1 + sum((length - 1) * stride for length, stride in pairs)
+    if n_bytes < (value.storage_offset() + extent) * value.element_size():
+        return (
+            "its storage has been freed or shrunk, as sharded parameters' is; gather the full"
+            " tensor first (with FSDP: summon_full_params or a full state_dict)"
+        )
+    if not pointer:
+        return f"a {type(value).__name__} without memory; call clone() or pass a plain tensor"
+    return ""
+
+
+_WRAPPERS = {
+    "DTensor": "is a DTensor, a part of which lies here; call full_tensor() first, on all ranks",
+    "FakeTensor": "is a FakeTensor, which has no values; pass the real tensor",
+    "NestedTensor": "is nested; pass its parts (unbind()) or call to_padded_tensor() first",
+    "MaskedTensor": "is a MaskedTensor, and its mask would be lost; call to_tensor() first",
+    "FunctionalTensor": "is a FunctionalTensor of a trace; call the codec outside of it",
+}
+"""Types of torch whose tensors are no memory, by name, so that none of them is imported."""
