@@ -76,7 +76,8 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
             const std::function<void()>& before_writing = nullptr);
 
 // Adds the dequantized values of a payload of one's own to the tensors' feedback: what it would
-// have contributed. Its layout is not checked.
+// have contributed. Matrices and vectors have feedback. Throws Failure before the first write, also
+// where the payload's counts are not those of the tensors; its digest is not checked.
 void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors);
 
 // For a fit of coefficients: of each lossy tensor, with f[0] its residuals and f[1 + j] =

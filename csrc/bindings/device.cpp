@@ -66,22 +66,34 @@ DeviceArray empty_array(std::vector<int64_t> shape, const std::string& dtype, in
   return array;
 }
 
+// Throws ValueError unless all bytes of the one may be copied to the other.
+void check_copy(const DeviceArray& on_device, const py::array& on_host) {
+  if (static_cast<uint64_t>(on_host.nbytes()) != on_device.n_bytes()) {
+    throw py::value_error("sizes differ");
+  }
+  if (!on_device.contiguous || (on_host.flags() & py::array::c_style) == 0) {
+    throw py::value_error("not C-contiguous");
+  }
+}
+
 void to_host(const DeviceArray& from, py::array to, uintptr_t stream) {
   void* const data = to.mutable_data();
-  if (static_cast<uint64_t>(to.nbytes()) != from.n_bytes()) throw py::value_error("sizes differ");
+  check_copy(from, to);
   const Unlocked unlocked;
   cuda::copy_to_host(data, from.data, from.n_bytes(), from.device, stream_of(stream));
 }
 
 void to_device(const py::array& from, const DeviceArray& to, uintptr_t stream) {
   const void* const data = from.data();
-  if (static_cast<uint64_t>(from.nbytes()) != to.n_bytes()) throw py::value_error("sizes differ");
+  check_copy(to, from);
   const Unlocked unlocked;
   cuda::copy_to_device(to.data, data, to.n_bytes(), to.device, stream_of(stream));
 }
 
 void on_device(const DeviceArray& from, const DeviceArray& to, uintptr_t stream) {
   if (from.n_bytes() != to.n_bytes()) throw py::value_error("sizes differ");
+  if (from.device != to.device) throw py::value_error("devices differ");
+  if (!from.contiguous || !to.contiguous) throw py::value_error("not C-contiguous");
   cuda::copy_on_device(to.data, from.data, to.n_bytes(), to.device, stream_of(stream));
 }
 
@@ -93,7 +105,8 @@ void wait(int device, uintptr_t stream) {
 
 py::object encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
                             uintptr_t stream) {
-  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::vector<Tensor> tensors =
+      tensors_from(rows, {.current = true, .reference = true}, device);
   py::object payload;
   const Unlocked unlocked;
   hybrid::encode(tensors, options, device, stream_of(stream),
@@ -107,7 +120,7 @@ py::object encode_on_device(const py::sequence& rows, const EncodeOptions& optio
 
 void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
                       int device, uintptr_t stream) {
-  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, device);
   const std::string_view bytes = payload;
   const Unlocked unlocked;
   hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
@@ -144,7 +157,9 @@ void bind_device(py::module_& m) {
       .def(
           "flat",
           [](const DeviceArray& a, int64_t begin, int64_t n) {
-            if (begin < 0 || n < 0 || static_cast<uint64_t>(begin + n) > a.n_elems()) {
+            const uint64_t size = a.n_elems();
+            if (begin < 0 || n < 0 || static_cast<uint64_t>(n) > size ||
+                static_cast<uint64_t>(begin) > size - static_cast<uint64_t>(n)) {
               throw py::index_error("beyond the array");
             }
             DeviceArray part = a;

@@ -19,7 +19,7 @@ using namespace resfed;
 namespace {
 
 py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
-  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::vector<Tensor> tensors = tensors_from(rows, {.current = true, .reference = true});
   py::object payload;
   const Unlocked unlocked;
   encode(tensors, options, [&](const std::vector<uint8_t>& bytes) {
@@ -34,7 +34,7 @@ std::string_view view(const py::bytes& payload) { return payload; }
 const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8_t*>(v.data()); }
 
 void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows) {
-  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true});
   const std::string_view bytes = view(payload);
   const Unlocked unlocked;
   decode(data_of(bytes), bytes.size(), digest, tensors, [] {
@@ -45,7 +45,7 @@ void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequenc
 
 py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
                               unsigned mantissa_bits) {
-  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::vector<Tensor> tensors = tensors_from(rows, {.current = true});
   std::vector<uint8_t> payload;
   {
     const Unlocked unlocked;
@@ -56,7 +56,7 @@ py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
 
 void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
                           const py::sequence& rows) {
-  const std::vector<Tensor> tensors = tensors_from(rows);
+  const std::vector<Tensor> tensors = tensors_from(rows, {.out = true});
   const std::string_view bytes = view(payload);
   const Unlocked unlocked;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
@@ -67,13 +67,6 @@ std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const py::
   const std::string_view bytes = view(payload);
   const Unlocked unlocked;
   return aggregator.prepare(data_of(bytes), bytes.size(), digest, weight);
-}
-
-template <class Pointer>
-std::vector<Pointer> pointers(const std::vector<uintptr_t>& addresses) {
-  std::vector<Pointer> result;
-  for (uintptr_t address : addresses) result.push_back(reinterpret_cast<Pointer>(address));
-  return result;
 }
 
 py::dict quantizer_dict(const Quantizer& q) {
@@ -170,9 +163,11 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Contribution>(m, "Contribution");
   py::class_<Aggregator>(m, "Aggregator")
       .def(py::init([](const py::sequence& rows, std::vector<bool> is_signed) {
-             return std::make_unique<Aggregator>(tensors_from(rows), std::move(is_signed));
+             if (is_signed.size() != rows.size()) throw py::value_error("is_signed: one per row");
+             return std::make_unique<Aggregator>(tensors_from(rows, {.reference = true}),
+                                                 std::move(is_signed));
            }),
-           py::arg("tensors"), py::arg("is_signed"))
+           py::arg("tensors"), py::arg("is_signed"), py::keep_alive<1, 2>())
       .def("prepare", &prepare_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
       .def(
           "add",
@@ -183,18 +178,20 @@ PYBIND11_MODULE(_native, m) {
           py::arg("contribution"))
       .def(
           "add_state",
-          [](Aggregator& a, const std::vector<uintptr_t>& addresses, double weight) {
+          [](Aggregator& a, const py::sequence& arrays, double weight) {
+            const std::vector<void*> state = arrays_like(a.tensors(), arrays, false);
             const Unlocked unlocked;
-            a.add_state(pointers<const void*>(addresses), weight);
+            a.add_state({state.begin(), state.end()}, weight);
           },
-          py::arg("addresses"), py::arg("weight"))
+          py::arg("arrays"), py::arg("weight"))
       .def(
           "result",
-          [](const Aggregator& a, const std::vector<uintptr_t>& addresses, double total_weight) {
+          [](const Aggregator& a, const py::sequence& arrays, double total_weight) {
+            const std::vector<void*> out = arrays_like(a.tensors(), arrays, true);
             const Unlocked unlocked;
-            a.result(pointers<void*>(addresses), total_weight);
+            a.result(out, total_weight);
           },
-          py::arg("addresses"), py::arg("total_weight"))
+          py::arg("arrays"), py::arg("total_weight"))
       .def("reset", &Aggregator::reset);
 
   m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
@@ -202,13 +199,15 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "add_values",
       [](const py::bytes& payload, const py::sequence& rows) {
-        add_values(data_of(view(payload)), view(payload).size(), tensors_from(rows));
+        const std::vector<Tensor> tensors = tensors_from(rows, {.feedback = true});
+        add_values(data_of(view(payload)), view(payload).size(), tensors);
       },
       py::arg("payload"), py::arg("tensors"));
   m.def(
       "moments",
       [](const py::sequence& rows) {
-        const std::vector<Tensor> tensors = tensors_from(rows);
+        const std::vector<Tensor> tensors =
+            tensors_from(rows, {.current = true, .reference = true});
         const Unlocked unlocked;
         return moments(tensors);
       },

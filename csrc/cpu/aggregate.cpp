@@ -1,6 +1,7 @@
 #include "cpu/aggregate.hpp"
 
 #include <cmath>
+#include <stdexcept>
 #include <type_traits>
 
 #include "cpu/float_mode.hpp"
@@ -93,11 +94,13 @@ std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
     look_at(ordinal, element, after, weight, c->bounds);
   });
+  c->owner = this;
   return c;
 }
 
 void Aggregator::add(Contribution* contribution) {
   const DefaultFloatMode mode;
+  if (contribution->owner != this) throw std::invalid_argument("contribution: of another sum");
   const Update& u = contribution->update;
   touch(u.groups.matrix, u.sent_matrix);
   touch(u.groups.vector, u.sent_vector);
@@ -118,6 +121,7 @@ void Aggregator::add(Contribution* contribution) {
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
     add_element(ordinal, element, after, contribution->weight);
   });
+  contribution->owner = nullptr;
   *used = std::move(*contribution);
   const std::lock_guard lock(spare_mutex_);
   spare_.push_back(std::move(used));

@@ -33,8 +33,11 @@ struct Bounds {
   }
 };
 
+class Aggregator;
+
 // What one payload adds, with weight.
 struct Contribution {
+  const Aggregator* owner = nullptr;  // that it may be added to; none once it was added
   double weight = 0.0;
   Update update;
   std::vector<double> values;  // of the update's symbols
@@ -62,6 +65,8 @@ class Aggregator {
   // weights, rounded once.
   void result(const std::vector<void*>& out, double total_weight) const;
   void reset();
+
+  const std::vector<Tensor>& tensors() const { return tensors_; }
 
  private:
   uint32_t weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer, double weight,

@@ -37,6 +37,22 @@ void assign_roles(std::vector<Tensor>& tensors, const Frame& frame) {
   }
 }
 
+// Throws kBadField unless a frame's counts are those of the groups: all that the symbols say is
+// relative to them.
+void check_counts(const Frame& frame, const Groups& groups) {
+  if (frame.n_matrix != groups.matrix.n_elems || frame.n_vector != groups.vector.n_elems ||
+      frame.n_dense != groups.dense.n_elems || frame.n_lossless != groups.lossless.n_elems ||
+      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.pieces.size()) ||
+      (frame.k_dense > 0 && frame.dense_exponents.size() != groups.dense.pieces.size())) {
+    throw Failure{Code::kBadField, kFixedHeaderBytes, frame.n_matrix};
+  }
+}
+
+bool lies_in(SentSymbols sent, const Group& group) {
+  return sent.empty() ||
+         (sent.front().index() >= group.base && sent.back().index() - group.base < group.n_elems);
+}
+
 }  // namespace
 
 Frame open_payload(const uint8_t* payload, size_t n_bytes) {
@@ -62,12 +78,7 @@ void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   assign_roles(u.tensors, frame);
   u.groups = make_groups(u.tensors);
   Groups& groups = u.groups;
-  if (frame.n_matrix != groups.matrix.n_elems || frame.n_vector != groups.vector.n_elems ||
-      frame.n_dense != groups.dense.n_elems || frame.n_lossless != groups.lossless.n_elems ||
-      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.pieces.size()) ||
-      (frame.k_dense > 0 && frame.dense_exponents.size() != groups.dense.pieces.size())) {
-    throw Failure{Code::kBadField, kFixedHeaderBytes, frame.n_matrix};
-  }
+  check_counts(frame, groups);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   if (frame.k_dense > 0) apply_exponents(groups.dense, frame.dense_exponents);
 }
@@ -75,12 +86,8 @@ void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
 void finish_update(const uint8_t* payload, Update* update) {
   Update& u = *update;
   const Frame& frame = u.frame;
-  const auto lie_in = [](SentSymbols sent, const Group& group) {
-    return sent.empty() ||
-           (sent.front().index() >= group.base && sent.back().index() - group.base < group.n_elems);
-  };
-  if (!lie_in(u.sent_matrix, u.groups.matrix) || !lie_in(u.sent_vector, u.groups.vector) ||
-      !lie_in(u.sent_dense, u.groups.dense)) {
+  if (!lies_in(u.sent_matrix, u.groups.matrix) || !lies_in(u.sent_vector, u.groups.vector) ||
+      !lies_in(u.sent_dense, u.groups.dense)) {
     throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   }
   const uint64_t n_lossy = frame.lossy_partition().n_slices;
@@ -135,10 +142,16 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
   const DefaultFloatMode mode;
   const Frame frame = open_payload(payload, n_bytes);
   Groups groups = make_groups(tensors);
+  check_counts(frame, groups);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   Scratch<SentSymbol> symbols;
   decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
                  frame.n_lossy(), &symbols);
+  const SentSymbols matrix = SentSymbols(symbols).first(frame.k_matrix);
+  const SentSymbols vector = SentSymbols(symbols).subspan(frame.k_matrix, frame.k_vector);
+  if (!lies_in(matrix, groups.matrix) || !lies_in(vector, groups.vector)) {
+    throw Failure{Code::kBadSlice, 0, frame.k_matrix};
+  }
   const auto add = [](const Group& group, const Quantizer& quantizer, SentSymbols sent) {
     for (size_t task = 0; task < n_tasks(sent); ++task) {
       for_each_run(group, sent, task, [&](const Run& run) {
@@ -150,8 +163,8 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
       });
     }
   };
-  add(groups.matrix, frame.matrix, SentSymbols(symbols).first(frame.k_matrix));
-  add(groups.vector, frame.vector, SentSymbols(symbols).subspan(frame.k_matrix, frame.k_vector));
+  add(groups.matrix, frame.matrix, matrix);
+  add(groups.vector, frame.vector, vector);
 }
 
 }  // namespace resfed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resfed_codec import _native
-from resfed_codec.codec import Payload, address_of, check_stands_alone
+from resfed_codec.codec import Payload, check_stands_alone
 from resfed_codec.device import copy, empty_on_host, on_host, staging
 from resfed_codec.dtypes import PATTERNS
 from resfed_codec.errors import raise_from_native
@@ -122,7 +122,7 @@ class Aggregator:
         arrays = [on_host(memory) for memory in self._core.layout.model_of(state, "state")]
         with self._lock:
             try:
-                self._core.native.add_state([address_of(array) for array in arrays], value)
+                self._core.native.add_state(arrays, value)
             except _native.NativeError as error:
                 raise_from_native(error, [spec.name for spec in self._specs])
             self._count_in(value)
@@ -144,7 +144,7 @@ class Aggregator:
             core = self._core
             model = core.layout.empty()
             arrays = [staging(memory) for memory in model]
-            core.native.result([address_of(array) for array in arrays], self.total_weight)
+            core.native.result(arrays, self.total_weight)
         for array, memory in zip(arrays, model, strict=True):
             copy(array, memory)
         return core.layout.state_of(model)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resfed_codec import _native, device
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
@@ -240,11 +239,6 @@ def rows_of(
     ]
 
 
-def address_of(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]  # half the time of array.ctypes.data
-    return address
-
-
 def empty_like(state: State) -> State:
     """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
     with plain_torch():
@@ -275,7 +269,7 @@ def check_writable(views: Sequence[View], specs: Sequence[TensorSpec], on: int |
     check_same_device(views, on, "out")
     for view in views:
         if view.copied:
-            raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous")
+            raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous and aligned")
         if not view.writable:
             raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
 

@@ -170,7 +170,7 @@ class Coder:
                     [(models[0], 1.0), (models[1], 0.0), (models[2], 0.0)],
                     None,
                     None if residual_so_far is None else on_host(residual_so_far),
-                    plain=False,
+                    plain=self.roles[i] == LOSSLESS,
                 )
             )
         one = 1 << ADAPTIVE_LOG2

@@ -284,8 +284,8 @@ def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
     rows: list[_native.TensorRow] = []
     arrays = [None if memory is None else on_host(memory) for memory in feedback]
     for spec, role, array in zip(layout.specs, roles, arrays, strict=True):
-        n_bytes = 1 if array is None else array.itemsize
-        rows.append((None, None, None, spec.n_elems, n_bytes, spec.dtype_code, role, array, ()))
+        shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)
+        rows.append((None, None, None, *shape, array, ()))
     _native.add_values(payload, rows)
     for target, array in zip(feedback, arrays, strict=True):
         if target is not None and array is not None:

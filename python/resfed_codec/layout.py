@@ -3,7 +3,8 @@
 A *layout* is the names, shapes and dtypes of a model's tensors. Both ends must have the same one;
 its digest is in every payload. Mappings are taken in the order of their sorted names, so that two
 ends that built their dictionaries in different orders still agree; sequences have the names "0",
-"1", ... in their own order.
+"1", ... in their own order, and a mapping with exactly these names is taken in that order too. So
+models of equal names always have one order, and what is paired by position is paired by name.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class TensorSpec(NamedTuple):
         return math.prod(pattern_shape(self.shape, self.dtype))
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of an element as it is coded."""
+        return np.dtype(pattern_dtype(self.dtype)).itemsize
+
+    @property
     def row_length(self) -> int:
         """Elements per first dimension; 0 if there are no rows."""
         return math.prod(self.shape[1:]) if len(self.shape) >= 2 else 0
@@ -120,13 +126,20 @@ def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
         for name in state:
             if not isinstance(name, str):
                 raise TypeError(f"{argument}: the name {name!r} must be a str")
-        return sorted(state.items())
+        items = dict(state.items())
+        return [(name, items[name]) for name in _coding_order(items)]
     if isinstance(state, Sequence) and not isinstance(state, (str, bytes, bytearray)):
         return [(str(i), value) for i, value in enumerate(state)]
     raise TypeError(
         f"{argument}: must be a mapping from names to arrays or a sequence of arrays,"
         f" not {type(state).__name__}"
     )
+
+
+def _coding_order(names: Mapping[str, Any]) -> list[str]:
+    """The names of a mapping: as a sequence counts them if they are a sequence's, else sorted."""
+    numbers = [str(i) for i in range(len(names))] if "0" in names else []
+    return numbers if numbers and all(n in names for n in numbers) else sorted(names)
 
 
 def view_of(name: str, value: Array, argument: str) -> View:
@@ -148,8 +161,9 @@ def view_of(name: str, value: Array, argument: str) -> View:
     if problem:
         raise TypeError(f"{argument}: tensor {name!r}: dtype {problem}")
     flags = array.flags
-    copied = isinstance(value, np.generic) or not flags.c_contiguous
-    memory = array if flags.c_contiguous else array.copy(order="C")
+    plain = flags.c_contiguous and flags.aligned
+    copied = isinstance(value, np.generic) or not plain
+    memory = array if plain else array.copy(order="C")
     held = as_patterns(memory, dtype)
     return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
 
@@ -272,6 +286,7 @@ def check_same_layout(
     for name, spec in ours.items():
         if spec != theirs[name]:
             raise ValueError(f"{argument} and reference differ: {spec} against {theirs[name]}")
+    raise ValueError(f"{argument} and reference have their tensors in different orders")
 
 
 class Layout:

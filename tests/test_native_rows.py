@@ -1,0 +1,201 @@
+"""The native module reads and writes inside the arrays it was given, whatever Python asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import resfed_codec as rfc
+from resfed_codec import _native
+
+MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
+FLOAT32, FLOAT16, FLOAT64 = 0, 1, 3
+
+
+def array(n: int = 8, dtype: Any = np.float32) -> np.ndarray:
+    return np.zeros(n, dtype)
+
+
+def row(**fields: Any) -> Any:
+    """A sound row of eight float32 elements, with some fields changed."""
+    names = ("current", "reference", "out", "n_elems", "elem_bytes", "dtype", "role")
+    values = dict(zip(names, (array(), array(), array(), 8, 4, FLOAT32, MATRIX), strict=True))
+    values |= {"feedback": None, "terms": (), **fields}
+    return tuple(values.values())
+
+
+def encode(*rows: Any) -> bytes:
+    options = _native.EncodeOptions()
+    options.k_matrix = 4
+    options.step = _native.StepRule()
+    return _native.encode(rows, options)
+
+
+PAYLOAD = rfc.encode([np.ones((2, 4), np.float32)], [np.zeros((2, 4), np.float32)], sparsity=0)
+DIGEST: int = _native.inspect(PAYLOAD)["digest"]
+KEYFRAME = rfc.encode_keyframe([np.ones((2, 4), np.float32)])
+KEYFRAME_DIGEST = int.from_bytes(KEYFRAME[4:12], "little")
+
+CALLS: dict[str, tuple[Callable[..., object], list[str]]] = {
+    "encode": (encode, ["current", "reference", "out", "feedback", "terms"]),
+    "decode": (lambda *r: _native.decode(PAYLOAD, DIGEST, r), ["reference", "out", "terms"]),
+    "moments": (lambda *r: _native.moments(r), ["current", "reference", "feedback", "terms"]),
+    "add_values": (lambda *r: _native.add_values(PAYLOAD, r), ["feedback"]),
+    "encode_keyframe": (lambda *r: _native.encode_keyframe(r, 0, 52), ["current"]),
+    "decode_keyframe": (
+        lambda *r: _native.decode_keyframe(KEYFRAME, KEYFRAME_DIGEST, r),
+        ["out"],
+    ),
+    "Aggregator": (lambda *r: _native.Aggregator(r, [False] * len(r)), ["reference"]),
+}
+OPTIONAL = {"out", "feedback", "terms"}
+
+BAD_ARRAYS: dict[str, Any] = {
+    "one short": array(7),
+    "one more": array(9),
+    "empty": array(0),
+    "of float64": array(8, np.float64),
+    "of float16": array(8, np.float16),
+    "strided": array(16)[::2],
+    "backwards": array(8)[::-1],
+    "misaligned": np.zeros(33, np.uint8)[1:].view(np.float32),
+    "of objects": np.array([None] * 8),
+    "a list": [0.0] * 8,
+    "an address": array().ctypes.data,
+}
+
+
+def in_field(field: str, value: Any, call: str) -> Any:
+    fields = {"feedback": array()} if call == "add_values" else {}
+    return row(**{**fields, field: ((array(), 0.5), (value, 0.5)) if field == "terms" else value})
+
+
+@pytest.mark.parametrize(("call", "field"), [(c, f) for c, (_, fs) in CALLS.items() for f in fs])
+class TestEachArray:
+    def test_a_sound_one_is_taken(self, call: str, field: str) -> None:
+        if not (call == "decode" and field == "terms"):  # then it is another reference
+            CALLS[call][0](in_field(field, array(), call))
+
+    @pytest.mark.parametrize("bad", BAD_ARRAYS)
+    def test_another_size_or_kind_is_refused(self, call: str, field: str, bad: str) -> None:
+        with pytest.raises((ValueError, TypeError), match=f"row 0: {field}"):
+            CALLS[call][0](in_field(field, BAD_ARRAYS[bad], call))
+
+    def test_a_later_row_is_named(self, call: str, field: str) -> None:
+        rows = [in_field(field, array(n), call) for n in (8, 8, 7)]
+        with pytest.raises(ValueError, match=f"row 2: {field}.* has 7 elements of 4 bytes, not 8"):
+            CALLS[call][0](*rows)
+
+    def test_what_is_needed_must_be_there(self, call: str, field: str) -> None:
+        if field in OPTIONAL and (call, field) not in {
+            ("decode_keyframe", "out"),
+            ("add_values", "feedback"),
+        }:
+            return
+        with pytest.raises(ValueError, match=f"row 0: {field} is missing"):
+            CALLS[call][0](in_field(field, None, call))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"elem_bytes": 8},
+        {"elem_bytes": 0},
+        {"elem_bytes": 3, "role": LOSSLESS},
+        {"elem_bytes": 16, "role": LOSSLESS},
+        {"dtype": FLOAT64},
+        {"dtype": FLOAT16, "role": VECTOR},
+        {"dtype": 4},
+        {"role": 4},
+        {"n_elems": 9},
+        {"n_elems": 2**63},
+    ],
+    ids=str,
+)
+def test_role_dtype_and_size_agree(call: str, fields: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="row 0: "):
+        CALLS[call][0](in_field("feedback", array(), call)[:3] + row(**fields)[3:7])
+
+
+@pytest.mark.parametrize("role", [LOSSLESS, DENSE])
+def test_feedback_is_for_matrices_and_vectors(role: int) -> None:
+    with pytest.raises(ValueError, match="row 0: feedback is for matrices and vectors alone"):
+        encode(row(role=role, feedback=array()))
+    with pytest.raises(ValueError, match="some matrices and vectors have feedback"):
+        encode(row(feedback=array()), row())
+
+
+def test_feedback_is_float32() -> None:
+    with pytest.raises(TypeError, match="row 0: feedback is not float32"):
+        encode(row(feedback=array(8, np.int32)))
+
+
+def test_lossless_tensors_have_no_terms() -> None:
+    with pytest.raises(ValueError, match="row 0: terms: a lossless tensor has none"):
+        encode(row(role=LOSSLESS, terms=((array(), 1.0),)))
+
+
+@pytest.mark.parametrize("field", ["out", "feedback"])
+def test_what_is_written_is_writable(field: str) -> None:
+    frozen = array()
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match=f"row 0: {field} is read-only"):
+        encode(row(**{field: frozen}))
+
+
+def test_add_values_takes_the_payload_of_its_tensors() -> None:
+    small = np.zeros(2, np.float32)
+    rows = [(None, None, None, 2, 4, FLOAT32, MATRIX, small, ())]
+    with pytest.raises(_native.NativeError):
+        _native.add_values(PAYLOAD, rows)
+    assert not small.any()
+
+
+class TestAggregator:
+    def aggregator(self) -> _native.Aggregator:
+        made = _native.Aggregator([row(), row(n_elems=8)], [False, False])
+        made.add_state([array(), array()], 1.0)
+        return made
+
+    @pytest.mark.parametrize("call", ["add_state", "result"])
+    @pytest.mark.parametrize("bad", BAD_ARRAYS)
+    def test_each_array_is_checked(self, call: str, bad: str) -> None:
+        with pytest.raises((ValueError, TypeError), match="row 1: array"):
+            getattr(self.aggregator(), call)([array(), BAD_ARRAYS[bad]], 1.0)
+
+    @pytest.mark.parametrize("call", ["add_state", "result"])
+    def test_one_array_for_each_tensor(self, call: str) -> None:
+        with pytest.raises(ValueError, match="1 arrays for 2 tensors"):
+            getattr(self.aggregator(), call)([array()], 1.0)
+        with pytest.raises(ValueError, match="row 1: array is missing"):
+            getattr(self.aggregator(), call)([array(), None], 1.0)
+
+    def test_one_sign_for_each_tensor(self) -> None:
+        with pytest.raises(ValueError, match="is_signed: one per row"):
+            _native.Aggregator([row()], [])
+
+    def test_a_contribution_is_added_once_and_where_it_belongs(self) -> None:
+        model = [np.zeros((2, 4), np.float32)]
+        ours, theirs = (_native.Aggregator([row(reference=model[0])], [False]) for _ in range(2))
+        contribution = ours.prepare(PAYLOAD, DIGEST, 1.0)
+        with pytest.raises(ValueError, match="contribution: of another sum"):
+            theirs.add(contribution)
+        ours.add(contribution)
+        with pytest.raises(ValueError, match="contribution: of another sum"):
+            ours.add(contribution)
+
+    def test_the_reference_lives_as_long(self) -> None:
+        reference = np.full(2**20, 3.0, np.float32)  # large enough to be unmapped when it is freed
+        aggregator = _native.Aggregator(
+            [(None, reference, None, reference.size, 4, FLOAT32, MATRIX)], [False]
+        )
+        aggregator.add_state([reference], 1.0)
+        size = reference.size
+        del reference
+        mean = np.empty(size, np.float32)
+        aggregator.result([mean], 1.0)
+        assert (mean == 3).all()
