@@ -310,9 +310,9 @@ def test_state_dicts_that_do_not_fit(pair: Pair) -> None:
         (pair.enc, dec, "saved by a Decoder, not by a Encoder"),
         (pair.dec, enc, "saved by a Encoder, not by a Decoder"),
         (pair.dec, rfc.ServerSession(pair.initial).state_dict(), "saved by a ServerSession"),
-        (pair.dec, rfc.Decoder(other).state_dict(), "another initial state or run"),
-        (pair.dec, rfc.Decoder(pair.initial, run="x").state_dict(), "another initial state or run"),
-        (pair.enc, feedback, "another setting of error_feedback"),
+        (pair.dec, rfc.Decoder(other).state_dict(), "another initial state: its values differ"),
+        (pair.dec, rfc.Decoder(pair.initial, run="x").state_dict(), "saved with run='x'"),
+        (pair.enc, feedback, "saved with error_feedback=True; this object has False"),
         (pair.dec, {}, r"must be what Decoder.state_dict\(\) returned"),
         (pair.dec, None, r"must be what Decoder.state_dict\(\) returned"),
         (

@@ -7,7 +7,7 @@ from typing import Any
 
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
-from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
 from resfed_codec.history import (
     OWN,
     Feedback,
@@ -19,6 +19,7 @@ from resfed_codec.history import (
     filled,
     model_of,
     new_feedback,
+    special_of,
 )
 from resfed_codec.keyframe import encode_keyframe
 from resfed_codec.layout import State
@@ -33,6 +34,18 @@ from resfed_codec.message import (
     write_message,
 )
 from resfed_codec.payload import as_bytes
+from resfed_codec.schema import (
+    BYTES,
+    HEAD,
+    NUMBER,
+    Tensors,
+    checked_fields,
+    integer,
+    optional,
+    require,
+    row,
+    several,
+)
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
 from resfed_codec.stream import open_keyframes
 from resfed_codec.turns import in_turn
@@ -81,6 +94,7 @@ class ClientSession(Session):
         client_id: ClientId | None = None,
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
+        self._named = client_id is not None
         self._tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
         self._down = first = self._first_downlink()
         self._held = {0: first}  # versions that the server may build on
@@ -371,6 +385,12 @@ class ClientSession(Session):
 
     # ---- state
 
+    def _depends(self) -> dict[str, Any]:
+        return {
+            **super()._depends(),
+            **self._up.depends(self._feedback is not None),
+        }
+
     def _fields(self) -> dict[str, Any]:
         return {
             "tag": self._tag,
@@ -382,19 +402,64 @@ class ClientSession(Session):
                 [s.version, s.message, s.payload, list(s.global_version), s.update]
                 for s in self._sent.values()
             ],
-            "keep": [self._keep_up, self._keep_down, self._broadcast],
             "feedback": self._feedback,
         }
 
-    def _load_fields(self, fields: dict[str, Any]) -> None:
-        if fields["keep"] != [self._keep_up, self._keep_down, self._broadcast]:
-            raise ValueError("state_dict: saved with other predictors")
-        if (fields["feedback"] is None) != (self._feedback is None):
-            raise ValueError("state_dict: saved with another setting of error_feedback")
-        self._tag, self._number = fields["tag"], fields["number"]
-        self._down, self._held = fields["down"], fields["held"]
-        self._acknowledged, self._feedback = fields["acknowledged"], fields["feedback"]
-        self._sent = {
-            version.number: Sent(version, message, payload, Head(*head), update)
-            for version, message, payload, head, update in fields["sent"]
-        }
+    def _checked(self, saved: Any, tensors: Tensors) -> dict[str, Any]:
+        keeps_models, roles = self._keep_up > 0, self._up.roles
+        sent = row(
+            Sent,
+            version=tensors.version(with_model=keeps_models),
+            message=BYTES,
+            payload=BYTES,
+            global_version=HEAD,
+            update=optional(tensors.feedback(roles)),
+        )
+        fields = checked_fields(
+            saved,
+            {
+                "tag": integer(0, LOW32),
+                "down": tensors.version(),
+                "held": tensors.versions(at_most=self._history + 1),
+                "acknowledged": optional(tensors.version()),
+                "number": NUMBER,
+                "sent": several(sent, at_most=self._history),
+                "feedback": tensors.kept_feedback(roles, self._feedback is not None),
+            },
+        )
+        if self._named:
+            require(fields["tag"] in (0, self._tag), "client_id")
+            fields["tag"] = self._tag
+        down, acknowledged, number = fields["down"], fields["acknowledged"], fields["number"]
+        require(fields["held"].get(down.number) is down, "held")
+        if acknowledged is not None:
+            require(keeps_models and acknowledged.number <= number, "acknowledged")
+        numbers = [s.version.number for s in fields["sent"]]
+        require(numbers == sorted(set(numbers)) and max(numbers, default=0) <= number, "sent")
+        for s in fields["sent"]:
+            try:
+                self._check_sent(s)
+            except CodecError as error:
+                raise ValueError(f"state_dict: sent[{s.version.number}]: {error}") from error
+        fields["sent"] = {s.version.number: s for s in fields["sent"]}
+        return {f"_{name}": value for name, value in fields.items()}
+
+    def _check_sent(self, sent: Sent) -> None:
+        """Whether what was sent can be sent again, and taken back.
+
+        Raises:
+            CodecError, ValueError: It cannot.
+        """
+        opened = Opened(sent.payload)
+        made = (opened.link.version, opened.digest)
+        if is_message(sent.message):
+            keyframes = read_message(sent.message).keyframes
+            made = keyframes[-1][:2] if keyframes else made
+        else:
+            require(sent.message == sent.payload, "message")
+        require(made == (sent.version.number, sent.version.digest), "version")
+        has_update = self._feedback is not None and self._keep_up > 0
+        require((sent.update is not None) == has_update, "update")
+        if self._feedback is not None and not has_update:
+            require(special_of(opened.frame) == self._up.special, "payload")
+            add_values(self._layout, sent.payload, new_feedback(self._layout, self._up.roles))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from resfed_codec import _native, device
 from resfed_codec.codec import VECTOR_SHARE, native_options
@@ -73,6 +74,17 @@ class Coder:
         for pattern in predictor.tensors:
             if not any(fnmatchcase(spec.name, pattern) for spec in layout.specs):
                 raise ValueError(f"predictor: no tensor is named like {pattern!r}")
+
+    def depends(self, with_feedback: bool) -> dict[str, Any]:
+        """What feedback depends on, by name: whether there is any, and for which tensors."""
+        if not with_feedback:
+            return {"error_feedback": False}
+        names = [spec.name for spec in self.layout.specs]
+        return {
+            "error_feedback": True,
+            "exclude": [names[i] for i in self.special.exclusions],
+            "dense": [names[i] for i in self.special.dense],
+        }
 
     @property
     def copies_base(self) -> bool:

@@ -243,7 +243,7 @@ class Opened:
 
 
 def special_of(frame: Mapping[str, Any]) -> Special:
-    return Special(frame["exclusions"], frame["dense_tensors"])
+    return Special(list(frame["exclusions"]), list(frame["dense_tensors"]))
 
 
 def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) -> Feedback:
@@ -286,7 +286,10 @@ def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
     for spec, role, array in zip(layout.specs, roles, arrays, strict=True):
         shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)
         rows.append((None, None, None, *shape, array, ()))
-    _native.add_values(payload, rows)
+    try:
+        _native.add_values(payload, rows)
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
     for target, array in zip(feedback, arrays, strict=True):
         if target is not None and array is not None:
             copy(array, target)

@@ -17,6 +17,9 @@ MAGIC = b"RFM\x01"
 ACK_WINDOW = 32
 """An acknowledgement tells of the newest uplink and of this many before it."""
 
+MAX_VERSION = 2**62
+"""Numbers of versions stay below, so that there is always a next one."""
+
 _REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED = 1, 2, 4, 8, 16
 
 

@@ -94,6 +94,21 @@ class AdaptivePredictor:
 Predictor: TypeAlias = "LinearPredictor | AdaptivePredictor"
 
 
+def text_of(predictor: Predictor) -> str:
+    """Equal for predictors that predict the same."""
+    if isinstance(predictor, AdaptivePredictor):
+        return "adaptive"
+
+    def numbers(coefficients: Sequence[float]) -> tuple[float, ...]:
+        return tuple(float(c) for c in coefficients[: _depth(coefficients)])
+
+    tensors = {
+        name: (numbers(own), numbers(other)) for name, (own, other) in predictor.tensors.items()
+    }
+    own, other = numbers(predictor.own), numbers(predictor.other)
+    return f"LinearPredictor(own={own}, other={other}, tensors={tensors})"
+
+
 def predictor_of(value: object) -> Predictor:
     """A predictor from its name, or itself.
 

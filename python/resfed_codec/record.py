@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from resfed_codec.history import Version
+from resfed_codec.history import Opened, Version
 from resfed_codec.message import ACK_WINDOW, Ack, Head, Keyframe
+from resfed_codec.schema import (
+    BITS64,
+    BYTES,
+    HEAD,
+    NUMBER,
+    Check,
+    Tensors,
+    integer,
+    optional,
+    require,
+    row,
+    several,
+)
 from resfed_codec.session import LOW32
 
 
@@ -55,13 +67,48 @@ class ClientRecord:
         self.newest, self.seen = number, [digest]
 
     def fields(self) -> list[Any]:
-        """For snapshots; :func:`record_of` turns it back."""
+        """For snapshots; see :func:`record_check`."""
         return [list(v) if isinstance(v, (Head, Keyframe)) else v for v in vars(self).values()]
 
 
-def record_of(fields: Sequence[Any]) -> ClientRecord:
-    record = ClientRecord(*fields)
-    record.known = None if record.known is None else Head(*record.known)
-    if isinstance(record.sent, list):
-        record.sent = Keyframe(*record.sent)
-    return record
+def record_check(tensors: Tensors, history: int) -> Check:
+    """What :meth:`ClientRecord.fields` may hold, turned back."""
+    keyframe = row(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
+    return row(
+        ClientRecord,
+        tag=integer(1, LOW32),
+        known=optional(HEAD),
+        replaces=BITS64,
+        newest=NUMBER,
+        window=integer(0, 2**ACK_WINDOW - 1),
+        seen=several(BITS64),
+        uplinks=tensors.versions(at_most=history + 1),
+        downlinks=tensors.versions(at_most=history + 1),
+        target=NUMBER,
+        sent=lambda value, where: (keyframe if type(value) is list else BYTES)(value, where),
+    )
+
+
+def check_record(r: ClientRecord, *, own_downlinks: bool, keeps_models: bool) -> None:
+    """Whether a record that was loaded is one that a session could have made.
+
+    Raises:
+        ValueError: It is not.
+    """
+    require(bool(r.seen) == (r.newest > 0) and r.window >> max(0, r.newest - 1) == 0, "newest")
+    require(max(r.uplinks, default=None) == (r.newest if keeps_models else None), "uplinks")
+    if not own_downlinks:
+        require(not r.downlinks and r.sent == b"", "downlinks")
+        return
+    require(bool(r.downlinks), "downlinks")
+    last = r.downlinks[max(r.downlinks)]
+    if r.known is not None:
+        known = r.downlinks.get(r.known.version)
+        require(known is not None and known.digest == r.known.digest, "known")
+    if isinstance(r.sent, Keyframe):
+        require(r.sent[:2] == (last.number, last.digest), "sent")
+    elif r.sent:
+        opened = Opened(r.sent)
+        require((opened.link.version, opened.digest) == (last.number, last.digest), "sent")
+    else:
+        require(r.known is None or r.known.version == last.number, "sent")

@@ -9,7 +9,7 @@ from resfed_codec.aggregate import Aggregator
 from resfed_codec.arrival import Arrived, open_uplink
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
-from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
 from resfed_codec.history import (
     OTHER,
     Feedback,
@@ -29,7 +29,20 @@ from resfed_codec.message import (
     write_message,
 )
 from resfed_codec.payload import as_bytes
-from resfed_codec.record import ClientRecord, record_of
+from resfed_codec.record import ClientRecord, check_record, record_check
+from resfed_codec.schema import (
+    BITS64,
+    BYTES,
+    NUMBER,
+    Tensors,
+    checked_fields,
+    client_name,
+    optional,
+    require,
+    row,
+    several,
+    table,
+)
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
 from resfed_codec.turns import in_turn
 
@@ -492,9 +505,14 @@ class ServerSession(Session):
 
     # ---- state
 
+    def _depends(self) -> dict[str, Any]:
+        return {
+            **super()._depends(),
+            **self._down_coder.depends(self._feedback is not None),
+        }
+
     def _fields(self) -> dict[str, Any]:
         return {
-            "keep": [self._keep_up, self._keep_down, self._broadcast],
             "current": self._current,
             "versions": self._versions,
             "chain": self._chain,
@@ -505,17 +523,51 @@ class ServerSession(Session):
             "clients": [[name, c.fields()] for name, c in self._clients.items()],
         }
 
-    def _load_fields(self, fields: dict[str, Any]) -> None:
-        if fields["keep"] != [self._keep_up, self._keep_down, self._broadcast]:
-            raise ValueError("state_dict: saved with other predictors")
-        if (fields["feedback"] is None) != (self._feedback is None):
-            raise ValueError("state_dict: saved with another setting of error_feedback")
-        self._current, self._versions = fields["current"], fields["versions"]
-        self._chain, self._digests = fields["chain"], fields["digests"]
-        self._target, self._target_number = fields["target"], fields["target_number"]
-        self._feedback = fields["feedback"]
-        self._clients = {name: record_of(values) for name, values in fields["clients"]}
-        self._keyframe_cache = {}
+    def _checked(self, saved: Any, tensors: Tensors) -> dict[str, Any]:
+        record = record_check(tensors, self._history)
+        fields = checked_fields(
+            saved,
+            {
+                "current": tensors.version(),
+                "versions": tensors.versions(at_most=self._history),
+                "chain": table(NUMBER, BYTES),
+                "digests": table(NUMBER, BITS64),
+                "target": optional(tensors.model),
+                "target_number": NUMBER,
+                "feedback": tensors.kept_feedback(
+                    self._down_coder.roles, self._feedback is not None
+                ),
+                "clients": several(row(lambda *pair: pair, name=client_name, record=record)),
+            },
+        )
+        current, chain, digests = fields["current"], fields["chain"], fields["digests"]
+        require(fields["versions"].get(current.number) is current, "versions")
+        require(max(fields["versions"]) == current.number, "versions")
+        first = current.number - len(chain)
+        require(sorted(chain) == list(range(first + 1, current.number + 1)), "chain")
+        require(sorted(digests) == list(range(first, current.number + 1)), "digests")
+        made = {n: version_digest(payload) for n, payload in chain.items()} | {
+            current.number: current.digest
+        }
+        require(made.items() <= digests.items(), "digests")
+        is_newer = fields["target_number"] > 0
+        require((fields["target"] is not None) == is_newer, "target")
+        require(not (self._broadcast and is_newer), "target_number")
+        require(self._broadcast or current.number == 0, "current")
+        clients = dict(fields["clients"])
+        require(len(clients) == len(fields["clients"]), "clients")
+        try:
+            for payload in chain.values():
+                Opened(payload)
+            for name, client in clients.items():
+                require(client.tag == client_tag(name, self._run_digest), "tag")
+                check_record(
+                    client, own_downlinks=not self._broadcast, keeps_models=self._keep_up > 0
+                )
+        except CodecError as error:
+            raise ValueError(f"state_dict: {error}") from error
+        fields |= {"clients": clients, "keyframe_cache": {}}
+        return {f"_{name}": value for name, value in fields.items()}
 
 
 def _keep_newest(versions: dict[int, Version], n: int, always: int | None = None) -> None:

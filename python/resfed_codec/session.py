@@ -16,8 +16,9 @@ from resfed_codec.history import Version, initial_version, run_digest
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
-from resfed_codec.predictor import LinearPredictor, predictor_of
-from resfed_codec.snapshot import read_snapshot, write_snapshot
+from resfed_codec.predictor import LinearPredictor, predictor_of, text_of
+from resfed_codec.schema import Tensors
+from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.turns import Turn, in_turn
 
 ClientId: TypeAlias = "str | int"
@@ -51,7 +52,7 @@ class Session:
         if not 1 <= history <= 32:
             raise ValueError(f"history={history}: must lie in [1, 32]")
         self._turn = Turn()
-        self._history = history
+        self._run, self._history = run, history
         self._layout = Layout(initial_state, "initial_state")
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         self._initial = initial_version(self._layout, model, run)
@@ -83,21 +84,31 @@ class Session:
         """Version 0 of an uplink, where its models are kept."""
         return Version(0, self._up_root, self._initial.model) if self._keep_up else None
 
+    def _depends(self) -> dict[str, Any]:
+        """What saved state is of no use without."""
+        return {
+            "layout": layout_of(self._layout.specs),
+            "run": self._run,
+            "initial_state": self._initial.digest,
+            "predictor of uplink": text_of(self._up.predictor),
+            "predictor of downlink": text_of(self._down_coder.predictor),
+            "history": self._history,
+        }
+
     def _fields(self) -> dict[str, Any]:
+        """What is saved."""
         raise NotImplementedError
 
-    def _load_fields(self, fields: dict[str, Any]) -> None:
+    def _checked(self, saved: Any, tensors: Tensors) -> dict[str, Any]:
+        """The attributes that :meth:`_fields` was made from, all of them checked."""
         raise NotImplementedError
 
     @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain tensors of the host (torch if the initial state held
         any)."""
-        return write_snapshot(
-            type(self).__name__,
-            {"initial": self._initial.digest, **self._fields()},
-            as_torch=self._layout.uses_torch,
-        )
+        kind, as_torch = type(self).__name__, self._layout.uses_torch
+        return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
 
     @in_turn
     def load_state_dict(self, state_dict: Any) -> None:
@@ -108,12 +119,11 @@ class Session:
 
         Raises:
             ValueError: Saved by another class, from another initial state or run, with other
-                predictors or feedback, or damaged. Nothing has changed then.
+                predictors, history or setting of error_feedback (with it, other dense or excluded
+                tensors), or damaged. What differs is named, and nothing has changed.
         """
-        fields = read_snapshot(type(self).__name__, state_dict, self._layout.device)
-        if fields.pop("initial") != self._initial.digest:
-            raise ValueError("state_dict: saved from another initial state or run")
-        self._load_fields(fields)
+        saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
+        self.__dict__.update(self._checked(saved, Tensors(self._layout)))
 
 
 def check_config(name: str, config: CodecConfig | None) -> CodecConfig:

@@ -32,7 +32,8 @@ from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import Head, Keyframe, Message, is_message, read_message, write_message
 from resfed_codec.payload import as_bytes
 from resfed_codec.predictor import predictor_of
-from resfed_codec.snapshot import read_snapshot, write_snapshot
+from resfed_codec.schema import Check, Tensors, checked_fields
+from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.turns import Turn, in_turn
 
 
@@ -48,6 +49,7 @@ class _Stream:
         if not isinstance(run, str):
             raise TypeError(f"run={run!r}: must be a str")
         self._turn = Turn()
+        self._run = run
         self._layout = Layout(initial_state, "initial_state")
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         initial = initial_version(self._layout, model, run)
@@ -77,17 +79,27 @@ class _Stream:
         self._spare = dropped.model if dropped and dropped.model is not version.model else None
         self._current = version
 
-    def _fields(self) -> dict[str, Any]:
-        return {"root": self._root, "current": self._current}
+    def _depends(self) -> dict[str, Any]:
+        """What saved state is of no use without."""
+        return {
+            "layout": layout_of(self._layout.specs),
+            "run": self._run,
+            "initial_state": self._root,
+        }
 
-    def _load_fields(self, fields: Mapping[str, Any]) -> None:
-        self._current, self._spare = fields["current"], None
+    def _fields(self) -> dict[str, Any]:
+        return {"current": self._current}
+
+    def _schema(self, tensors: Tensors) -> dict[str, Check]:
+        """What :meth:`_fields` may hold."""
+        return {"current": tensors.version()}
 
     @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain tensors of the host (torch if the initial state held
         any)."""
-        return write_snapshot(type(self).__name__, self._fields(), as_torch=self._layout.uses_torch)
+        kind, as_torch = type(self).__name__, self._layout.uses_torch
+        return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
 
     @in_turn
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -97,12 +109,14 @@ class _Stream:
             state_dict: What was saved.
 
         Raises:
-            ValueError: Saved by another class, from another initial state or run, or damaged.
+            ValueError: Saved by another class, from another initial state or run, with another
+                setting of error_feedback (with it, other dense or excluded tensors), or damaged.
+                What differs is named, and nothing has changed.
         """
-        fields = read_snapshot(type(self).__name__, state_dict, self._layout.device)
-        if fields["root"] != self._root:
-            raise ValueError("state_dict: saved from another initial state or run")
-        self._load_fields(fields)
+        saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
+        fields = checked_fields(saved, self._schema(Tensors(self._layout)))
+        attributes = {f"_{name}": value for name, value in fields.items()}
+        self.__dict__.update(attributes, _spare=None)
 
 
 class Encoder(_Stream):
@@ -198,14 +212,15 @@ class Encoder(_Stream):
             keyframes.append(Keyframe(version.number, version.digest, replaces, data))
         return write_message(Message(self._tag, keyframes=tuple(keyframes)))
 
+    def _depends(self) -> dict[str, Any]:
+        return {**super()._depends(), **self._coder.depends(self._feedback is not None)}
+
     def _fields(self) -> dict[str, Any]:
         return {**super()._fields(), "feedback": self._feedback}
 
-    def _load_fields(self, fields: Mapping[str, Any]) -> None:
-        if (fields["feedback"] is None) != (self._feedback is None):
-            raise ValueError("state_dict: saved with another setting of error_feedback")
-        super()._load_fields(fields)
-        self._feedback = fields["feedback"]
+    def _schema(self, tensors: Tensors) -> dict[str, Check]:
+        feedback = tensors.kept_feedback(self._coder.roles, self._feedback is not None)
+        return {**super()._schema(tensors), "feedback": feedback}
 
 
 class Decoder(_Stream):
