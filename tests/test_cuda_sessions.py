@@ -99,10 +99,10 @@ def test_what_is_lost_goes_into_the_next(gpu: Gpu, rules: str) -> None:
     fed.rounds(client, 1)
     client.send(moved(client.state, fed.rng))  # lost
     fed.up(client)
-    before = client.host._feedback[3].copy()
+    before = client.host._state.feedback[3].copy()
     fed.update()
     fed.down(client)
-    assert (client.host._feedback[3] != before).any()
+    assert (client.host._state.feedback[3] != before).any()
     client.state_dict()  # compares the two
     fed.up(client)
 

@@ -6,6 +6,7 @@
 #include "bindings/gil.hpp"
 
 #if defined(RESFED_CUDA)
+#include "bindings/commit.hpp"
 #include "bindings/tensor_view.hpp"
 #include "cuda/workspace.hpp"
 #include "hybrid/codec.hpp"
@@ -104,29 +105,31 @@ void wait(int device, uintptr_t stream) {
 }
 
 py::object encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
-                            uintptr_t stream) {
+                            uintptr_t stream, const py::object& plan) {
   const std::vector<Tensor> tensors =
       tensors_from(rows, {.current = true, .reference = true}, device);
   py::object payload;
+  Commit commit(plan);
   const Unlocked unlocked;
   hybrid::encode(tensors, options, device, stream_of(stream),
                  [&](const std::vector<uint8_t>& bytes) {
                    const Locked locked;
                    payload = to_bytes(bytes);
-                   handle_signals();
+                   commit(payload);
                  });
   return payload;
 }
 
 void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
-                      int device, uintptr_t stream) {
+                      int device, uintptr_t stream, const py::object& plan) {
   const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, device);
   const std::string_view bytes = payload;
+  Commit commit(plan);
   const Unlocked unlocked;
   hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
-                 device, stream_of(stream), [] {
+                 device, stream_of(stream), [&] {
                    const Locked locked;
-                   handle_signals();
+                   commit();
                  });
 }
 
@@ -186,9 +189,9 @@ void bind_device(py::module_& m) {
   m.def("copy_on_device", &on_device, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("wait", &wait, py::arg("device"), py::arg("stream"));
   m.def("encode_on_device", &encode_on_device, py::arg("tensors"), py::arg("options"),
-        py::arg("device"), py::arg("stream"));
+        py::arg("device"), py::arg("stream"), py::arg("commit") = py::none());
   m.def("decode_on_device", &decode_on_device, py::arg("payload"), py::arg("digest"),
-        py::arg("tensors"), py::arg("device"), py::arg("stream"));
+        py::arg("tensors"), py::arg("device"), py::arg("stream"), py::arg("commit") = py::none());
 #else
   m.def("cuda_unavailable_reason", [] { return "it was built without CUDA"; });
 #endif

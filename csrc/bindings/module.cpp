@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "api.hpp"
+#include "bindings/commit.hpp"
 #include "bindings/device_array.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/tensor_view.hpp"
@@ -18,14 +19,16 @@ using namespace resfed;
 
 namespace {
 
-py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options) {
+py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options,
+                          const py::object& plan) {
   const std::vector<Tensor> tensors = tensors_from(rows, {.current = true, .reference = true});
   py::object payload;
+  Commit commit(plan);
   const Unlocked unlocked;
   encode(tensors, options, [&](const std::vector<uint8_t>& bytes) {
     const Locked locked;
     payload = to_bytes(bytes);
-    handle_signals();
+    commit(payload);
   });
   return payload;
 }
@@ -33,13 +36,15 @@ py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options
 std::string_view view(const py::bytes& payload) { return payload; }
 const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8_t*>(v.data()); }
 
-void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows) {
+void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
+                    const py::object& plan) {
   const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true});
   const std::string_view bytes = view(payload);
+  Commit commit(plan);
   const Unlocked unlocked;
-  decode(data_of(bytes), bytes.size(), digest, tensors, [] {
+  decode(data_of(bytes), bytes.size(), digest, tensors, [&] {
     const Locked locked;
-    handle_signals();
+    commit();
   });
 }
 
@@ -171,19 +176,27 @@ PYBIND11_MODULE(_native, m) {
       .def("prepare", &prepare_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
       .def(
           "add",
-          [](Aggregator& a, Contribution& contribution) {
+          [](Aggregator& a, Contribution& contribution, const py::object& plan) {
+            Commit commit(plan);
             const Unlocked unlocked;
-            a.add(&contribution);
+            a.add(&contribution, [&] {
+              const Locked locked;
+              commit();
+            });
           },
-          py::arg("contribution"))
+          py::arg("contribution"), py::arg("commit") = py::none())
       .def(
           "add_state",
-          [](Aggregator& a, const py::sequence& arrays, double weight) {
+          [](Aggregator& a, const py::sequence& arrays, double weight, const py::object& plan) {
             const std::vector<void*> state = arrays_like(a.tensors(), arrays, false);
+            Commit commit(plan);
             const Unlocked unlocked;
-            a.add_state({state.begin(), state.end()}, weight);
+            a.add_state({state.begin(), state.end()}, weight, [&] {
+              const Locked locked;
+              commit();
+            });
           },
-          py::arg("arrays"), py::arg("weight"))
+          py::arg("arrays"), py::arg("weight"), py::arg("commit") = py::none())
       .def(
           "result",
           [](const Aggregator& a, const py::sequence& arrays, double total_weight) {
@@ -191,11 +204,12 @@ PYBIND11_MODULE(_native, m) {
             const Unlocked unlocked;
             a.result(out, total_weight);
           },
-          py::arg("arrays"), py::arg("total_weight"))
-      .def("reset", &Aggregator::reset);
+          py::arg("arrays"), py::arg("total_weight"));
 
-  m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"));
-  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("digest"), py::arg("tensors"));
+  m.def("encode", &encode_tensors, py::arg("tensors"), py::arg("options"),
+        py::arg("commit") = py::none());
+  m.def("decode", &decode_tensors, py::arg("payload"), py::arg("digest"), py::arg("tensors"),
+        py::arg("commit") = py::none());
   m.def(
       "add_values",
       [](const py::bytes& payload, const py::sequence& rows) {

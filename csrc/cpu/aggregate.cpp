@@ -98,7 +98,7 @@ std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t
   return c;
 }
 
-void Aggregator::add(Contribution* contribution) {
+void Aggregator::add(Contribution* contribution, const std::function<void()>& before_adding) {
   const DefaultFloatMode mode;
   if (contribution->owner != this) throw std::invalid_argument("contribution: of another sum");
   const Update& u = contribution->update;
@@ -111,7 +111,7 @@ void Aggregator::add(Contribution* contribution) {
     const std::lock_guard lock(spare_mutex_);
     spare_.reserve(spare_.size() + 1);
   }
-  accept(contribution->bounds, contribution->weight);
+  accept(contribution->bounds, contribution->weight, before_adding);
 
   const double* const matrix = contribution->values.data();
   const double* const vector = matrix + u.sent_matrix.size();
@@ -128,7 +128,8 @@ void Aggregator::add(Contribution* contribution) {
 }
 
 // Twice over the model: nothing of its size is kept in between.
-void Aggregator::add_state(const std::vector<const void*>& state, double weight) {
+void Aggregator::add_state(const std::vector<const void*>& state, double weight,
+                           const std::function<void()>& before_adding) {
   const DefaultFloatMode mode;
   const auto for_changed = [&](const Group& group, size_t segment, const auto& visit) {
     for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
@@ -152,7 +153,7 @@ void Aggregator::add_state(const std::vector<const void*>& state, double weight)
       bounds.add(own);
     });
   }
-  accept(bounds, weight);
+  accept(bounds, weight, before_adding);
   for (const Group* group : {&floats_, &integers_}) {
     parallel_for(n_segments(*group), [&](size_t s) {
       for_changed(*group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
@@ -251,7 +252,8 @@ void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after,
 }
 
 // The last thing that may fail.
-void Aggregator::accept(const Bounds& bounds, double weight) {
+void Aggregator::accept(const Bounds& bounds, double weight,
+                        const std::function<void()>& before_adding) {
   const double float_bound = float_bound_ + bounds.floats.value();
   const double integer_bound = integer_bound_ + bounds.integers.value();
   // Negated: a NaN is refused.
@@ -259,6 +261,7 @@ void Aggregator::accept(const Bounds& bounds, double weight) {
   if (!(integer_bound < kIntegerSumLimit)) {
     throw Failure{Code::kSumTooLarge, bounds.integers.ordinal};
   }
+  if (before_adding) before_adding();
   float_bound_ = float_bound;
   integer_bound_ = integer_bound;
   integer_weight_ += integer_weight_of(weight);
@@ -308,13 +311,6 @@ void Aggregator::write_integers(const Piece& piece, uint64_t first, uint64_t n, 
     const auto mean = static_cast<uint64_t>(base + rounded_quotient(sum, integer_weight_, base));
     std::memcpy(static_cast<uint8_t*>(out) + (first + i) * t.elem_bytes, &mean, t.elem_bytes);
   }
-}
-
-void Aggregator::reset() {
-  float_sums_.clear();
-  integer_sums_.clear();
-  float_bound_ = integer_bound_ = 0.0;
-  integer_weight_ = 0;
 }
 
 }  // namespace resfed

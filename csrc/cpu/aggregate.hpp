@@ -1,6 +1,7 @@
 // Weighted mean of recovered models, straight from payloads: adding one costs what it touches.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -55,16 +56,17 @@ class Aggregator {
   // [2^-40, 2^40]. Several threads may prepare while another calls any other function; these take
   // turns. All or nothing: all throw Failure before anything is added, kSumTooLarge where sums
   // could overflow. A contribution is added once, and its memory used again. `state` has one
-  // address per tensor.
+  // address per tensor. `before_adding` is called when nothing but the adding is left to do; what
+  // it throws is passed on, and nothing has been added then.
   std::unique_ptr<Contribution> prepare(const uint8_t* payload, size_t n_bytes, uint64_t digest,
                                         double weight);
-  void add(Contribution* contribution);
-  void add_state(const std::vector<const void*>& state, double weight);
+  void add(Contribution* contribution, const std::function<void()>& before_adding = nullptr);
+  void add_state(const std::vector<const void*>& state, double weight,
+                 const std::function<void()>& before_adding = nullptr);
 
   // Writes the mean to `out`, one address per tensor. `total_weight` is the exact sum of the
   // weights, rounded once.
   void result(const std::vector<void*>& out, double total_weight) const;
-  void reset();
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
 
@@ -77,7 +79,7 @@ class Aggregator {
                Bounds& bounds) const;
   void touch(uint64_t ordinal, uint64_t element);
   void add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight);
-  void accept(const Bounds& bounds, double weight);
+  void accept(const Bounds& bounds, double weight, const std::function<void()>& before_adding);
   double float_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
   int128 integer_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
   void write_floats(const Piece& piece, uint64_t first, uint64_t n, void* out,

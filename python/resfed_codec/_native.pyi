@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
@@ -51,6 +51,16 @@ PredictedRow: TypeAlias = tuple[
 
 TensorRow: TypeAlias = PlainRow | PredictedRow
 
+Assignment: TypeAlias = tuple[Any, Any, Any]
+"""Object, attribute name, value; or dict, key, value."""
+
+Plan: TypeAlias = Callable[[], Sequence[Assignment]] | None
+"""Called when nothing but the writing is left to do. The assignments that it returns are made in
+one step with the writing; what it raises is passed on, and nothing is written then."""
+
+PayloadPlan: TypeAlias = Callable[[bytes], Sequence[Assignment]] | None
+"""A plan that is given the finished payload."""
+
 class NativeError(Exception):
     args: tuple[int, int, int]
 
@@ -80,13 +90,18 @@ class Contribution: ...
 class Aggregator:
     def __init__(self, tensors: Sequence[TensorRow], is_signed: Sequence[bool]) -> None: ...
     def prepare(self, payload: bytes, digest: int, weight: float) -> Contribution: ...
-    def add(self, contribution: Contribution) -> None: ...
-    def add_state(self, arrays: Sequence[NDArray[Any]], weight: float) -> None: ...
+    def add(self, contribution: Contribution, commit: Plan = None) -> None: ...
+    def add_state(
+        self, arrays: Sequence[NDArray[Any]], weight: float, commit: Plan = None
+    ) -> None: ...
     def result(self, arrays: Sequence[NDArray[Any]], total_weight: float) -> None: ...
-    def reset(self) -> None: ...
 
-def encode(tensors: Sequence[TensorRow], options: EncodeOptions) -> bytes: ...
-def decode(payload: bytes, digest: int, tensors: Sequence[TensorRow]) -> None: ...
+def encode(
+    tensors: Sequence[TensorRow], options: EncodeOptions, commit: PayloadPlan = None
+) -> bytes: ...
+def decode(
+    payload: bytes, digest: int, tensors: Sequence[TensorRow], commit: Plan = None
+) -> None: ...
 def add_values(payload: bytes, tensors: Sequence[TensorRow]) -> None: ...
 def moments(tensors: Sequence[TensorRow]) -> list[list[float]]: ...
 def link_of(payload: bytes) -> bytes: ...
@@ -113,10 +128,19 @@ def copy_to_device(source: NDArray[Any], out: DeviceArray, stream: int) -> None:
 def copy_on_device(source: DeviceArray, out: DeviceArray, stream: int) -> None: ...
 def wait(device: int, stream: int) -> None: ...
 def encode_on_device(
-    tensors: Sequence[TensorRow], options: EncodeOptions, device: int, stream: int
+    tensors: Sequence[TensorRow],
+    options: EncodeOptions,
+    device: int,
+    stream: int,
+    commit: PayloadPlan = None,
 ) -> bytes: ...
 def decode_on_device(
-    payload: bytes, digest: int, tensors: Sequence[TensorRow], device: int, stream: int
+    payload: bytes,
+    digest: int,
+    tensors: Sequence[TensorRow],
+    device: int,
+    stream: int,
+    commit: Plan = None,
 ) -> None: ...
 def trace(
     indices: Sequence[int],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from copy import copy as copy_of
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resfed_codec import _native
 from resfed_codec.codec import Payload, check_stands_alone
-from resfed_codec.device import copy, empty_on_host, on_host, staging
+from resfed_codec.device import Assignments, Plan, copy, empty_on_host, on_host, staging
 from resfed_codec.dtypes import PATTERNS
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import tensor_row
@@ -61,12 +62,19 @@ class Aggregator:
     """
 
     def __init__(self, reference: State) -> None:
-        self._core = _Core(reference)
-        self._specs = self._core.layout.specs
-        self._digest = self._core.layout.digest
+        core = _Core(reference)
+        self._specs = core.layout.specs
+        self._digest = core.layout.digest
         self._lock = threading.Lock()
-        self._units = self._count = 0
-        self._origin: int | None = None  # digest of the version that is the reference, if one is
+        self._state = _State(core)
+
+    @property
+    def _origin(self) -> int | None:
+        return self._state.origin
+
+    def _set_origin(self, digest: int) -> None:
+        """The reference is the version with this digest."""
+        self._state = self._state._replace(origin=digest)
 
     def add(self, payload: Payload, weight: float = 1.0) -> None:
         """Add the model that ``payload`` encodes. All or nothing: an error changes nothing.
@@ -91,18 +99,22 @@ class Aggregator:
             raise_from_native(error, (), len(data))
         self._add_predicted(data, self._digest, value)
 
-    def _add_predicted(self, payload: bytes, digest: int, weight: float) -> None:
-        """Add a payload with this digest field, whose prediction is the reference itself."""
+    def _add_predicted(
+        self, payload: bytes, digest: int, weight: float, also: Assignments = ()
+    ) -> None:
+        """Add a payload with this digest field, whose prediction is the reference itself.
+
+        ``also`` is done in one step with it.
+        """
         value = _checked_weight(weight)
         try:
             while True:
-                core = self._core
+                core = self._state.core
                 contribution = core.native.prepare(payload, digest, value)
                 with self._lock:
-                    if core is not self._core:
-                        continue  # reset() went on from another reference meanwhile
-                    core.native.add(contribution)
-                    self._count_in(value)
+                    if core is not self._state.core:
+                        continue  # reset() went on meanwhile
+                    core.native.add(contribution, self._plan(value, also))
                     return
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in self._specs], len(payload))
@@ -118,14 +130,16 @@ class Aggregator:
             TypeError: An argument is of the wrong type.
             ValueError: The layouts differ (both sides are named), or as in :meth:`add`.
         """
+        self._add_model(state, weight)
+
+    def _add_model(self, state: State, weight: float, also: Assignments = ()) -> None:
         value = _checked_weight(weight)
-        arrays = [on_host(memory) for memory in self._core.layout.model_of(state, "state")]
+        arrays = [on_host(memory) for memory in self._state.core.layout.model_of(state, "state")]
         with self._lock:
             try:
-                self._core.native.add_state(arrays, value)
+                self._state.core.native.add_state(arrays, value, self._plan(value, also))
             except _native.NativeError as error:
                 raise_from_native(error, [spec.name for spec in self._specs])
-            self._count_in(value)
 
     def result(self) -> Any:
         """The mean of what was added; more can be added afterwards.
@@ -139,9 +153,9 @@ class Aggregator:
             ValueError: Nothing was added.
         """
         with self._lock:
-            if self._count == 0:
+            if self.count == 0:
                 raise ValueError("result: nothing was added")
-            core = self._core
+            core = self._state.core
             model = core.layout.empty()
             arrays = [staging(memory) for memory in model]
             core.native.result(arrays, self.total_weight)
@@ -159,33 +173,35 @@ class Aggregator:
             TypeError: ``reference`` is of the wrong type.
             ValueError: ``reference`` has another layout (both sides are named).
         """
-        core = None
-        if reference is not None:
-            core = _Core(reference)
-            check_same_layout(core.layout.specs, self._specs, "reference")
+        if reference is None:
+            with self._lock:
+                state = self._state
+                self._state = _State(state.core.emptied(), origin=state.origin)
+            return
+        core = _Core(reference)
+        check_same_layout(core.layout.specs, self._specs, "reference")
         with self._lock:
-            if core is None:
-                self._core.native.reset()
-            else:
-                self._core, self._origin = core, None
-            self._units = self._count = 0
+            self._state = _State(core)
 
     @property
     def total_weight(self) -> float:
         """The exact sum of the weights added, rounded once."""
-        return self._units / 2**92  # division of integers rounds correctly
+        return self._state.units / 2**92  # division of integers rounds correctly
 
     @property
     def count(self) -> int:
         """How many models were added."""
-        return self._count
+        return self._state.n_models
 
     def __repr__(self) -> str:
-        return f"<Aggregator of {self._count} models, total weight {self.total_weight:g}>"
+        return f"<Aggregator of {self.count} models, total weight {self.total_weight:g}>"
 
-    def _count_in(self, weight: float) -> None:
-        self._units += int(weight * _WEIGHT_UNITS)
-        self._count += 1
+    def _plan(self, weight: float, also: Assignments) -> Plan:
+        """What becomes true when a model of this weight is added."""
+        state = self._state
+        units = state.units + int(weight * _WEIGHT_UNITS)
+        after = state._replace(units=units, n_models=state.n_models + 1)
+        return lambda: [(self, "_state", after), *also]
 
 
 class _Core:
@@ -197,19 +213,43 @@ class _Core:
         self.reference = [empty_on_host(memory) for memory in model]
         for memory, array in zip(model, self.reference, strict=True):
             copy(memory, array)
-        specs = self.layout.specs
-        for spec in specs:
+        for spec in self.layout.specs:
             if spec.dtype in PATTERNS and not spec.is_float:
                 raise TypeError(
                     f"reference: tensor {spec.name!r}: {spec.dtype} has no mean here; leave the"
                     " tensor out, or decode the models and average them"
                 )
+        self.native = self._sums()
+
+    def emptied(self) -> _Core:
+        """The same reference, with nothing added."""
+        new = copy_of(self)
+        new.native = self._sums()
+        return new
+
+    def _sums(self) -> _native.Aggregator:
+        specs = self.layout.specs
         rows = [
             tensor_row(spec, role, array, [(array, 1.0)], None, None, plain=True)
             for spec, role, array in zip(specs, roles_of(specs), self.reference, strict=True)
         ]
-        is_signed = [spec.dtype.startswith("int") for spec in specs]
-        self.native = _native.Aggregator(rows, is_signed)
+        return _native.Aggregator(rows, [spec.dtype.startswith("int") for spec in specs])
+
+
+class _State(NamedTuple):
+    """All that changes of an aggregator; calls replace it, in one step with the native sums.
+
+    Attributes:
+        core: The reference and the sums.
+        units: The sum of the weights, in units of 2**-92.
+        n_models: How many were added.
+        origin: Digest of the version that is the reference, if one is.
+    """
+
+    core: _Core
+    units: int = 0
+    n_models: int = 0
+    origin: int | None = None
 
 
 def _checked_weight(weight: Any) -> float:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
+from resfed_codec.device import Assignments, Plan
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
 from resfed_codec.history import (
     OWN,
     Feedback,
     Opened,
     Version,
-    add_differences,
-    add_values,
     differences,
     filled,
     model_of,
     new_feedback,
     special_of,
+    sum_of,
+    with_values,
 )
 from resfed_codec.keyframe import encode_keyframe
 from resfed_codec.layout import State
@@ -40,6 +42,7 @@ from resfed_codec.schema import (
     NUMBER,
     Tensors,
     checked_fields,
+    instance,
     integer,
     optional,
     require,
@@ -50,20 +53,65 @@ from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_requ
 from resfed_codec.stream import open_keyframes
 from resfed_codec.turns import in_turn
 
+MIN_PENDING_BYTES = 1 << 16
+"""Of uplinks whose fate is unknown a client with error feedback keeps as many bytes as a model
+has, or this many if the model is smaller."""
 
-@dataclass(eq=False)
-class Sent:
+
+class Sent(NamedTuple):
     """An uplink whose fate is unknown.
 
-    ``update`` is what it contributes, where that cannot be had from the payload: the recovered
-    model minus the global model.
+    Attributes:
+        version: What it makes; with its model where that may be asked for.
+        message: As it was sent.
+        payload: What it contributes: the residual, or what a keyframe was made of.
+        global_version: The global model that it was trained from.
+        start: The same with its model, where the payload alone does not tell the contribution: it
+            is the recovered model minus this one.
+        missed: Whether the server has acknowledged others since, and not this one.
     """
 
     version: Version
     message: bytes
     payload: bytes
     global_version: Head
-    update: Feedback | None
+    start: Version | None = None
+    missed: bool = False
+
+
+class ClientState(NamedTuple):
+    """All that changes of a client's session; calls replace it as a whole, its mappings too.
+
+    Attributes:
+        tag: Stands for the client in messages and digests; 0 as long as it has no name.
+        down: The newest global version.
+        held: Global versions that the server may build on, by number.
+        acknowledged: The last own version known to have arrived, where its model is kept.
+        sent: Uplinks whose fate is unknown, by number, oldest first.
+        number: Of the last uplink.
+        feedback: What uplinks have left out; its arrays are updated in place, in one step with the
+            replacement.
+    """
+
+    tag: int
+    down: Version
+    held: dict[int, Version]
+    acknowledged: Version | None
+    sent: dict[int, Sent]
+    number: int = 0
+    feedback: Feedback | None = None
+
+
+class Following(NamedTuple):
+    """Where a message leads.
+
+    ``finish`` fills the version's model where that is still to be done, and makes what a plan says
+    in one step with it.
+    """
+
+    version: Version
+    oldest: int
+    finish: Callable[[Plan], None]
 
 
 class ClientSession(Session):
@@ -83,6 +131,8 @@ class ClientSession(Session):
     Several threads may call at once; their calls take turns.
     """
 
+    _state: ClientState
+
     def __init__(
         self,
         initial_state: State,
@@ -95,16 +145,31 @@ class ClientSession(Session):
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
         self._named = client_id is not None
-        self._tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
-        self._down = first = self._first_downlink()
-        self._held = {0: first}  # versions that the server may build on
-        self._acknowledged = self._first_uplink()
-        self._sent: dict[int, Sent] = {}
-        self._number = 0
-        self._feedback: Feedback | None = None
+        tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
+        first = self._first_downlink()
+        self._state = ClientState(tag, first, {0: first}, self._first_uplink(), {})
         wanted = self._up.config.error_feedback
         if wanted or (wanted is None and self._up.own_depth == 0):
-            self._feedback = new_feedback(self._layout, self._up.roles)
+            feedback = new_feedback(self._layout, self._up.roles)
+            self._state = self._state._replace(feedback=feedback)
+        # Where the prediction is the global model itself, the payload is what it contributes.
+        self._needs_models = self._state.feedback is not None and not self._up.copies_other
+
+    @property
+    def _tag(self) -> int:
+        return self._state.tag
+
+    @property
+    def _down(self) -> Version:
+        return self._state.down
+
+    @property
+    def _held(self) -> dict[int, Version]:
+        return self._state.held
+
+    @property
+    def _sent(self) -> dict[int, Sent]:
+        return self._state.sent
 
     @property
     def version(self) -> int:
@@ -148,21 +213,12 @@ class ClientSession(Session):
         targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         mine = layout.empty() if copy and targets is None else None  # while it may fail
         try:
-            version, oldest = self._follow(m)
+            following = self._follow(m)
+            after = self._after(m, following)
+            following.finish(lambda: [(self, "_state", after)])
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(data)) from None
-        if m.keyframes and self._down.number == 0:
-            self._acknowledged = None  # perhaps the server started from another model
-        self._tag = m.tag
-        self._down = version
-        self._held[version.number] = version
-        for number in sorted(self._held):
-            stale = number < oldest or number > version.number
-            surplus = len(self._held) > self._history and number not in (oldest, version.number)
-            if stale or surplus:
-                del self._held[number]
-        if m.ack is not None:
-            self._settle(m.ack)
+        version = following.version
         model = model_of(version)
         if targets is not None:
             return copy_into(targets, model, out)
@@ -180,28 +236,47 @@ class ClientSession(Session):
             raise PayloadError("payload: this message is not from a server's session")
         return m
 
-    def _follow(self, m: Message) -> tuple[Version, int]:
-        """The version a message leads to, and the oldest that is still wanted. Changes nothing."""
+    def _after(self, m: Message, following: Following) -> ClientState:
+        """The state that a message leads to."""
+        state, version = self._state, following.version
+        if m.keyframes and state.down.number == 0:
+            state = state._replace(acknowledged=None)  # the server may have started elsewhere
+        held = {**state.held, version.number: version}
+        for number in sorted(held):
+            stale = number < following.oldest or number > version.number
+            surplus = len(held) > self._history and number not in (following.oldest, version.number)
+            if stale or surplus:
+                del held[number]
+        state = state._replace(tag=m.tag, down=version, held=held)
+        return state if m.ack is None else self._settled(state, m.ack)
+
+    def _follow(self, m: Message) -> Following:
+        """Where a message leads. Changes nothing."""
         current = self._down
+        unchanged = Following(current, 0, _make)
         if m.keyframes:
             return self._open_keyframes(m.keyframes)
         if not m.payloads:
             if m.head is None or m.head.digest != current.digest:
                 raise self._mismatch(m.head.version if m.head else 0, "the message brings nothing")
-            return current, 0
+            return unchanged
         opened = [Opened(payload) for payload in m.payloads]
         if opened[-1].digest == current.digest:
-            return current, 0
+            return unchanged
         newer = [o for o in opened if o.link.version > current.number]
         if not newer:
             raise self._mismatch(opened[-1].link.version, "that is not newer")
-        version = current
-        for o in newer:
-            version = self._apply(o, m.tag, version, alone=len(newer) == 1)
+        version, decode = self._apply(newer[0], m.tag, current, alone=len(newer) == 1)
+        for o in newer[1:]:
+            decode(None)
+            version, decode = self._apply(o, m.tag, version, alone=False)
         oldest = version.number if self._broadcast else newer[0].link.base or 0
-        return version, oldest
+        return Following(version, oldest, decode)
 
-    def _apply(self, o: Opened, tag: int, latest: Version, *, alone: bool) -> Version:
+    def _apply(
+        self, o: Opened, tag: int, latest: Version, *, alone: bool
+    ) -> tuple[Version, Callable[[Plan | None], None]]:
+        """The version that a payload makes, and what decodes it."""
         link = o.link
         base = latest if link.base == latest.number else self._held.get(link.base or 0)
         other = None if link.other is None else self._own_version(link.other)
@@ -214,22 +289,23 @@ class ClientSession(Session):
         spare = alone or base is not self._down
         in_place = spare and self._only_newest_counts and o.copies(OWN)
         out = model_of(base) if in_place else self._layout.empty()
-        o.decode(self._layout, base, other, out)
-        return Version(link.version, o.digest, out, base).shortened(self._keep_down)
+        version = Version(link.version, o.digest, out, base).shortened(self._keep_down)
+        return version, partial(o.decode, self._layout, base, other, out)
 
     @property
     def _only_newest_counts(self) -> bool:
-        """Whether no prediction looks behind the newest global model."""
-        return self._broadcast and self._keep_down == 1 and self._keep_up == 0
+        """Whether nothing looks behind the newest global model."""
+        shallow = self._keep_down == 1 and self._keep_up == 0
+        return self._broadcast and shallow and not self._needs_models
 
-    def _open_keyframes(self, keyframes: tuple[Keyframe, ...]) -> tuple[Version, int]:
+    def _open_keyframes(self, keyframes: tuple[Keyframe, ...]) -> Following:
         current, newest = self._down, keyframes[-1]
         if newest.digest == current.digest:
-            return current, 0
+            return Following(current, 0, _make)
         newer = newest.version > current.number or current.number == 0
         if not newer and newest.replaces != current.digest:
             raise self._mismatch(newest.version, "that keyframe is not newer")
-        return open_keyframes(self._layout, keyframes), newest.version
+        return Following(open_keyframes(self._layout, keyframes), newest.version, _make)
 
     def _mismatch(self, came: int, why: str) -> StateMismatchError:
         return StateMismatchError(
@@ -268,73 +344,97 @@ class ClientSession(Session):
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
         """
         current = self._layout.model_of(local_state, "local_state")
-        number, base = self._number + 1, self._acknowledged
-        out = self._layout.empty() if self._keep_up else None
-        payload = self._up.encode(
+        before = self._bounded(self._state)
+        number, base, keep = before.number + 1, before.acknowledged, self._keep_up
+        out = self._layout.empty() if keep or self._needs_models else None
+
+        def commit(payload: bytes) -> Assignments:
+            version = Version(number, version_digest(payload), out, base).shortened(keep)
+            start = before.down if self._needs_models else None
+            sent = Sent(version, payload, payload, self._head, start)
+            return [(self, "_state", _with_sent(before, sent))]
+
+        return self._up.encode(
             current,
-            tag=self._tag,
+            tag=before.tag,
             number=number,
             base=base,
-            other=self._down,
-            keep=max(1, self._keep_up),
+            other=before.down,
+            keep=max(1, keep),
             out=out,
-            feedback=self._feedback,
+            feedback=before.feedback,
+            commit=commit,
         )
-        version = Version(number, version_digest(payload), out, base).shortened(self._keep_up)
-        update = None
-        if self._feedback is not None and out is not None:
-            update = differences(self._layout, self._up.roles, out, model_of(self._down))
-        self._remember(Sent(version, payload, payload, self._head, update))
-        return payload
 
-    def _remember(self, sent: Sent) -> None:
-        self._number = sent.version.number
-        self._sent[self._number] = sent
-        while len(self._sent) > self._history:
-            del self._sent[min(self._sent)]
+    def _bounded(self, state: ClientState) -> ClientState:
+        """Room for one more uplink whose fate is unknown.
+
+        Payloads are small, so a client with feedback keeps many, and learns of nearly all whether
+        they arrived. What it has to drop counts as lost if the server has missed it, else as
+        arrived: perhaps nobody tells this client.
+        """
+        sent, dropped = dict(state.sent), []
+        n_bytes = sum(len(s.payload) for s in sent.values())
+        most = max(self._layout.n_bytes, MIN_PENDING_BYTES)
+        if state.feedback is None or self._needs_models:
+            most = 0
+        while len(sent) >= self._history and n_bytes > most:
+            oldest = sent.pop(min(sent))
+            n_bytes -= len(oldest.payload)
+            if oldest.missed:
+                dropped.append(oldest)
+        if self._keep_up and not self._needs_models:
+            for number in sorted(sent)[: max(0, len(sent) + 1 - self._history)]:
+                version = sent[number].version
+                bare = Version(version.number, version.digest, None)
+                sent[number] = sent[number]._replace(version=bare)
+        return state._replace(sent=sent, feedback=self._with_lost(state.feedback, dropped))
 
     def _own_version(self, number: int) -> Version | None:
         if number in self._sent:
-            return self._sent[number].version
+            version = self._sent[number].version
+            return None if self._keep_up and version.model is None else version
         if number == 0:
             return self._first_uplink()
-        base = self._acknowledged
+        base = self._state.acknowledged
         return base if base is not None and base.number == number else None
 
-    def _settle(self, ack: Ack, *, certain: bool = False) -> None:
-        """Take in which uplinks have arrived.
+    def _settled(self, state: ClientState, ack: Ack, *, certain: bool = False) -> ClientState:
+        """What an acknowledgement tells of uplinks: they have arrived, got lost, or may arrive.
 
         ``certain``: this is how the server stands, even if it knew more before.
         """
-        arrived = self._sent.get(ack.newest)
+        arrived = state.sent.get(ack.newest)
         if arrived is not None and arrived.version.digest & LOW32 == ack.digest:
-            for number in sorted(n for n in self._sent if n <= ack.newest):
-                sent = self._sent.pop(number)
-                if not ack.has(number):
-                    self._take_back(sent)
-            self._acknowledged = arrived.version if self._keep_up else None
-        elif self._keep_up and not self._knows(ack):
-            unheard_of = ack.newest > self._number
-            if certain or (unheard_of and self._acknowledged and not self._acknowledged.number):
-                self._acknowledged = None
-        self._number = max(self._number, ack.newest)
+            lost = [s for n, s in state.sent.items() if n < ack.newest and ack.lacks(n, s.missed)]
+            acknowledged = arrived.version if arrived.version.model is not None else None
+            state = state._replace(
+                sent={n: s for n, s in state.sent.items() if n > ack.newest},
+                feedback=self._with_lost(state.feedback, lost),
+                acknowledged=acknowledged if self._keep_up else None,
+            )
+        elif self._keep_up and not _knows(state.acknowledged, ack):
+            base, unheard_of = state.acknowledged, ack.newest > state.number
+            if certain or (unheard_of and base and not base.number):
+                state = state._replace(acknowledged=None)
+        missed = {
+            n: s._replace(missed=True) if n > ack.newest else s for n, s in state.sent.items()
+        }
+        return state._replace(sent=missed, number=max(state.number, ack.newest))
 
-    def _knows(self, ack: Ack) -> bool:
-        base = self._acknowledged
-        return (
-            base is not None
-            and base.number == ack.newest
-            and (ack.newest == 0 or base.digest & LOW32 == ack.digest)
+    def _with_lost(self, feedback: Feedback | None, lost: list[Sent]) -> Feedback | None:
+        """What lost uplinks would have contributed goes into the next one."""
+        if feedback is None or not lost:
+            return feedback
+        if not self._needs_models:
+            return with_values(self._layout, [sent.payload for sent in lost], feedback)
+        layout, roles = self._layout, self._up.roles
+        changes = (
+            differences(layout, roles, model_of(s.version), model_of(s.start))
+            for s in lost
+            if s.start is not None
         )
-
-    def _take_back(self, sent: Sent) -> None:
-        """What a lost uplink would have contributed goes into the next one."""
-        if self._feedback is None:
-            return
-        if sent.update is None:
-            add_values(self._layout, sent.payload, self._feedback)
-        else:
-            add_differences(self._feedback, sent.update)
+        return sum_of(feedback, changes)
 
     @in_turn
     def answer(self, request: bytes) -> bytes:
@@ -355,16 +455,26 @@ class ClientSession(Session):
         m = open_request(as_bytes(request), self._tag)
         if m.ack is None:
             raise PayloadError("payload: a client's request; it is for the server")
-        self._tag = self._tag or m.tag
-        self._settle(m.ack, certain=True)
-        if not self._sent:
+        state = self._state._replace(tag=self._tag or m.tag)
+        state = self._settled(state, m.ack, certain=True)
+        if not state.sent:
+            self._state = state
             raise StateMismatchError("payload: a request, but no update waits to be sent again")
-        last = self._sent[max(self._sent)]
+        last = state.sent[max(state.sent)]
         if m.refused is None or version_digest(last.message) & LOW32 != m.refused:
+            self._state = state
             return last.message
-        return self._keyframe(last)
+        try:
+            last = self._keyframe(state, last)
+        except StateMismatchError:
+            self._state = state
+            raise
+        sent = {n: s for n, s in state.sent.items() if n != max(state.sent)}
+        self._state = _with_sent(state._replace(sent=sent), last)
+        return last.message
 
-    def _keyframe(self, last: Sent) -> bytes:
+    def _keyframe(self, state: ClientState, last: Sent) -> Sent:
+        """The last uplink as a keyframe."""
         model = last.version.model
         if model is None:
             if is_message(last.message) or last.global_version != self._head:
@@ -373,47 +483,53 @@ class ClientSession(Session):
                 )
             model = self._layout.empty()
             Opened(last.payload).decode(self._layout, None, self._down, model)
-        number = self._number + 1
+        number = state.number + 1
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)
-        message = write_message(Message(self._tag, head=self._head, keyframes=(keyframe,)))
-        version = Version(number, digest, model if self._keep_up else None)
-        del self._sent[max(self._sent)]
-        self._remember(Sent(version, message, last.payload, last.global_version, last.update))
-        return message
+        message = write_message(Message(state.tag, head=self._head, keyframes=(keyframe,)))
+        kept = model if self._keep_up or self._needs_models else None
+        return last._replace(version=Version(number, digest, kept), message=message)
 
     # ---- state
 
     def _depends(self) -> dict[str, Any]:
         return {
             **super()._depends(),
-            **self._up.depends(self._feedback is not None),
+            **self._up.depends(self._state.feedback is not None),
         }
 
     def _fields(self) -> dict[str, Any]:
+        state = self._state
         return {
-            "tag": self._tag,
-            "down": self._down,
-            "held": self._held,
-            "acknowledged": self._acknowledged,
-            "number": self._number,
+            "tag": state.tag,
+            "down": state.down,
+            "held": state.held,
+            "acknowledged": state.acknowledged,
+            "number": state.number,
             "sent": [
-                [s.version, s.message, s.payload, list(s.global_version), s.update]
-                for s in self._sent.values()
+                [s.version, s.message, s.payload, list(s.global_version), s.start, s.missed]
+                for s in state.sent.values()
             ],
-            "feedback": self._feedback,
+            "feedback": state.feedback,
         }
 
-    def _checked(self, saved: Any, tensors: Tensors) -> dict[str, Any]:
-        keeps_models, roles = self._keep_up > 0, self._up.roles
+    def _checked(self, saved: Any, tensors: Tensors) -> ClientState:
+        roles, has_feedback = self._up.roles, self._state.feedback is not None
+
+        def own_version(value: Any, where: str) -> Version:
+            has_model = isinstance(value, Version) and value.model is not None
+            version: Version = tensors.version(with_model=has_model)(value, where)
+            return version
+
         sent = row(
             Sent,
-            version=tensors.version(with_model=keeps_models),
+            version=own_version,
             message=BYTES,
             payload=BYTES,
             global_version=HEAD,
-            update=optional(tensors.feedback(roles)),
+            start=optional(tensors.version()),
+            missed=instance(bool),
         )
         fields = checked_fields(
             saved,
@@ -423,8 +539,8 @@ class ClientSession(Session):
                 "held": tensors.versions(at_most=self._history + 1),
                 "acknowledged": optional(tensors.version()),
                 "number": NUMBER,
-                "sent": several(sent, at_most=self._history),
-                "feedback": tensors.kept_feedback(roles, self._feedback is not None),
+                "sent": several(sent, at_most=None if has_feedback else self._history),
+                "feedback": tensors.kept_feedback(roles, has_feedback),
             },
         )
         if self._named:
@@ -433,18 +549,18 @@ class ClientSession(Session):
         down, acknowledged, number = fields["down"], fields["acknowledged"], fields["number"]
         require(fields["held"].get(down.number) is down, "held")
         if acknowledged is not None:
-            require(keeps_models and acknowledged.number <= number, "acknowledged")
+            require(self._keep_up > 0 and acknowledged.number <= number, "acknowledged")
         numbers = [s.version.number for s in fields["sent"]]
         require(numbers == sorted(set(numbers)) and max(numbers, default=0) <= number, "sent")
         for s in fields["sent"]:
             try:
-                self._check_sent(s)
+                self._check_sent(s, is_last=s is fields["sent"][-1])
             except CodecError as error:
                 raise ValueError(f"state_dict: sent[{s.version.number}]: {error}") from error
         fields["sent"] = {s.version.number: s for s in fields["sent"]}
-        return {f"_{name}": value for name, value in fields.items()}
+        return ClientState(**fields)
 
-    def _check_sent(self, sent: Sent) -> None:
+    def _check_sent(self, sent: Sent, *, is_last: bool) -> None:
         """Whether what was sent can be sent again, and taken back.
 
         Raises:
@@ -458,8 +574,31 @@ class ClientSession(Session):
         else:
             require(sent.message == sent.payload, "message")
         require(made == (sent.version.number, sent.version.digest), "version")
-        has_update = self._feedback is not None and self._keep_up > 0
-        require((sent.update is not None) == has_update, "update")
-        if self._feedback is not None and not has_update:
+        has_model, wanted = sent.version.model is not None, self._needs_models
+        require((sent.start is not None) == wanted, "start")
+        if has_model or wanted or (self._keep_up and is_last):
+            require(has_model and (wanted or self._keep_up > 0), "version")
+        if self._state.feedback is not None and not wanted:
             require(special_of(opened.frame) == self._up.special, "payload")
-            add_values(self._layout, sent.payload, new_feedback(self._layout, self._up.roles))
+            nothing = new_feedback(self._layout, self._up.roles)
+            with_values(self._layout, [sent.payload], nothing)
+
+
+def _make(plan: Plan) -> None:
+    """For a message that has nothing to decode."""
+    for target, name, value in plan():
+        setattr(target, name, value)
+
+
+def _with_sent(state: ClientState, sent: Sent) -> ClientState:
+    number = sent.version.number
+    return state._replace(number=number, sent={**state.sent, number: sent})
+
+
+def _knows(base: Version | None, ack: Ack) -> bool:
+    """Whether an acknowledgement tells nothing newer than what is known to have arrived."""
+    return (
+        base is not None
+        and base.number == ack.newest
+        and (ack.newest == 0 or base.digest & LOW32 == ack.digest)
+    )

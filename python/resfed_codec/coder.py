@@ -10,7 +10,7 @@ from typing import Any
 from resfed_codec import _native, device
 from resfed_codec.codec import VECTOR_SHARE, native_options
 from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
-from resfed_codec.device import on_host
+from resfed_codec.device import PayloadPlan, on_host
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import (
     OTHER,
@@ -91,6 +91,11 @@ class Coder:
         """Whether every prediction is the base itself, so that it may be updated in place."""
         return self.predictor == LinearPredictor(own=(1,))
 
+    @property
+    def copies_other(self) -> bool:
+        """Whether every prediction is the other direction's newest version itself."""
+        return self.predictor == LinearPredictor(other=(1,))
+
     def encode(
         self,
         current: Model,
@@ -102,10 +107,11 @@ class Coder:
         keep: int,
         out: Model | None,
         feedback: Feedback | None,
+        commit: PayloadPlan | None = None,
     ) -> bytes:
         """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.
 
-        ``tag`` names the client (0: payloads for all).
+        ``tag`` names the client (0: payloads for all). ``commit`` says what changes with them.
         """
         own = base.lineage(max(1, self.own_depth)) if base else []
         others = other.lineage(max(1, self.other_depth)) if other else []
@@ -126,7 +132,7 @@ class Coder:
         options.link = write_link(link)
         rows = prediction_rows(self.layout, self.roles, link, own, others, current, out, feedback)
         try:
-            return device.encode(rows, options, self.layout.device)
+            return device.encode(rows, options, self.layout.device, commit)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in self.layout.specs])
 

@@ -6,7 +6,7 @@ A model is a list of arrays in coding order, see :class:`resfed_codec.layout.Lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec import _native, device
-from resfed_codec.device import Memory, copy, on_host, placed
+from resfed_codec.device import Memory, Plan, copy, on_host, placed
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
 from resfed_codec.layout import DENSE, LOSSLESS, Layout, Special, TensorSpec, roles_of
 from resfed_codec.link import (
@@ -214,9 +214,16 @@ class Opened:
         return not link.per_tensor and link.terms == tuple(one * n for n in unit_terms(place))
 
     def decode(
-        self, layout: Layout, base: Version | None, other: Version | None, out: Model
+        self,
+        layout: Layout,
+        base: Version | None,
+        other: Version | None,
+        out: Model,
+        commit: Plan | None = None,
     ) -> None:
         """Fill ``out``; all or nothing. The caller has asked ``builds_on``.
+
+        ``commit`` says what changes with it.
 
         Raises:
             PayloadError: The entropy coded part is damaged.
@@ -237,7 +244,7 @@ class Opened:
         roles = roles_of(layout.specs, special)
         rows = prediction_rows(layout, roles, link, own, others, None, out, None)
         try:
-            device.decode(self.payload, self.frame["digest"], rows, layout.device)
+            device.decode(self.payload, self.frame["digest"], rows, layout.device, commit)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
 
@@ -265,31 +272,41 @@ def _widened(memory: Memory, spec: TensorSpec) -> NDArray[Any]:
     return array if spec.dtype == "float64" else array.astype(np.float32)
 
 
-def add_differences(feedback: Feedback, update: Feedback) -> None:
-    """Add what :func:`differences` returned; on the host."""
-    for target, addend in zip(feedback, update, strict=True):
-        if target is not None and addend is not None:
-            array = on_host(target)
-            array += on_host(addend)
-            copy(array, target)
+def sum_of(feedback: Feedback, addends: Iterable[Feedback]) -> Feedback:
+    """The sum as new arrays; taken on the host, and placed where ``feedback`` is."""
+    total = _copied_to_host(feedback)
+    for addend in addends:
+        for array, memory in zip(total, addend, strict=True):
+            if array is not None and memory is not None:
+                array += on_host(memory)
+    return _placed_like(feedback, total)
 
 
-def add_values(layout: Layout, payload: bytes, feedback: Feedback) -> None:
-    """Add the dequantized values of a payload's matrices and vectors, cost by nonzeros.
+def with_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -> Feedback:
+    """New arrays: ``feedback`` and the dequantized values of payloads' matrices and vectors.
 
-    On the host; arrays on a device are copied there and back.
+    Adding costs by nonzeros; it is done on the host.
     """
-    frame = _native.inspect(payload)
-    roles = roles_of(layout.specs, special_of(frame))
-    rows: list[_native.TensorRow] = []
-    arrays = [None if memory is None else on_host(memory) for memory in feedback]
-    for spec, role, array in zip(layout.specs, roles, arrays, strict=True):
-        shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)
-        rows.append((None, None, None, *shape, array, ()))
-    try:
-        _native.add_values(payload, rows)
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
-    for target, array in zip(feedback, arrays, strict=True):
-        if target is not None and array is not None:
-            copy(array, target)
+    total = _copied_to_host(feedback)
+    for payload in payloads:
+        roles = roles_of(layout.specs, special_of(_native.inspect(payload)))
+        rows: list[_native.TensorRow] = []
+        for spec, role, array in zip(layout.specs, roles, total, strict=True):
+            shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)
+            rows.append((None, None, None, *shape, array, ()))
+        try:
+            _native.add_values(payload, rows)
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
+    return _placed_like(feedback, total)
+
+
+def _copied_to_host(feedback: Feedback) -> list[NDArray[Any] | None]:
+    return [None if memory is None else np.array(on_host(memory)) for memory in feedback]
+
+
+def _placed_like(feedback: Feedback, arrays: list[NDArray[Any] | None]) -> Feedback:
+    return [
+        None if memory is None or array is None else placed(array, device.device_of(memory))
+        for memory, array in zip(feedback, arrays, strict=True)
+    ]

@@ -44,6 +44,10 @@ class Ack(NamedTuple):
         back = self.newest - number
         return back == 0 or (0 < back <= ACK_WINDOW and bool(self.window >> (back - 1) & 1))
 
+    def lacks(self, number: int, missed: bool) -> bool:
+        """Whether an older one got lost; ``missed`` is what counts of those before the window."""
+        return missed if self.newest - number > ACK_WINDOW else not self.has(number)
+
 
 class Keyframe(NamedTuple):
     """A whole model: the version it is, and the digest of the version it may replace (or 0)."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from resfed_codec.history import Opened, Version
 from resfed_codec.message import ACK_WINDOW, Ack, Head, Keyframe
@@ -23,30 +23,29 @@ from resfed_codec.schema import (
 from resfed_codec.session import LOW32
 
 
-@dataclass(eq=False)
-class ClientRecord:
-    """What the server knows of one client.
+class ClientRecord(NamedTuple):
+    """What the server knows of one client; calls replace it as a whole, its mappings too.
 
     Attributes:
         tag: Stands for the client in messages and digests.
         known: The global version that it holds; None if that is none of the server's.
+        uplinks: Versions that it may build on, by number; only where models of clients are kept.
+        downlinks: Versions sent to it, by number; only where the downlink is its own.
         replaces: Digest of what it holds if ``known`` is None.
         newest, window: Which of its uplinks have arrived, as in :class:`Ack`.
         seen: Digests of all that came with the newest number, the last one first.
-        uplinks: Versions that it may build on, by number; only where models of clients are kept.
-        downlinks: Versions sent to it, by number; only where the downlink is its own.
+        target: The number of the global model that ``sent`` was made from.
         sent: What the newest of ``downlinks`` was sent as.
-        target: The number of the global model that was made from.
     """
 
     tag: int
     known: Head | None
+    uplinks: Mapping[int, Version]
+    downlinks: Mapping[int, Version]
     replaces: int = 0
     newest: int = 0
     window: int = 0
-    seen: list[int] = field(default_factory=list)
-    uplinks: dict[int, Version] = field(default_factory=dict)
-    downlinks: dict[int, Version] = field(default_factory=dict)
+    seen: tuple[int, ...] = ()
     target: int = 0
     sent: bytes | Keyframe = b""
 
@@ -55,35 +54,42 @@ class ClientRecord:
 
     def has_last(self, number: int, digest: int) -> bool:
         """Whether this is the uplink that arrived last."""
-        return number == self.newest and self.seen[:1] == [digest]
+        return number == self.newest and self.seen[:1] == (digest,)
 
-    def note_uplink(self, number: int, digest: int) -> None:
+    def with_uplink(self, number: int, digest: int) -> ClientRecord:
+        """After an uplink has arrived."""
         if number == self.newest:
-            self.seen.insert(0, digest)
-            return
+            return self._replace(seen=(digest, *self.seen))
         ahead = number - self.newest
         window = (self.window << 1 | 1) << (ahead - 1) if ahead <= ACK_WINDOW else 0
-        self.window = window & (2**ACK_WINDOW - 1) if self.newest else 0
-        self.newest, self.seen = number, [digest]
+        window = window & (2**ACK_WINDOW - 1) if self.newest else 0
+        return self._replace(newest=number, window=window, seen=(digest,))
+
+    def holding(self, head: Head, ours: int | None) -> ClientRecord:
+        """After it has said what it holds; ``ours`` is our digest of that number, if any."""
+        if head.digest == ours:
+            return self._replace(known=head, replaces=0)
+        return self._replace(known=None, replaces=head.digest)
 
     def fields(self) -> list[Any]:
         """For snapshots; see :func:`record_check`."""
-        return [list(v) if isinstance(v, (Head, Keyframe)) else v for v in vars(self).values()]
+        return [list(v) if isinstance(v, (Head, Keyframe)) else v for v in self]
 
 
 def record_check(tensors: Tensors, history: int) -> Check:
     """What :meth:`ClientRecord.fields` may hold, turned back."""
     keyframe = row(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
+    seen = several(BITS64)
     return row(
         ClientRecord,
         tag=integer(1, LOW32),
         known=optional(HEAD),
+        uplinks=tensors.versions(at_most=history + 1),
+        downlinks=tensors.versions(at_most=history + 1),
         replaces=BITS64,
         newest=NUMBER,
         window=integer(0, 2**ACK_WINDOW - 1),
-        seen=several(BITS64),
-        uplinks=tensors.versions(at_most=history + 1),
-        downlinks=tensors.versions(at_most=history + 1),
+        seen=lambda value, where: tuple(seen(value, where)),
         target=NUMBER,
         sent=lambda value, where: (keyframe if type(value) is list else BYTES)(value, where),
     )

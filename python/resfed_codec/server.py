@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from resfed_codec.aggregate import Aggregator
 from resfed_codec.arrival import Arrived, open_uplink
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
+from resfed_codec.device import Assignments
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
 from resfed_codec.history import (
     OTHER,
@@ -50,6 +51,50 @@ KEYFRAME_PART = 16
 """A chain shorter than this part of the model is sent without asking what a keyframe takes."""
 
 
+class ServerState(NamedTuple):
+    """All that changes of a server's session; calls replace it as a whole.
+
+    Only ``clients`` is changed in place: one client's record is replaced by one assignment.
+
+    Attributes:
+        current: The newest global version; the initial one where clients get their own.
+        versions: Global versions that uplinks may build on, by number.
+        chain: Payloads that lead to versions, by number.
+        digests: Of versions that the chain can start from, by number.
+        clients: What is known of each.
+        target: The newest global model as it was given, where clients get their own.
+        target_number: Its number.
+        feedback: What downlinks have left out; its arrays are updated in place, in one step with
+            the replacement.
+    """
+
+    current: Version
+    versions: dict[int, Version]
+    chain: dict[int, bytes]
+    digests: dict[int, int]
+    clients: dict[ClientId, ClientRecord]
+    target: Model | None = None
+    target_number: int = 0
+    feedback: Feedback | None = None
+
+    def after(self, version: Version, payload: bytes, history: int, n_bytes: int) -> ServerState:
+        """With a new global version; ``history`` versions and ``n_bytes`` of payloads are kept."""
+        number = version.number
+        chain = {**self.chain, number: payload}
+        surplus = _total(chain.values()) - n_bytes
+        oldest = min(chain)
+        while surplus > 0 and oldest < number:
+            surplus -= len(chain.pop(oldest))
+            oldest += 1
+        digests = {**self.digests, number: version.digest}
+        return self._replace(
+            current=version,
+            versions=_keep_newest({**self.versions, number: version}, history),
+            chain=chain,
+            digests={n: digest for n, digest in digests.items() if n >= oldest - 1},
+        )
+
+
 class ServerSession(Session):
     """The server: sends global models to all clients, receives their local ones.
 
@@ -67,6 +112,8 @@ class ServerSession(Session):
     Several threads may call at once; their calls take turns.
     """
 
+    _state: ServerState
+
     def __init__(
         self,
         initial_state: State,
@@ -77,22 +124,30 @@ class ServerSession(Session):
         history: int = 4,
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
-        self._current = first = self._first_downlink()
-        self._versions = {0: first}
-        self._chain: dict[int, bytes] = {}
-        self._digests = {0: first.digest}
-        self._clients: dict[ClientId, ClientRecord] = {}
-        self._target: Model | None = None
-        self._target_number = 0
-        self._keyframe_cache: dict[int, bytes] = {}
-        self._feedback: Feedback | None = None
+        first = self._first_downlink()
+        self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})
         if self._down_coder.config.error_feedback:
-            self._feedback = new_feedback(self._layout, self._down_coder.roles)
+            feedback = new_feedback(self._layout, self._down_coder.roles)
+            self._state = self._state._replace(feedback=feedback)
+        self._keyframe_cache: dict[int, bytes] = {}  # by digest
+
+    @property
+    def _current(self) -> Version:
+        return self._state.current
+
+    @property
+    def _versions(self) -> dict[int, Version]:
+        return self._state.versions
+
+    @property
+    def _clients(self) -> dict[ClientId, ClientRecord]:
+        return self._state.clients
 
     @property
     def version(self) -> int:
         """How many global models have been given to :meth:`update`."""
-        return self._current.number if self._broadcast else self._target_number
+        state = self._state
+        return state.current.number if self._broadcast else state.target_number
 
     @property
     @in_turn
@@ -101,7 +156,8 @@ class ServerSession(Session):
 
         Where the downlink is different for every client: as it was given to :meth:`update`.
         """
-        model = model_of(self._current) if self._target is None else self._target
+        target = self._state.target
+        model = model_of(self._current) if target is None else target
         return self._layout.state_of(self._layout.copy_of(model))
 
     @property
@@ -123,9 +179,14 @@ class ServerSession(Session):
         client_tag(client_id, self._run_digest)  # complains about what is no name
         self._clients.pop(client_id, None)
 
-    def _enter(self, client_id: ClientId, client: ClientRecord) -> None:
+    def _entry(self, client_id: ClientId, client: ClientRecord) -> Assignments:
+        """What replaces a client's record."""
         name = str(client_id) if isinstance(client_id, str) else int(client_id)
-        self._clients[name] = client
+        return [(self._clients, name, client)]
+
+    def _enter(self, client_id: ClientId, client: ClientRecord) -> None:
+        ((clients, name, record),) = self._entry(client_id, client)
+        clients[name] = record
 
     @in_turn
     def memory(self) -> dict[str, int]:
@@ -136,20 +197,21 @@ class ServerSession(Session):
             "payloads": payloads and keyframes kept to be sent; "feedback": what payloads have left
             out. Arrays that versions share count once.
         """
-        shared = _sizes(self._target)
-        for version in [*self._versions.values(), self._initial]:
+        state = self._state
+        shared = _sizes(state.target)
+        for version in [*state.versions.values(), self._initial]:
             for member in version.lineage(self._keep_down):
                 shared |= _sizes(member.model)
         own: dict[int, int] = {}
-        for client in self._clients.values():
+        for client in state.clients.values():
             for version in [*client.uplinks.values(), *client.downlinks.values()]:
                 for member in version.lineage(max(self._keep_down, self._keep_up)):
                     own |= _sizes(member.model)
         return {
             "global": sum(shared.values()),
             "clients": sum(size for array, size in own.items() if array not in shared),
-            "payloads": _total(self._chain.values()) + _total(self._keyframe_cache.values()),
-            "feedback": sum(f.nbytes for f in self._feedback or [] if f is not None),
+            "payloads": _total(state.chain.values()) + _total(self._keyframe_cache.values()),
+            "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
         }
 
     # ---- downlink
@@ -170,12 +232,21 @@ class ServerSession(Session):
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
         """
         current = self._layout.model_of(global_state, "global_state")
+        before = self._state
         if not self._broadcast:
-            self._target = self._layout.copy_of(current)
-            self._target_number += 1
+            target = self._layout.copy_of(current)
+            number = before.target_number + 1
+            self._state = before._replace(target=target, target_number=number)
             return b""
-        base, out = self._current, self._layout.empty()
-        payload = self._down_coder.encode(
+        base, out = before.current, self._layout.empty()
+
+        def commit(payload: bytes) -> Assignments:
+            version = Version(base.number + 1, version_digest(payload), out, base)
+            version = version.shortened(self._keep_down)
+            after = before.after(version, payload, self._history, self._layout.n_bytes)
+            return [(self, "_state", after)]
+
+        return self._down_coder.encode(
             current,
             tag=0,
             number=base.number + 1,
@@ -183,21 +254,9 @@ class ServerSession(Session):
             other=None,
             keep=self._keep_down,
             out=out,
-            feedback=self._feedback,
+            feedback=before.feedback,
+            commit=commit,
         )
-        version = Version(base.number + 1, version_digest(payload), out, base)
-        version = version.shortened(self._keep_down)
-        self._current = version
-        self._versions[version.number] = version
-        _keep_newest(self._versions, self._history)
-        self._chain[version.number] = payload
-        self._digests[version.number] = version.digest
-        n_bytes = _total(self._chain.values())
-        while n_bytes > self._layout.n_bytes and len(self._chain) > 1:
-            oldest = min(self._chain)
-            n_bytes -= len(self._chain.pop(oldest))
-            del self._digests[oldest - 1]
-        return payload
 
     @in_turn
     def send(self, client_id: ClientId, *, fresh: bool = False) -> bytes:
@@ -218,10 +277,18 @@ class ServerSession(Session):
         """
         client = self._client(client_id)
         if fresh and client.newest == 0 and client.known == Head(0, self._down_root):
-            client.known, client.replaces, client.sent = None, 0, b""
-        message = self._send_to_all(client) if self._broadcast else self._send_alone(client)
+            client = client._replace(known=None, replaces=0, sent=b"")
+        client, data = self._message_for(client)
         self._enter(client_id, client)
-        return write_message(message)
+        return data
+
+    def _message_for(self, client: ClientRecord) -> tuple[ClientRecord, bytes]:
+        """A client's record after a message was made, and the message. Changes nothing."""
+        if self._broadcast:
+            message = self._send_to_all(client)
+        else:
+            client, message = self._send_alone(client)
+        return client, write_message(message)
 
     def _send_to_all(self, client: ClientRecord) -> Message:
         message = Message(client.tag, ack=client.ack())
@@ -240,19 +307,19 @@ class ServerSession(Session):
         tag = client_tag(client_id, self._run_digest)
         if client_id in self._clients:
             return self._clients[client_id]
-        client = ClientRecord(tag, Head(0, self._down_root))
         first = self._first_uplink()
-        if first is not None:
-            client.uplinks[0] = first
+        uplinks = {} if first is None else {0: first}
+        downlinks = {}
         if not self._broadcast:
-            client.downlinks[0] = Version(0, self._down_root, self._initial.model)
-        return client
+            downlinks = {0: Version(0, self._down_root, self._initial.model)}
+        return ClientRecord(tag, Head(0, self._down_root), uplinks, downlinks)
 
     def _chain_since(self, known: Head) -> list[bytes] | None:
         """The payloads that follow on a version, if it is one of ours and they are all held."""
-        if self._digests.get(known.version) != known.digest:
+        state = self._state
+        if state.digests.get(known.version) != known.digest:
             return None
-        return [self._chain[n] for n in range(known.version + 1, self._current.number + 1)]
+        return [state.chain[n] for n in range(known.version + 1, state.current.number + 1)]
 
     def _is_long(self, chain: list[bytes]) -> bool:
         return len(chain) > 1 and KEYFRAME_PART * _total(chain) > self._layout.n_bytes
@@ -261,40 +328,41 @@ class ServerSession(Session):
         """The current version, and the history that the next payload needs."""
         versions = self._current.lineage(max(1, self._down_coder.own_depth))
         self._keyframe_cache = {
-            v.number: self._keyframe_cache.get(v.number)
+            v.digest: self._keyframe_cache.get(v.digest)
             or encode_keyframe(self._layout.state_of(model_of(v)))
             for v in versions
         }
         return tuple(
-            Keyframe(v.number, v.digest, replaces, self._keyframe_cache[v.number])
+            Keyframe(v.number, v.digest, replaces, self._keyframe_cache[v.digest])
             for v in reversed(versions)
         )
 
-    def _send_alone(self, client: ClientRecord) -> Message:
-        """The message of a downlink that is this client's own, and what changes by sending it."""
-        known = client.known
-        if client.target != self._target_number or (known is None and client.sent == b""):
-            self._encode_for(client)
+    def _send_alone(self, client: ClientRecord) -> tuple[ClientRecord, Message]:
+        """A client's record after, and the message of, a downlink that is its own."""
+        known, number = client.known, self._state.target_number
+        if client.target != number or (known is None and client.sent == b""):
+            client = self._encode_for(client)
         newest = client.downlinks[max(client.downlinks)]
         message = Message(client.tag, ack=client.ack())
         if known is not None and known.version == newest.number:
-            return message._replace(head=Head(newest.number, newest.digest))
+            return client, message._replace(head=Head(newest.number, newest.digest))
         if isinstance(client.sent, Keyframe):
-            return message._replace(keyframes=(client.sent,))
-        return message._replace(payloads=(client.sent,))
+            return client, message._replace(keyframes=(client.sent,))
+        return client, message._replace(payloads=(client.sent,))
 
-    def _encode_for(self, client: ClientRecord) -> None:
-        """Make the newest global model the client's newest downlink."""
-        target = model_of(self._initial) if self._target is None else self._target
+    def _encode_for(self, client: ClientRecord) -> ClientRecord:
+        """With the newest global model as the client's newest downlink."""
+        state = self._state
+        target = model_of(self._initial) if state.target is None else state.target
         number = max(client.downlinks) + 1
         if client.known is None:
             data = encode_keyframe(self._layout.state_of(target))
             digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
-            client.sent = Keyframe(number, digest, client.replaces, data)
+            sent: bytes | Keyframe = Keyframe(number, digest, client.replaces, data)
             version = Version(number, digest, self._layout.copy_of(target))
         else:
             base, out = client.downlinks[client.known.version], self._layout.empty()
-            client.sent = self._down_coder.encode(
+            sent = self._down_coder.encode(
                 target,
                 tag=client.tag,
                 number=number,
@@ -304,11 +372,15 @@ class ServerSession(Session):
                 out=out,
                 feedback=None,
             )
-            version = Version(number, version_digest(client.sent), out, base)
+            version = Version(number, version_digest(sent), out, base)
             version = version.shortened(self._keep_down)
-        client.target = self._target_number
-        client.downlinks[number] = version
-        _keep_newest(client.downlinks, self._history, client.known and client.known.version)
+        downlinks = {**client.downlinks, number: version}
+        known = client.known and client.known.version
+        return client._replace(
+            downlinks=_keep_newest(downlinks, self._history, known),
+            target=state.target_number,
+            sent=sent,
+        )
 
     @in_turn
     def answer(self, client_id: ClientId, request: bytes) -> bytes:
@@ -324,11 +396,12 @@ class ServerSession(Session):
             TypeError: ``client_id`` is neither a str nor an integer.
         """
         client, held, refused = self._take_request(client_id, request)
-        message = self.send(client_id)
-        if refused != version_digest(message) & LOW32:
-            return message
-        client.known, client.replaces, client.sent = None, held.digest, b""
-        return self.send(client_id)
+        client, data = self._message_for(client)
+        if refused == version_digest(data) & LOW32:
+            client = client._replace(known=None, replaces=held.digest, sent=b"")
+            client, data = self._message_for(client)
+        self._enter(client_id, client)
+        return data
 
     @in_turn
     def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
@@ -343,27 +416,26 @@ class ServerSession(Session):
             StateMismatchError: The acknowledgement is from another client.
             TypeError: ``client_id`` is neither a str nor an integer.
         """
-        self._take_request(client_id, acknowledgement)
+        client, *_ = self._take_request(client_id, acknowledgement)
+        self._enter(client_id, client)
 
     def _take_request(
         self, client_id: ClientId, request: bytes
     ) -> tuple[ClientRecord, Head, int | None]:
-        """The client, what it holds, and the digest of what it refused."""
+        """The client's record after, what it holds, and the digest of what it refused."""
         client = self._client(client_id)
         m = open_request(as_bytes(request), client.tag)
         if m.head is None or m.ack is not None:
             raise PayloadError("payload: a server's request; it is for the client")
-        if self._held_by(client, m.head.version) == m.head.digest:
-            client.known = m.head
-        else:
-            client.known, client.replaces, client.sent = None, m.head.digest, b""
-        self._enter(client_id, client)
+        client = client.holding(m.head, self._held_by(client, m.head.version))
+        if client.known is None:
+            client = client._replace(sent=b"")
         return client, m.head, m.refused
 
     def _held_by(self, client: ClientRecord, number: int) -> int | None:
         """Digest of a global version that is still known here."""
         if self._broadcast:
-            return self._digests.get(number)
+            return self._state.digests.get(number)
         version = client.downlinks.get(number)
         return version.digest if version else None
 
@@ -400,7 +472,7 @@ class ServerSession(Session):
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         theirs = layout.copy_of(model) if self._keep_up and targets is None else model
-        self._commit(client_id, client, arrived, model)
+        self._enter(client_id, self._after(client, arrived, model))
         if targets is not None:
             return copy_into(targets, model, out)
         return layout.state_of(theirs)
@@ -410,7 +482,7 @@ class ServerSession(Session):
         """An empty :class:`Aggregator` whose reference is the global model."""
         aggregator = Aggregator(self.state)
         if not self._keep_up:  # else local models are decoded anyway, to be kept
-            aggregator._origin = self._current.digest
+            aggregator._set_origin(self._current.digest)
         return aggregator
 
     @in_turn
@@ -438,9 +510,8 @@ class ServerSession(Session):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
         data = as_bytes(payload)
         client = self._client(client_id)
-        if client.seen[:1] == [version_digest(data)]:
+        if client.seen[:1] == (version_digest(data),):
             return False  # also if what it builds on is no longer held
-        model = None
         try:
             arrived = self._open(client, data)
             if client.has_last(arrived.number, arrived.digest):
@@ -448,13 +519,14 @@ class ServerSession(Session):
             content, other = arrived.content, arrived.other
             on_reference = other is not None and other.digest == aggregator._origin
             if on_reference and isinstance(content, Opened) and content.copies(OTHER):
-                aggregator._add_predicted(data, content.frame["digest"], weight)
+                entry = self._entry(client_id, self._after(client, arrived, None))
+                aggregator._add_predicted(data, content.frame["digest"], weight, entry)
             else:
                 model = self._decode(client, arrived)
-                aggregator.add_state(self._layout.state_of(model), weight)
+                entry = self._entry(client_id, self._after(client, arrived, model))
+                aggregator._add_model(self._layout.state_of(model), weight, entry)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
-        self._commit(client_id, client, arrived, model)
         return True
 
     def _open(self, client: ClientRecord, data: bytes) -> Arrived:
@@ -479,51 +551,47 @@ class ServerSession(Session):
         arrived.decode(self._layout, model)
         return model
 
-    def _commit(
-        self, client_id: ClientId, client: ClientRecord, arrived: Arrived, model: Model | None
-    ) -> None:
-        self._enter(client_id, client)
+    def _after(self, client: ClientRecord, arrived: Arrived, model: Model | None) -> ClientRecord:
+        """The client's record after an uplink, whose model is only needed where it is kept."""
         if client.has_last(arrived.number, arrived.digest):
-            return
-        client.note_uplink(arrived.number, arrived.digest)
-        if self._held_by(client, arrived.known.version) == arrived.known.digest:
-            client.known, client.replaces = arrived.known, 0
-        else:
-            client.known, client.replaces = None, arrived.known.digest
+            return client
+        ours = self._held_by(client, arrived.known.version)
+        client = client.with_uplink(arrived.number, arrived.digest).holding(arrived.known, ours)
         if not self._broadcast and client.known is not None:
-            for number in [n for n in client.downlinks if n < client.known.version]:
-                del client.downlinks[number]
+            first = client.known.version
+            client = client._replace(
+                downlinks={n: v for n, v in client.downlinks.items() if n >= first}
+            )
         if not self._keep_up:
-            return
+            return client
         version = Version(arrived.number, arrived.digest, model, arrived.base)
-        version = version.shortened(self._keep_up)
-        client.uplinks[arrived.number] = version
-        if arrived.base is not None:
-            for number in [n for n in client.uplinks if n < arrived.base.number]:
-                del client.uplinks[number]
-        _keep_newest(client.uplinks, self._history, arrived.base.number if arrived.base else None)
+        uplinks = {**client.uplinks, arrived.number: version.shortened(self._keep_up)}
+        base = None if arrived.base is None else arrived.base.number
+        uplinks = {n: v for n, v in uplinks.items() if base is None or n >= base}
+        return client._replace(uplinks=_keep_newest(uplinks, self._history, base))
 
     # ---- state
 
     def _depends(self) -> dict[str, Any]:
         return {
             **super()._depends(),
-            **self._down_coder.depends(self._feedback is not None),
+            **self._down_coder.depends(self._state.feedback is not None),
         }
 
     def _fields(self) -> dict[str, Any]:
+        state = self._state
         return {
-            "current": self._current,
-            "versions": self._versions,
-            "chain": self._chain,
-            "digests": self._digests,
-            "target": self._target,
-            "target_number": self._target_number,
-            "feedback": self._feedback,
-            "clients": [[name, c.fields()] for name, c in self._clients.items()],
+            "current": state.current,
+            "versions": state.versions,
+            "chain": state.chain,
+            "digests": state.digests,
+            "target": state.target,
+            "target_number": state.target_number,
+            "feedback": state.feedback,
+            "clients": [[name, c.fields()] for name, c in state.clients.items()],
         }
 
-    def _checked(self, saved: Any, tensors: Tensors) -> dict[str, Any]:
+    def _checked(self, saved: Any, tensors: Tensors) -> ServerState:
         record = record_check(tensors, self._history)
         fields = checked_fields(
             saved,
@@ -535,7 +603,7 @@ class ServerSession(Session):
                 "target": optional(tensors.model),
                 "target_number": NUMBER,
                 "feedback": tensors.kept_feedback(
-                    self._down_coder.roles, self._feedback is not None
+                    self._down_coder.roles, self._state.feedback is not None
                 ),
                 "clients": several(row(lambda *pair: pair, name=client_name, record=record)),
             },
@@ -566,14 +634,15 @@ class ServerSession(Session):
                 )
         except CodecError as error:
             raise ValueError(f"state_dict: {error}") from error
-        fields |= {"clients": clients, "keyframe_cache": {}}
-        return {f"_{name}": value for name, value in fields.items()}
+        return ServerState(**{**fields, "clients": clients})
 
 
-def _keep_newest(versions: dict[int, Version], n: int, always: int | None = None) -> None:
-    for number in sorted(versions)[: max(0, len(versions) - n)]:
-        if number != always:
-            del versions[number]
+def _keep_newest(
+    versions: dict[int, Version], n: int, always: int | None = None
+) -> dict[int, Version]:
+    """The newest ``n``, and the one numbered ``always``."""
+    dropped = set(sorted(versions)[: max(0, len(versions) - n)]) - {always}
+    return {number: version for number, version in versions.items() if number not in dropped}
 
 
 def _sizes(model: Model | None) -> dict[int, int]:

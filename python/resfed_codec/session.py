@@ -19,19 +19,22 @@ from resfed_codec.message import Message, read_message
 from resfed_codec.predictor import LinearPredictor, predictor_of, text_of
 from resfed_codec.schema import Tensors
 from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
-from resfed_codec.turns import Turn, in_turn
+from resfed_codec.turns import TakesTurns, in_turn
 
 ClientId: TypeAlias = "str | int"
 
 LOW32 = 0xFFFFFFFF
 
 
-class Session:
+class Session(TakesTurns):
     """Base of both sessions: the initial model, both directions' coders, what follows from them.
 
     With predictors that look at the client's models the downlink is different for every client;
     else one payload serves all ("broadcast").
     """
+
+    _state: Any
+    """All that changes; replaced as a whole."""
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Session:
         run: str,
         history: int,
     ) -> None:
+        super().__init__()
         uplink, downlink = (
             check_config(name, config)
             for name, config in (("uplink", uplink), ("downlink", downlink))
@@ -51,7 +55,6 @@ class Session:
             raise TypeError(f"history={history!r}: must be an integer")
         if not 1 <= history <= 32:
             raise ValueError(f"history={history}: must lie in [1, 32]")
-        self._turn = Turn()
         self._run, self._history = run, history
         self._layout = Layout(initial_state, "initial_state")
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
@@ -99,8 +102,8 @@ class Session:
         """What is saved."""
         raise NotImplementedError
 
-    def _checked(self, saved: Any, tensors: Tensors) -> dict[str, Any]:
-        """The attributes that :meth:`_fields` was made from, all of them checked."""
+    def _checked(self, saved: Any, tensors: Tensors) -> Any:
+        """The ``_state`` that :meth:`_fields` was made from, all of it checked."""
         raise NotImplementedError
 
     @in_turn
@@ -123,7 +126,7 @@ class Session:
                 tensors), or damaged. What differs is named, and nothing has changed.
         """
         saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
-        self.__dict__.update(self._checked(saved, Tensors(self._layout)))
+        self._state = self._checked(saved, Tensors(self._layout))
 
 
 def check_config(name: str, config: CodecConfig | None) -> CodecConfig:

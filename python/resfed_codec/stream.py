@@ -9,11 +9,12 @@ digest of the whole chain behind it, so a decoder never decodes against another 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from resfed_codec.codec import copy_into, make_config, writable_views
 from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
+from resfed_codec.device import Assignments
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.history import (
     OWN,
@@ -34,7 +35,7 @@ from resfed_codec.payload import as_bytes
 from resfed_codec.predictor import predictor_of
 from resfed_codec.schema import Check, Tensors, checked_fields
 from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
-from resfed_codec.turns import Turn, in_turn
+from resfed_codec.turns import TakesTurns, in_turn
 
 
 def stream_root(direction: str, initial: Version) -> int:
@@ -42,20 +43,41 @@ def stream_root(direction: str, initial: Version) -> int:
     return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
 
 
-class _Stream:
+class StreamState(NamedTuple):
+    """All that changes of a stream's end; calls replace it as a whole.
+
+    Attributes:
+        current: The newest version, with the history that predictions need.
+        spare: Memory of a version that has been forgotten, for the next one.
+        feedback: What payloads have left out; its arrays are updated in place, in one step with
+            the replacement.
+    """
+
+    current: Version
+    spare: Model | None = None
+    feedback: Feedback | None = None
+
+    def after(self, version: Version, keep: int) -> StreamState:
+        """With ``version`` as the current one, and ``keep`` versions of its lineage."""
+        lineage = version.lineage(keep + 1)
+        dropped = lineage[keep].model if len(lineage) > keep else None
+        spare = None if dropped is version.model else dropped
+        return self._replace(current=version.shortened(keep), spare=spare)
+
+
+class _Stream(TakesTurns):
     """What both ends of a direction have: the newest version, and how to name and save it."""
 
     def __init__(self, initial_state: State, run: str) -> None:
+        super().__init__()
         if not isinstance(run, str):
             raise TypeError(f"run={run!r}: must be a str")
-        self._turn = Turn()
         self._run = run
         self._layout = Layout(initial_state, "initial_state")
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         initial = initial_version(self._layout, model, run)
         self._root = stream_root("stream", initial)
-        self._current = Version(0, self._root, initial.model)
-        self._spare: Model | None = None
+        self._state = StreamState(Version(0, self._root, initial.model))
 
     @property
     def version(self) -> int:
@@ -69,15 +91,12 @@ class _Stream:
         return self._layout.state_of(self._layout.copy_of(model_of(self._current)))
 
     @property
+    def _current(self) -> Version:
+        return self._state.current
+
+    @property
     def _tag(self) -> int:
         return self._root & 0xFFFFFFFF
-
-    def _advance(self, version: Version, keep: int) -> None:
-        """Make ``version`` the current one; what is forgotten serves the next as memory."""
-        oldest = version.lineage(keep)[-1]
-        dropped, oldest.parent = oldest.parent, None
-        self._spare = dropped.model if dropped and dropped.model is not version.model else None
-        self._current = version
 
     def _depends(self) -> dict[str, Any]:
         """What saved state is of no use without."""
@@ -115,8 +134,7 @@ class _Stream:
         """
         saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
         fields = checked_fields(saved, self._schema(Tensors(self._layout)))
-        attributes = {f"_{name}": value for name, value in fields.items()}
-        self.__dict__.update(attributes, _spare=None)
+        self._state = StreamState(**fields)
 
 
 class Encoder(_Stream):
@@ -152,9 +170,9 @@ class Encoder(_Stream):
         predictor = predictor_of(config.predictor or "previous")
         self._coder = Coder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._coder.own_depth)
-        self._feedback: Feedback | None = (
-            new_feedback(self._layout, self._coder.roles) if config.error_feedback else None
-        )
+        if config.error_feedback:
+            feedback = new_feedback(self._layout, self._coder.roles)
+            self._state = self._state._replace(feedback=feedback)
 
     @in_turn
     def encode(self, state: State) -> bytes:
@@ -167,10 +185,16 @@ class Encoder(_Stream):
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
         """
         current = self._layout.model_of(state, "state")
-        base, keep = self._current, self._keep
+        before, keep = self._state, self._keep
+        base = before.current
         in_place = self._coder.copies_base
-        out = model_of(base) if in_place else self._spare or self._layout.empty()
-        payload = self._coder.encode(
+        out = model_of(base) if in_place else before.spare or self._layout.empty()
+
+        def commit(payload: bytes) -> Assignments:
+            version = Version(base.number + 1, version_digest(payload), out, base)
+            return [(self, "_state", before.after(version, keep))]
+
+        return self._coder.encode(
             current,
             tag=0,
             number=base.number + 1,
@@ -178,10 +202,9 @@ class Encoder(_Stream):
             other=None,
             keep=keep,
             out=out,
-            feedback=self._feedback,
+            feedback=before.feedback,
+            commit=commit,
         )
-        self._advance(Version(base.number + 1, version_digest(payload), out, base), keep)
-        return payload
 
     @in_turn
     def keyframe(self) -> bytes:
@@ -213,13 +236,13 @@ class Encoder(_Stream):
         return write_message(Message(self._tag, keyframes=tuple(keyframes)))
 
     def _depends(self) -> dict[str, Any]:
-        return {**super()._depends(), **self._coder.depends(self._feedback is not None)}
+        return {**super()._depends(), **self._coder.depends(self._state.feedback is not None)}
 
     def _fields(self) -> dict[str, Any]:
-        return {**super()._fields(), "feedback": self._feedback}
+        return {**super()._fields(), "feedback": self._state.feedback}
 
     def _schema(self, tensors: Tensors) -> dict[str, Check]:
-        feedback = tensors.kept_feedback(self._coder.roles, self._feedback is not None)
+        feedback = tensors.kept_feedback(self._coder.roles, self._state.feedback is not None)
         return {**super()._schema(tensors), "feedback": feedback}
 
 
@@ -273,7 +296,8 @@ class Decoder(_Stream):
         return layout.state_of(filled(mine, model))
 
     def _take_payload(self, opened: Opened) -> None:
-        current, link = self._current, opened.link
+        before, link = self._state, opened.link
+        current = before.current
         if opened.digest == current.digest:
             return
         if link.other is not None or link.base is None:
@@ -285,9 +309,9 @@ class Decoder(_Stream):
                 self._request(),
             )
         in_place = opened.copies(OWN) and link.keep == 1
-        out = model_of(current) if in_place else self._spare or self._layout.empty()
-        opened.decode(self._layout, current, None, out)
-        self._advance(Version(link.version, opened.digest, out, current), link.keep)
+        out = model_of(current) if in_place else before.spare or self._layout.empty()
+        after = before.after(Version(link.version, opened.digest, out, current), link.keep)
+        opened.decode(self._layout, current, None, out, lambda: [(self, "_state", after)])
 
     def _take_keyframe(self, message: Message) -> None:
         if message.is_request or not message.keyframes:
@@ -303,7 +327,7 @@ class Decoder(_Stream):
                 f" {current}",
                 self._request(),
             )
-        self._current, self._spare = open_keyframes(self._layout, message.keyframes), None
+        self._state = StreamState(open_keyframes(self._layout, message.keyframes))
 
     def _request(self) -> bytes:
         head = Head(self._current.number, self._current.digest)

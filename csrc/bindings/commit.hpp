@@ -1,0 +1,76 @@
+// What Python objects say of memory, changed in one step with the memory itself.
+//
+// An exception (an interrupt, one that another thread sends, a tracer's) may come between any two
+// steps of a Python program. Where native code writes into memory that a Python object describes,
+// the object's new attributes are therefore set here, when nothing but the writing is left to do.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+#include "bindings/gil.hpp"
+
+namespace resfed {
+
+// Made, called and destroyed with Python's lock held; at the latest destroyed after the writing.
+class Commit {
+ public:
+  // `plan` is called at the last moment and returns assignments: a sequence of tuples
+  // (object, attribute name, value) or (dict, key, value). None plans nothing.
+  explicit Commit(pybind11::object plan) : plan_(std::move(plan)) {}
+  Commit(const Commit&) = delete;
+  Commit& operator=(const Commit&) = delete;
+
+  // All or nothing: what is thrown, by the plan or by handlers of signals, is passed on. Replaced
+  // values live on until this object goes, so that no finalizer runs before the writing.
+  template <class... Arguments>
+  void operator()(const Arguments&... arguments) {
+    pybind11::sequence assignments = pybind11::tuple();
+    if (!plan_.is_none()) assignments = plan_(arguments...);
+    std::vector<Assignment> made;
+    for (const pybind11::handle item : assignments) {
+      const auto parts = pybind11::reinterpret_borrow<pybind11::sequence>(item);
+      made.push_back({parts[0], parts[1], parts[2]});
+    }
+    handle_signals();
+    for (size_t i = 0; i < made.size(); ++i) {
+      if (made[i].exchange()) continue;
+      const pybind11::error_already_set error;
+      while (i > 0) made[--i].exchange();
+      throw error;
+    }
+    replaced_ = std::move(made);
+  }
+
+ private:
+  struct Assignment {
+    pybind11::object target, name, value;
+
+    // Sets the value and keeps the one before; null says that there is none. False: it failed, and
+    // Python's error is set.
+    bool exchange() {
+      PyObject* const place = target.ptr();
+      const bool is_item = PyDict_Check(place);
+      pybind11::object before;
+      if (is_item) {
+        before = pybind11::reinterpret_borrow<pybind11::object>(
+            PyDict_GetItemWithError(place, name.ptr()));
+        if (!before && PyErr_Occurred()) return false;
+      } else {
+        before = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(place, name.ptr()));
+        if (!before) return false;
+      }
+      const int status = !is_item ? PyObject_SetAttr(place, name.ptr(), value.ptr())
+                         : value  ? PyDict_SetItem(place, name.ptr(), value.ptr())
+                                  : PyDict_DelItem(place, name.ptr());
+      if (status == 0) value = std::move(before);
+      return status == 0;
+    }
+  };
+
+  pybind11::object plan_;
+  std::vector<Assignment> replaced_;
+};
+
+}  // namespace resfed
