@@ -21,7 +21,7 @@ from benchmarks.federated.train import PRECISIONS
 
 FOLDER = RESULTS / "federated"
 SMALL_STATE = {"fc": np.zeros((8, 8), np.float32)}
-NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs")
+NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs", "steps")
 
 
 def main() -> None:
@@ -71,7 +71,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_report)
     parser.add_argument("folder", type=Path, help="what run wrote; figures go beside it")
-    parser.add_argument("--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7")
+    parser.add_argument(
+        "--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7, or losses"
+    )
     parser.add_argument("--only", nargs="+", default=["*"], help="labels, e.g. 'codec*' stc")
     parser.add_argument(
         "--unfinished", action="store_true", help="also what there is of unfinished trainings"

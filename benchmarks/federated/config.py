@@ -12,7 +12,9 @@ from typing import Any
 class RunConfig:
     """One training. ``images`` and ``test_images`` of 0 mean all.
 
-    ``precision`` is that of training and testing, float32 or bf16. What is sent is float32.
+    With a text instead of images these two count bytes, and a client trains ``steps`` steps in a
+    round, not ``epochs``. ``precision`` is that of training and testing, float32 or bf16; what is
+    sent is float32.
     """
 
     method: str = "codec"
@@ -28,6 +30,8 @@ class RunConfig:
     momentum: float = 0.9
     batch: int = 64
     epochs: int = 1
+    steps: int = 0
+    optimizer: str = "sgd"
     precision: str = "float32"
     seed: int = 0
 

@@ -19,11 +19,12 @@ from tqdm import tqdm
 from benchmarks.federated.config import RunConfig
 from benchmarks.federated.data import Data, load
 from benchmarks.federated.runner import Line, is_finished, run
+from benchmarks.federated.text import TEXTS, Text, load_text
 
 
 @lru_cache(maxsize=1)
-def _data(name: str, folder: Path | None) -> Data:
-    return load(name, folder)
+def _data(name: str, folder: Path | None) -> Data | Text:
+    return load_text(name) if name in TEXTS else load(name, folder)
 
 
 def _end_with_parent() -> None:
@@ -74,7 +75,8 @@ def run_all(
     todo = [c for c in configs if not is_finished(out / c.file_name, c)]
     if not todo:
         return len(configs)
-    load(todo[0].data, folder)  # complains early, and fills the cache
+    for name in {config.data for config in todo}:
+        _data(name, folder)  # complains early, and fills the cache
     context = get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
@@ -102,7 +104,8 @@ def _show(bar: tqdm[Any], config: RunConfig, line: Line, total: list[float]) -> 
     """Advance the bar; accuracy, and megabytes per client so far."""
     for i, direction in enumerate(("up", "down")):
         total[i] += line[direction] / config.clients / 1e6
-    text = f"{line['accuracy']:.1%}, {total[0]:.3f} MB up, {total[1]:.3f} MB down per client"
+    text = f"accuracy {line['accuracy']:.1%}" if "accuracy" in line else f"loss {line['loss']:.4f}"
+    text += f", {total[0]:.3f} MB up, {total[1]:.3f} MB down per client"
     bar.set_postfix_str(text)
     bar.update()
     if line["round"] == config.rounds:

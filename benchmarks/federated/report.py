@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.federated.config import RunConfig
-from benchmarks.federated.runner import read_lines
+from benchmarks.federated.runner import Line, read_lines
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -33,22 +33,28 @@ DIRECTIONS = ("up", "down", "total")
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: by round, accuracy and megabytes per client so far, all ``(rounds,)``."""
+    """One training: by round, its score and megabytes per client so far, all ``(rounds,)``."""
 
     config: RunConfig
     header: dict[str, Any]
-    accuracy: NDArray[np.float64]
+    score: NDArray[np.float64]
+    is_loss: bool
+    """Whether the score is a loss, the less the better, and not an accuracy."""
     megabytes: dict[str, NDArray[np.float64]]
     errors: dict[str, float]
     """Squared error of what was sent over its energy, mean over rounds, where the run has it."""
 
     @property
     def final(self) -> float:
-        return float(self.accuracy[-LAST:].mean())
+        return float(self.score[-LAST:].mean())
+
+    @property
+    def best(self) -> float:
+        return float(self.score.min() if self.is_loss else self.score.max())
 
     def until(self, target: float) -> dict[str, float] | None:
-        """Megabytes after the first round that reached the accuracy; None if no round did."""
-        hits = np.flatnonzero(self.accuracy >= target)
+        """Megabytes after the first round that reached the score; None if no round did."""
+        hits = np.flatnonzero(self.score <= target if self.is_loss else self.score >= target)
         if not len(hits):
             return None
         return {
@@ -63,7 +69,9 @@ Group = list[Curve]
 def read(
     folder: Path, patterns: Sequence[str] = ("*",), *, unfinished: bool = False
 ) -> dict[str, Group]:
-    """The finished trainings of a folder by label; in a group only the seed differs.
+    """The finished trainings of a folder by label, best first; in a group only the seed differs.
+
+    A training whose lines have a second reading (:func:`_readings`) is there twice.
 
     Args:
         patterns: Labels to take (:mod:`fnmatch`).
@@ -87,25 +95,47 @@ def read(
             label += f" ({len(lines)} of {config.rounds} rounds)"
         common = {**config.as_dict(), "method": "", "options": {}, "seed": 0}
         settings.setdefault(json.dumps(common), path)
-        up, down = (
-            np.cumsum([line[name] for line in lines]) / config.clients / 1e6
-            for name in ("up", "down")
-        )
-        accuracy = np.array([line["accuracy"] for line in lines])
-        megabytes = {"up": up, "down": down, "total": up + down}
-        errors = {
-            name: _mean(line[f"error_{name}"] for line in lines)
-            for name in ("up", "down")
-            if f"error_{name}" in lines[0]
-        }
-        groups[label].append(Curve(config, header, accuracy, megabytes, errors))
+        for reading, found in _readings(lines).items():
+            groups[label + reading].append(_curve(config, header, found))
     if not groups:
         raise FileNotFoundError(
             f"no {'training' if unfinished else 'finished training'} in {folder}"
         )
     if len(settings) > 1:
         raise ValueError(f"{' and '.join(map(str, settings.values()))}: different trainings")
-    return dict(sorted(groups.items(), key=lambda item: -_mean(c.final for c in item[1])))
+    sign = 1 if next(iter(groups.values()))[0].is_loss else -1
+    return dict(sorted(groups.items(), key=lambda item: sign * _mean(c.final for c in item[1])))
+
+
+def _readings(lines: list[Line]) -> dict[str, list[Line]]:
+    """The lines as they are, and as they are with another reading, by what a label adds for it."""
+    readings = {"": lines}
+    if "accuracy_recomputed" in lines[0]:
+        readings[", statistics recomputed"] = [
+            {**line, "accuracy": line["accuracy_recomputed"]} for line in lines
+        ]
+    if "up_packed" in lines[0]:
+        readings[", as packed"] = [
+            {**line, "up": line["up_packed"], "down": line["down"] * line["up_packed"] / line["up"]}
+            for line in lines
+        ]
+    return readings
+
+
+def _curve(config: RunConfig, header: dict[str, Any], lines: list[Line]) -> Curve:
+    up, down = (
+        np.cumsum([line[name] for line in lines]) / config.clients / 1e6 for name in ("up", "down")
+    )
+    is_loss = "loss" in lines[0]
+    score = np.array([line["loss" if is_loss else "accuracy"] for line in lines])
+    errors = {
+        name: _mean(line[f"error_{name}"] for line in lines)
+        for name in ("up", "down")
+        if f"error_{name}" in lines[0]
+    }
+    return Curve(
+        config, header, score, is_loss, {"up": up, "down": down, "total": up + down}, errors
+    )
 
 
 def write(
@@ -120,13 +150,14 @@ def write(
 
     Args:
         folder, patterns, unfinished: As in :func:`read`.
-        targets: Accuracies of the table, from 0 to 1; empty takes what half the methods reach, and
-            two lower ones.
+        targets: Accuracies of the table, from 0 to 1, or losses; empty takes what half the methods
+            reach, and two that are easier.
     """
     groups = read(folder, patterns, unfinished=unfinished)
     if not targets:
-        middle = float(np.median([_mean(c.accuracy.max() for c in g) for g in groups.values()]))
-        targets = [round(middle * part, 2) for part in (0.8, 0.9, 1)]
+        middle = float(np.median([_mean(c.best for c in g) for g in groups.values()]))
+        parts = (1.2, 1.1, 1) if _is_loss(groups) else (0.8, 0.9, 1)
+        targets = [round(middle * part, 2) for part in parts]
     text = "\n".join(
         [
             *_heading(groups, name),
@@ -144,7 +175,8 @@ def _heading(groups: dict[str, Group], name: str) -> list[str]:
     config = curves[0].config.as_dict()
     for key in ("method", "options", "seed"):
         del config[key]
-    lines = [f"# Accuracy against bytes: {name}", ""]
+    score = "Loss" if _is_loss(groups) else "Accuracy"
+    lines = [f"# {score} against bytes: {name}", ""]
     lines += [f"- {key}: `{value}`" for key, value in config.items()]
     for key in ("machine", "versions", "command", "commit", "date"):
         values = sorted({CHOICE.sub("", curve.header[key]) for curve in curves})
@@ -153,12 +185,16 @@ def _heading(groups: dict[str, Group], name: str) -> list[str]:
 
 
 def _final_table(groups: dict[str, Group]) -> list[str]:
+    score = "loss" if _is_loss(groups) else "accuracy"
     lines = [
         "",
-        f"Final accuracy: mean of the last {LAST} rounds. MB: megabytes (10^6 bytes) per client,"
+        f"Final {score}: mean of the last {LAST} rounds. MB: megabytes (10^6 bytes) per client,"
         " all rounds together. Mean ± standard deviation over seeds.",
     ]
-    columns = ["method", "seeds", "final accuracy, %", "MB up", "MB down", "MB both"]
+    if _is_loss(groups):
+        lines[-1] += " Loss: cross-entropy in nats a byte."
+    unit = "" if _is_loss(groups) else ", %"
+    columns = ["method", "seeds", f"final {score}{unit}", "MB up", "MB down", "MB both"]
     errors = sorted({name for group in groups.values() for c in group for name in c.errors})[::-1]
     if errors:
         lines[-1] += (
@@ -169,7 +205,7 @@ def _final_table(groups: dict[str, Group]) -> list[str]:
     columns.append("commit")
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for label, group in groups.items():
-        cells = [_spread([100 * c.final for c in group], ".1f")]
+        cells = [_scores([c.final for c in group], is_loss=_is_loss(groups))]
         cells += [_spread([c.megabytes[d][-1] for c in group]) for d in DIRECTIONS]
         for name in errors:
             found = [c.errors[name] for c in group if name in c.errors]
@@ -182,13 +218,13 @@ def _final_table(groups: dict[str, Group]) -> list[str]:
 def _target_tables(groups: dict[str, Group], targets: Sequence[float]) -> list[str]:
     lines = [
         "",
-        "## Megabytes to an accuracy",
+        f"## Megabytes to {'a loss' if _is_loss(groups) else 'an accuracy'}",
         "",
         "Per client, until the first round whose model reached it. Mean ± standard deviation over"
         " the seeds that did; how many did stands beside it. Mbit: both directions, in megabits.",
     ]
     for target in targets:
-        lines += ["", f"### To {target:.0%}", ""]
+        lines += ["", f"### To {target:.3g}" if _is_loss(groups) else f"### To {target:.0%}", ""]
         lines += ["| method | reached by | rounds | MB up | MB down | MB both | Mbit |"]
         lines += ["|---" * 7 + "|"]
         never = []
@@ -207,33 +243,43 @@ def _target_tables(groups: dict[str, Group], targets: Sequence[float]) -> list[s
 
 
 def _figures(groups: dict[str, Group], folder: Path, name: str) -> list[tuple[str, Path]]:
-    """Accuracy over rounds, and over megabytes in each direction and both."""
+    """The score over rounds, and over megabytes in each direction and both."""
     written = []
+    is_loss = _is_loss(groups)
+    score = "test loss, nats a byte" if is_loss else "test accuracy, %"
     for kind in ("round", *DIRECTIONS):
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         styles = ["-", "--", ":", "-."]
         for i, (label, group) in enumerate(groups.items()):
-            accuracy = np.array([c.accuracy for c in group])
-            rounds = np.arange(1, accuracy.shape[1] + 1)
+            scores = np.array([c.score for c in group]) * (1 if is_loss else 100)
+            rounds = np.arange(1, scores.shape[1] + 1)
             x = rounds if kind == "round" else np.mean([c.megabytes[kind] for c in group], axis=0)
             style = styles[i // 10 % len(styles)]
-            (line,) = axes.plot(x, 100 * accuracy.mean(axis=0), style, label=label, linewidth=1.2)
+            (line,) = axes.plot(x, scores.mean(axis=0), style, label=label, linewidth=1.2)
             if len(group) > 1:
-                low, high = 100 * accuracy.min(axis=0), 100 * accuracy.max(axis=0)
+                low, high = scores.min(axis=0), scores.max(axis=0)
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
         if kind == "round":
             axes.set_xlabel("round")
         else:
             what = "up and down" if kind == "total" else kind
             axes.set(xlabel=f"megabytes {what}, per client", xscale="log")
-        axes.set_ylabel("test accuracy, %; mean and range over seeds")
+        axes.set_ylabel(f"{score}; mean and range over seeds")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=6)
         path = folder.parent / f"{name}_{kind}.png"
         figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
-        written.append((f"Accuracy over {kind}", path))
+        written.append((f"{'Loss' if is_loss else 'Accuracy'} over {kind}", path))
     return written
+
+
+def _is_loss(groups: dict[str, Group]) -> bool:
+    return next(iter(groups.values()))[0].is_loss
+
+
+def _scores(values: Sequence[float], *, is_loss: bool) -> str:
+    return _spread(values, ".4f") if is_loss else _spread([100 * v for v in values], ".1f")
 
 
 def _mean(values: Any) -> float:

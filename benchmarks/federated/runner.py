@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.federated.clients import Clients, make_clients
 from benchmarks.federated.config import RunConfig
 from benchmarks.federated.data import Data
 from benchmarks.federated.methods import Method, State, make
-from benchmarks.federated.methods.base import STATISTICS
-from benchmarks.federated.models import build
-from benchmarks.federated.splits import split
-from benchmarks.federated.train import Trainer
+from benchmarks.federated.text import Text
 
 Line = dict[str, Any]
 
@@ -49,7 +47,7 @@ def is_finished(path: Path, config: RunConfig) -> bool:
 
 def run(
     config: RunConfig,
-    data: Data,
+    data: Data | Text,
     path: Path,
     stamp: dict[str, str],
     *,
@@ -60,8 +58,9 @@ def run(
 ) -> bool:
     """Train, and write a header line and one line per round to ``path``.
 
-    ``accuracy`` is that of the model which clients hold after the round (client 0's, where they
-    differ), and ``accuracy_recomputed`` that of the same model with BatchNorm's statistics taken
+    ``accuracy``, or ``loss`` of a language model, is that of the model which clients hold after the
+    round (client 0's, where they differ; the method's docstring says where it is another), and
+    ``accuracy_recomputed`` that of the same model with BatchNorm's statistics taken
     from training images (:meth:`Trainer.recomputed`), where it has some; ``up`` and ``down`` are
     the bytes of all clients in this round; a method may add notes of its own.
 
@@ -84,27 +83,15 @@ def run(
     if time.time() >= deadline:
         return False
     checkpoint = path.with_suffix(".checkpoint")
-    data = data.subset(config.images, config.test_images, config.seed)
-    shards = split(config.split, data.labels, config.clients, config.seed)
-    model = build(config.model, data.images.shape[1:], data.n_classes, config.seed)
-    trainer = Trainer(
-        model,
-        data,
-        device=device,
-        lr=config.lr,
-        momentum=config.momentum,
-        batch=config.batch,
-        epochs=config.epochs,
-        precision=config.precision,
-        threads=threads,
-    )
+    clients = make_clients(config, data, device, threads)
     method: Method
     lines: list[Line]
     if path.exists() and checkpoint.exists():
-        header, lines, method = pickle.loads(checkpoint.read_bytes())
+        header, lines, method, memory = pickle.loads(checkpoint.read_bytes())
+        clients.remember(memory)
     else:
-        header = {**stamp, "config": config.as_dict()}
-        first = trainer.state()
+        header = {**stamp, **clients.about(), "config": config.as_dict()}
+        first = clients.state()
         method = make(config.method, config.options, first, config.clients, config.seed)
         lines = []
     _write(path, [header, *lines])
@@ -113,43 +100,37 @@ def run(
     saved = time.monotonic()
     while len(lines) < config.rounds:
         if time.time() >= deadline:
-            _save(checkpoint, (header, lines, method))
+            _save(checkpoint, (header, lines, method, clients.memory()))
             return False
-        line = _round(len(lines) + 1, config, trainer, shards, method)
+        line = _round(len(lines) + 1, clients, method)
         lines.append(line)
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         on_round(line)
         is_due = time.monotonic() - saved > CHECKPOINT_SECONDS
         if (is_due or len(lines) % CHECKPOINT_EVERY == 0) and len(lines) < config.rounds:
-            _save(checkpoint, (header, lines, method))
+            _save(checkpoint, (header, lines, method, clients.memory()))
             saved = time.monotonic()
     checkpoint.unlink(missing_ok=True)
     return True
 
 
-def _round(
-    number: int, config: RunConfig, trainer: Trainer, shards: list[Any], method: Method
-) -> Line:
-    """Every client trains and sends, the server averages by numbers of images and sends back."""
-    begin = method.begin() if number == 1 else [0] * config.clients
+def _round(number: int, clients: Clients, method: Method) -> Line:
+    """Every client trains and sends, the server averages by numbers of examples and sends back."""
+    begin = method.begin() if number == 1 else [0]
     bytes_up = 0
     mean: dict[str, Any] = {}
-    examples = sum(map(len, shards))
-    rngs = [np.random.default_rng([config.seed, number, client]) for client in range(len(shards))]
-    trained = trainer.train_all(method.held, shards, rngs)
-    for client, (local, shard) in enumerate(zip(trained, shards, strict=True)):
+    examples = sum(clients.weights)
+    trained = clients.train(number, method.held)
+    for client, (local, weight) in enumerate(zip(trained, clients.weights, strict=True)):
         recovered, n_bytes = method.up(client, local)
         bytes_up += n_bytes
         for name, value in recovered.items():
-            mean[name] = mean.get(name, 0.0) + value.astype(np.float64) * (len(shard) / examples)
+            mean[name] = mean.get(name, 0.0) + value.astype(np.float64) * (weight / examples)
     new: State = {name: value.astype(np.float32) for name, value in mean.items()}
     bytes_down = sum(begin) + sum(method.down(new))
-    model = method.held[0]
-    line: Line = {"round": number, "accuracy": trainer.accuracy(model)}
-    if any(STATISTICS in name for name in model):
-        line["accuracy_recomputed"] = trainer.accuracy(trainer.recomputed(model))
-    return {**line, "up": bytes_up, "down": bytes_down, **method.notes()}
+    found = clients.test(method.tested)
+    return {"round": number, **found, "up": bytes_up, "down": bytes_down, **method.notes()}
 
 
 def _write(path: Path, lines: list[Line]) -> None:

@@ -91,6 +91,39 @@ PAPER_CPU = (
     "stc:sparsity=0.99",
 )
 
+DILOCO = RunConfig(
+    data="python",
+    model="gpt",
+    split="parts",
+    clients=8,
+    rounds=40,
+    steps=30,
+    batch=4,
+    lr=1e-3,
+    optimizer="adamw_kept",
+    precision="bf16",
+)
+LOCO = (
+    "sparseloco",
+    "codec_gathered",
+    "diloco",
+    f"codec_gathered:sparsity={1 - 32 / 4096}",
+    "codec_diloco",
+    "codec_gathered:decay=0.95",
+)
+
+LORA = replace(
+    DILOCO, data="topics", model="gpt_lora", clients=10, rounds=20, steps=10, optimizer="adamw"
+)
+ADAPTERS = (
+    "uncompressed",
+    BOTH.format(0.99),
+    "flasc",
+    BOTH.format(0.95),
+    "float16",
+    "flasc:up_density=0.0625,down_density=0.0625",
+)
+
 PAPER_ROW = (
     BOTH.format(0.99),
     "uncompressed",
@@ -118,6 +151,8 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
         [*PAPER_CPU],
         [0],
     ),
+    "diloco": (DILOCO, [*LOCO], [0, 1, 2]),
+    "lora": (LORA, [*ADAPTERS], [0, 1, 2]),
     "paper": (replace(PAPER, precision="bf16"), [*PAPER_ROW], [0, 1, 2]),
 }
 """By name: what all trainings share, the methods, the seeds. A seed goes through all methods before

@@ -6,7 +6,9 @@ from typing import Any
 
 from benchmarks.federated.methods.base import Method, State
 from benchmarks.federated.methods.codec import Codec
+from benchmarks.federated.methods.diloco import CodecDiLoCo, CodecGathered, DiLoCo, SparseLoCo
 from benchmarks.federated.methods.eden import Drive
+from benchmarks.federated.methods.flasc import Flasc
 from benchmarks.federated.methods.qsgd import Qsgd
 from benchmarks.federated.methods.resfed import ResFed
 from benchmarks.federated.methods.select import CodecSelect
@@ -28,6 +30,11 @@ METHODS: dict[str, type[Method]] = {
     "qsgd": Qsgd,
     "signsgd": SignMajority,
     "eden": Drive,
+    "diloco": DiLoCo,
+    "sparseloco": SparseLoCo,
+    "codec_gathered": CodecGathered,
+    "codec_diloco": CodecDiLoCo,
+    "flasc": Flasc,
 }
 
 

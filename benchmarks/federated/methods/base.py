@@ -31,6 +31,11 @@ class Method(ABC):
     def __init__(self, initial: State, clients: int, seed: int) -> None:
         self.held: list[State] = [initial] * clients
 
+    @property
+    def tested(self) -> State:
+        """The model that is tested: what clients hold (client 0, where they differ)."""
+        return self.held[0]
+
     def begin(self) -> list[int]:
         """Bytes to each client before the first round."""
         return [0] * len(self.held)

@@ -1,0 +1,98 @@
+"""What the runner asks of clients: to train, and to test what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.federated.config import RunConfig
+from benchmarks.federated.data import Data
+from benchmarks.federated.language import TextClients
+from benchmarks.federated.methods.base import STATISTICS, State
+from benchmarks.federated.models import build
+from benchmarks.federated.splits import split
+from benchmarks.federated.text import Text
+from benchmarks.federated.train import Trainer
+
+
+class Clients(Protocol):
+    """All clients of one training. ``weights`` are their numbers of examples."""
+
+    weights: list[int]
+
+    def about(self) -> dict[str, Any]:
+        """What else the header of a result should name, e.g. the text that was read."""
+
+    def state(self) -> State:
+        """The first model."""
+
+    def train(self, number: int, held: Sequence[State]) -> Iterator[State]:
+        """Every client's model after round ``number``, counted from 1, in order."""
+
+    def test(self, state: State) -> dict[str, float]:
+        """What a line says of the model: accuracies, or a loss."""
+
+    def memory(self) -> Any:
+        """What clients keep from round to round besides models; can be pickled."""
+
+    def remember(self, memory: Any) -> None:
+        """Go on from what :meth:`memory` gave."""
+
+
+def make_clients(config: RunConfig, data: Data | Text, device: str, threads: int) -> Clients:
+    """The clients of a training.
+
+    Raises:
+        ValueError: The configuration names a model, a split or an optimizer that does not exist, or
+            not for this data.
+    """
+    if isinstance(data, Text):
+        return TextClients(config, data, device=device, threads=threads)
+    return ImageClients(config, data, device=device, threads=threads)
+
+
+class ImageClients:
+    """Clients that hold images."""
+
+    def __init__(self, config: RunConfig, data: Data, *, device: str, threads: int) -> None:
+        if config.optimizer != "sgd" or config.steps:
+            raise ValueError("images: the optimizer must be sgd, and steps 0")
+        data = data.subset(config.images, config.test_images, config.seed)
+        self._shards = split(config.split, data.labels, config.clients, config.seed)
+        self.weights = [len(shard) for shard in self._shards]
+        self._seed = config.seed
+        self._trainer = Trainer(
+            build(config.model, data.images.shape[1:], data.n_classes, config.seed),
+            data,
+            device=device,
+            lr=config.lr,
+            momentum=config.momentum,
+            batch=config.batch,
+            epochs=config.epochs,
+            precision=config.precision,
+            threads=threads,
+        )
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def state(self) -> State:
+        return self._trainer.state()
+
+    def train(self, number: int, held: Sequence[State]) -> Iterator[State]:
+        rngs = [np.random.default_rng([self._seed, number, i]) for i in range(len(held))]
+        return self._trainer.train_all(held, self._shards, rngs)
+
+    def test(self, state: State) -> dict[str, float]:
+        found = {"accuracy": self._trainer.accuracy(state)}
+        if any(STATISTICS in name for name in state):
+            found["accuracy_recomputed"] = self._trainer.accuracy(self._trainer.recomputed(state))
+        return found
+
+    def memory(self) -> None:
+        return None
+
+    def remember(self, memory: None) -> None:
+        pass
