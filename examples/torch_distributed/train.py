@@ -62,11 +62,12 @@ def work(worker: int, meeting: str, n_rounds: int) -> None:
     model = make_model()
     images, labels, test_images, test_labels = load_data(worker)
     shared = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = rfc.CodecConfig(sparsity=0.99, dense=rfc.buffer_names(model))
     n_bytes, accuracies = 0, []
     for number in range(1, n_rounds + 1):
         train(model, images, labels, 1000 * number + worker)
 
-        payload = rfc.encode(model.state_dict(), shared, sparsity=0.99)
+        payload = rfc.encode(model.state_dict(), shared, config)
         payloads = [b""] * N_WORKERS
         dist.all_gather_object(payloads, payload)
         aggregator = rfc.Aggregator(shared)

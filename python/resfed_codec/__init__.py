@@ -26,6 +26,7 @@ from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.link import Link
 from resfed_codec.payload import PayloadInfo, QuantizerInfo, inspect
 from resfed_codec.predictor import AdaptivePredictor, LinearPredictor
+from resfed_codec.replaced import buffer_names
 from resfed_codec.server import ServerSession
 from resfed_codec.stream import Decoder, Encoder
 
@@ -83,6 +84,7 @@ __all__ = [
     "ServerSession",
     "StateMismatchError",
     "__version__",
+    "buffer_names",
     "cuda_available",
     "decode",
     "decode_keyframe",

@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         action="extend",
         help="send every element of tensors with such names, quantized (default: running"
-        " statistics of BatchNorm; --dense alone: none)",
+        " statistics and the like, by their names; --dense alone: none)",
     )
     p.add_argument(
         "--dense-bits",

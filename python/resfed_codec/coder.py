@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from resfed_codec import _native, device
@@ -23,7 +22,7 @@ from resfed_codec.history import (
     prediction_rows,
     tensor_row,
 )
-from resfed_codec.layout import DENSE, LOSSLESS, VECTOR, Layout, roles_of, special_tensors
+from resfed_codec.layout import DENSE, LOSSLESS, VECTOR, Layout, named, roles_of, special_tensors
 from resfed_codec.link import (
     MAX_COEF_LOG2,
     MAX_DEPTH,
@@ -71,9 +70,8 @@ class Coder:
                 "predictor: looks at the other direction, which an Encoder does not know; use a"
                 " session"
             )
-        for pattern in predictor.tensors:
-            if not any(fnmatchcase(spec.name, pattern) for spec in layout.specs):
-                raise ValueError(f"predictor: no tensor is named like {pattern!r}")
+        names = [spec.name for spec in layout.specs]
+        self._named = [named(names, [pattern], "predictor") for pattern in predictor.tensors]
 
     def depends(self, with_feedback: bool) -> dict[str, Any]:
         """What feedback depends on, by name: whether there is any, and for which tensors."""
@@ -150,10 +148,10 @@ class Coder:
             return 0, unit_terms(OTHER), {}
         pairs = [(p.own, p.other)]
         chosen: dict[int, int] = {}
-        for place, (pattern, pair) in enumerate(p.tensors.items(), start=1):
+        for place, pair in enumerate(p.tensors.values(), start=1):
             pairs.append(pair)
             for i, spec in enumerate(self.layout.specs):
-                if fnmatchcase(spec.name, pattern) and self.roles[i] != LOSSLESS:
+                if spec.name in self._named[place - 1] and self.roles[i] != LOSSLESS:
                     chosen.setdefault(i, place)
         fine = [terms_over(MAX_COEF_LOG2, *pair) for pair in pairs]
         coef_log2 = coarsest(fine, MAX_COEF_LOG2)

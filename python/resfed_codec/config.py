@@ -16,15 +16,6 @@ AUTO_STEP_RATIO = 0.55
 
 DEFAULT_SPARSITY = 0.99
 
-RUNNING_STATISTICS = (
-    "*running_mean",
-    "*running_var",
-    "*moving_mean",
-    "*moving_var",
-    "*moving_variance",
-)
-"""Names of BatchNorm's running statistics in PyTorch and Keras: the default of ``dense``."""
-
 DEFAULT_DENSE_BITS = 3
 """docs/design.md has the measurement behind it."""
 
@@ -48,14 +39,17 @@ class CodecConfig:
         step: Quantizer step as the ratio threshold/step, a number in [2**-10, 2**10], or "auto".
         bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
-        exclude: Name patterns (:mod:`fnmatch`, e.g. ``"*.bias"``) of tensors to carry losslessly.
+        exclude: Names of tensors to carry losslessly, or patterns of names (:mod:`fnmatch`, e.g.
+            ``"*.bias"``). What is a tensor's name, letter for letter, means that tensor alone, even
+            if it looks like a pattern. An encoder refuses a name or pattern that fits no tensor.
             For sequences the names are "0", "1", ...
-        dense: Name patterns of tensors that are replaced in each round and not added to, such as
-            running statistics: all of their elements are sent, quantized, whatever the target, and
-            error feedback leaves them alone. A tensor without negative elements, such as a
-            variance, comes out without any. Default (None): running statistics of BatchNorm, as
-            PyTorch and Keras name them (``RUNNING_STATISTICS``), if there are any. Patterns given
-            replace the default; ``()`` names nothing. ``exclude`` goes before ``dense``.
+        dense: Likewise, tensors that are replaced in each round and not added to, such as running
+            statistics: all of their elements are sent, quantized, whatever the target, and error
+            feedback leaves them alone. A tensor without negative elements, such as a variance,
+            comes out without any. Default (None): those whose names say so, as PyTorch, Keras and
+            Flax give them (docs/guide.md has the list), if there are any. What is given replaces
+            the default; ``()`` names nothing. Of a ``torch.nn.Module``, :func:`buffer_names` tells
+            what to name. ``exclude`` goes before ``dense``.
         dense_bits: How finely dense tensors are quantized, 2 to 12; an element takes about half a
             bit more. The quantizer's step is ``2**(2 - dense_bits)`` times the root mean square of
             the tensor's residual, rounded down to a power of two.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from resfed_codec import device
 from resfed_codec._native import DeviceArray
-from resfed_codec.config import RUNNING_STATISTICS, CodecConfig
+from resfed_codec.config import CodecConfig
 from resfed_codec.device import Memory, Origin, name_of
 from resfed_codec.dtypes import (
     LOSSY_CODES,
@@ -32,6 +33,7 @@ from resfed_codec.dtypes import (
     pattern_dtype,
     pattern_shape,
 )
+from resfed_codec.replaced import replaced_tensors
 from resfed_codec.torch_tensors import (
     check_readable,
     is_torch,
@@ -402,36 +404,42 @@ def special_tensors(specs: Sequence[TensorSpec], config: CodecConfig) -> Special
     Raises:
         ValueError: A pattern that was given names no tensor at all.
     """
-    names = {spec.name for spec in specs}
-    for argument, patterns in (("exclude", config.exclude), ("dense", config.dense or ())):
-        for pattern in patterns:
-            like = (fnmatchcase(name, pattern) for name in names)
-            if not (pattern in names if _is_plain(pattern) else any(like)):
-                raise ValueError(f"{argument}: no tensor is named like {pattern!r}")
-    exclusions = _floats_like(specs, config.exclude)
-    excluded = set(exclusions)
-    dense = _floats_like(specs, RUNNING_STATISTICS if config.dense is None else config.dense)
-    return Special(exclusions, [i for i in dense if i not in excluded])
+    return _special_tensors(tuple(specs), config.exclude, config.dense)
 
 
-def _is_plain(pattern: str) -> bool:
-    return not any(wildcard in pattern for wildcard in "*?[")
+@lru_cache(maxsize=16)
+def _special_tensors(
+    specs: tuple[TensorSpec, ...], exclude: tuple[str, ...], dense: tuple[str, ...] | None
+) -> Special:
+    names = [spec.name for spec in specs]
+    excluded = named(names, exclude, "exclude")
+    replaced = set(replaced_tensors(specs)) if dense is None else named(names, dense, "dense")
+    floats = [(i, spec.name) for i, spec in enumerate(specs) if spec.is_float]
+    return Special(
+        tuple(i for i, name in floats if name in excluded),
+        tuple(i for i, name in floats if name in replaced and name not in excluded),
+    )
 
 
-class _Patterns:
-    """Name patterns. Those without wildcards are looked up: a model may have many tensors."""
+def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[str]:
+    """The names that the patterns mean: one that is a name means just that, others by fnmatch.
 
-    def __init__(self, patterns: Sequence[str]) -> None:
-        self._plain = {pattern for pattern in patterns if _is_plain(pattern)}
-        self._wild = [pattern for pattern in patterns if not _is_plain(pattern)]
-
-    def fit(self, name: str) -> bool:
-        return name in self._plain or any(fnmatchcase(name, pattern) for pattern in self._wild)
-
-
-def _floats_like(specs: Sequence[TensorSpec], patterns: Sequence[str]) -> list[int]:
-    chosen = _Patterns(patterns)
-    return [i for i, spec in enumerate(specs) if spec.is_float and chosen.fit(spec.name)]
+    Raises:
+        ValueError: A pattern means none.
+    """
+    chosen, known = set(), set(names)
+    for pattern in patterns:
+        if pattern in known:
+            chosen.add(pattern)
+            continue
+        is_wild = any(wildcard in pattern for wildcard in "*?[")
+        like = [name for name in names if fnmatchcase(name, pattern)] if is_wild else []
+        if not like:
+            close = get_close_matches(pattern, names[:1000], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{argument}: no tensor is named like {pattern!r}{hint}")
+        chosen.update(like)
+    return chosen
 
 
 def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[int]:

@@ -28,8 +28,8 @@ class LinearPredictor:
             first. Those of a prediction should add up to 1 over ``own`` and ``other``: nothing
             else is subtracted from the model.
         other: The same of the other direction; only in sessions.
-        tensors: Other coefficients for some tensors: a mapping from name patterns (:mod:`fnmatch`)
-            to pairs ``(own, other)``. The first pattern that fits counts.
+        tensors: Other coefficients for some tensors: a mapping from names or patterns of names, as
+            in ``CodecConfig.exclude``, to pairs ``(own, other)``. The first that fits counts.
 
     Coefficients are sent as multiples of 2**-12; others are rounded to that.
 

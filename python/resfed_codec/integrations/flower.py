@@ -72,7 +72,8 @@ class CodecGrid(Grid):
     Args:
         grid: The Grid that the ServerApp was given.
         uplink, downlink, history: Of the :class:`~resfed_codec.ServerSession`. Clients take them
-            from here.
+            from here. With a PyTorch model, ``dense=resfed_codec.buffer_names(model)`` names what
+            a round replaces.
         shared_initial: True if clients make the first model themselves, with
             ``CodecMod(initial)``, so that it need not be sent.
 

@@ -65,7 +65,8 @@ class ServerEncoder(DXOFilter):
     """On the server, for task data: encodes the global model for the client that gets the task.
 
     Args:
-        uplink, downlink: Fields of :class:`~resfed_codec.CodecConfig`, e.g. ``{"sparsity": 0.99}``.
+        uplink, downlink: Fields of :class:`~resfed_codec.CodecConfig`, e.g. ``{"sparsity": 0.99}``;
+            of a PyTorch module, ``{"dense": list(resfed_codec.buffer_names(module))}``.
             Clients take them from here.
         history: See :class:`~resfed_codec.ServerSession`.
 
