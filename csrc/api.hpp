@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/predict.hpp"
@@ -66,8 +67,12 @@ using BeforeWriting = std::function<void(const std::vector<uint8_t>& payload)>;
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             const BeforeWriting& before_writing = nullptr);
 
-// Verifies the checksum and reads the frame. Throws Failure.
-Frame open_payload(const uint8_t* payload, size_t n_bytes);
+// Verifies the checksum and reads the frame, for a layout of n_tensors; kMostTensors where there is
+// none to hold it against. Throws Failure.
+Frame open_payload(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors);
+
+// Verifies the checksum; the link inside the payload, empty if there is none. Throws Failure.
+std::string_view link_bytes(const uint8_t* payload, size_t n_bytes);
 
 // All or nothing: throws Failure before the first write to any `out`. The tensors have the roles of
 // a payload without exclusions and dense tensors. `before_writing` as above.

@@ -5,13 +5,15 @@
 //   [4] reference check   link   [varints] counts, quantizers, exponents, exclusions, dense
 //   tensors, slice lengths   slices   [4] CRC-32C of all before
 //
-// Hostile input: read_frame() checks every count against the reference's layout before anything is
-// allocated from it, and every length against the bytes that are there.
+// Hostile input: read_frame() checks every count against the bytes that are there, and those of
+// tensors against the receiver's layout, before it allocates anything. What it allocates is a small
+// multiple of the payload.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/hd.hpp"
@@ -28,20 +30,22 @@ constexpr uint8_t kFlagLink = 2;
 constexpr uint8_t kFlagDense = 4;
 constexpr uint8_t kKnownFlags = kFlagExclusions | kFlagLink | kFlagDense;
 constexpr size_t kFixedHeaderBytes = 18;
+constexpr size_t kFlagsOffset = 4, kDigestOffset = 6;
 constexpr size_t kChecksumBytes = 4;
+constexpr uint64_t kMostTensors = 1ull << 32;  // of any model
 
 struct Frame {
   unsigned slice_log2 = kDefaultSliceLog2;
   uint64_t digest = 0;
   uint32_t reference_check = 0;
-  std::string link;  // bytes that only the Python layer reads; empty if there are none
+  std::string link;  // its bytes, see link.hpp; empty if there are none
   uint64_t n_matrix = 0, n_vector = 0, n_dense = 0, n_lossless = 0;  // elements by role
   uint64_t k_matrix = 0, k_vector = 0, k_dense = 0, n_changed = 0;   // of them, sent
   Quantizer matrix, vector, dense;
   // One per non-empty tensor of the role, when one of its elements is sent.
   std::vector<int8_t> exponents, dense_exponents;
-  std::vector<uint64_t> exclusions;     // ordinals of float tensors that are carried losslessly
-  std::vector<uint64_t> dense_tensors;  // ordinals
+  std::vector<uint32_t> exclusions;     // ordinals of float tensors that are carried losslessly
+  std::vector<uint32_t> dense_tensors;  // ordinals
   std::vector<uint64_t> slice_bytes;    // all slices, lossy ones first
   size_t slices_offset = 0;             // set by read_frame
   size_t counts_offset = 0, quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
@@ -50,6 +54,8 @@ struct Frame {
   Partition lossy_partition() const { return partition(k_matrix + k_vector + k_dense, slice_log2); }
   Partition lossless_partition() const { return partition(n_changed, slice_log2); }
 };
+
+constexpr uint64_t kMaxVarint = (1ull << 63) - 1;
 
 class ByteWriter {
  public:
@@ -73,6 +79,11 @@ class ByteReader {
   ByteReader(const uint8_t* data, size_t n_bytes) : data_(data), n_bytes_(n_bytes) {}
   size_t offset() const { return offset_; }
   size_t left() const { return n_bytes_ - offset_; }
+  const uint8_t* here() const { return data_ + offset_; }
+  void skip(uint64_t n_bytes) {
+    if (n_bytes > left()) throw Failure{Code::kTruncated, offset_};
+    offset_ += n_bytes;
+  }
 
   template <class UInt>
   UInt fixed() {
@@ -129,34 +140,34 @@ inline void write_exponents(ByteWriter& out, const std::vector<int8_t>& exponent
   for (int8_t exponent : exponents) out.fixed(static_cast<uint8_t>(exponent));
 }
 
-inline std::vector<int8_t> read_exponents(ByteReader& in, uint64_t n_elems) {
-  std::vector<int8_t> exponents;
-  const uint64_t n_exponents = in.varint(min_of<uint64_t>(n_elems, in.left()));
-  for (uint64_t i = 0; i < n_exponents; ++i) {
-    const int8_t exponent = static_cast<int8_t>(in.fixed<uint8_t>());
+inline std::vector<int8_t> read_exponents(ByteReader& in, uint64_t most) {
+  std::vector<int8_t> exponents(in.varint(min_of<uint64_t>(most, in.left())));
+  for (int8_t& exponent : exponents) {
+    exponent = static_cast<int8_t>(in.fixed<uint8_t>());
     if (exponent < kMinExponent || exponent > kMaxExponent) {
       throw Failure{Code::kBadField, in.offset() - 1, static_cast<uint8_t>(exponent)};
     }
-    exponents.push_back(exponent);
   }
   return exponents;
 }
 
 // Ascending, at least one.
-inline void write_ordinals(ByteWriter& out, const std::vector<uint64_t>& ordinals) {
+inline void write_ordinals(ByteWriter& out, const std::vector<uint32_t>& ordinals) {
   out.varint(ordinals.size());
   uint64_t previous = 0;
-  for (uint64_t ordinal : ordinals) out.varint(ordinal - previous), previous = ordinal + 1;
+  for (const uint64_t ordinal : ordinals) out.varint(ordinal - previous), previous = ordinal + 1;
 }
 
-inline std::vector<uint64_t> read_ordinals(ByteReader& in) {
-  std::vector<uint64_t> ordinals;
+inline std::vector<uint32_t> read_ordinals(ByteReader& in, uint64_t n_tensors) {
   const uint64_t n_ordinals = in.varint(in.left());
   if (n_ordinals == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
+  if (n_ordinals > n_tensors) throw Failure{Code::kNoSuchTensor, n_ordinals - 1, n_tensors};
+  std::vector<uint32_t> ordinals(n_ordinals);
   uint64_t next = 0;
-  for (uint64_t i = 0; i < n_ordinals; ++i) {
-    ordinals.push_back(next + in.varint(1ull << 32));
-    next = ordinals.back() + 1;
+  for (uint32_t& ordinal : ordinals) {
+    next += in.varint(kMostTensors);
+    if (next >= n_tensors) throw Failure{Code::kNoSuchTensor, next, n_tensors};
+    ordinal = static_cast<uint32_t>(next++);
   }
   return ordinals;
 }
@@ -197,15 +208,20 @@ inline void write_frame(const Frame& f, ByteWriter& out) {
   for (size_t i = 0; i + 1 < f.slice_bytes.size(); ++i) out.varint(f.slice_bytes[i] / 2);
 }
 
-// `payload` without its checksum, which the caller has verified.
-inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
+inline std::string_view take_link(ByteReader& in) {
+  const uint64_t n_bytes = in.varint(in.left());
+  if (n_bytes == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
+  const auto* const link = reinterpret_cast<const char*>(in.here());
+  in.skip(n_bytes);
+  return {link, n_bytes};
+}
+
+// `payload` without its checksum; the caller has verified magic, version and checksum. Throws
+// Failure; kNoSuchTensor where a list names a tensor that a layout of n_tensors does not have.
+inline Frame read_frame(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
   ByteReader in(payload, n_bytes);
   Frame f;
-  for (uint8_t byte : kMagic) {
-    if (in.fixed<uint8_t>() != byte) throw Failure{Code::kBadMagic, in.offset() - 1};
-  }
-  const uint8_t version = in.fixed<uint8_t>();
-  if (version != kFormatVersion) throw Failure{Code::kBadVersion, 3, version};
+  in.skip(sizeof kMagic + sizeof kFormatVersion);
   const uint8_t flags = in.fixed<uint8_t>();
   if (flags & ~kKnownFlags) throw Failure{Code::kBadField, 4, flags};
   f.slice_log2 = in.fixed<uint8_t>();
@@ -214,12 +230,7 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
   }
   f.digest = in.fixed<uint64_t>();
   f.reference_check = in.fixed<uint32_t>();
-  if (flags & kFlagLink) {
-    const uint64_t n_link = in.varint(in.left());
-    if (n_link == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
-    if (n_link > in.left()) throw Failure{Code::kTruncated, in.offset()};
-    for (uint64_t i = 0; i < n_link; ++i) f.link.push_back(static_cast<char>(in.fixed<uint8_t>()));
-  }
+  if (flags & kFlagLink) f.link = take_link(in);
   f.counts_offset = in.offset();
   constexpr uint64_t kMaxElems = (1ull << 61) - 1;
   f.n_matrix = in.varint(kMaxElems);
@@ -232,19 +243,19 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
   if (f.n_vector > 0) f.k_vector = in.varint(f.n_vector);
   if (f.k_vector > 0) {
     f.vector = read_quantizer(in);
-    f.exponents = read_exponents(in, f.n_vector);
+    f.exponents = read_exponents(in, min_of(f.n_vector, n_tensors));
   }
   if (f.n_dense > 0) f.k_dense = in.varint(f.n_dense);
   if (f.k_dense > 0) {
     f.dense = read_quantizer(in);
-    f.dense_exponents = read_exponents(in, f.n_dense);
+    f.dense_exponents = read_exponents(in, min_of(f.n_dense, n_tensors));
   }
   if (f.n_lossless > 0) f.n_changed = in.varint(f.n_lossless);
-  if (flags & kFlagExclusions) f.exclusions = read_ordinals(in);
+  if (flags & kFlagExclusions) f.exclusions = read_ordinals(in, n_tensors);
   if (flags & kFlagDense) {
     const size_t begin = in.offset();
-    f.dense_tensors = read_ordinals(in);
-    for (uint64_t ordinal : f.dense_tensors) {
+    f.dense_tensors = read_ordinals(in, n_tensors);
+    for (uint32_t ordinal : f.dense_tensors) {
       if (std::binary_search(f.exclusions.begin(), f.exclusions.end(), ordinal)) {
         throw Failure{Code::kBadField, begin, ordinal};
       }
@@ -253,6 +264,7 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes) {
   f.table_offset = in.offset();
   const uint64_t n_slices = f.lossy_partition().n_slices + f.lossless_partition().n_slices;
   if (n_slices > in.left() / kSliceStateBytes) throw Failure{Code::kTruncated, in.offset()};
+  f.slice_bytes.reserve(n_slices);
   uint64_t sum = 0;
   for (uint64_t i = 0; i + 1 < n_slices; ++i) {
     f.slice_bytes.push_back(2 * in.varint(in.left()));

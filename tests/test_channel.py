@@ -119,7 +119,7 @@ class Channel(RuleBasedStateMachine):
         model = client._sent[max(client._sent)].version.model
         if model is None:
             model = client._layout.empty()
-            Opened(payload).decode(client._layout, None, client._down, model)
+            Opened(payload, client._layout).decode(client._layout, None, client._down, model)
         self.locals[payload] = client._layout.state_of([array.copy() for array in model])
         self.up[name].append(payload)
 

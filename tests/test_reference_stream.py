@@ -104,7 +104,7 @@ def test_agree(
     differ = next((i for i, (a, b) in enumerate(zip(made, payload)) if a != b), None)  # noqa: B905
     assert made == payload, f"first difference at byte {differ}: {len(made)} and {len(payload)}"
 
-    opened = Opened(payload)
+    opened = Opened(payload, layout)
     again = layout.empty()
     assert opened.builds_on(12, base, other)
     opened.decode(layout, base, other, again)

@@ -13,6 +13,7 @@
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
+#include "link.hpp"
 
 namespace py = pybind11;
 using namespace resfed;
@@ -81,9 +82,30 @@ py::dict quantizer_dict(const Quantizer& q) {
                   py::arg("offsets") = offsets);
 }
 
-py::dict inspect_payload(const py::bytes& payload) {
+// The numbers as they lie in memory, for array.array: a list of them would take many times as much.
+template <class T>
+py::bytes raw(const std::vector<T>& numbers) {
+  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)};
+}
+
+py::tuple parse_link(const py::bytes& link, uint64_t n_tensors) {
+  try {
+    const Link l = read_link(data_of(view(link)), view(link).size(), n_tensors);
+    return py::make_tuple(l.version, l.back, l.other, l.n_own, l.n_other, l.keep, l.places,
+                          l.coef_log2, raw(l.numerators), raw(l.ordinals));
+  } catch (const Failure& f) {
+    if (f.code == Code::kNoSuchTensor) throw;
+    throw Failure{Code::kBadLink, f.where, static_cast<uint64_t>(f.code)};
+  }
+}
+
+py::dict inspect_payload(const py::bytes& payload, uint64_t n_tensors) {
   const std::string_view bytes = view(payload);
-  const Frame f = open_payload(data_of(bytes), bytes.size());
+  Frame f;
+  {
+    const Unlocked unlocked;
+    f = open_payload(data_of(bytes), bytes.size(), n_tensors);
+  }
   py::dict d;
   d["format_version"] = kFormatVersion;
   d["slice_log2"] = f.slice_log2;
@@ -102,11 +124,11 @@ py::dict inspect_payload(const py::bytes& payload) {
   d["matrix"] = quantizer_dict(f.matrix);
   d["vector"] = quantizer_dict(f.vector);
   d["dense"] = quantizer_dict(f.dense);
-  d["exponents"] = f.exponents;
-  d["dense_exponents"] = f.dense_exponents;
-  d["exclusions"] = f.exclusions;
-  d["dense_tensors"] = f.dense_tensors;
-  d["slice_bytes"] = f.slice_bytes;
+  d["exponents"] = raw(f.exponents);
+  d["dense_exponents"] = raw(f.dense_exponents);
+  d["exclusions"] = raw(f.exclusions);
+  d["dense_tensors"] = raw(f.dense_tensors);
+  d["slice_bytes"] = raw(f.slice_bytes);
   d["n_lossy_slices"] = f.lossy_partition().n_slices;
   d["quantizer_offset"] = f.quantizer_offset;
   d["table_offset"] = f.table_offset;
@@ -230,13 +252,15 @@ PYBIND11_MODULE(_native, m) {
       "crc32c",
       [](const py::bytes& data) { return crc32c(data_of(view(data)), view(data).size()); },
       py::arg("data"));
-  m.def("inspect", &inspect_payload, py::arg("payload"));
+  m.attr("MOST_TENSORS") = kMostTensors;
+  m.def("inspect", &inspect_payload, py::arg("payload"), py::arg("n_tensors") = kMostTensors);
   m.def(
       "link_of",
       [](const py::bytes& payload) {
-        return py::bytes(open_payload(data_of(view(payload)), view(payload).size()).link);
+        return py::bytes(link_bytes(data_of(view(payload)), view(payload).size()));
       },
       py::arg("payload"));
+  m.def("parse_link", &parse_link, py::arg("link"), py::arg("n_tensors"));
   m.def("encode_keyframe", &encode_keyframe_of, py::arg("tensors"), py::arg("layout_digest"),
         py::arg("mantissa_bits"));
   m.def("decode_keyframe", &decode_keyframe_into, py::arg("payload"), py::arg("layout_digest"),

@@ -17,13 +17,8 @@ namespace {
 // rule.
 void assign_roles(std::vector<Tensor>& tensors, const Frame& frame) {
   if (frame.exclusions.empty() && frame.dense_tensors.empty()) return;
-  for (const auto* ordinals : {&frame.exclusions, &frame.dense_tensors}) {
-    if (!ordinals->empty() && ordinals->back() >= tensors.size()) {
-      throw Failure{Code::kNoSuchTensor, ordinals->back(), tensors.size()};
-    }
-  }
-  for (uint64_t ordinal : frame.exclusions) tensors[ordinal].role = Role::kLossless;
-  for (uint64_t ordinal : frame.dense_tensors) {
+  for (uint32_t ordinal : frame.exclusions) tensors[ordinal].role = Role::kLossless;
+  for (uint32_t ordinal : frame.dense_tensors) {
     Role& role = tensors[ordinal].role;
     if (role == Role::kLossless) throw Failure{Code::kBadField, frame.counts_offset, ordinal};
     role = Role::kDense;
@@ -53,27 +48,40 @@ bool lies_in(SentSymbols sent, const Group& group) {
          (sent.front().index() >= group.base && sent.back().index() - group.base < group.n_elems);
 }
 
-}  // namespace
-
-Frame open_payload(const uint8_t* payload, size_t n_bytes) {
+// What must hold before any field is believed; returns the length without the checksum.
+size_t check_envelope(const uint8_t* payload, size_t n_bytes) {
   if (n_bytes < kFixedHeaderBytes + kChecksumBytes) throw Failure{Code::kTruncated, n_bytes};
   for (size_t i = 0; i < sizeof kMagic; ++i) {
     if (payload[i] != kMagic[i]) throw Failure{Code::kBadMagic, i};
   }
   const size_t n_checked = n_bytes - kChecksumBytes;
-  if (payload[3] == kFormatVersion &&
-      crc32c(payload, n_checked) != load_le<uint32_t>(payload + n_checked)) {
+  if (payload[3] != kFormatVersion) throw Failure{Code::kBadVersion, 3, payload[3]};
+  if (crc32c(payload, n_checked) != load_le<uint32_t>(payload + n_checked)) {
     throw Failure{Code::kBadChecksum, n_checked};
   }
-  return read_frame(payload, n_checked);
+  return n_checked;
+}
+
+}  // namespace
+
+Frame open_payload(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
+  return read_frame(payload, check_envelope(payload, n_bytes), n_tensors);
+}
+
+std::string_view link_bytes(const uint8_t* payload, size_t n_bytes) {
+  ByteReader in(payload, check_envelope(payload, n_bytes));
+  in.skip(kFixedHeaderBytes);
+  return payload[kFlagsOffset] & kFlagLink ? take_link(in) : std::string_view();
 }
 
 void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
                  const std::vector<Tensor>& tensors, Update* update) {
   Update& u = *update;
-  u.frame = open_payload(payload, n_bytes);
+  const size_t n_checked = check_envelope(payload, n_bytes);
+  const uint64_t found = load_le<uint64_t>(payload + kDigestOffset);
+  if (found != digest) throw Failure{Code::kWrongLayout, found, digest};
+  u.frame = read_frame(payload, n_checked, tensors.size());
   const Frame& frame = u.frame;
-  if (frame.digest != digest) throw Failure{Code::kWrongLayout, frame.digest, digest};
   u.tensors = tensors;
   assign_roles(u.tensors, frame);
   u.groups = make_groups(u.tensors);
@@ -140,7 +148,7 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
 
 void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors) {
   const DefaultFloatMode mode;
-  const Frame frame = open_payload(payload, n_bytes);
+  const Frame frame = open_payload(payload, n_bytes, tensors.size());
   Groups groups = make_groups(tensors);
   check_counts(frame, groups);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);

@@ -228,8 +228,8 @@ Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& op
   frame.slice_log2 = options.slice_log2;
   frame.digest = options.digest;
   frame.link = options.link;
-  frame.exclusions = options.exclusions;
-  frame.dense_tensors = options.dense;
+  frame.exclusions.assign(options.exclusions.begin(), options.exclusions.end());
+  frame.dense_tensors.assign(options.dense.begin(), options.dense.end());
   frame.n_matrix = groups.matrix.n_elems;
   frame.n_vector = groups.vector.n_elems;
   frame.n_dense = groups.dense.n_elems;

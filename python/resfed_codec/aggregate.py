@@ -94,7 +94,7 @@ class Aggregator:
         value = _checked_weight(weight)
         data = as_bytes(payload)
         try:
-            check_stands_alone(data)
+            check_stands_alone(data, len(self._specs))
         except _native.NativeError as error:
             raise_from_native(error, (), len(data))
         self._add_predicted(data, self._digest, value)

@@ -43,7 +43,9 @@ class Arrived:
             decode_keyframe(self.content.data, state, out=state)
 
 
-def open_uplink(data: bytes, client: ClientRecord, versions: Mapping[int, Version]) -> Arrived:
+def open_uplink(
+    data: bytes, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
+) -> Arrived:
     """What came from a client; ``versions`` are the global ones that it may build on.
 
     Raises:
@@ -53,7 +55,7 @@ def open_uplink(data: bytes, client: ClientRecord, versions: Mapping[int, Versio
     """
     if is_message(data):
         return _open_keyframe(data, client)
-    opened = Opened(data)
+    opened = Opened(data, layout)
     link = opened.link
     _check_order(client, link.version, opened.digest, str(link))
     other = versions.get(-1 if link.other is None else link.other)

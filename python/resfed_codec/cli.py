@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -420,7 +420,12 @@ def _decode(args: argparse.Namespace) -> str:
 
 def _inspect(args: argparse.Namespace) -> str:
     info = rfc.inspect(args.payload.read_bytes())
-    return json.dumps(asdict(info), indent=2) if args.json else str(info)
+    return json.dumps(asdict(info), indent=2, default=_plain) if args.json else str(info)
+
+
+def _plain(numbers: Any) -> Any:
+    """What of a PayloadInfo JSON does not know: sequences, and the terms of single tensors."""
+    return dict(numbers) if isinstance(numbers, Mapping) else list(numbers)
 
 
 def _bench(args: argparse.Namespace) -> str:

@@ -260,7 +260,7 @@ class ClientSession(Session):
             if m.head is None or m.head.digest != current.digest:
                 raise self._mismatch(m.head.version if m.head else 0, "the message brings nothing")
             return unchanged
-        opened = [Opened(payload) for payload in m.payloads]
+        opened = [Opened(payload, self._layout) for payload in m.payloads]
         if opened[-1].digest == current.digest:
             return unchanged
         newer = [o for o in opened if o.link.version > current.number]
@@ -482,7 +482,7 @@ class ClientSession(Session):
                     "payload: a request for an update whose global model has been replaced here"
                 )
             model = self._layout.empty()
-            Opened(last.payload).decode(self._layout, None, self._down, model)
+            Opened(last.payload, self._layout).decode(self._layout, None, self._down, model)
         number = state.number + 1
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
@@ -566,7 +566,7 @@ class ClientSession(Session):
         Raises:
             CodecError, ValueError: It cannot.
         """
-        opened = Opened(sent.payload)
+        opened = Opened(sent.payload, self._layout)
         made = (opened.link.version, opened.digest)
         if is_message(sent.message):
             keyframes = read_message(sent.message).keyframes

@@ -193,7 +193,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     specs = [view.spec for view in base]
     digest = layout_digest(specs)
     try:
-        check_stands_alone(data)
+        check_stands_alone(data, len(specs))
         if out is None:
             result = empty_like(reference)
             targets = views_of(result, "reference")
@@ -209,13 +209,13 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     return result
 
 
-def check_stands_alone(payload: bytes) -> None:
+def check_stands_alone(payload: bytes, n_tensors: int) -> None:
     """Refuse payloads that build on a stream's versions; raises NativeError for damaged ones."""
     link = _native.link_of(payload)
     if link:
         raise StateMismatchError(
-            f"payload: belongs to a stream ({parse_link(link)}): give it to the Decoder or the"
-            " session that holds this version"
+            f"payload: belongs to a stream ({parse_link(link, n_tensors)}): give it to the Decoder"
+            " or the session that holds this version"
         )
 
 

@@ -47,6 +47,8 @@ def raise_from_native(
     kind: type[Exception]
     if code in _PAYLOAD_TEXTS:
         kind, text = PayloadError, _PAYLOAD_TEXTS[code]
+    elif code == 8:
+        kind, text = PayloadError, "payload: the link {problem}, before its byte {where}"
     elif code in _MISMATCH_TEXTS:
         kind, text = StateMismatchError, _MISMATCH_TEXTS[code]
     elif code == 40:
@@ -95,6 +97,7 @@ def raise_from_native(
             detail=detail,
             n_bytes=n_bytes,
             name=names[where] if code in (40, 43) else "",
+            problem=_LINK_PROBLEMS.get(detail, ""),
             ratio=struct.unpack("<d", struct.pack("<Q", detail))[0],
         )
     ) from None
@@ -108,6 +111,11 @@ _PAYLOAD_TEXTS = {
     5: "payload: the field at byte {where} holds {detail}, which is not allowed there",
     6: "payload: slice {where} is damaged",
     7: "payload: unexpected bytes from byte {where} on",
+}
+_LINK_PROBLEMS = {
+    1: "is truncated",
+    5: "holds what is not allowed there",
+    7: "goes on where it must end",
 }
 _MISMATCH_TEXTS = {
     22: (

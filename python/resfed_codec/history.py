@@ -27,6 +27,7 @@ from resfed_codec.link import (
     unit_terms,
     version_digest,
 )
+from resfed_codec.numbers import Numbers
 
 Model = list[Memory]
 Feedback = list["Memory | None"]
@@ -184,21 +185,27 @@ def prediction_rows(
 
 
 class Opened:
-    """A payload whose checksum and link have been verified, not yet decoded.
+    """A payload whose checksum, frame and link have been verified, not yet decoded.
+
+    Args:
+        payload: The bytes.
+        layout: Of the receiver: what a payload counts is bounded by it before it is read.
 
     Raises:
         PayloadError: Damaged, or not of a stream.
+        StateMismatchError: It names tensors that the layout does not have.
     """
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, layout: Layout) -> None:
         self.payload = payload
+        n_tensors = len(layout.specs)
         try:
-            self.frame = _native.inspect(payload)
+            self.frame = _native.inspect(payload, n_tensors)
         except _native.NativeError as error:
             raise_from_native(error, (), len(payload))
         if not self.frame["link"]:
             raise PayloadError("payload: belongs to no stream: give it to decode()")
-        self.link = parse_link(self.frame["link"])
+        self.link = parse_link(self.frame["link"], n_tensors)
         self.digest = version_digest(payload)
 
     def builds_on(self, tag: int, base: Version | None, other: Version | None) -> bool:
@@ -237,11 +244,7 @@ class Opened:
                 f"payload: {link}, predicts from {link.n_own} and {link.n_other} versions back;"
                 f" {len(own)} and {len(others)} are held here"
             )
-        special = special_of(self.frame)
-        last = max([*special.exclusions, *special.dense, *link.per_tensor], default=-1)
-        if last >= len(layout.specs):
-            raise PayloadError(f"payload: names tensor {last} of {len(layout.specs)}")
-        roles = roles_of(layout.specs, special)
+        roles = roles_of(layout.specs, special_of(self.frame))
         rows = prediction_rows(layout, roles, link, own, others, None, out, None)
         try:
             device.decode(self.payload, self.frame["digest"], rows, layout.device, commit)
@@ -250,7 +253,8 @@ class Opened:
 
 
 def special_of(frame: Mapping[str, Any]) -> Special:
-    return Special(list(frame["exclusions"]), list(frame["dense_tensors"]))
+    exclusions, dense = (Numbers(frame[name], "I") for name in ("exclusions", "dense_tensors"))
+    return Special(list(exclusions), list(dense))
 
 
 def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) -> Feedback:
@@ -289,7 +293,7 @@ def with_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -
     """
     total = _copied_to_host(feedback)
     for payload in payloads:
-        roles = roles_of(layout.specs, special_of(_native.inspect(payload)))
+        roles = roles_of(layout.specs, special_of(_native.inspect(payload, len(layout.specs))))
         rows: list[_native.TensorRow] = []
         for spec, role, array in zip(layout.specs, roles, total, strict=True):
             shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)

@@ -1,16 +1,20 @@
 """The link of a payload: which versions of a stream it builds on, and how they predict.
 
-docs/format.md has the bytes. The native code carries them without looking inside; the versions
-themselves are kept by the classes in stream.py.
+docs/format.md has the bytes, csrc/link.hpp reads them. The versions themselves are kept by the
+classes in stream.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from resfed_codec.wire import WireReader, unzigzag, varint, zigzag
+from resfed_codec import _native
+from resfed_codec.errors import raise_from_native
+from resfed_codec.numbers import Numbers
+from resfed_codec.wire import varint, zigzag
 
 MAX_DEPTH = 3
 """Predictions look back this many versions in each direction."""
@@ -52,7 +56,7 @@ class Link(NamedTuple):
     keep: int
     coef_log2: int
     terms: Terms
-    per_tensor: dict[int, Terms]
+    per_tensor: Mapping[int, Terms]
 
     def __str__(self) -> str:
         base = "no version" if self.base is None else f"version {self.base}"
@@ -108,54 +112,26 @@ def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
     return b"".join(varint(zigzag(terms[j])) for j in used)
 
 
-def parse_link(data: bytes) -> Link:
-    """The link's fields, each checked.
+def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
+    """The link's fields, each checked; cost and memory are linear in its bytes.
+
+    Args:
+        data: The link's bytes.
+        n_tensors: How many tensors the receiver's layout has; default: there is none to ask.
 
     Raises:
         PayloadError: A field holds what it may not hold.
+        StateMismatchError: It names a tensor that the layout does not have.
     """
-    reader = WireReader(data, "link")
-    version, back, other = reader.varint(), reader.varint(), reader.varint()
-    depths = reader.byte()
-    n_own, n_other, keep = depths & 3, depths >> 2 & 3, depths >> 4 & 3
-    if version == 0 or back > version or depths >> 6 or keep == 0:
-        raise reader.refuse("holds a version or a depth that is not allowed")
-    if (back > 0) != (n_own > 0) or (other > 0) != (n_other > 0):
-        raise reader.refuse("names a version without history, or history without a version")
-
-    mask = reader.byte()
-    used = [j for j in range(_PLACES) if mask >> j & 1]
-    held = [n_own > 0] * MAX_DEPTH + [n_other > 0] * MAX_DEPTH
-    with_coefficients = bool(mask & _COEFFICIENTS)
-    if not used or not all(held[j] for j in used) or (len(used) > 1 and not with_coefficients):
-        raise reader.refuse("holds terms that are not allowed")
-    if mask & _PER_TENSOR and not with_coefficients:
-        raise reader.refuse("holds terms that are not allowed")
-
-    def numerators() -> Terms:
-        values = [0] * _PLACES
-        for j in used:
-            values[j] = unzigzag(reader.varint(2 * MAX_NUMERATOR))
-        if not any(values):
-            raise reader.refuse("holds a prediction from nothing")
-        return (values[0], values[1], values[2], values[3], values[4], values[5])
-
-    coef_log2, per_tensor = 0, {}
-    if with_coefficients:
-        coef_log2 = reader.byte()
-        if coef_log2 > MAX_COEF_LOG2:
-            raise reader.refuse("holds coefficients that are too fine")
-        terms = numerators()
-    else:
-        terms = unit_terms(used[0])
-    if mask & _PER_TENSOR:
-        bitmap = reader.take(reader.varint(len(data)))
-        if not bitmap or bitmap[-1] == 0:
-            raise reader.refuse("holds a list of tensors that is not in its shortest form")
-        for ordinal in range(8 * len(bitmap)):
-            if bitmap[ordinal // 8] >> ordinal % 8 & 1:
-                per_tensor[ordinal] = numerators()
-    reader.end()
+    try:
+        fields = _native.parse_link(data, n_tensors)
+    except _native.NativeError as error:
+        raise_from_native(error, (), len(data))
+    version, back, other, n_own, n_other, keep, places, coef_log2, raw_numerators, raw_ordinals = (
+        fields
+    )
+    used = tuple(j for j in range(_PLACES) if places >> j & 1)
+    numerators = Numbers(raw_numerators, "i")
     return Link(
         version=version,
         base=version - back if back else None,
@@ -164,13 +140,46 @@ def parse_link(data: bytes) -> Link:
         n_other=n_other,
         keep=keep,
         coef_log2=coef_log2,
-        terms=terms,
-        per_tensor=per_tensor,
+        terms=_terms(used, numerators[: len(used)]),
+        per_tensor=TensorTerms(Numbers(raw_ordinals, "I"), numerators, used),
     )
+
+
+class TensorTerms(Mapping[int, Terms]):
+    """Terms of single tensors, by ordinal, made into tuples when they are asked for.
+
+    Args:
+        ordinals: Ascending.
+        numerators: One per place in ``used``: of all other tensors, then of each of these.
+        used: The places.
+    """
+
+    def __init__(self, ordinals: Numbers, numerators: Numbers, used: Sequence[int]) -> None:
+        self._ordinals, self._numerators, self._used = ordinals, numerators, used
+
+    def __getitem__(self, ordinal: int) -> Terms:
+        i, n = bisect_left(self._ordinals, ordinal), len(self._used)
+        if i == len(self._ordinals) or self._ordinals[i] != ordinal:
+            raise KeyError(ordinal)
+        return _terms(self._used, self._numerators[(i + 1) * n : (i + 2) * n])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ordinals)
+
+    def __len__(self) -> int:
+        return len(self._ordinals)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _terms(used: Sequence[int], numerators: Sequence[int]) -> Terms:
+    values = [0] * _PLACES
+    for j, numerator in zip(used, numerators, strict=True):
+        values[j] = numerator
+    return (values[0], values[1], values[2], values[3], values[4], values[5])
 
 
 def unit_terms(place: int) -> Terms:
     """The prediction that is one version, unchanged."""
-    values = [0] * _PLACES
-    values[place] = 1
-    return (values[0], values[1], values[2], values[3], values[4], values[5])
+    return _terms([place], [1])

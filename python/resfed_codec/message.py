@@ -20,6 +20,10 @@ ACK_WINDOW = 32
 MAX_VERSION = 2**62
 """Numbers of versions stay below, so that there is always a next one."""
 
+MAX_PAYLOADS = 256
+"""A message carries no longer chain: each payload costs its receiver a pass over the model, however
+small it is."""
+
 _REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED = 1, 2, 4, 8, 16
 
 
@@ -142,6 +146,6 @@ def read_message(data: bytes) -> Message:
         if not keyframes:
             raise reader.refuse("announces keyframes and holds none")
     refused = int.from_bytes(reader.take(4), "little") if flags & _REFUSED else None
-    payloads = tuple(reader.take(reader.varint()) for _ in range(reader.varint(len(data))))
+    payloads = tuple(reader.take(reader.varint()) for _ in range(reader.varint(MAX_PAYLOADS)))
     reader.end()
     return Message(tag, bool(flags & _REQUEST), ack, head, payloads, keyframes, refused)

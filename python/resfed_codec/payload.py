@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from resfed_codec import _native
 from resfed_codec.errors import PayloadError, raise_from_native
 from resfed_codec.link import Link, parse_link
+from resfed_codec.numbers import Numbers
 
 FIXED_BYTES = 18
 CHECKSUM_BYTES = 4
@@ -84,12 +85,12 @@ class PayloadInfo:
     matrix: QuantizerInfo | None
     vector: QuantizerInfo | None
     dense: QuantizerInfo | None
-    exponents: tuple[int, ...]
-    dense_exponents: tuple[int, ...]
-    exclusions: tuple[int, ...]
-    dense_tensors: tuple[int, ...]
-    lossy_slices: tuple[int, ...]
-    lossless_slices: tuple[int, ...]
+    exponents: Numbers
+    dense_exponents: Numbers
+    exclusions: Numbers
+    dense_tensors: Numbers
+    lossy_slices: Numbers
+    lossless_slices: Numbers
     header_bytes: int
     link_bytes: int
     quantizer_bytes: int
@@ -162,7 +163,8 @@ def as_bytes(payload: object) -> bytes:
 def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
     """Describe a payload without a reference: counts, quantizers, bytes of each part.
 
-    Verifies the checksum and the header; the entropy coded slices are not decoded.
+    Verifies the checksum and the header; the entropy coded slices are not decoded. Takes time and
+    memory in proportion to the payload, whatever its header claims.
 
     Args:
         payload: From :func:`encode`, an :class:`Encoder` or a session's ``update``; keyframes and
@@ -177,9 +179,8 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         d = _native.inspect(data)
     except _native.NativeError as error:
         raise_from_native(error, (), len(data))
-    n_lossy_slices = d["n_lossy_slices"]
-    lossy = tuple(d["slice_bytes"][:n_lossy_slices])
-    lossless = tuple(d["slice_bytes"][n_lossy_slices:])
+    n_lossy_slices, slices = d["n_lossy_slices"], Numbers(d["slice_bytes"], "Q")
+    lossy, lossless = slices[:n_lossy_slices], slices[n_lossy_slices:]
     return PayloadInfo(
         n_bytes=len(data),
         format_version=d["format_version"],
@@ -197,10 +198,10 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         matrix=_quantizer(d["matrix"]) if d["k_matrix"] else None,
         vector=_quantizer(d["vector"]) if d["k_vector"] else None,
         dense=_quantizer(d["dense"]) if d["k_dense"] else None,
-        exponents=tuple(d["exponents"]),
-        dense_exponents=tuple(d["dense_exponents"]),
-        exclusions=tuple(d["exclusions"]),
-        dense_tensors=tuple(d["dense_tensors"]),
+        exponents=Numbers(d["exponents"], "b"),
+        dense_exponents=Numbers(d["dense_exponents"], "b"),
+        exclusions=Numbers(d["exclusions"], "I"),
+        dense_tensors=Numbers(d["dense_tensors"], "I"),
         lossy_slices=lossy,
         lossless_slices=lossless,
         header_bytes=d["quantizer_offset"] - (d["counts_offset"] - FIXED_BYTES),

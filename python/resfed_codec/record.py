@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from resfed_codec.history import Opened, Version
+from resfed_codec.layout import Layout
 from resfed_codec.message import ACK_WINDOW, Ack, Head, Keyframe
 from resfed_codec.schema import (
     BITS64,
@@ -95,7 +96,9 @@ def record_check(tensors: Tensors, history: int) -> Check:
     )
 
 
-def check_record(r: ClientRecord, *, own_downlinks: bool, keeps_models: bool) -> None:
+def check_record(
+    r: ClientRecord, layout: Layout, *, own_downlinks: bool, keeps_models: bool
+) -> None:
     """Whether a record that was loaded is one that a session could have made.
 
     Raises:
@@ -114,7 +117,7 @@ def check_record(r: ClientRecord, *, own_downlinks: bool, keeps_models: bool) ->
     if isinstance(r.sent, Keyframe):
         require(r.sent[:2] == (last.number, last.digest), "sent")
     elif r.sent:
-        opened = Opened(r.sent)
+        opened = Opened(r.sent, layout)
         require((opened.link.version, opened.digest) == (last.number, last.digest), "sent")
     else:
         require(r.known is None or r.known.version == last.number, "sent")

@@ -19,7 +19,6 @@ from resfed_codec.codec import make_config
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.layout import (
-    Special,
     State,
     TensorSpec,
     special_tensors,
@@ -329,27 +328,16 @@ def encode_tensors(
 def decode(payload: bytes, reference: State) -> State:
     """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
     tensors = tensors_of(reference)
-    decoded = decode_tensors(as_bytes(payload), lambda _: tensors, layout_digest(tensors))
+    f = read_frame(as_bytes(payload), len(tensors), layout_digest(tensors))
+    decoded = decode_tensors(f, tensors)
     if isinstance(reference, Mapping):
         return {name: decoded[name] for name in reference}
     return list(decoded.values())
 
 
-def decode_tensors(
-    data: bytes, predicted: Callable[[Special], list[Tensor]], expected: bytes
-) -> dict[str, NDArray[Any]]:
-    """The recovered tensors by name.
-
-    ``predicted`` makes the tensors for what the payload excludes or has dense; ``expected`` is the
-    digest that the payload must have.
-    """
-    f = read_frame(data)
+def decode_tensors(f: Frame, tensors: list[Tensor]) -> dict[str, NDArray[Any]]:
+    """The recovered tensors by name, from those that the payload builds on."""
     special = f.special
-    if f.digest != expected:
-        raise StateMismatchError("payload: made for another layout, or on other versions")
-    tensors = predicted(special)
-    if max([*special.exclusions, *special.dense], default=-1) >= len(tensors):
-        raise StateMismatchError("payload: made for another layout")
     if any("float" not in tensors[i].dtype for i in special.dense):
         raise PayloadError("payload: a tensor that is dense but no float")
     groups = groups_of(tensors, special)

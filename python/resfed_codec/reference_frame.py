@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from resfed_codec.errors import PayloadError
+from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.layout import Special
 from resfed_codec.reference_slices import SLICE_LOG2, slice_sizes
 from resfed_codec.reference_values import F32, Quantizer
@@ -157,37 +157,45 @@ class Reader:
             raise PayloadError("payload: too many offsets")
         return Quantizer(F32(threshold), F32(step), list(self.take(n_offsets)))
 
-    def group(self, n_elems: int, with_exponents: bool) -> Group:
+    def group(self, n_elems: int, with_exponents: bool, n_tensors: int) -> Group:
         group = Group(n_elems, self.varint(n_elems) if n_elems else 0)
         if group.n_sent:
             group.quantizer = self.quantizer()
             if with_exponents:
-                group.exponents = self.exponents()
+                group.exponents = self.exponents(min(n_elems, n_tensors))
         return group
 
-    def exponents(self) -> list[int]:
-        exponents = [(b + 128) % 256 - 128 for b in self.take(self.varint())]
+    def exponents(self, most: int) -> list[int]:
+        exponents = [(b + 128) % 256 - 128 for b in self.take(self.varint(most))]
         if any(abs(e) > 120 for e in exponents):
             raise PayloadError("payload: an exponent is out of range")
         return exponents
 
-    def ordinals(self) -> list[int]:
+    def ordinals(self, n_tensors: int) -> list[int]:
         ordinals: list[int] = []
         for _ in range(self.varint(len(self.data))):
             ordinals.append(self.varint(2**32) + (ordinals[-1] + 1 if ordinals else 0))
+            if ordinals[-1] >= n_tensors:
+                raise StateMismatchError("payload: made for another layout")
         if not ordinals:
             raise PayloadError("payload: a list of tensors without any")
         return ordinals
 
 
-def read_frame(data: bytes) -> Frame:
-    """The fields of a payload, each checked against its legal values."""
+def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = None) -> Frame:
+    """The fields of a payload, each checked against its legal values.
+
+    No list may name a tensor beyond ``n_tensors``, those that the receiver's layout has;
+    ``expected`` is the digest that the payload must have, if it is known.
+    """
     if len(data) < 22 or data[:3] != b"RFD":
         raise PayloadError("payload: not a payload of this codec, or truncated")
     if data[3] != 1:
         raise PayloadError(f"payload: format version {data[3]} is not known")
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise PayloadError("payload: damaged")
+    if expected is not None and data[6:14] != expected:
+        raise StateMismatchError("payload: made for another layout, or on other versions")
     reader = Reader(data[:-4])
     reader.take(4)
     flags, slice_log2 = reader.byte(), reader.byte()
@@ -200,12 +208,12 @@ def read_frame(data: bytes) -> Frame:
 
     has_dense = bool(flags & 4)
     n_m, n_v, n_d, n_l = (reader.varint(2**61 - 1) if i != 2 or has_dense else 0 for i in range(4))
-    matrix = reader.group(n_m, with_exponents=False)
-    vector = reader.group(n_v, with_exponents=True)
-    dense = reader.group(n_d, with_exponents=True)
+    matrix = reader.group(n_m, with_exponents=False, n_tensors=n_tensors)
+    vector = reader.group(n_v, with_exponents=True, n_tensors=n_tensors)
+    dense = reader.group(n_d, with_exponents=True, n_tensors=n_tensors)
     n_changed = reader.varint(n_l) if n_l else 0
-    exclusions = reader.ordinals() if flags & 1 else []
-    special = Special(exclusions, reader.ordinals() if has_dense else [])
+    exclusions = reader.ordinals(n_tensors) if flags & 1 else []
+    special = Special(exclusions, reader.ordinals(n_tensors) if has_dense else [])
     if set(special.exclusions) & set(special.dense):
         raise PayloadError("payload: a tensor is both excluded and dense")
 

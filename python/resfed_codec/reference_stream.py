@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.config import CodecConfig
-from resfed_codec.errors import PayloadError
+from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.layout import Special, State, special_tensors, views_of
 from resfed_codec.reference import decode_tensors, encode_tensors
 from resfed_codec.reference_frame import Reader, read_frame
@@ -52,7 +52,8 @@ class Link:
     per_tensor: dict[int, list[int]] = field(default_factory=dict)
 
 
-def read_link(data: bytes) -> Link:
+def read_link(data: bytes, n_tensors: int = 2**32) -> Link:
+    """The fields of a link, which may name the first ``n_tensors`` tensors and no others."""
     reader = Reader(data)
     version, back, other = reader.varint(), reader.varint(), reader.varint()
     depths = reader.byte()
@@ -79,6 +80,8 @@ def read_link(data: bytes) -> Link:
         bitmap = reader.take(reader.varint())
         if not bitmap or bitmap[-1] == 0:
             raise PayloadError("payload: a link with a bitmap that cannot be")
+        if 8 * len(bitmap) - 8 + bitmap[-1].bit_length() > n_tensors:
+            raise StateMismatchError("payload: made for another layout")
         for i in range(8 * len(bitmap)):
             if bitmap[i // 8] >> i % 8 & 1:
                 link.per_tensor[i] = read_numerators(reader, places)
@@ -159,8 +162,10 @@ def predicted_tensors(
 
 def decode(payload: bytes, own: History, others: History, digest: bytes) -> dict[str, NDArray[Any]]:
     """The recovered tensors by name (bfloat16 as uint16); ``digest`` is what it must build on."""
-    link = read_link(read_frame(payload).link)
-    return decode_tensors(payload, lambda out: predicted_tensors(link, own, others, out), digest)
+    n_tensors = len((own or others)[0][1])
+    f = read_frame(payload, n_tensors, digest)
+    link = read_link(f.link, n_tensors)
+    return decode_tensors(f, predicted_tensors(link, own, others, f.special))
 
 
 def encode(

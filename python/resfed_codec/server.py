@@ -24,6 +24,7 @@ from resfed_codec.keyframe import encode_keyframe
 from resfed_codec.layout import State
 from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import (
+    MAX_PAYLOADS,
     Head,
     Keyframe,
     Message,
@@ -83,7 +84,7 @@ class ServerState(NamedTuple):
         chain = {**self.chain, number: payload}
         surplus = _total(chain.values()) - n_bytes
         oldest = min(chain)
-        while surplus > 0 and oldest < number:
+        while oldest < number and (surplus > 0 or len(chain) > MAX_PAYLOADS):
             surplus -= len(chain.pop(oldest))
             oldest += 1
         digests = {**self.digests, number: version.digest}
@@ -531,7 +532,7 @@ class ServerSession(Session):
 
     def _open(self, client: ClientRecord, data: bytes) -> Arrived:
         versions = self._versions if self._broadcast else client.downlinks
-        return open_uplink(data, client, versions)
+        return open_uplink(data, self._layout, client, versions)
 
     def _request(self, client: ClientRecord, refused: bytes) -> bytes:
         newest = self._current if self._broadcast else client.downlinks[max(client.downlinks)]
@@ -613,6 +614,7 @@ class ServerSession(Session):
         require(max(fields["versions"]) == current.number, "versions")
         first = current.number - len(chain)
         require(sorted(chain) == list(range(first + 1, current.number + 1)), "chain")
+        require(len(chain) <= MAX_PAYLOADS, "chain")
         require(sorted(digests) == list(range(first, current.number + 1)), "digests")
         made = {n: version_digest(payload) for n, payload in chain.items()} | {
             current.number: current.digest
@@ -626,11 +628,14 @@ class ServerSession(Session):
         require(len(clients) == len(fields["clients"]), "clients")
         try:
             for payload in chain.values():
-                Opened(payload)
+                Opened(payload, self._layout)
             for name, client in clients.items():
                 require(client.tag == client_tag(name, self._run_digest), "tag")
                 check_record(
-                    client, own_downlinks=not self._broadcast, keeps_models=self._keep_up > 0
+                    client,
+                    self._layout,
+                    own_downlinks=not self._broadcast,
+                    keeps_models=self._keep_up > 0,
                 )
         except CodecError as error:
             raise ValueError(f"state_dict: {error}") from error

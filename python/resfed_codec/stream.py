@@ -287,7 +287,7 @@ class Decoder(_Stream):
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
-            self._take_payload(Opened(data))
+            self._take_payload(Opened(data, self._layout))
         model = model_of(self._current)
         if targets is not None:
             return copy_into(targets, model, out)

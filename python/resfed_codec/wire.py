@@ -19,10 +19,6 @@ def zigzag(value: int) -> int:
     return 2 * value if value >= 0 else -2 * value - 1
 
 
-def unzigzag(value: int) -> int:
-    return -(value // 2) - 1 if value % 2 else value // 2
-
-
 class WireReader:
     """The bytes of one structure, field after field; ``what`` names it in errors."""
 

@@ -197,7 +197,7 @@ Outcome outcome_of(const Call& call) {
   return std::nullopt;
 }
 
-constexpr size_t kDigestOffset = 6, kCheckOffset = 14;  // in a payload
+constexpr size_t kCheckOffset = 14;  // in a payload
 
 // Decodes into other memory and in place, with one, two and three threads: all agree, and what
 // fails has written nothing. `tensors(out)` makes the call's tensors.
