@@ -257,10 +257,10 @@ def test_bad_messages(body: bytes, match: str) -> None:
 @example({2, 3, 35, 67})
 def test_acknowledgements(arrived: set[int]) -> None:
     """What a window tells is what arrived, as far back as it reaches."""
-    record = ClientRecord(1, None)
+    record = ClientRecord(1, None, {}, {})
     assert record.ack() == Ack()
     for number in sorted(arrived):
-        record.note_uplink(number, digest=2**40 + number)
+        record = record.with_uplink(number, digest=2**40 + number)
         ack = record.ack()
         assert (ack.newest, ack.digest) == (number, number)
         assert 0 <= ack.window < 2**ACK_WINDOW
