@@ -9,7 +9,7 @@ from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.history import Model, Opened, Version
 from resfed_codec.keyframe import decode_keyframe
 from resfed_codec.layout import Layout
-from resfed_codec.message import Head, Keyframe, is_message, read_message
+from resfed_codec.message import Head, Keyframe, check_ahead, is_message, read_message
 from resfed_codec.record import ClientRecord
 
 
@@ -91,8 +91,10 @@ def _open_keyframe(data: bytes, client: ClientRecord) -> Arrived:
 
 
 def _check_order(client: ClientRecord, number: int, digest: int, text: str) -> None:
-    """A client that was restored may use the newest number once more, for something else."""
-    if number < client.newest or (number == client.newest and digest in client.seen[1:]):
+    """A client that was restored may use the newest number again, for something else."""
+    check_ahead("uplink", number, client.newest)
+    again = number == client.newest and digest not in client.seen[:1]
+    if number < client.newest or (again and not client.may_use_newest_for(digest)):
         raise StateMismatchError(
             f"payload: {text}, older than uplink {client.newest}, which has arrived"
         )

@@ -27,10 +27,12 @@ from resfed_codec.keyframe import encode_keyframe
 from resfed_codec.layout import State
 from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import (
+    MAX_AHEAD,
     Ack,
     Head,
     Keyframe,
     Message,
+    check_ahead,
     is_message,
     read_message,
     write_message,
@@ -38,11 +40,11 @@ from resfed_codec.message import (
 from resfed_codec.payload import as_bytes
 from resfed_codec.schema import (
     BYTES,
+    FLAG,
     HEAD,
     NUMBER,
     Tensors,
     checked_fields,
-    instance,
     integer,
     optional,
     require,
@@ -84,6 +86,8 @@ class ClientState(NamedTuple):
 
     Attributes:
         tag: Stands for the client in messages and digests; 0 as long as it has no name.
+        named: Whether the tag is certain: given, or that of an answer to an uplink. Until then it
+            is that of the last message, which may have been for another client.
         down: The newest global version.
         held: Global versions that the server may build on, by number.
         acknowledged: The last own version known to have arrived, where its model is kept.
@@ -94,6 +98,7 @@ class ClientState(NamedTuple):
     """
 
     tag: int
+    named: bool
     down: Version
     held: dict[int, Version]
     acknowledged: Version | None
@@ -144,10 +149,9 @@ class ClientSession(Session):
         client_id: ClientId | None = None,
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
-        self._named = client_id is not None
         tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
-        first = self._first_downlink()
-        self._state = ClientState(tag, first, {0: first}, self._first_uplink(), {})
+        self._given_tag, first = tag, self._first_downlink()
+        self._state = ClientState(tag, tag > 0, first, {0: first}, self._first_uplink(), {})
         wanted = self._up.config.error_feedback
         if wanted or (wanted is None and self._up.own_depth == 0):
             feedback = new_feedback(self._layout, self._up.roles)
@@ -207,7 +211,7 @@ class ClientSession(Session):
         """
         data = as_bytes(message)
         m = self._message_of(data)
-        if self._tag and m.tag != self._tag:
+        if self._state.named and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
         layout = self._layout
         targets = writable_views(out, layout.specs, layout.device) if out is not None else None
@@ -253,6 +257,8 @@ class ClientSession(Session):
     def _follow(self, m: Message) -> Following:
         """Where a message leads. Changes nothing."""
         current = self._down
+        if m.ack is not None:
+            check_ahead("the acknowledged uplink", m.ack.newest, self._state.number)
         unchanged = Following(current, 0, _make)
         if m.keyframes:
             return self._open_keyframes(m.keyframes)
@@ -278,6 +284,7 @@ class ClientSession(Session):
     ) -> tuple[Version, Callable[[Plan | None], None]]:
         """The version that a payload makes, and what decodes it."""
         link = o.link
+        check_ahead("version", link.version, latest.number)
         base = latest if link.base == latest.number else self._held.get(link.base or 0)
         other = None if link.other is None else self._own_version(link.other)
         if link.other is not None and other is None:
@@ -300,6 +307,7 @@ class ClientSession(Session):
 
     def _open_keyframes(self, keyframes: tuple[Keyframe, ...]) -> Following:
         current, newest = self._down, keyframes[-1]
+        check_ahead("a keyframe of version", newest.version, current.number)
         if newest.digest == current.digest:
             return Following(current, 0, _make)
         newer = newest.version > current.number or current.number == 0
@@ -314,7 +322,7 @@ class ClientSession(Session):
 
     def _request(self, refused: bytes) -> bytes:
         digest = version_digest(refused) & LOW32
-        return write_message(Message(self._tag, is_request=True, head=self._head, refused=digest))
+        return write_message(self._says_what_is_held()._replace(refused=digest))
 
     @in_turn
     def acknowledge(self) -> bytes:
@@ -322,7 +330,10 @@ class ClientSession(Session):
 
         An uplink says so too; this is for a client that has received and has nothing to send.
         """
-        return write_message(Message(self._tag, is_request=True, head=self._head))
+        return write_message(self._says_what_is_held())
+
+    def _says_what_is_held(self) -> Message:
+        return Message(self._tag if self._state.named else 0, is_request=True, head=self._head)
 
     @property
     def _head(self) -> Head:
@@ -409,6 +420,7 @@ class ClientSession(Session):
             lost = [s for n, s in state.sent.items() if n < ack.newest and ack.lacks(n, s.missed)]
             acknowledged = arrived.version if arrived.version.model is not None else None
             state = state._replace(
+                named=True,
                 sent={n: s for n, s in state.sent.items() if n > ack.newest},
                 feedback=self._with_lost(state.feedback, lost),
                 acknowledged=acknowledged if self._keep_up else None,
@@ -452,29 +464,42 @@ class ClientSession(Session):
                 be sent again: train and ``send``, which will be understood, because what the
                 request says of the server is remembered all the same.
         """
-        m = open_request(as_bytes(request), self._tag)
+        state = self._state
+        m = open_request(as_bytes(request), state.tag if state.named else 0)
         if m.ack is None:
             raise PayloadError("payload: a client's request; it is for the server")
-        state = self._state._replace(tag=self._tag or m.tag)
+        check_ahead("the acknowledged uplink", m.ack.newest, state.number)
+        refused = {
+            n for n, s in state.sent.items() if version_digest(s.message) & LOW32 == m.refused
+        }
+        if not state.named:
+            state = state._replace(tag=m.tag, named=bool(refused))
         state = self._settled(state, m.ack, certain=True)
         if not state.sent:
             self._state = state
             raise StateMismatchError("payload: a request, but no update waits to be sent again")
         last = state.sent[max(state.sent)]
-        if m.refused is None or version_digest(last.message) & LOW32 != m.refused:
+        is_astray = state.number > m.ack.newest + MAX_AHEAD  # by acknowledgements that were forged
+        if last.version.number not in refused and not is_astray:
             self._state = state
             return last.message
+        number = 1 + (m.ack.newest if is_astray else state.number)
         try:
-            last = self._keyframe(state, last)
+            again = self._keyframe(state, last, number)
         except StateMismatchError:
             self._state = state
             raise
-        sent = {n: s for n, s in state.sent.items() if n != max(state.sent)}
-        self._state = _with_sent(state._replace(sent=sent), last)
-        return last.message
+        others = {n: s for n, s in state.sent.items() if s is not last}
+        lost = [s for n, s in others.items() if n > number]
+        state = state._replace(
+            sent={n: s for n, s in others.items() if n < number},
+            feedback=self._with_lost(state.feedback, lost),
+        )
+        self._state = _with_sent(state, again)
+        return again.message
 
-    def _keyframe(self, state: ClientState, last: Sent) -> Sent:
-        """The last uplink as a keyframe."""
+    def _keyframe(self, state: ClientState, last: Sent, number: int) -> Sent:
+        """The last uplink as a keyframe, which makes version ``number``."""
         model = last.version.model
         if model is None:
             if is_message(last.message) or last.global_version != self._head:
@@ -483,7 +508,6 @@ class ClientSession(Session):
                 )
             model = self._layout.empty()
             Opened(last.payload, self._layout).decode(self._layout, None, self._down, model)
-        number = state.number + 1
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)
@@ -503,6 +527,7 @@ class ClientSession(Session):
         state = self._state
         return {
             "tag": state.tag,
+            "named": state.named,
             "down": state.down,
             "held": state.held,
             "acknowledged": state.acknowledged,
@@ -529,12 +554,13 @@ class ClientSession(Session):
             payload=BYTES,
             global_version=HEAD,
             start=optional(tensors.version()),
-            missed=instance(bool),
+            missed=FLAG,
         )
         fields = checked_fields(
             saved,
             {
                 "tag": integer(0, LOW32),
+                "named": FLAG,
                 "down": tensors.version(),
                 "held": tensors.versions(at_most=self._history + 1),
                 "acknowledged": optional(tensors.version()),
@@ -543,9 +569,9 @@ class ClientSession(Session):
                 "feedback": tensors.kept_feedback(roles, has_feedback),
             },
         )
-        if self._named:
-            require(fields["tag"] in (0, self._tag), "client_id")
-            fields["tag"] = self._tag
+        if self._given_tag:
+            require(not fields["named"] or fields["tag"] == self._given_tag, "client_id")
+            fields |= {"tag": self._given_tag, "named": True}
         down, acknowledged, number = fields["down"], fields["acknowledged"], fields["number"]
         require(fields["held"].get(down.number) is down, "held")
         if acknowledged is not None:

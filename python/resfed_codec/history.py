@@ -244,6 +244,8 @@ class Opened:
                 f"payload: {link}, predicts from {link.n_own} and {link.n_other} versions back;"
                 f" {len(own)} and {len(others)} are held here"
             )
+        if any(version.model is None for version in (*own, *others)):
+            raise StateMismatchError(f"payload: {link}, of which no model is kept here")
         roles = roles_of(layout.specs, special_of(self.frame))
         rows = prediction_rows(layout, roles, link, own, others, None, out, None)
         try:
@@ -254,7 +256,7 @@ class Opened:
 
 def special_of(frame: Mapping[str, Any]) -> Special:
     exclusions, dense = (Numbers(frame[name], "I") for name in ("exclusions", "dense_tensors"))
-    return Special(list(exclusions), list(dense))
+    return Special(tuple(exclusions), tuple(dense))
 
 
 def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) -> Feedback:

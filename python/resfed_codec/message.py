@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from resfed_codec import _native
-from resfed_codec.errors import PayloadError
+from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.link import MAX_DEPTH
 from resfed_codec.wire import WireReader, varint
 
@@ -23,6 +23,10 @@ MAX_VERSION = 2**62
 MAX_PAYLOADS = 256
 """A message carries no longer chain: each payload costs its receiver a pass over the model, however
 small it is."""
+
+MAX_AHEAD = 2**24
+"""A number from outside may be ahead of this end's own by so many: of what an end that was restored
+from an older save, or started anew, has forgotten."""
 
 _REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED = 1, 2, 4, 8, 16
 
@@ -78,6 +82,14 @@ class Message(NamedTuple):
     payloads: tuple[bytes, ...] = ()
     keyframes: tuple[Keyframe, ...] = ()
     refused: int | None = None
+
+
+def check_ahead(what: str, number: int, held: int) -> None:
+    """Raise StateMismatchError for a number that the other end cannot have come to."""
+    if number > held + MAX_AHEAD:
+        raise StateMismatchError(
+            f"payload: {what} {number} is too far ahead of {held}, which is known here"
+        )
 
 
 def is_message(data: bytes) -> bool:

@@ -36,7 +36,7 @@ class ClientRecord(NamedTuple):
         newest, window: Which of its uplinks have arrived, as in :class:`Ack`.
         seen: Digests of all that came with the newest number, the last one first.
         target: The number of the global model that ``sent`` was made from.
-        sent: What the newest of ``downlinks`` was sent as.
+        sent: What the newest of ``downlinks`` was sent as; empty if it is to be made anew.
     """
 
     tag: int
@@ -56,6 +56,20 @@ class ClientRecord(NamedTuple):
     def has_last(self, number: int, digest: int) -> bool:
         """Whether this is the uplink that arrived last."""
         return number == self.newest and self.seen[:1] == (digest,)
+
+    def may_use_newest_for(self, digest: int) -> bool:
+        """Whether the newest number may stand for something that has not come with it before."""
+        return digest not in self.seen and len(self.seen) < ACK_WINDOW
+
+    @property
+    def is_met(self) -> bool:
+        """Whether anything has come that only somebody who got a message can have sent."""
+        return self.newest > 0 or (self.known is not None and self.known.version > 0)
+
+    def holding_other(self, digest: int) -> ClientRecord:
+        """What the client holds is none of the server's versions. A keyframe stays of use."""
+        sent = self.sent if isinstance(self.sent, Keyframe) else b""
+        return self._replace(known=None, replaces=digest, sent=sent)
 
     def with_uplink(self, number: int, digest: int) -> ClientRecord:
         """After an uplink has arrived."""
@@ -80,7 +94,7 @@ class ClientRecord(NamedTuple):
 def record_check(tensors: Tensors, history: int) -> Check:
     """What :meth:`ClientRecord.fields` may hold, turned back."""
     keyframe = row(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
-    seen = several(BITS64)
+    seen = several(BITS64, at_most=ACK_WINDOW)
     return row(
         ClientRecord,
         tag=integer(1, LOW32),

@@ -56,7 +56,7 @@ def instance(kind: type) -> Check:
     return check
 
 
-BYTES, _TEXT = instance(bytes), instance(str)
+FLAG, BYTES, _TEXT = instance(bool), instance(bytes), instance(str)
 
 
 def client_name(value: Any, where: str) -> str | int:

@@ -96,6 +96,20 @@ class ServerState(NamedTuple):
         )
 
 
+class Made(NamedTuple):
+    """What clients share of a global model where their downlinks are their own.
+
+    Attributes:
+        target: The global model.
+        keyframe: Of it.
+        first_downlink: What a client recovers that holds nothing but the initial model.
+    """
+
+    target: Model | None
+    keyframe: bytes = b""
+    first_downlink: Model | None = None
+
+
 class ServerSession(Session):
     """The server: sends global models to all clients, receives their local ones.
 
@@ -131,6 +145,7 @@ class ServerSession(Session):
             feedback = new_feedback(self._layout, self._down_coder.roles)
             self._state = self._state._replace(feedback=feedback)
         self._keyframe_cache: dict[int, bytes] = {}  # by digest
+        self._made = Made(None)
 
     @property
     def _current(self) -> Version:
@@ -211,7 +226,9 @@ class ServerSession(Session):
         return {
             "global": sum(shared.values()),
             "clients": sum(size for array, size in own.items() if array not in shared),
-            "payloads": _total(state.chain.values()) + _total(self._keyframe_cache.values()),
+            "payloads": _total(
+                [*state.chain.values(), *self._keyframe_cache.values(), self._made.keyframe]
+            ),
             "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
         }
 
@@ -237,7 +254,10 @@ class ServerSession(Session):
         if not self._broadcast:
             target = self._layout.copy_of(current)
             number = before.target_number + 1
-            self._state = before._replace(target=target, target_number=number)
+            clients = {
+                name: self._without_old(client, number) for name, client in before.clients.items()
+            }
+            self._state = before._replace(target=target, target_number=number, clients=clients)
             return b""
         base, out = before.current, self._layout.empty()
 
@@ -278,7 +298,7 @@ class ServerSession(Session):
         """
         client = self._client(client_id)
         if fresh and client.newest == 0 and client.known == Head(0, self._down_root):
-            client = client._replace(known=None, replaces=0, sent=b"")
+            client = client.holding_other(0)
         client, data = self._message_for(client)
         self._enter(client_id, client)
         return data
@@ -341,38 +361,48 @@ class ServerSession(Session):
     def _send_alone(self, client: ClientRecord) -> tuple[ClientRecord, Message]:
         """A client's record after, and the message of, a downlink that is its own."""
         known, number = client.known, self._state.target_number
-        if client.target != number or (known is None and client.sent == b""):
+        if client.target != number or (known is None and not isinstance(client.sent, Keyframe)):
             client = self._encode_for(client)
         newest = client.downlinks[max(client.downlinks)]
         message = Message(client.tag, ack=client.ack())
         if known is not None and known.version == newest.number:
             return client, message._replace(head=Head(newest.number, newest.digest))
         if isinstance(client.sent, Keyframe):
-            return client, message._replace(keyframes=(client.sent,))
+            keyframe = client.sent._replace(replaces=client.replaces)
+            return client, message._replace(keyframes=(keyframe,))
         return client, message._replace(payloads=(client.sent,))
 
     def _encode_for(self, client: ClientRecord) -> ClientRecord:
         """With the newest global model as the client's newest downlink."""
         state = self._state
         target = model_of(self._initial) if state.target is None else state.target
+        made = self._made if self._made.target is target else Made(target)
         number = max(client.downlinks) + 1
         if client.known is None:
-            data = encode_keyframe(self._layout.state_of(target))
+            data = made.keyframe or encode_keyframe(self._layout.state_of(target))
+            self._made = made._replace(keyframe=data)
             digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
             sent: bytes | Keyframe = Keyframe(number, digest, client.replaces, data)
-            version = Version(number, digest, self._layout.copy_of(target))
+            version = Version(number, digest, target)
         else:
-            base, out = client.downlinks[client.known.version], self._layout.empty()
+            base = client.downlinks[client.known.version]
+            other = client.uplinks[max(client.uplinks)]
+            # All clients that nothing has come from recover the same model: it is kept once.
+            is_first = base.number == other.number == 0
+            shared = made.first_downlink if is_first else None
+            out = shared or self._layout.empty()
             sent = self._down_coder.encode(
                 target,
                 tag=client.tag,
                 number=number,
                 base=base,
-                other=client.uplinks[max(client.uplinks)],
+                other=other,
                 keep=self._keep_down,
-                out=out,
+                out=None if shared else out,
                 feedback=None,
             )
+            if is_first:
+                self._made = made._replace(first_downlink=out)
             version = Version(number, version_digest(sent), out, base)
             version = version.shortened(self._keep_down)
         downlinks = {**client.downlinks, number: version}
@@ -382,6 +412,12 @@ class ServerSession(Session):
             target=state.target_number,
             sent=sent,
         )
+
+    def _without_old(self, client: ClientRecord, target_number: int) -> ClientRecord:
+        """A name that nothing has come from keeps no model and no payload of old."""
+        if client.is_met or client.target > target_number - self._history:
+            return client
+        return client._replace(downlinks={0: self._first_downlink()}, sent=b"")
 
     @in_turn
     def answer(self, client_id: ClientId, request: bytes) -> bytes:
@@ -399,7 +435,7 @@ class ServerSession(Session):
         client, held, refused = self._take_request(client_id, request)
         client, data = self._message_for(client)
         if refused == version_digest(data) & LOW32:
-            client = client._replace(known=None, replaces=held.digest, sent=b"")
+            client = client.holding_other(held.digest)
             client, data = self._message_for(client)
         self._enter(client_id, client)
         return data
@@ -430,7 +466,7 @@ class ServerSession(Session):
             raise PayloadError("payload: a server's request; it is for the client")
         client = client.holding(m.head, self._held_by(client, m.head.version))
         if client.known is None:
-            client = client._replace(sent=b"")
+            client = client.holding_other(m.head.digest)
         return client, m.head, m.refused
 
     def _held_by(self, client: ClientRecord, number: int) -> int | None:

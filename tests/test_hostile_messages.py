@@ -1,0 +1,274 @@
+"""Messages that no honest end makes: each number in them is bounded by what this end has made.
+
+Whoever can send messages can forge checksums and digests, so those are right here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import resfed_codec as rfc
+from federation import OWN_DOWNLINKS, RULES, Federation
+from published_rules import moved
+from resfed_codec import server as server_module
+from resfed_codec.coder import Coder
+from resfed_codec.history import Version
+from resfed_codec.message import (
+    MAX_AHEAD,
+    Ack,
+    Head,
+    Keyframe,
+    Message,
+    read_message,
+    write_message,
+)
+from resfed_codec.predictor import predictor_of
+from snapshots import refused
+
+LARGEST = 2**63 - 1
+
+
+@pytest.fixture(params=RULES.values(), ids=RULES.keys())
+def running(request: pytest.FixtureRequest) -> tuple[Federation, rfc.ClientSession]:
+    fed = Federation(request.param)
+    client = fed.new_client()
+    fed.rounds(client, 3)
+    return fed, client
+
+
+Running = tuple[Federation, rfc.ClientSession]
+
+
+def rewritten(message: bytes, change: Callable[[Message], Message]) -> bytes:
+    return write_message(change(read_message(message)))
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("newest", [LARGEST, 2**40])
+def test_an_acknowledgement_of_what_was_never_sent(running: Running, newest: int) -> None:
+    fed, client = running
+    fed.update()
+    message = rewritten(
+        fed.server.send("a"), lambda m: m._replace(ack=Ack(newest, 0, m.ack.digest if m.ack else 0))
+    )
+    refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.receive(message))
+    request = write_message(Message(client._tag, is_request=True, ack=Ack(newest), head=Head(1, 2)))
+    refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.answer(request))
+    fed.rounds(client)
+
+
+def test_the_most_that_is_believed_does_no_harm(running: Running) -> None:
+    """A server cannot be told from one that knows of a life that this client has forgotten."""
+    fed, client = running
+    fed.update()
+    for i in range(1, 4):
+        ack = Ack(3 + i * MAX_AHEAD)
+        client.receive(rewritten(fed.server.send("a"), lambda m, ack=ack: m._replace(ack=ack)))
+    client.send(client.state)
+    fed.up(client, answers=None)
+    assert fed.server._clients["a"].newest == 4
+    fed.rounds(client)
+
+
+@pytest.mark.parametrize("number", [LARGEST - 1, 2**40])
+def test_versions_from_nowhere(running: Running, number: int) -> None:
+    fed, client = running
+    fed.update()
+    fed.down(client)
+    data = rfc.encode_keyframe(client.state)
+    keyframes = (Keyframe(number, 5, 0, data),)
+    forged = rewritten(
+        fed.server.send("a"),
+        lambda m: m._replace(head=None, payloads=(), keyframes=keyframes),
+    )
+    refused(client, rfc.StateMismatchError, "too far ahead of", lambda: client.receive(forged))
+    uplink = write_message(Message(client._tag, head=client._head, keyframes=keyframes))
+    refused(fed.server, rfc.StateMismatchError, "too far", lambda: fed.server.receive("a", uplink))
+    client._state = client._state._replace(number=number - 1)
+    payload = client.send(client.state)
+    refused(fed.server, rfc.StateMismatchError, "too far", lambda: fed.server.receive("a", payload))
+
+
+def test_one_number_for_many_uplinks(running: Running) -> None:
+    """What has come with the newest number is remembered to a bound, and healed beyond it."""
+    fed, client = running
+    fed.update()
+    fed.down(client)
+    saved = client.state_dict()
+    n_taken = 0
+    for _ in range(40):
+        client.load_state_dict(saved)
+        payload = client.send(moved(client.state, fed.rng))
+        try:
+            fed.server.receive("a", payload)
+        except rfc.StateMismatchError:
+            break
+        n_taken += 1
+    assert n_taken == 32
+    error = refused(
+        fed.server,
+        rfc.StateMismatchError,
+        "older than uplink 4",
+        lambda: fed.server.receive("a", payload),
+    )
+    fed.server.receive("a", client.answer(error.request))
+    assert len(fed.server._clients["a"].seen) == 1
+    fed.rounds(client)
+
+
+# ---- what is built on
+
+
+def test_a_downlink_that_builds_on_an_uplink() -> None:
+    """With the default rules no model of an uplink is kept."""
+    fed = Federation()
+    client = fed.new_client()
+    fed.rounds(client)
+    fed.update()
+    good = read_message(fed.server.send("a"))
+    client.send(moved(client.state, fed.rng))
+    sent = client._sent[max(client._sent)].version
+    config = rfc.CodecConfig(sparsity=0.8)
+    coder = Coder(fed.server._layout, config, predictor_of("global"), two_way=True)
+    base = client._down
+    other = Version(sent.number, sent.digest, base.model)
+    payload = coder.encode(
+        fed.server._layout.model_of(fed.server.state, "state"),
+        tag=0,
+        number=base.number + 1,
+        base=base,
+        other=other,
+        keep=1,
+        out=None,
+        feedback=None,
+    )
+    link = rfc.inspect(payload).link
+    assert link is not None
+    assert link.other == sent.number
+    message = write_message(good._replace(payloads=(payload,)))
+    refused(
+        client,
+        rfc.StateMismatchError,
+        "of which no model is kept here",
+        lambda: client.receive(message),
+    )
+    fed.rounds(client)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
+def test_a_nameless_client_that_got_a_message_of_another(
+    rules: tuple[str, str], lost: bool
+) -> None:
+    """It learns its name when the server answers to what it has sent, and not before."""
+    fed = Federation(rules)
+    other = fed.new_client()
+    client = fed.new_client()
+    fed.update()
+    message = fed.server.send("b")
+    other.receive(message)
+    fed.up(other, "b")
+    client.receive(message)
+    if lost:
+        client.send(client.state)
+    else:
+        fed.up(client, answers=None)
+    fed.update()
+    fed.down(client, answers=None)
+    fed.up(client, answers=None)
+    fed.rounds(client)
+    refused(
+        client,
+        rfc.StateMismatchError,
+        "a message for another client",
+        lambda: client.receive(fed.server.send("b")),
+    )
+    fed.rounds(other, 2, "b")
+
+
+# ---- what a name costs
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the keyframes that servers make."""
+    made: list[int] = []
+    encode_keyframe = server_module.encode_keyframe
+
+    def encode(state: Any) -> bytes:
+        data = encode_keyframe(state)
+        made.append(len(data))
+        return data
+
+    monkeypatch.setattr(server_module, "encode_keyframe", encode)
+    return made
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
+def test_forged_requests_make_one_keyframe_a_model(
+    rules: tuple[str, str], counted: list[int]
+) -> None:
+    fed = Federation(rules)
+    client = fed.new_client()
+    fed.rounds(client, 2)
+    for n_models in (1, 2):
+        fed.update()
+        counted.clear()
+        for i in range(50):
+            request = write_message(Message(0, is_request=True, head=Head(i, 77 + i)))
+            for name in ("a", f"stranger {i}"):
+                answer = read_message(fed.server.answer(name, request))
+                assert answer.keyframes
+                assert answer.keyframes[-1].replaces == 77 + i
+        assert len(counted) <= 3, "at most the history that a predictor needs"
+        size = sum(value.nbytes for value in fed.initial.values())
+        n_kept = 2 * n_models * 2 + 4
+        assert fed.server.memory()["clients"] <= n_kept * size
+    fed.down(client, answers=None)
+    fed.up(client, answers=None)
+    fed.rounds(client)
+
+
+@pytest.mark.parametrize("name", OWN_DOWNLINKS)
+def test_strangers_keep_no_models(name: str) -> None:
+    """Names that something was sent to and nothing has come from."""
+    fed = Federation(RULES[name])
+    size = sum(value.nbytes for value in fed.initial.values())
+    for round_ in range(8):
+        fed.update()
+        for i in range(20):
+            fed.server.send(f"{round_}, {i}")
+            fed.server.send(f"{round_}, {i}, fresh", fresh=True)
+        assert fed.server.memory()["clients"] <= 8 * size
+    sent = [record.sent for record in fed.server._clients.values() if record.sent]
+    assert len(sent) <= 4 * 40
+    late = fed.new_client()
+    late.receive(fed.server.send("7, 3"))
+    fed.up(late, "7, 3", answers=None)
+    fed.rounds(late, name="7, 3")
+
+
+def test_all_first_downlinks_are_of_one_model() -> None:
+    """They are encoded for each client, and recovered once."""
+    fed = Federation(RULES["own downlinks"])
+    fed.update()
+    models = set()
+    for name in range(4):
+        client = fed.new_client()
+        client.receive(fed.server.send(name))
+        assert np.array_equal(client.state["n"], fed.server.state["n"])
+        downlink = fed.server._clients[name].downlinks[1]
+        assert downlink.model is not None
+        models.add(id(downlink.model))
+        assert np.array_equal(downlink.model[1], client.state["n"])
+        fed.up(client, name)
+    assert len(models) == 1
