@@ -320,10 +320,12 @@ def test_lengths_that_are_not_earned() -> None:
 def test_foreign_and_future_payloads(rng: np.random.Generator) -> None:
     state, like = cnn_pair(rng)
     keyframe, update = rfc.encode_keyframe(state), rfc.encode(state, like)
-    with pytest.raises(rfc.PayloadError, match="not a payload of this codec: wrong magic"):
+    with pytest.raises(rfc.PayloadError, match=r"this is an update: give it to decode\(\)"):
         rfc.decode_keyframe(update, like)
-    with pytest.raises(rfc.PayloadError, match="not a payload of this codec: wrong magic"):
+    with pytest.raises(rfc.PayloadError, match=r"a keyframe.*give it to decode_keyframe\(\)"):
         rfc.decode(keyframe, like)
+    with pytest.raises(rfc.PayloadError, match="not a payload of this codec: wrong magic"):
+        rfc.decode(b"RFX" + update[3:], like)
     with pytest.raises(rfc.PayloadError, match="format version 2 is not known"):
         rfc.decode_keyframe(keyframe[:3] + b"\2" + keyframe[4:], like)
     with pytest.raises(TypeError, match="payload: must be bytes-like"):

@@ -98,14 +98,14 @@ def test_messages_in_the_wrong_place() -> None:
         (client, client.receive, from_client, "this is a request: give it to answer"),
         (client, client.receive, keyframe, "not from a server's session|for another client"),
         (client, client.answer, from_client, "another client|it is for the server"),
-        (client, client.answer, message, "this message is no request"),
-        (client, client.answer, payload, "not a message of this codec"),
+        (client, client.answer, message, "this is a message: give it to receive"),
+        (client, client.answer, payload, "this is an update: give it to"),
         (server, lambda m: server.receive("a", m), message, "not from a client's session"),
         (server, lambda m: server.receive("a", m), from_client, "this is a request: give it to"),
         (server, lambda m: server.receive("a", m), keyframe, "not from a client's|another client"),
         (server, lambda m: server.answer("b", m), from_server, "it is for the client"),
         (server, lambda m: server.answer("a", m), from_server, "request of another client"),
-        (server, lambda m: server.answer("a", m), message, "this message is no request"),
+        (server, lambda m: server.answer("a", m), message, "this is a message: give it to receive"),
     ):
         refused(end, rfc.CodecError, match, lambda call=call, data=data: call(data))
 

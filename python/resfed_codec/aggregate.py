@@ -16,7 +16,7 @@ from resfed_codec.dtypes import PATTERNS
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import tensor_row
 from resfed_codec.layout import Layout, State, check_same_layout, roles_of
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import UPDATE, as_bytes
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
 """Between these, no weight is lost in the units of csrc/cpu/exact_mean.hpp."""
@@ -92,9 +92,9 @@ class Aggregator:
                 so large that sums might reach 2^46 (the tensor is named).
         """
         value = _checked_weight(weight)
-        data = as_bytes(payload)
+        data = as_bytes(payload, UPDATE)
         try:
-            check_stands_alone(data, len(self._specs))
+            check_stands_alone(data, len(self._specs), "receive_into() of the ServerSession")
         except _native.NativeError as error:
             raise_from_native(error, (), len(data))
         self._add_predicted(data, self._digest, value)

@@ -77,8 +77,6 @@ def open_uplink(
 
 def _open_keyframe(data: bytes, client: ClientRecord) -> Arrived:
     m = read_message(data)
-    if m.is_request:
-        raise PayloadError("payload: this is a request: give it to answer()")
     if len(m.keyframes) != 1 or m.head is None or m.ack is not None:
         raise PayloadError("payload: this message is not from a client's session")
     if m.tag != client.tag and (m.tag or client.newest):

@@ -37,7 +37,7 @@ from resfed_codec.message import (
     read_message,
     write_message,
 )
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.schema import (
     BYTES,
     FLAG,
@@ -209,7 +209,7 @@ class ClientSession(Session):
 
         After any error nothing has changed.
         """
-        data = as_bytes(message)
+        data = as_bytes(message, UPDATE, MESSAGE)
         m = self._message_of(data)
         if self._state.named and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
@@ -234,8 +234,6 @@ class ClientSession(Session):
         if not is_message(data):
             return Message(self._tag, payloads=(data,))
         m = read_message(data)
-        if m.is_request:
-            raise PayloadError("payload: this is a request: give it to answer()")
         if m.ack is None:
             raise PayloadError("payload: this message is not from a server's session")
         return m
@@ -465,7 +463,7 @@ class ClientSession(Session):
                 request says of the server is remembered all the same.
         """
         state = self._state
-        m = open_request(as_bytes(request), state.tag if state.named else 0)
+        m = open_request(as_bytes(request, REQUEST), state.tag if state.named else 0)
         if m.ack is None:
             raise PayloadError("payload: a client's request; it is for the server")
         check_ahead("the acknowledged uplink", m.ack.newest, state.number)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 
 from resfed_codec import _native, device
+from resfed_codec.aliasing import check_out, warn_if_shared
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
 from resfed_codec.device import Memory
 from resfed_codec.errors import StateMismatchError, raise_from_native
@@ -30,7 +31,7 @@ from resfed_codec.layout import (
     views_of,
 )
 from resfed_codec.link import parse_link
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import UPDATE, as_bytes
 from resfed_codec.torch_tensors import plain_torch, torch_module
 
 VECTOR_SHARE = 10
@@ -68,6 +69,10 @@ def encode(
             (tensor and flat index are named); an option is out of range; ``max_bytes`` or
             ``max_error`` cannot be met; the float tensors have more than 2**39 elements together.
         MemoryError, RuntimeError: Of a CUDA device: it has no memory left; it reports an error.
+
+    Warns:
+        UserWarning: All arrays of ``state`` are those of ``reference``, as when it is a
+            ``state_dict()`` that was not cloned. Not if both are one object.
     """
     return _encode(state, reference, make_config(config, options), None)
 
@@ -106,6 +111,8 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     specs = [view.spec for view in base]
     check_same_layout((view.spec for view in current), specs, "state")
     check_same_device(current, device_of(base), "state")
+    if state is not reference:
+        warn_if_shared(current, base)
     special = special_tensors(specs, config)
     roles = roles_of(specs, special)
 
@@ -184,11 +191,11 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
         StateMismatchError: The payload was made for another layout or against another reference,
             or belongs to a stream.
         TypeError: An argument is of the wrong type.
-        ValueError: ``out`` has another layout or device, is not contiguous, or cannot be written
-            to.
+        ValueError: ``out`` has another layout or device, is not contiguous, cannot be written to,
+            or two of its arrays share memory, or one with another tensor of ``reference``.
         MemoryError, RuntimeError: As :func:`encode`.
     """
-    data = as_bytes(payload)
+    data = as_bytes(payload, UPDATE)
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
     digest = layout_digest(specs)
@@ -200,7 +207,9 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
         else:
             result = out
             targets = base if out is reference else views_of(out, "out")
-            check_writable(targets, specs, device_of(base))
+            tied = check_writable(targets, specs, device_of(base), base)
+            if tied:
+                return _decode_tied(data, reference, targets, tied, out)
         rows = rows_of(base, base, targets, roles_of(specs))
         device.decode(data, digest, rows, device_of(base))
     except _native.NativeError as error:
@@ -209,13 +218,35 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     return result
 
 
-def check_stands_alone(payload: bytes, n_tensors: int) -> None:
+def _decode_tied(
+    payload: bytes,
+    reference: State,
+    targets: Sequence[View],
+    tied: Sequence[tuple[int, int]],
+    out: Any,
+) -> Any:
+    """:func:`decode` in place of a model with tied tensors, if these stay equal."""
+    decoded = [view.array for view in views_of(decode(payload, reference), "reference")]
+    for i, j in tied:
+        a, b = (device.on_host(decoded[k]) for k in (i, j))
+        if a.tobytes() != b.tobytes():
+            names = sorted(targets[k].spec.name for k in (i, j))
+            raise ValueError(
+                f"out: tensors {names[0]!r} and {names[1]!r} share memory, and the payload makes"
+                " them differ; decode to new arrays"
+            )
+    return copy_into(targets, decoded, out)
+
+
+def check_stands_alone(
+    payload: bytes, n_tensors: int, taker: str = "the Decoder or the session"
+) -> None:
     """Refuse payloads that build on a stream's versions; raises NativeError for damaged ones."""
     link = _native.link_of(payload)
     if link:
         raise StateMismatchError(
-            f"payload: belongs to a stream ({parse_link(link, n_tensors)}): give it to the Decoder"
-            " or the session that holds this version"
+            f"payload: belongs to a stream ({parse_link(link, n_tensors)}): give it to {taker} that"
+            " holds this version"
         )
 
 
@@ -263,8 +294,16 @@ def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> l
     return views
 
 
-def check_writable(views: Sequence[View], specs: Sequence[TensorSpec], on: int | None) -> None:
-    """Raise ValueError unless a model of this layout can be written to ``out``, on its device."""
+def check_writable(
+    views: Sequence[View],
+    specs: Sequence[TensorSpec],
+    on: int | None,
+    reference: Sequence[View] = (),
+) -> list[tuple[int, int]]:
+    """Raise ValueError unless a model of this layout can be written to ``out``, on its device.
+
+    See :func:`check_out` for arrays that share memory, and for what it returns.
+    """
     check_same_layout((view.spec for view in views), specs, "out")
     check_same_device(views, on, "out")
     for view in views:
@@ -272,6 +311,7 @@ def check_writable(views: Sequence[View], specs: Sequence[TensorSpec], on: int |
             raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous and aligned")
         if not view.writable:
             raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
+    return check_out(views, reference)
 
 
 def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:

@@ -19,7 +19,7 @@ from resfed_codec.codec import (
 from resfed_codec.device import empty_on_host, on_host, staging
 from resfed_codec.errors import raise_from_native
 from resfed_codec.layout import State, device_of, layout_digest, roles_of, views_of
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import KEYFRAME, as_bytes
 
 MAX_MANTISSA_BITS = 52
 """Of float64; no dtype has more, so this rounds nothing."""
@@ -98,7 +98,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
         TypeError: An argument is of the wrong type.
         ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
     """
-    data = as_bytes(payload)
+    data = as_bytes(payload, KEYFRAME)
     views = views_of(like, "like")
     specs = [view.spec for view in views]
     result = empty_like(like) if out is None else out

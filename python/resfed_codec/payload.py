@@ -151,13 +151,43 @@ def _describe(info: PayloadInfo) -> str:
     return "; ".join(parts) or "none"
 
 
-def as_bytes(payload: object) -> bytes:
-    """``payload`` as bytes; TypeError if it is not bytes-like."""
+UPDATE, KEYFRAME, MESSAGE, REQUEST = "update", "keyframe", "message", "request"
+_MAGIC = {b"RFD": UPDATE, b"RFK": KEYFRAME, b"RFM": MESSAGE}
+_WHO_TAKES = {
+    UPDATE: "this is an update: give it to decode(), or, if it is of an Encoder or a session, to"
+    " the Decoder or to receive() of the other end's session",
+    KEYFRAME: "this is a keyframe, a whole model: give it to decode_keyframe()",
+    MESSAGE: "this is a message: give it to receive() of the other end's session, or, if it is of"
+    " an Encoder, to the Decoder",
+    REQUEST: "this is a request: give it to answer() of the other end's session or Encoder, or, if"
+    " it is of acknowledge(), to acknowledged()",
+}
+
+
+def kind_of(data: bytes) -> str | None:
+    """What the bytes say they are, by their first five; None if nothing of this codec."""
+    kind = _MAGIC.get(data[:3])
+    is_request = kind == MESSAGE and len(data) > 4 and data[4] & 1
+    return REQUEST if is_request else kind
+
+
+def as_bytes(payload: object, *accepted: str) -> bytes:
+    """``payload`` as bytes.
+
+    Raises:
+        TypeError: It is not bytes-like.
+        PayloadError: It is of this codec, and none of the ``accepted`` kinds; says who takes it.
+    """
     if isinstance(payload, bytes):
-        return payload
-    if isinstance(payload, (bytearray, memoryview)):
-        return bytes(payload)
-    raise TypeError(f"payload: must be bytes-like, not {type(payload).__name__}")
+        data = payload
+    elif isinstance(payload, (bytearray, memoryview)):
+        data = bytes(payload)
+    else:
+        raise TypeError(f"payload: must be bytes-like, not {type(payload).__name__}")
+    kind = kind_of(data)
+    if kind is not None and kind not in accepted:
+        raise PayloadError(f"payload: {_WHO_TAKES[kind]}")
+    return data
 
 
 def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
@@ -168,13 +198,13 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
 
     Args:
         payload: From :func:`encode`, an :class:`Encoder` or a session's ``update``; keyframes and
-            messages are other formats and refused.
+            messages are other formats and refused, saying what they are.
 
     Raises:
         PayloadError: The bytes are no sound payload.
         TypeError: ``payload`` is not bytes-like.
     """
-    data = as_bytes(payload)
+    data = as_bytes(payload, UPDATE)
     try:
         d = _native.inspect(data)
     except _native.NativeError as error:

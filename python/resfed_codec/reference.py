@@ -23,7 +23,7 @@ from resfed_codec.layout import (
     TensorSpec,
     special_tensors,
 )
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import UPDATE, as_bytes
 from resfed_codec.reference_frame import Frame, Group, read_frame, write_frame
 from resfed_codec.reference_slices import (
     MAX_LEVEL,
@@ -328,7 +328,7 @@ def encode_tensors(
 def decode(payload: bytes, reference: State) -> State:
     """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
     tensors = tensors_of(reference)
-    f = read_frame(as_bytes(payload), len(tensors), layout_digest(tensors))
+    f = read_frame(as_bytes(payload, UPDATE), len(tensors), layout_digest(tensors))
     decoded = decode_tensors(f, tensors)
     if isinstance(reference, Mapping):
         return {name: decoded[name] for name in reference}

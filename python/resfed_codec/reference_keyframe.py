@@ -16,7 +16,7 @@ from resfed_codec.dtypes import pattern_shape
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.keyframe import check_mantissa_bits
 from resfed_codec.layout import State, views_of
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import KEYFRAME, as_bytes
 from resfed_codec.reference_frame import Reader, crc32c, varint
 from resfed_codec.reference_slices import Coder, Contexts, Decoder, Encoder
 from resfed_codec.reference_values import Tensor, layout_digest
@@ -148,7 +148,7 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
 def decode_keyframe(payload: bytes, like: State) -> State:
     """The same model as :func:`resfed_codec.decode_keyframe`, as NumPy arrays; what
     section 1 holds as bit patterns, as those."""
-    data = as_bytes(payload)
+    data = as_bytes(payload, KEYFRAME)
     if len(data) < 16 or data[:3] != b"RFK":
         raise PayloadError("payload: not a keyframe, or truncated")
     if data[3] != 1:

@@ -30,7 +30,7 @@ from resfed_codec.message import (
     Message,
     write_message,
 )
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.record import ClientRecord, check_record, record_check
 from resfed_codec.schema import (
     BITS64,
@@ -461,7 +461,7 @@ class ServerSession(Session):
     ) -> tuple[ClientRecord, Head, int | None]:
         """The client's record after, what it holds, and the digest of what it refused."""
         client = self._client(client_id)
-        m = open_request(as_bytes(request), client.tag)
+        m = open_request(as_bytes(request, REQUEST), client.tag)
         if m.head is None or m.ack is not None:
             raise PayloadError("payload: a server's request; it is for the client")
         client = client.holding(m.head, self._held_by(client, m.head.version))
@@ -499,7 +499,7 @@ class ServerSession(Session):
 
         After any error nothing has changed.
         """
-        data = as_bytes(payload)
+        data = as_bytes(payload, UPDATE, MESSAGE)
         client = self._client(client_id)
         layout = self._layout
         targets = writable_views(out, layout.specs, layout.device) if out is not None else None
@@ -545,7 +545,7 @@ class ServerSession(Session):
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
-        data = as_bytes(payload)
+        data = as_bytes(payload, UPDATE, MESSAGE)
         client = self._client(client_id)
         if client.seen[:1] == (version_digest(data),):
             return False  # also if what it builds on is no longer held

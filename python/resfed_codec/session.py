@@ -11,7 +11,7 @@ import numpy as np
 
 from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
-from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.errors import StateMismatchError
 from resfed_codec.history import Version, initial_version, run_digest
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64
@@ -155,8 +155,6 @@ def client_tag(client_id: ClientId, run_digest: int) -> int:
 def open_request(request: bytes, tag: int) -> Message:
     """A request addressed to or from the client ``tag``; a client without a name yet has tag 0."""
     message = read_message(request)
-    if not message.is_request:
-        raise PayloadError("payload: this message is no request")
     if tag and message.tag and message.tag != tag:
         raise StateMismatchError("payload: a request of another client")
     return message

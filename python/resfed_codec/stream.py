@@ -31,7 +31,7 @@ from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import Head, Keyframe, Message, is_message, read_message, write_message
-from resfed_codec.payload import as_bytes
+from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.predictor import predictor_of
 from resfed_codec.schema import Check, Tensors, checked_fields
 from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
@@ -280,7 +280,7 @@ class Decoder(_Stream):
 
         After any error nothing has changed.
         """
-        data = as_bytes(payload)
+        data = as_bytes(payload, UPDATE, MESSAGE)
         layout = self._layout
         targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         mine = layout.empty() if copy and targets is None else None  # while it may fail
@@ -314,7 +314,7 @@ class Decoder(_Stream):
         opened.decode(self._layout, current, None, out, lambda: [(self, "_state", after)])
 
     def _take_keyframe(self, message: Message) -> None:
-        if message.is_request or not message.keyframes:
+        if not message.keyframes:
             raise PayloadError("payload: a request or a session's message, not a stream's payload")
         if message.tag != self._tag:
             raise StateMismatchError("payload: a keyframe of another stream")
@@ -348,9 +348,7 @@ def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
 
 def read_request(request: bytes, tag: int) -> Message:
     """The message behind a request for the stream or client ``tag``."""
-    message = read_message(as_bytes(request))
-    if not message.is_request:
-        raise PayloadError("payload: this message is no request")
+    message = read_message(as_bytes(request, REQUEST))
     if message.tag != tag:
         raise StateMismatchError("payload: a request of another stream or client")
     return message
