@@ -25,7 +25,11 @@ class Size(NamedTuple):
     context: int
 
 
-SIZES = {"gpt": Size(320, 5, 5, 256), "gpt_tiny": Size(32, 2, 2, 32)}
+SIZES = {
+    "gpt": Size(320, 5, 5, 256),
+    "gpt_small": Size(128, 4, 4, 128),
+    "gpt_tiny": Size(32, 2, 2, 32),
+}
 
 
 class Gpt(nn.Module):

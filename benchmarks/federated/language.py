@@ -34,7 +34,7 @@ LEAST_RATE = 0.1  # the cosine's end, of the greatest rate
 TEST_SEQUENCES = 256
 TEST_BATCH = 32
 
-BASE_STEPS = {"gpt": 800, "gpt_tiny": 50}
+BASE_STEPS = {"gpt": 800, "gpt_small": 800, "gpt_tiny": 50}
 BASE_BATCH, BASE_RATE = 16, 1e-3
 """How the model that adapters are for is trained, on the text "python"."""
 
