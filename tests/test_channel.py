@@ -119,7 +119,8 @@ class Channel(RuleBasedStateMachine):
         model = client._sent[max(client._sent)].version.model
         if model is None:
             model = client._layout.empty()
-            Opened(payload, client._layout).decode(client._layout, None, client._down, model)
+            bare = client._sent[max(client._sent)].payload
+            Opened(bare, client._layout).decode(client._layout, None, client._down, model)
         self.locals[payload] = client._layout.state_of([array.copy() for array in model])
         self.up[name].append(payload)
 

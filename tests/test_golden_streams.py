@@ -91,6 +91,7 @@ def test_the_worked_examples_of_the_format_document() -> None:
     assert write_link(link) == data
 
     data = dump_of("message")
-    message = Message(0x5EED, is_request=True, head=Head(300, 0x0123456789ABCDEF))
+    head = Head(300, 0x0123456789ABCDEF)
+    message = Message(0x5EED, is_request=True, head=head, run=0x12345678)
     assert read_message(data) == message
     assert write_message(message) == data

@@ -47,6 +47,10 @@ def rewritten(message: bytes, change: Callable[[Message], Message]) -> bytes:
     return write_message(change(read_message(message)))
 
 
+def of_run(end: Any, message: Message) -> bytes:
+    return write_message(message._replace(run=end._identity.check))
+
+
 # ---- numbers
 
 
@@ -58,7 +62,9 @@ def test_an_acknowledgement_of_what_was_never_sent(running: Running, newest: int
         fed.server.send("a"), lambda m: m._replace(ack=Ack(newest, 0, m.ack.digest if m.ack else 0))
     )
     refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.receive(message))
-    request = write_message(Message(client._tag, is_request=True, ack=Ack(newest), head=Head(1, 2)))
+    request = of_run(
+        client, Message(client._tag, is_request=True, ack=Ack(newest), head=Head(1, 2))
+    )
     refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.answer(request))
     fed.rounds(client)
 
@@ -88,7 +94,7 @@ def test_versions_from_nowhere(running: Running, number: int) -> None:
         lambda m: m._replace(head=None, payloads=(), keyframes=keyframes),
     )
     refused(client, rfc.StateMismatchError, "too far ahead of", lambda: client.receive(forged))
-    uplink = write_message(Message(client._tag, head=client._head, keyframes=keyframes))
+    uplink = of_run(client, Message(client._tag, head=client._head, keyframes=keyframes))
     refused(fed.server, rfc.StateMismatchError, "too far", lambda: fed.server.receive("a", uplink))
     client._state = client._state._replace(number=number - 1)
     payload = client.send(client.state)
@@ -224,7 +230,7 @@ def test_forged_requests_make_one_keyframe_a_model(
         fed.update()
         counted.clear()
         for i in range(50):
-            request = write_message(Message(0, is_request=True, head=Head(i, 77 + i)))
+            request = of_run(client, Message(0, is_request=True, head=Head(i, 77 + i)))
             for name in ("a", f"stranger {i}"):
                 answer = read_message(fed.server.answer(name, request))
                 assert answer.keyframes

@@ -183,13 +183,15 @@ HEADS = st.builds(Head, NUMBERS, BITS64)
 KEYFRAMES = st.builds(Keyframe, NUMBERS, BITS64, BITS64, st.binary(max_size=20))
 MESSAGES = st.builds(
     Message,
-    tag=BITS32,
+    tag=BITS64,
     is_request=st.booleans(),
     ack=st.none() | st.builds(Ack, NUMBERS, BITS32, BITS32),
     head=st.none() | HEADS,
     payloads=st.lists(st.binary(max_size=20), max_size=3).map(tuple),
     keyframes=st.lists(KEYFRAMES, max_size=3).map(tuple),
     refused=st.none() | BITS32,
+    run=BITS32,
+    identity=st.binary(max_size=20),
 )
 
 
@@ -228,14 +230,17 @@ def test_forged_messages(message: Message, draw: Any) -> None:
 
 
 HEADER = b"RFM\x01"
-TAG = bytes(4)
+TAG = bytes(12)
+"""And the run's 32 bits."""
 
 
 @pytest.mark.parametrize(
     ("body", "match"),
     [
         (b"RFM\x02\x00" + TAG + b"\0", "message version 2 is not known"),
-        (HEADER + b"\x20" + TAG + b"\0", "holds unknown flags"),
+        (HEADER + b"\x40" + TAG + b"\0", "holds unknown flags"),
+        (HEADER + b"\x20" + TAG + b"\0\0", "announces an identity and holds none"),
+        (HEADER + b"\x20" + TAG + varints(9) + b"abc", "is truncated"),
         (HEADER + b"\x08" + TAG + b"\0\0", "announces keyframes and holds none"),
         (HEADER + b"\x08" + TAG + b"\4", "holds 4, which is not allowed"),
         (HEADER + b"\x02" + TAG + varints(1, 2**32), "holds 4294967296, which is not allowed"),
@@ -343,8 +348,9 @@ def test_forged_links_of_streams(own: tuple[float, ...], rng: np.random.Generato
 @given(MESSAGES)
 def test_sessions_survive_any_message(message: Message) -> None:
     server, client, _ = SESSIONS
-    for tag in (message.tag, client._tag):
-        data = write(message._replace(tag=tag))
+    for own in (False, True):
+        mine = {"tag": client._tag, "run": client._identity.check} if own else {}
+        data = write(message._replace(**mine))
         for end, call in (
             (server, lambda m: server.receive("a", m)),
             (server, lambda m: server.answer("a", m)),

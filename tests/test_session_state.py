@@ -141,7 +141,7 @@ def test_another_run() -> None:
     refused(
         client,
         rfc.StateMismatchError,
-        "a message for another client",
+        "payload: of another run: 'y' there, 'x' here",
         lambda: client.receive(other.send("a")),
     )
     refused(

@@ -109,9 +109,16 @@ def test_what_was_missing_may_come_instead(pair: Pair) -> None:
 def test_another_run(pair: Pair) -> None:
     other = rfc.Encoder(pair.initial, config(), run="b")
     request = pair.refused(other.encode(pair.initial), "it was made by another run")
-    with pytest.raises(rfc.StateMismatchError, match="of another stream"):
+    with pytest.raises(rfc.StateMismatchError, match="another run: '' there, 'b' here") as caught:
         other.answer(request)
-    pair.refused(other.keyframe(), "a keyframe of another stream")
+    assert caught.value.request == b""
+    error = refused(
+        pair.dec,
+        rfc.StateMismatchError,
+        "another run: 'b' there, '' here",
+        lambda: pair.dec.decode(other.keyframe()),
+    )
+    assert error.request == b""
     pair.deliver(1, 2, 3, 4)
     pair.refused(other.encode(pair.initial), "of another run")
     assert pair.dec.version == 4
@@ -128,7 +135,11 @@ def test_another_initial_state(pair: Pair) -> None:
     pair.refused(other.encode(changed), "made by another run")
     pair.refused(other.keyframe(), "a keyframe of another stream")
     renamed = {name.upper(): value for name, value in pair.initial.items()}
-    pair.refused(rfc.Encoder(renamed, config()).encode(renamed), "made by another run")
+    another = rfc.Encoder(renamed, config())
+    request = pair.refused(another.encode(renamed), "made by another run")
+    match = r"tensor 0 is 'bias' float32 \[11\] there and 'BIAS' float32 \[11\] here"
+    with pytest.raises(rfc.StateMismatchError, match=match):
+        another.answer(request)
 
 
 def test_payloads_of_other_kinds(pair: Pair) -> None:
@@ -139,11 +150,13 @@ def test_payloads_of_other_kinds(pair: Pair) -> None:
         match,
         lambda: pair.dec.decode(rfc.encode(pair.initial, pair.initial)),
     )
-    client = rfc.ClientSession(pair.initial)
+    client, server = rfc.ClientSession(pair.initial), rfc.ServerSession(pair.initial)
+    first = client.send(pair.initial)
+    client.receive(server.send("a"))
     pair.refused(client.send(pair.initial), "belongs to a session")
-    server = rfc.ServerSession(pair.initial)
     for kind, data in (
         ("message", server.send("a")),
+        ("first uplink", first),
         ("keyframe payload", rfc.encode_keyframe(pair.initial)),
         ("request", pair.refused(pair.payloads[2], "missing")),
     ):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.history import Model, Opened, Version
+from resfed_codec.identity import Identity
 from resfed_codec.keyframe import decode_keyframe
 from resfed_codec.layout import Layout
-from resfed_codec.message import Head, Keyframe, check_ahead, is_message, read_message
+from resfed_codec.message import Head, Keyframe, Message, check_ahead, is_message, read_message
 from resfed_codec.record import ClientRecord
 
 
@@ -43,8 +44,24 @@ class Arrived:
             decode_keyframe(self.content.data, state, out=state)
 
 
+def parse_uplink(data: bytes, identity: Identity) -> Message:
+    """The message that an uplink is, or one around a bare payload.
+
+    Raises:
+        PayloadError: Damaged, or no uplink.
+        StateMismatchError: Of another run or layout.
+    """
+    if not is_message(data):
+        return Message(0, payloads=(data,))
+    m = read_message(data)
+    if len(m.keyframes) + len(m.payloads) != 1 or m.ack is not None:
+        raise PayloadError("payload: this message is not from a client's session")
+    identity.require_same(m)
+    return m
+
+
 def open_uplink(
-    data: bytes, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
+    m: Message, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
 ) -> Arrived:
     """What came from a client; ``versions`` are the global ones that it may build on.
 
@@ -53,9 +70,9 @@ def open_uplink(
         StateMismatchError: Older than what has arrived, of another client or run, or building on
             what is not held.
     """
-    if is_message(data):
-        return _open_keyframe(data, client)
-    opened = Opened(data, layout)
+    if m.keyframes:
+        return _open_keyframe(m, client)
+    opened = Opened(m.payloads[0], layout)
     link = opened.link
     _check_order(client, link.version, opened.digest, str(link))
     other = versions.get(-1 if link.other is None else link.other)
@@ -75,9 +92,8 @@ def open_uplink(
     return Arrived(link.version, opened.digest, known, opened, base, other)
 
 
-def _open_keyframe(data: bytes, client: ClientRecord) -> Arrived:
-    m = read_message(data)
-    if len(m.keyframes) != 1 or m.head is None or m.ack is not None:
+def _open_keyframe(m: Message, client: ClientRecord) -> Arrived:
+    if m.head is None:
         raise PayloadError("payload: this message is not from a client's session")
     if m.tag != client.tag and (m.tag or client.newest):
         raise StateMismatchError("payload: a keyframe of another client")

@@ -39,13 +39,13 @@ from resfed_codec.message import (
 )
 from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.schema import (
+    BITS64,
     BYTES,
     FLAG,
     HEAD,
     NUMBER,
     Tensors,
     checked_fields,
-    integer,
     optional,
     require,
     row,
@@ -80,12 +80,18 @@ class Sent(NamedTuple):
     start: Version | None = None
     missed: bool = False
 
+    @property
+    def is_keyframe(self) -> bool:
+        return self.version.digest != version_digest(self.payload)
+
 
 class ClientState(NamedTuple):
     """All that changes of a client's session; calls replace it as a whole, its mappings too.
 
     Attributes:
         tag: Stands for the client in messages and digests; 0 as long as it has no name.
+        heard: Whether anything of the server has been understood, so that it has the same layout
+            and run.
         named: Whether the tag is certain: given, or that of an answer to an uplink. Until then it
             is that of the last message, which may have been for another client.
         down: The newest global version.
@@ -103,6 +109,7 @@ class ClientState(NamedTuple):
     held: dict[int, Version]
     acknowledged: Version | None
     sent: dict[int, Sent]
+    heard: bool = False
     number: int = 0
     feedback: Feedback | None = None
 
@@ -131,7 +138,7 @@ class ClientSession(Session):
         run: A name for the run; ends with different names refuse each other's messages.
         history: Uplinks kept while it is not known whether they arrived; see ServerSession.
         client_id: The server's name for this client; by default it is learned from the first
-            message.
+            answer to an uplink.
 
     Several threads may call at once; their calls take turns.
     """
@@ -236,6 +243,7 @@ class ClientSession(Session):
         m = read_message(data)
         if m.ack is None:
             raise PayloadError("payload: this message is not from a server's session")
+        self._identity.require_same(m)
         return m
 
     def _after(self, m: Message, following: Following) -> ClientState:
@@ -249,7 +257,7 @@ class ClientSession(Session):
             surplus = len(held) > self._history and number not in (following.oldest, version.number)
             if stale or surplus:
                 del held[number]
-        state = state._replace(tag=m.tag, down=version, held=held)
+        state = state._replace(tag=m.tag, heard=True, down=version, held=held)
         return state if m.ack is None else self._settled(state, m.ack)
 
     def _follow(self, m: Message) -> Following:
@@ -331,7 +339,13 @@ class ClientSession(Session):
         return write_message(self._says_what_is_held())
 
     def _says_what_is_held(self) -> Message:
-        return Message(self._tag if self._state.named else 0, is_request=True, head=self._head)
+        message = self._message(self._tag if self._state.named else 0)
+        return message._replace(is_request=True, head=self._head)
+
+    def _message(self, tag: int) -> Message:
+        """One with no contents; as long as nothing is known of the server it says who this is."""
+        identity = b"" if self._state.heard else self._identity.data
+        return Message(tag, run=self._identity.check, identity=identity)
 
     @property
     def _head(self) -> Head:
@@ -342,6 +356,9 @@ class ClientSession(Session):
     @in_turn
     def send(self, local_state: State) -> bytes:
         """A payload for :meth:`ServerSession.receive` that carries ``local_state``.
+
+        As long as nothing has been received it comes in a message that names the run and the
+        tensors, so that a server with others can say what differs.
 
         It builds on the global model that is held, and, with predictors that look at the client's
         own models, on the last one known to have arrived.
@@ -360,10 +377,15 @@ class ClientSession(Session):
         def commit(payload: bytes) -> Assignments:
             version = Version(number, version_digest(payload), out, base).shortened(keep)
             start = before.down if self._needs_models else None
-            sent = Sent(version, payload, payload, self._head, start)
+            sent = Sent(version, wrapped(payload), payload, self._head, start)
             return [(self, "_state", _with_sent(before, sent))]
 
-        return self._up.encode(
+        def wrapped(payload: bytes) -> bytes:
+            if before.heard:
+                return payload
+            return write_message(self._message(before.tag)._replace(payloads=(payload,)))
+
+        payload = self._up.encode(
             current,
             tag=before.tag,
             number=number,
@@ -374,6 +396,7 @@ class ClientSession(Session):
             feedback=before.feedback,
             commit=commit,
         )
+        return wrapped(payload)
 
     def _bounded(self, state: ClientState) -> ClientState:
         """Room for one more uplink whose fate is unknown.
@@ -463,13 +486,15 @@ class ClientSession(Session):
                 request says of the server is remembered all the same.
         """
         state = self._state
-        m = open_request(as_bytes(request, REQUEST), state.tag if state.named else 0)
+        tag = state.tag if state.named else 0
+        m = open_request(as_bytes(request, REQUEST), tag, self._identity)
         if m.ack is None:
             raise PayloadError("payload: a client's request; it is for the server")
         check_ahead("the acknowledged uplink", m.ack.newest, state.number)
         refused = {
             n for n, s in state.sent.items() if version_digest(s.message) & LOW32 == m.refused
         }
+        state = state._replace(heard=True)
         if not state.named:
             state = state._replace(tag=m.tag, named=bool(refused))
         state = self._settled(state, m.ack, certain=True)
@@ -500,7 +525,7 @@ class ClientSession(Session):
         """The last uplink as a keyframe, which makes version ``number``."""
         model = last.version.model
         if model is None:
-            if is_message(last.message) or last.global_version != self._head:
+            if last.is_keyframe or last.global_version != self._head:
                 raise StateMismatchError(
                     "payload: a request for an update whose global model has been replaced here"
                 )
@@ -509,7 +534,9 @@ class ClientSession(Session):
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)
-        message = write_message(Message(state.tag, head=self._head, keyframes=(keyframe,)))
+        message = write_message(
+            self._message(state.tag)._replace(head=self._head, keyframes=(keyframe,))
+        )
         kept = model if self._keep_up or self._needs_models else None
         return last._replace(version=Version(number, digest, kept), message=message)
 
@@ -526,6 +553,7 @@ class ClientSession(Session):
         return {
             "tag": state.tag,
             "named": state.named,
+            "heard": state.heard,
             "down": state.down,
             "held": state.held,
             "acknowledged": state.acknowledged,
@@ -557,8 +585,9 @@ class ClientSession(Session):
         fields = checked_fields(
             saved,
             {
-                "tag": integer(0, LOW32),
+                "tag": BITS64,
                 "named": FLAG,
+                "heard": FLAG,
                 "down": tensors.version(),
                 "held": tensors.versions(at_most=self._history + 1),
                 "acknowledged": optional(tensors.version()),
@@ -593,8 +622,9 @@ class ClientSession(Session):
         opened = Opened(sent.payload, self._layout)
         made = (opened.link.version, opened.digest)
         if is_message(sent.message):
-            keyframes = read_message(sent.message).keyframes
-            made = keyframes[-1][:2] if keyframes else made
+            m = read_message(sent.message)
+            made = m.keyframes[-1][:2] if m.keyframes else made
+            require(bool(m.keyframes) or m.payloads == (sent.payload,), "message")
         else:
             require(sent.message == sent.payload, "message")
         require(made == (sent.version.number, sent.version.digest), "version")

@@ -74,7 +74,7 @@ def digest64(*parts: bytes | memoryview) -> int:
 
 def link_digest(tag: int, base: int, other: int) -> int:
     """A linked payload's digest field: who it is for, and digests of what it builds on (or 0)."""
-    parts = (tag.to_bytes(4, "little"), base.to_bytes(8, "little"), other.to_bytes(8, "little"))
+    parts = (tag.to_bytes(8, "little"), base.to_bytes(8, "little"), other.to_bytes(8, "little"))
     return digest64(b"link", *parts)
 
 

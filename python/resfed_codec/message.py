@@ -28,7 +28,7 @@ MAX_AHEAD = 2**24
 """A number from outside may be ahead of this end's own by so many: of what an end that was restored
 from an older save, or started anew, has forgotten."""
 
-_REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED = 1, 2, 4, 8, 16
+_REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED, _IDENTITY = 1, 2, 4, 8, 16, 32
 
 
 class Head(NamedTuple):
@@ -73,6 +73,7 @@ class Message(NamedTuple):
     the history that it needs.
 
     ``refused`` is, in a request, the low 32 bits of the digest of the bytes that were refused.
+    ``run`` is the low half of the run digest, ``identity`` what it stands for; see identity.py.
     """
 
     tag: int
@@ -82,6 +83,8 @@ class Message(NamedTuple):
     payloads: tuple[bytes, ...] = ()
     keyframes: tuple[Keyframe, ...] = ()
     refused: int | None = None
+    run: int = 0
+    identity: bytes = b""
 
 
 def check_ahead(what: str, number: int, held: int) -> None:
@@ -99,10 +102,12 @@ def is_message(data: bytes) -> bool:
 def write_message(m: Message) -> bytes:
     flags = _REQUEST * m.is_request | _ACK * (m.ack is not None)
     flags |= _HEAD * (m.head is not None) | _KEYFRAME * bool(m.keyframes)
-    flags |= _REFUSED * (m.refused is not None)
+    flags |= _REFUSED * (m.refused is not None) | _IDENTITY * bool(m.identity)
     out = bytearray(MAGIC)
     out.append(flags)
-    out += m.tag.to_bytes(4, "little")
+    out += m.tag.to_bytes(8, "little") + m.run.to_bytes(4, "little")
+    if m.identity:
+        out += varint(len(m.identity)) + m.identity
     if m.ack is not None:
         out += varint(m.ack.newest) + varint(m.ack.window) + m.ack.digest.to_bytes(4, "little")
     if m.head is not None:
@@ -138,9 +143,12 @@ def read_message(data: bytes) -> Message:
     reader = WireReader(body, "message")
     reader.take(len(MAGIC))
     flags = reader.byte()
-    if flags >= 32:
+    if flags >= 64:
         raise reader.refuse("holds unknown flags")
-    tag = int.from_bytes(reader.take(4), "little")
+    tag, run = reader.fixed64(), int.from_bytes(reader.take(4), "little")
+    identity = reader.take(reader.varint()) if flags & _IDENTITY else b""
+    if flags & _IDENTITY and not identity:
+        raise reader.refuse("announces an identity and holds none")
     ack = head = None
     keyframes: tuple[Keyframe, ...] = ()
     if flags & _ACK:
@@ -160,4 +168,5 @@ def read_message(data: bytes) -> Message:
     refused = int.from_bytes(reader.take(4), "little") if flags & _REFUSED else None
     payloads = tuple(reader.take(reader.varint()) for _ in range(reader.varint(MAX_PAYLOADS)))
     reader.end()
-    return Message(tag, bool(flags & _REQUEST), ack, head, payloads, keyframes, refused)
+    is_request = bool(flags & _REQUEST)
+    return Message(tag, is_request, ack, head, payloads, keyframes, refused, run, identity)

@@ -97,7 +97,7 @@ def record_check(tensors: Tensors, history: int) -> Check:
     seen = several(BITS64, at_most=ACK_WINDOW)
     return row(
         ClientRecord,
-        tag=integer(1, LOW32),
+        tag=integer(1, 2**64 - 1),
         known=optional(HEAD),
         uplinks=tensors.versions(at_most=history + 1),
         downlinks=tensors.versions(at_most=history + 1),

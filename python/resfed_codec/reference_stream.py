@@ -30,7 +30,7 @@ History = Sequence["tuple[int, State]"]
 
 def link_digest(tag: int, base: int, other: int) -> bytes:
     """64 bits that name what a payload builds on, and whom it is for."""
-    parts = tag.to_bytes(4, "little") + base.to_bytes(8, "little") + other.to_bytes(8, "little")
+    parts = tag.to_bytes(8, "little") + base.to_bytes(8, "little") + other.to_bytes(8, "little")
     return hashlib.blake2b(b"link" + parts, digest_size=8).digest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from resfed_codec.aggregate import Aggregator
-from resfed_codec.arrival import Arrived, open_uplink
+from resfed_codec.arrival import Arrived, open_uplink, parse_uplink
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.device import Assignments
@@ -311,8 +311,13 @@ class ServerSession(Session):
             client, message = self._send_alone(client)
         return client, write_message(message)
 
+    def _message(self, client: ClientRecord) -> Message:
+        """An acknowledgement; as long as nothing has come from a client it says who this is."""
+        identity = b"" if client.is_met else self._identity.data
+        return Message(client.tag, ack=client.ack(), run=self._identity.check, identity=identity)
+
     def _send_to_all(self, client: ClientRecord) -> Message:
-        message = Message(client.tag, ack=client.ack())
+        message = self._message(client)
         chain = None if client.known is None else self._chain_since(client.known)
         if chain is None or self._is_long(chain):
             replaces = client.replaces if client.known is None else 0
@@ -364,7 +369,7 @@ class ServerSession(Session):
         if client.target != number or (known is None and not isinstance(client.sent, Keyframe)):
             client = self._encode_for(client)
         newest = client.downlinks[max(client.downlinks)]
-        message = Message(client.tag, ack=client.ack())
+        message = self._message(client)
         if known is not None and known.version == newest.number:
             return client, message._replace(head=Head(newest.number, newest.digest))
         if isinstance(client.sent, Keyframe):
@@ -461,7 +466,7 @@ class ServerSession(Session):
     ) -> tuple[ClientRecord, Head, int | None]:
         """The client's record after, what it holds, and the digest of what it refused."""
         client = self._client(client_id)
-        m = open_request(as_bytes(request, REQUEST), client.tag)
+        m = open_request(as_bytes(request, REQUEST), client.tag, self._identity)
         if m.head is None or m.ack is not None:
             raise PayloadError("payload: a server's request; it is for the client")
         client = client.holding(m.head, self._held_by(client, m.head.version))
@@ -500,11 +505,11 @@ class ServerSession(Session):
         After any error nothing has changed.
         """
         data = as_bytes(payload, UPDATE, MESSAGE)
-        client = self._client(client_id)
+        client, uplink = self._client(client_id), parse_uplink(data, self._identity)
         layout = self._layout
         targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         try:
-            arrived = self._open(client, data)
+            arrived = self._open(client, uplink)
             model = self._decode(client, arrived)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
@@ -546,18 +551,18 @@ class ServerSession(Session):
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
         data = as_bytes(payload, UPDATE, MESSAGE)
-        client = self._client(client_id)
-        if client.seen[:1] == (version_digest(data),):
+        client, uplink = self._client(client_id), parse_uplink(data, self._identity)
+        if uplink.payloads and client.seen[:1] == (version_digest(uplink.payloads[0]),):
             return False  # also if what it builds on is no longer held
         try:
-            arrived = self._open(client, data)
+            arrived = self._open(client, uplink)
             if client.has_last(arrived.number, arrived.digest):
                 return False
             content, other = arrived.content, arrived.other
             on_reference = other is not None and other.digest == aggregator._origin
             if on_reference and isinstance(content, Opened) and content.copies(OTHER):
                 entry = self._entry(client_id, self._after(client, arrived, None))
-                aggregator._add_predicted(data, content.frame["digest"], weight, entry)
+                aggregator._add_predicted(content.payload, content.frame["digest"], weight, entry)
             else:
                 model = self._decode(client, arrived)
                 entry = self._entry(client_id, self._after(client, arrived, model))
@@ -566,16 +571,14 @@ class ServerSession(Session):
             raise StateMismatchError(str(error), self._request(client, data)) from None
         return True
 
-    def _open(self, client: ClientRecord, data: bytes) -> Arrived:
+    def _open(self, client: ClientRecord, uplink: Message) -> Arrived:
         versions = self._versions if self._broadcast else client.downlinks
-        return open_uplink(data, self._layout, client, versions)
+        return open_uplink(uplink, self._layout, client, versions)
 
     def _request(self, client: ClientRecord, refused: bytes) -> bytes:
         newest = self._current if self._broadcast else client.downlinks[max(client.downlinks)]
-        request = Message(
-            client.tag,
+        request = self._message(client)._replace(
             is_request=True,
-            ack=client.ack(),
             head=Head(newest.number, newest.digest),
             refused=version_digest(refused) & LOW32,
         )

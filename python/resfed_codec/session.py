@@ -13,6 +13,7 @@ from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import StateMismatchError
 from resfed_codec.history import Version, initial_version, run_digest
+from resfed_codec.identity import Identity
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
@@ -60,6 +61,7 @@ class Session(TakesTurns):
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         self._initial = initial_version(self._layout, model, run)
         self._run_digest = run_digest(self._layout, run)
+        self._identity = Identity(run, self._run_digest, self._layout.specs)
         down = predictor_of(downlink.predictor or "previous")
         self._broadcast = not (isinstance(down, LinearPredictor) and down.other_depth)
         up = predictor_of(uplink.predictor or "global")
@@ -138,7 +140,7 @@ def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
 
 
 def client_tag(client_id: ClientId, run_digest: int) -> int:
-    """32 bits that stand for a client in messages and digests; never 0.
+    """64 bits that stand for a client in messages and digests; never 0.
 
     They do not depend on the initial model: a client with another one is still the same client.
 
@@ -149,12 +151,13 @@ def client_tag(client_id: ClientId, run_digest: int) -> int:
         raise TypeError(f"client_id={client_id!r}: must be a str or an integer")
     kind = b"text" if isinstance(client_id, str) else b"number"
     text = str(client_id).encode("utf-8", "surrogatepass")
-    return digest64(kind, run_digest.to_bytes(8, "little"), text) & LOW32 or 1
+    return digest64(kind, run_digest.to_bytes(8, "little"), text) or 1
 
 
-def open_request(request: bytes, tag: int) -> Message:
+def open_request(request: bytes, tag: int, identity: Identity) -> Message:
     """A request addressed to or from the client ``tag``; a client without a name yet has tag 0."""
     message = read_message(request)
+    identity.require_same(message)
     if tag and message.tag and message.tag != tag:
         raise StateMismatchError("payload: a request of another client")
     return message

@@ -26,7 +26,9 @@ from resfed_codec.history import (
     initial_version,
     model_of,
     new_feedback,
+    run_digest,
 )
+from resfed_codec.identity import Identity
 from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64, version_digest
@@ -77,6 +79,7 @@ class _Stream(TakesTurns):
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         initial = initial_version(self._layout, model, run)
         self._root = stream_root("stream", initial)
+        self._identity = Identity(run, run_digest(self._layout, run), self._layout.specs)
         self._state = StreamState(Version(0, self._root, initial.model))
 
     @property
@@ -94,9 +97,13 @@ class _Stream(TakesTurns):
     def _current(self) -> Version:
         return self._state.current
 
+    def _message(self, *, introduces: bool) -> Message:
+        identity = self._identity.data if introduces else b""
+        return Message(self._tag, run=self._identity.check, identity=identity)
+
     @property
     def _tag(self) -> int:
-        return self._root & 0xFFFFFFFF
+        return self._root
 
     def _depends(self) -> dict[str, Any]:
         """What saved state is of no use without."""
@@ -225,7 +232,7 @@ class Encoder(_Stream):
             PayloadError: The bytes are no request, or damaged.
             StateMismatchError: The request is of another stream.
         """
-        head = read_request(request, self._tag).head
+        head = read_request(request, self._tag, self._identity).head
         return self._keyframe(replaces=head.digest if head else 0)
 
     def _keyframe(self, replaces: int) -> bytes:
@@ -233,7 +240,8 @@ class Encoder(_Stream):
         for version in reversed(self._current.lineage(self._keep)):
             data = encode_keyframe(self._layout.state_of(model_of(version)))
             keyframes.append(Keyframe(version.number, version.digest, replaces, data))
-        return write_message(Message(self._tag, keyframes=tuple(keyframes)))
+        message = self._message(introduces=True)
+        return write_message(message._replace(keyframes=tuple(keyframes)))
 
     def _depends(self) -> dict[str, Any]:
         return {**super()._depends(), **self._coder.depends(self._state.feedback is not None)}
@@ -316,6 +324,7 @@ class Decoder(_Stream):
     def _take_keyframe(self, message: Message) -> None:
         if not message.keyframes:
             raise PayloadError("payload: a request or a session's message, not a stream's payload")
+        self._identity.require_same(message)
         if message.tag != self._tag:
             raise StateMismatchError("payload: a keyframe of another stream")
         current, keyframe = self._current, message.keyframes[-1]
@@ -331,7 +340,8 @@ class Decoder(_Stream):
 
     def _request(self) -> bytes:
         head = Head(self._current.number, self._current.digest)
-        return write_message(Message(self._tag, is_request=True, head=head))
+        message = self._message(introduces=head.version == 0)
+        return write_message(message._replace(is_request=True, head=head))
 
 
 def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
@@ -346,9 +356,10 @@ def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
     return version
 
 
-def read_request(request: bytes, tag: int) -> Message:
-    """The message behind a request for the stream or client ``tag``."""
+def read_request(request: bytes, tag: int, identity: Identity) -> Message:
+    """The message behind a request for the stream ``tag``."""
     message = read_message(as_bytes(request, REQUEST))
+    identity.require_same(message)
     if message.tag != tag:
         raise StateMismatchError("payload: a request of another stream or client")
     return message

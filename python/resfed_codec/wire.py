@@ -54,6 +54,10 @@ class WireReader:
             raise self.refuse(f"holds {value}, which is not allowed")
         return value
 
+    @property
+    def at_end(self) -> bool:
+        return self._at == len(self._data)
+
     def end(self) -> None:
-        if self._at != len(self._data):
+        if not self.at_end:
             raise self.refuse("goes on where it must end")
