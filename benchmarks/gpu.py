@@ -7,7 +7,8 @@ Beside ours, on the same tensors and in turn: a device-to-device copy of a model
 quantize, copy to the host), and nvCOMP's ANS over the quantized levels of all elements, where the
 package nvidia-nvcomp-cu13 is installed. Times are wall-clock from Python with the device idle at
 both ends, since a payload is there only when the host has it; medians with the spread beside them.
-Then one encode and one decode under torch's profiler: time of each kernel.
+Then one encode and one decode under torch's profiler: time of each kernel. ``--device cpu`` runs
+the same lines without a GPU, to see that they run.
 
 Models are made up, row by row on the device, with the clustering of
 ``resfed_codec.bench.synthetic_update`` ("transformer").
@@ -16,6 +17,7 @@ Models are made up, row by row on the device, with the clustering of
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -32,15 +34,20 @@ COLUMNS = 1024
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def synthetic_update(n_elems: int, dtype: torch.dtype) -> tuple[Model, Model]:
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def synthetic_update(n_elems: int, dtype: torch.dtype, device: str) -> tuple[Model, Model]:
     """(state, reference) on the device: rows differ in scale, log-normal (sigma 1.5)."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     state, reference = {}, {}
     for layer, first in enumerate(range(0, n_elems // COLUMNS, 4096)):
         shape = (min(4096, n_elems // COLUMNS - first), COLUMNS)
-        base = torch.randn(shape, device="cuda", generator=generator)
-        rows = 0.01 * torch.exp(1.5 * torch.randn(shape[0], 1, device="cuda", generator=generator))
-        residual = rows * torch.randn(shape, device="cuda", generator=generator)
+        base = torch.randn(shape, device=device, generator=generator)
+        rows = 0.01 * torch.exp(1.5 * torch.randn(shape[0], 1, device=device, generator=generator))
+        residual = rows * torch.randn(shape, device=device, generator=generator)
         name = f"layer{layer:03}.weight"
         reference[name] = base.to(dtype)
         state[name] = (base + residual).to(dtype)
@@ -66,6 +73,8 @@ def nvcomp_ans(state: Model, reference: Model, sparsity: float) -> tuple[Callabl
         from nvidia import nvcomp
     except ImportError as error:
         return (lambda: None), f"nvCOMP left out: {error}"
+    if not torch.cuda.is_available():
+        return (lambda: None), "nvCOMP left out: no GPU"
     residual = torch.cat([(state[n].float() - reference[n].float()).flatten() for n in state])
     k = max(1, round(residual.numel() * (1 - sparsity)))
     sample = residual[torch.randint(residual.numel(), (1 << 20,), device="cuda")].abs()
@@ -87,10 +96,10 @@ def wall_times(tasks: dict[str, Callable[[], Any]], turns: int) -> dict[str, lis
     times: dict[str, list[float]] = {task: [] for task in tasks}
     for turn in range(turns + 2):
         for task, run in tasks.items():
-            torch.cuda.synchronize()
+            synchronize()
             begin = time.perf_counter()
             run()
-            torch.cuda.synchronize()
+            synchronize()
             if turn >= 2:
                 times[task].append(time.perf_counter() - begin)
     return times
@@ -154,8 +163,25 @@ def measure(
     ]
 
 
+def kernel_name(signature: str) -> str:
+    """A kernel's own name, without namespaces and arguments. Copies as they are."""
+    if signature.startswith(("Memcpy", "Memset")):
+        return signature
+    for unnamed in ("(anonymous namespace)::", "<unnamed>::"):
+        signature = signature.replace(unnamed, "")
+    return re.split(r"[(<]", signature)[0].split("::")[-1].split(" ")[-1]
+
+
 def kernels(name: str, pair: tuple[Model, Model], sparsity: float) -> list[dict[str, Any]]:
-    """Microseconds of each kernel and copy of one encode and one decode."""
+    """Microseconds of each kernel and copy of one encode and decode; none without profiler."""
+    try:
+        return profiled(name, pair, sparsity)
+    except Exception as error:  # whatever it is, what was measured is not lost for it
+        print(f"{name}: no times of kernels: {type(error).__name__}: {error}")
+        return []
+
+
+def profiled(name: str, pair: tuple[Model, Model], sparsity: float) -> list[dict[str, Any]]:
     from torch.profiler import ProfilerActivity, profile
 
     state, reference = pair
@@ -166,15 +192,15 @@ def kernels(name: str, pair: tuple[Model, Model], sparsity: float) -> list[dict[
         ("encode", lambda: rfc.encode(state, reference, sparsity=sparsity)),
         ("decode", lambda: rfc.decode(payload, target, out=target)),
     ):
-        torch.cuda.synchronize()
+        synchronize()
         with profile(activities=[ProfilerActivity.CUDA]) as recorded:
             run()
-            torch.cuda.synchronize()
+            synchronize()
         rows += [
             {
                 "model": name,
                 "call": call,
-                "kernel": event.key.split("(")[0].split("::")[-1],
+                "kernel": kernel_name(event.key),
                 "times": event.count,
                 "microseconds": event.device_time_total,
             }
@@ -191,18 +217,20 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=sorted(DTYPES))
     parser.add_argument("--snapshots", type=Path, help=".npz that holds g6 and l0_7")
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--device", default="cuda", help="cpu, to try this out")
     parser.add_argument("--out", type=Path, help="folder for the results")
     args = parser.parse_args()
-    if not rfc.cuda_available():
+    if args.device == "cuda" and not rfc.cuda_available():
         raise SystemExit("no CUDA device, or a build without CUDA")
     folder = {} if args.out is None else {"folder": args.out}
-    note = f"Device: {torch.cuda.get_device_name()}. Wall-clock from Python, in turn."
+    gpu = torch.cuda.get_device_name() if args.device == "cuda" else args.device
+    note = f"Device: {gpu}, torch {torch.__version__}. Wall-clock from Python, in turn."
     rows: list[dict[str, Any]] = []
     details: list[dict[str, Any]] = []
     if args.snapshots:
         models = load_snapshots(args.snapshots)
         pair = tuple(
-            {key: torch.from_numpy(value).cuda() for key, value in models[prefix].items()
+            {key: torch.from_numpy(value).to(args.device) for key, value in models[prefix].items()
              if value.dtype.kind == "f"}
             for prefix in ("l0_7", "g6")
         )  # fmt: skip
@@ -211,15 +239,18 @@ def main() -> None:
     for n_elems in args.elements:
         for dtype in args.dtypes:
             name = f"synthetic, {dtype}"
-            update = synthetic_update(n_elems, DTYPES[dtype])
+            update = synthetic_update(n_elems, DTYPES[dtype], args.device)
             for sparsity in args.sparsity:
                 rows += measure(name, update, sparsity, args.turns)
                 # What is there so far is kept, should time run out.
                 write_results("gpu", "Speed on a GPU", rows, note, **folder)
             if dtype == "float32" and 0.99 in args.sparsity:
                 details += kernels(f"{name}, {n_elems:,}", update, 0.99)
+            if details:
+                write_results("gpu_kernels", "Time of each kernel", details, note, **folder)
             del update
-            torch.cuda.empty_cache()
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
     print(write_results("gpu", "Speed on a GPU", rows, note, **folder))
     if details:
         print(write_results("gpu_kernels", "Time of each kernel", details, note, **folder))

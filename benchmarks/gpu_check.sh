@@ -1,57 +1,112 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go and in under 9 minutes: build, tests, compute-sanitizer, speed.
+# All that needs a GPU, in one go and in under 9 minutes: build, tests, speed, compute-sanitizer.
 #
-#   benchmarks/gpu_check.sh [FOLDER]     results go to FOLDER (benchmarks/results/gpu if not given)
+#   benchmarks/gpu_check.sh [--wheels FOLDER] [--snapshots FILE] [--emulated] [FOLDER]
 #
-# Needs nvcc, CMake, and a Python with torch (CUDA), pybind11, scikit-build-core, pytest and
-# hypothesis; no network. RESFED_DATA may name a folder with fedavg_cnn.npz.
+# Results go to FOLDER (benchmarks/results/gpu if not given), and together into FOLDER.tar.gz.
+#
+# Needs nvcc, and a Python ($PYTHON, or python3) with torch for CUDA; no network. What else is
+# needed, and may be missing, comes from wheels, all of which are put beside the build (numpy and
+# torch are the machine's). On a machine with a network, for the Python of the other one:
+#
+#   pip download --only-binary=:all: --python-version 3.12 -c constraints.txt -d wheels \
+#     cmake ninja pybind11 scikit-build-core pytest hypothesis ml_dtypes
+#
+# --snapshots names an .npz with g6 and l0_7, by default fedavg_cnn.npz of $RESFED_DATA or of the
+# checkout; without one, models are made up. --emulated rehearses the steps without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-benchmarks/results/gpu}
 python=${PYTHON:-python3}
+wheels='' snapshots='' cuda=ON out=benchmarks/results/gpu
+while [ $# -gt 0 ]; do
+  case $1 in
+    --wheels) wheels=$2 && shift 2 ;;
+    --snapshots) snapshots=$2 && shift 2 ;;
+    --emulated) cuda=EMULATED && shift ;;
+    -*) echo "unknown option: $1" >&2 && exit 2 ;;
+    *) out=$1 && shift ;;
+  esac
+done
+for file in "${RESFED_DATA:-.}/fedavg_cnn.npz" fedavg_cnn.npz; do
+  [ -z "$snapshots" ] && [ -f "$file" ] && snapshots=$file
+done
 mkdir -p "$out"
 begin=$SECONDS
 summary=()
 
-# step NAME SECONDS COMMAND...: runs it with a limit, keeps its output, notes how it ended.
+# step NAME SECONDS COMMAND...: runs it with a limit, keeps its output, notes how it ended. The
+# limits add up to 530 seconds.
 step() {
-  local name=$1 limit=$2
+  local name=$1 limit=$2 status=0
   shift 2
   local started=$SECONDS
   echo "== $name"
-  if timeout "$limit" "$@" > "$out/$name.log" 2>&1; then
-    summary+=("ok      $name, $((SECONDS - started)) s: $(tail -n 1 "$out/$name.log")")
+  timeout --kill-after=5 "$limit" "$@" > "$out/$name.log" 2>&1 || status=$?
+  local took="$name, $((SECONDS - started)) s: $(tail -n 1 "$out/$name.log")"
+  if [ $status = 0 ]; then
+    summary+=("ok      $took")
   else
-    summary+=("FAILED  $name (status $?), $((SECONDS - started)) s: $(tail -n 1 "$out/$name.log")")
+    summary+=("FAILED  (status $status) $took")
     tail -n 15 "$out/$name.log"
   fi
+  return $status
 }
 
+# What is asked of every step, and what there is, once the run is over for whatever reason.
+finish() {
+  echo
+  grep -hE '^\| (model|CNN|synthetic)' "$out/gpu.md" 2> /dev/null | cut -c1-150
+  printf '%s\n' "${summary[@]}" "$((SECONDS - begin)) s in all; everything is in $out.tar.gz" |
+    tee "$out/summary.txt"
+  tar -czf "$out.tar.gz" -C "$(dirname "$out")" "$(basename "$out")"
+  rm -rf "$site"
+}
 site=$(mktemp -d)
-architecture=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
-step build 150 "$python" -m pip install --no-index --no-deps --no-build-isolation --quiet \
-  --target "$site" -C cmake.define.RESFED_CUDA=ON -C cmake.define.RESFED_WERROR=ON \
-  -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$architecture" .
-export PYTHONPATH=$site
-step available 60 "$python" -c '
+trap finish EXIT
+
+export PYTHONPATH=$site PATH=$site/bin:$PATH
+carried=()
+if [ -n "$wheels" ]; then
+  for wheel in "$wheels"/*.whl; do
+    case $(basename "$wheel") in numpy-* | torch-*) ;; *) carried+=("$wheel") ;; esac
+  done
+  step wheels 30 "$python" -m pip install --no-index --no-deps --quiet --target "$site" "${carried[@]}"
+fi
+architecture=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' \
+  2> /dev/null || echo 90)
+{
+  nvidia-smi
+  nvcc --version
+  "$python" -c 'import sys, numpy, torch; print(sys.version, numpy.__version__, torch.__version__)'
+} > "$out/machine.log" 2>&1
+step build 140 "$python" -m pip install --no-index --no-deps --no-build-isolation --target "$site" \
+  -C build-dir="$site/cmake" -C cmake.define.RESFED_CUDA=$cuda \
+  -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$architecture" . || exit 1
+step available 20 "$python" -c '
 import resfed_codec as rfc
 assert rfc.cuda_available(), rfc._native.cuda_unavailable_reason()
-print("CUDA available")'
-step tests 150 "$python" -m pytest -q -m cuda -p no:cacheprovider -o filterwarnings=default tests
-if command -v compute-sanitizer > /dev/null; then
-  for tool in memcheck racecheck synccheck; do
-    step "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-      "$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default tests/test_device_codec.py \
-      -k "around_tiles and 4097 or around_slices and 2049 or damaged or more_equal and 0.4"
+print("CUDA available")' || exit 1
+
+# Files by name: others want packages that may not be there.
+pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default)
+few="around_tiles and 4097 or around_slices and 2049 or damaged or more_equal and 0.4"
+if [ $cuda = EMULATED ]; then
+  step tests 110 "${pytest[@]}" tests/test_cuda_refusals.py tests/test_device_codec.py \
+    -k "$few or test_cuda_refusals"
+  speed=(--device cpu --elements 400000 --turns 3)
+else
+  step tests 110 "${pytest[@]}" tests/test_device_codec.py tests/test_cuda_refusals.py \
+    tests/test_cuda.py tests/test_cuda_sessions.py
+  speed=()
+fi
+[ -n "$snapshots" ] && speed+=(--snapshots "$snapshots")
+step speed 130 "$python" -m benchmarks.gpu --out "$out" "${speed[@]}"
+if command -v compute-sanitizer > /dev/null && [ $cuda = ON ]; then
+  for tool in memcheck initcheck racecheck synccheck; do
+    step "$tool" 25 compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
+      "${pytest[@]}" tests/test_device_codec.py -k "$few"
   done
 else
-  summary+=("left out: compute-sanitizer is not installed")
+  summary+=("left out: compute-sanitizer, which is not installed")
 fi
-snapshots=()
-[ -n "${RESFED_DATA:-}" ] && snapshots=(--snapshots "$RESFED_DATA/fedavg_cnn.npz")
-step speed 240 "$python" -m benchmarks.gpu --out "$out" "${snapshots[@]}"
-
-echo
-grep -hE '^\| (model|CNN|synthetic)' "$out/gpu.md" 2> /dev/null | cut -c1-150
-printf '%s\n' "${summary[@]}" "$((SECONDS - begin)) s in all; logs and JSON in $out"
 case "${summary[*]}" in *FAILED*) exit 1 ;; esac
