@@ -17,9 +17,16 @@ test: .venv-test/installed
 	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
 
 # The tests marked cuda, without a GPU: a build of its own, in which the CUDA sources are compiled as
-# C++ and tests/emulator/ runs the kernels. Where there is a GPU, `make test` runs them on it.
+# C++ and tests/emulator/ runs the kernels; those of kernels on some other devices, too
+# (tests/emulator/cuda_runtime.h). Where there is a GPU, `make test` runs them on it.
+EMULATED_DEVICES ?= zeros ones,blocks stale,at-once
 test-emulated: .venv-test/installed build/emulated/installed
 	PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest -m cuda $(PYTEST_FLAGS)
+	set -e; for device in $(EMULATED_DEVICES); do \
+		echo "RESFED_EMULATOR=$$device"; \
+		RESFED_EMULATOR=$$device PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest \
+			-m cuda tests/test_device_codec.py tests/test_cuda_refusals.py $(PYTEST_FLAGS); \
+	done
 
 build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
 	rm -rf build/emulated/package

@@ -31,6 +31,7 @@ enum class Code : uint32_t {
   // What went wrong on a device.
   kCuda = 60,          // where: the run time's number, see cuda::error_text
   kDeviceMemory = 61,  // where: device, detail: bytes asked for
+  kCapturing = 62,     // where: device
 };
 
 struct Failure {

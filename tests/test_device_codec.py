@@ -95,7 +95,8 @@ class Case:
             for array, role in zip(self.base, self.roles, strict=True)
         ]
 
-    def encode(self, *, on_device: bool, in_place: bool = False) -> Result:
+    def rows(self, *, on_device: bool, in_place: bool = False) -> tuple[list[Any], list[Any]]:
+        """Rows for the native encoder, with arrays of their own; outputs, then feedback."""
         place = to_device if on_device else np.array
         base = [place(array) for array in self.base]
         out = base if in_place else [place(np.zeros_like(array)) for array in self.base]
@@ -116,6 +117,11 @@ class Case:
             )
             for i, current in enumerate(self.current)
         ]
+        return rows, [*out, *feedback]
+
+    def encode(self, *, on_device: bool, in_place: bool = False) -> Result:
+        rows, arrays = self.rows(on_device=on_device, in_place=in_place)
+        out, feedback = arrays[: len(rows)], arrays[len(rows) :]
         try:
             if on_device:
                 payload = _native.encode_on_device(rows, self.options, 0, 0)

@@ -20,8 +20,9 @@ namespace {
 
 // Memory of `owner`, a Python object, which lives as long as the array.
 DeviceArray from_pointer(uintptr_t pointer, std::vector<int64_t> shape, const std::string& dtype,
-                         int device, const py::object& owner) {
+                         int device, const py::object& owner, std::optional<uintptr_t> stream) {
   DeviceArray array;
+  array.stream = stream.value_or(kUnknownStream);
   array.owner = std::shared_ptr<void>(owner.inc_ref().ptr(), [](void* object) {
     const Locked locked;
     Py_DECREF(static_cast<PyObject*>(object));
@@ -61,9 +62,9 @@ DeviceArray empty_array(std::vector<int64_t> shape, const std::string& dtype, in
   array.shape = std::move(shape);
   array.type = dlpack_type(dtype);
   array.device = device;
-  auto memory = std::make_shared<cuda::Memory>(device, array.n_bytes());
-  array.data = memory->data();
-  array.owner = std::move(memory);
+  array.owner = cuda::allocate(device, array.n_bytes());
+  array.data = array.owner.get();
+  array.stream = kAnyStream;
   return array;
 }
 
@@ -76,6 +77,49 @@ void check_copy(const DeviceArray& on_device, const py::array& on_host) {
     throw py::value_error("not C-contiguous");
   }
 }
+
+// Whether others may soon use the array's memory on another stream, when its owner lets it go.
+bool is_elsewhere(const DeviceArray& array, uintptr_t stream) {
+  return array.stream != stream && array.stream != kAnyStream;
+}
+
+bool any_elsewhere(const py::sequence& rows, uintptr_t stream) {
+  const auto elsewhere = [&](py::handle h) {
+    return py::isinstance<DeviceArray>(h) && is_elsewhere(h.cast<const DeviceArray&>(), stream);
+  };
+  for (const py::handle row : rows) {
+    const auto t = row.cast<py::tuple>();
+    if (elsewhere(t[0]) || elsewhere(t[1]) || elsewhere(t[2])) return true;
+    if (t.size() == 7) continue;
+    if (elsewhere(t[7])) return true;
+    for (const py::handle term : t[8]) {
+      if (elsewhere(term.cast<py::tuple>()[0])) return true;
+    }
+  }
+  return false;
+}
+
+// Waits at the end of a call, also of one that failed, where arrays are elsewhere: whoever holds
+// them may let them go.
+class WaitAtTheEnd {
+ public:
+  WaitAtTheEnd(bool elsewhere, int device, uintptr_t stream)
+      : elsewhere_(elsewhere), device_(device), stream_(stream) {}
+  ~WaitAtTheEnd() {
+    if (!elsewhere_) return;
+    try {
+      cuda::wait(device_, stream_of(stream_));
+    } catch (const Failure&) {  // the next call will say it
+    }
+  }
+  WaitAtTheEnd(const WaitAtTheEnd&) = delete;
+  WaitAtTheEnd& operator=(const WaitAtTheEnd&) = delete;
+
+ private:
+  bool elsewhere_;
+  int device_;
+  uintptr_t stream_;
+};
 
 void to_host(const DeviceArray& from, py::array to, uintptr_t stream) {
   void* const data = to.mutable_data();
@@ -95,7 +139,21 @@ void on_device(const DeviceArray& from, const DeviceArray& to, uintptr_t stream)
   if (from.n_bytes() != to.n_bytes()) throw py::value_error("sizes differ");
   if (from.device != to.device) throw py::value_error("devices differ");
   if (!from.contiguous || !to.contiguous) throw py::value_error("not C-contiguous");
+  const Unlocked unlocked;
+  const bool elsewhere = is_elsewhere(from, stream) || is_elsewhere(to, stream);
+  const WaitAtTheEnd wait(elsewhere, to.device, stream);
   cuda::copy_on_device(to.data, from.data, to.n_bytes(), to.device, stream_of(stream));
+}
+
+// `allocate(device, n_bytes)` returns a DeviceArray, or None.
+void set_allocator(const py::object& allocate) {
+  cuda::set_allocator([allocate = allocate.inc_ref().ptr()](int device, size_t n_bytes) {
+    const Locked locked;
+    const py::object made = py::handle(allocate)(device, n_bytes);
+    if (made.is_none()) return std::shared_ptr<void>();
+    const auto& array = made.cast<const DeviceArray&>();
+    return std::shared_ptr<void>(array.owner, array.data);
+  });
 }
 
 // Returns when all that was put into the stream before is done.
@@ -108,9 +166,11 @@ py::object encode_on_device(const py::sequence& rows, const EncodeOptions& optio
                             uintptr_t stream, const py::object& plan) {
   const std::vector<Tensor> tensors =
       tensors_from(rows, {.current = true, .reference = true}, device);
+  const bool elsewhere = any_elsewhere(rows, stream);
   py::object payload;
   Commit commit(plan);
   const Unlocked unlocked;
+  const WaitAtTheEnd wait(elsewhere, device, stream);
   hybrid::encode(tensors, options, device, stream_of(stream),
                  [&](const std::vector<uint8_t>& bytes) {
                    const Locked locked;
@@ -123,9 +183,11 @@ py::object encode_on_device(const py::sequence& rows, const EncodeOptions& optio
 void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
                       int device, uintptr_t stream, const py::object& plan) {
   const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, device);
+  const bool elsewhere = any_elsewhere(rows, stream);
   const std::string_view bytes = payload;
   Commit commit(plan);
   const Unlocked unlocked;
+  const WaitAtTheEnd wait(elsewhere, device, stream);
   hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
                  device, stream_of(stream), [&] {
                    const Locked locked;
@@ -141,9 +203,10 @@ void bind_device(py::module_& m) {
                           "An array in C order on a CUDA device: what the codec returns where a "
                           "library's own arrays cannot be written to.\n\n"
                           "It speaks DLPack: the library's from_dlpack() takes it without a copy.")
-      .def_static("from_dlpack", &from_dlpack, py::arg("capsule"))
+      .def_static("from_dlpack", &from_dlpack, py::arg("capsule"), py::arg("stream") = py::none())
       .def_static("from_pointer", &from_pointer, py::arg("pointer"), py::arg("shape"),
-                  py::arg("dtype"), py::arg("device"), py::arg("owner"))
+                  py::arg("dtype"), py::arg("device"), py::arg("owner"),
+                  py::arg("stream") = py::none())
       .def("view", &view_as, py::arg("dtype"))
       .def("__repr__", &text_of)
       .def_property_readonly("dtype", &DeviceArray::dtype)
@@ -178,7 +241,11 @@ void bind_device(py::module_& m) {
   m.def("cuda_unavailable_reason", &cuda::unavailable_reason);
   m.def("cuda_error_text", &cuda::error_text, py::arg("error"));
   m.def("cuda_is_emulated", &cuda::is_emulated);
-  m.def("set_device_memory_limit", &cuda::set_memory_limit, py::arg("n_bytes"));
+  m.def(
+      "set_device_memory_limit", [](uint64_t n_bytes) { cuda::emulate("memory_limit", n_bytes); },
+      py::arg("n_bytes"));
+  m.def("emulate", &cuda::emulate, py::arg("what"), py::arg("value") = 0);
+  m.def("set_allocator", &set_allocator, py::arg("allocate"));
   m.def("release_workspace", [] {
     const Unlocked unlocked;  // a call that is to end first may want the lock
     cuda::release_workspace();

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,10 @@ struct ManagedTensor {
 
 }  // namespace dlpack
 
+// A stream, or none that is known, or any: to free the memory waits for whatever the device does.
+constexpr uintptr_t kUnknownStream = ~uintptr_t{0};
+constexpr uintptr_t kAnyStream = ~uintptr_t{0} - 1;
+
 struct DeviceArray {
   std::shared_ptr<void> owner;
   void* data = nullptr;
@@ -51,6 +56,7 @@ struct DeviceArray {
   dlpack::DataType type{};
   int device = 0;
   bool contiguous = true;
+  uintptr_t stream = kUnknownStream;  // that others use the memory on when the owner lets it go
 
   uint64_t n_elems() const {
     uint64_t n = 1;
@@ -86,7 +92,7 @@ inline dlpack::DataType dlpack_type(const std::string& dtype) {
 }
 
 // Takes over the capsule of another library's __dlpack__().
-inline DeviceArray from_dlpack(const pybind11::capsule& capsule) {
+inline DeviceArray from_dlpack(const pybind11::capsule& capsule, std::optional<uintptr_t> stream) {
   if (std::string(capsule.name() == nullptr ? "" : capsule.name()) != "dltensor") {
     throw pybind11::type_error("not a DLPack capsule, or one that was used before");
   }
@@ -108,6 +114,7 @@ inline DeviceArray from_dlpack(const pybind11::capsule& capsule) {
   array.shape.assign(tensor.shape, tensor.shape + tensor.n_dims);
   array.type = tensor.dtype;
   array.device = tensor.device.number;
+  array.stream = stream.value_or(kUnknownStream);
   int64_t expected = 1;
   for (int32_t i = tensor.n_dims - 1; tensor.strides != nullptr && i >= 0; --i) {
     if (tensor.shape[i] != 1 && tensor.strides[i] != expected) array.contiguous = false;

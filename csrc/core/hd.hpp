@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(RESFED_CUDA_EMULATED)
 #define RESFED_HD __host__ __device__ __forceinline__
 #else
 #define RESFED_HD inline

@@ -1,5 +1,3 @@
-#include <utility>
-
 #include "cuda/device.hpp"
 #include "cuda/launch.cuh"
 
@@ -22,57 +20,102 @@ bool is_emulated() {
 #endif
 }
 
-Memory::Memory(int device, size_t n_bytes) : n_bytes_(n_bytes), device_(device) {
-  if (n_bytes == 0) return;
+namespace {
+
+// Whether the device's primary context is there. The driver is asked by name, so that nothing of it
+// need be linked.
+bool has_context(int device) {
+  using GetState = int (*)(int device, unsigned* flags, int* active);
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+  cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &function, 12000,
+                                   cudaEnableDefault, &found);
+#else
+  cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &function, cudaEnableDefault, &found);
+#endif
+  unsigned flags = 0;
+  int active = 0;
+  return function != nullptr && found == cudaDriverEntryPointSuccess &&
+         reinterpret_cast<GetState>(function)(device, &flags, &active) == 0 && active != 0;
+}
+
+}  // namespace
+
+CurrentDevice::CurrentDevice(int device) {
+  check(cudaGetDevice(&before_));
+  if (device == before_) return;
+  sets_back_ = has_context(before_);
+  check(cudaSetDevice(device));
+}
+
+CurrentDevice::~CurrentDevice() {
+  if (sets_back_) cudaSetDevice(before_);
+}
+
+std::shared_ptr<void> allocate(int device, size_t n_bytes) {
+  if (n_bytes == 0) return nullptr;
   const CurrentDevice current(device);
-  if (cudaMalloc(&data_, n_bytes) == cudaSuccess) return;
-  cudaGetLastError();  // or the next launch would report it again
-  throw Failure{Code::kDeviceMemory, static_cast<uint64_t>(device), n_bytes};
+  void* made = nullptr;
+  if (cudaMalloc(&made, n_bytes) != cudaSuccess) {
+    cudaGetLastError();  // or the next launch would report it again
+    throw Failure{Code::kDeviceMemory, static_cast<uint64_t>(device), n_bytes};
+  }
+  return {made, [device](void* memory) {
+            try {
+              const CurrentDevice there(device);
+              cudaFree(memory);
+            } catch (const Failure&) {  // the run time may be gone before
+            }
+          }};
 }
 
-Memory& Memory::operator=(Memory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(n_bytes_, other.n_bytes_);
-  std::swap(device_, other.device_);
-  return *this;
+void refuse_capture(int device, Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(native(stream), &status);
+  if (error == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone) {
+    cudaGetLastError();
+    throw Failure{Code::kCapturing, static_cast<uint64_t>(device)};
+  }
+  check(error);
 }
 
-Memory::~Memory() {
-  if (data_ == nullptr) return;
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device_);
-  cudaFree(data_);
-  cudaSetDevice(before);
-}
+namespace {
+
+struct StreamOf {
+  StreamOf(int device, Stream stream) : current(device) { refuse_capture(device, stream); }
+  CurrentDevice current;
+};
+
+}  // namespace
 
 void copy_to_host(void* to, const void* from, size_t n_bytes, int device, Stream stream) {
-  const CurrentDevice current(device);
+  const StreamOf on(device, stream);
   check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToHost, native(stream)));
   check(cudaStreamSynchronize(native(stream)));
 }
 
 void copy_to_device(void* to, const void* from, size_t n_bytes, int device, Stream stream) {
-  const CurrentDevice current(device);
+  const StreamOf on(device, stream);
   check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyHostToDevice, native(stream)));
   check(cudaStreamSynchronize(native(stream)));
 }
 
 void copy_on_device(void* to, const void* from, size_t n_bytes, int device, Stream stream) {
-  const CurrentDevice current(device);
+  const StreamOf on(device, stream);
   check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, native(stream)));
 }
 
 void wait(int device, Stream stream) {
-  const CurrentDevice current(device);
+  const StreamOf on(device, stream);
   check(cudaStreamSynchronize(native(stream)));
 }
 
-void set_memory_limit(size_t n_bytes) {
+uint64_t emulate([[maybe_unused]] const char* what, [[maybe_unused]] uint64_t value) {
 #if defined(RESFED_CUDA_EMULATED)
-  emulator::set_memory_limit(n_bytes);
+  return emulator::control(what, value);
 #else
-  (void)n_bytes;
+  return 0;
 #endif
 }
 

@@ -2,11 +2,14 @@
 // loaded: unavailable_reason() says whether the rest can be called.
 //
 // All functions take the number of a device and a stream of it, and leave the calling thread's
-// current device as it was. They throw Failure: kCuda for what the run time reports, kDeviceMemory
-// where memory ran out.
+// current device as it was (see CurrentDevice). They throw Failure: kCuda for what the run time
+// reports, kDeviceMemory where memory ran out, kCapturing before anything is done if the stream is
+// being captured into a graph.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <string>
 
 namespace resfed::cuda {
@@ -22,23 +25,25 @@ std::string error_text(int error);
 // Whether kernels run in the emulator that tests use.
 bool is_emulated();
 
-// Memory on a device, freed with the object.
-class Memory {
+// A device as the thread's current one, and then the one before. If that has no context it is not
+// set again, for this would make one, of some 500 MB: then the device stays the current one.
+class CurrentDevice {
  public:
-  Memory() = default;
-  Memory(int device, size_t n_bytes);
-  Memory(Memory&& other) noexcept { *this = static_cast<Memory&&>(other); }
-  Memory& operator=(Memory&& other) noexcept;
-  ~Memory();
-
-  void* data() const { return data_; }
-  size_t size() const { return n_bytes_; }
+  explicit CurrentDevice(int device);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
-  void* data_ = nullptr;
-  size_t n_bytes_ = 0;
-  int device_ = 0;
+  int before_ = 0;
+  bool sets_back_ = false;
 };
+
+// New memory of the run time's, null for no bytes. To free it waits for all that the device does.
+std::shared_ptr<void> allocate(int device, size_t n_bytes);
+
+// Throws kCapturing if the stream, of the current device, is being captured.
+void refuse_capture(int device, Stream stream);
 
 // In the order of the stream. The first two return when the copy is done.
 void copy_to_host(void* to, const void* from, size_t n_bytes, int device, Stream stream);
@@ -48,7 +53,7 @@ void copy_on_device(void* to, const void* from, size_t n_bytes, int device, Stre
 // Returns when all that was put into the stream before is done.
 void wait(int device, Stream stream);
 
-// For tests of the emulated build: allocations fail once so much is held. Does nothing elsewhere.
-void set_memory_limit(size_t n_bytes);
+// For tests of the emulated build: see emulator::control(). Does nothing elsewhere.
+uint64_t emulate(const char* what, uint64_t value);
 
 }  // namespace resfed::cuda

@@ -37,11 +37,13 @@ inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
 
 // Slices are coded one by a warp, each in an area for its decisions. An area begins with room for
 // the coder's state, and ends with room for the decisions of one more symbol.
-constexpr uint64_t kUsualDecisionsPerSymbol = 12;
 constexpr uint64_t kAreaHead = kSliceStateBytes / sizeof(uint16_t);
+// A slice has at most 1.5 times the nominal size, or all there are.
+inline uint64_t longest_slice(uint64_t n_symbols, unsigned slice_log2) {
+  return min_of<uint64_t>(n_symbols, 3ull << (slice_log2 - 1));
+}
 inline uint64_t area_entries(uint64_t n_symbols, unsigned slice_log2, uint64_t per_symbol) {
-  // A slice has at most 1.5 times the nominal size, or all there are.
-  const uint64_t longest = min_of<uint64_t>(n_symbols, 3ull << (slice_log2 - 1));
+  const uint64_t longest = longest_slice(n_symbols, slice_log2);
   return (kAreaHead + longest * per_symbol + kMostDecisionsPerSymbol + 7) / 8 * 8;
 }
 // As many areas as slices, but not more memory than this part of the model, or this much.
@@ -52,10 +54,23 @@ inline uint64_t n_areas(uint64_t n_slices, uint64_t entries, uint64_t model_byte
   return max_of<uint64_t>(min_of(n_slices, most), n_slices > 0 ? 1 : 0);
 }
 
-// First guess at the bytes of all slices together.
-inline uint64_t slice_room(uint64_t n_symbols, uint64_t n_slices) {
-  return n_symbols + n_symbols / 4 + 64 * n_slices;
-}
+// What slices need for each symbol: a guess, and then the most that calls found.
+struct SliceNeed {
+  uint64_t decisions = 12;         // of the longest slice
+  uint64_t bytes_in_quarters = 5;  // of all together, but for 64 of each slice
+
+  uint64_t room(uint64_t n_symbols, uint64_t n_slices) const {
+    return n_symbols * bytes_in_quarters / 4 + 64 * n_slices;
+  }
+  void remember(uint64_t most_decisions, uint64_t n_bytes, uint64_t n_symbols, uint64_t n_slices,
+                unsigned slice_log2) {
+    if (n_symbols == 0) return;
+    const uint64_t longest = longest_slice(n_symbols, slice_log2);
+    decisions = max_of(decisions, (most_decisions + longest - 1) / longest);
+    const uint64_t beyond = n_bytes - min_of(n_bytes, 64 * n_slices);
+    bytes_in_quarters = max_of(bytes_in_quarters, (4 * beyond + n_symbols - 1) / n_symbols);
+  }
+};
 
 // Deals out aligned parts of one piece of memory. Of none (base 0) it counts what is needed.
 class Carver {

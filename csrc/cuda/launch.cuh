@@ -29,27 +29,12 @@ inline void check(cudaError_t error) {
 
 inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) {
-    check(cudaGetDevice(&before_));
-    if (device != before_) check(cudaSetDevice(device));
-  }
-  ~CurrentDevice() { cudaSetDevice(before_); }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
-
 template <class... Parameters, class... Args>
 void launch(void (*kernel)(Parameters...), unsigned n_blocks, unsigned n_threads, Stream stream,
             Args&&... args) {
   if (n_blocks == 0) return;
 #if defined(RESFED_CUDA_EMULATED)
-  (void)stream;
-  emulator::run(n_blocks, n_threads, [&] { kernel(args...); });
+  check(emulator::launch(n_blocks, n_threads, native(stream), [=] { kernel(args...); }));
 #else
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(n_blocks);

@@ -26,7 +26,7 @@ struct MatrixPlan {
   uint64_t k = 0, n_others = 0;
   SamplePlan samples_plan;
   bool exactly = false;
-  uint64_t decisions_per_symbol = kUsualDecisionsPerSymbol;
+  uint64_t decisions_per_symbol = 0;
   uint64_t coded_room = 0;
   uint64_t most_slices = 0;
   bool wants_feedback = false, wants_bits = false;
@@ -112,7 +112,8 @@ void MatrixEncoder::start(uint64_t n_others) {
   plan.wants_feedback = cuda::wants_feedback(group_);
   plan.wants_bits = cuda::wants_bits(group_);
   plan.most_slices = partition(plan.k + n_others, options_.slice_log2).n_slices + 1;
-  plan.coded_room = slice_room(plan.k + n_others, plan.most_slices);
+  plan.decisions_per_symbol = turn_.slice_need().decisions;
+  plan.coded_room = turn_.slice_need().room(plan.k + n_others, plan.most_slices);
   const size_t n_bytes = group_.pieces.size() * sizeof(DevicePiece);
   void* const host = turn_.host_tables(n_bytes + sizeof(Progress));
   void* const tables = turn_.tables(n_bytes);
@@ -124,8 +125,9 @@ void MatrixEncoder::start(uint64_t n_others) {
   select();
 }
 
-// Takes the memory of an attempt; what needs it has ended.
-void MatrixEncoder::prepare() {
+// Takes the memory of an attempt; what needs it has ended. What comes before the slices lies at the
+// same places for any room.
+void MatrixEncoder::prepare(bool keeps_symbols) {
   MatrixPlan& plan = *plan_;
   const uint64_t n_symbols = plan.k + plan.n_others;
   const uint64_t n_candidates =
@@ -133,6 +135,7 @@ void MatrixEncoder::prepare() {
   plan.areas.n_entries = area_entries(n_symbols, options_.slice_log2, plan.decisions_per_symbol);
   plan.areas.n =
       static_cast<unsigned>(n_areas(plan.most_slices, plan.areas.n_entries, bytes_of(group_)));
+  uint64_t n_kept = 0;
   const auto carve = [&](void* memory) {
     Carver carver(memory);
     plan.progress = carver.take<Progress>(1);
@@ -140,6 +143,7 @@ void MatrixEncoder::prepare() {
     plan.symbols = carver.take<SentSymbol>(n_symbols);
     plan.others = carver.take<SentSymbol>(plan.n_others);
     plan.rows = carver.take<RowLength>(group_.pieces.size() + 1);
+    n_kept = carver.n_bytes();
     plan.table = {carver.take<uint64_t>(plan.most_slices), carver.take<uint64_t>(plan.most_slices),
                   carver.take<uint64_t>(plan.most_slices)};
     plan.packed = carver.take<uint8_t>(plan.coded_room);
@@ -155,21 +159,26 @@ void MatrixEncoder::prepare() {
     plan.left = plan.wants_feedback ? carver.take<float>(plan.k) : nullptr;
     return carver.n_bytes();
   };
-  carve(turn_.scratch(carve(nullptr)));
+  const uint64_t n_bytes = carve(nullptr);
+  carve(turn_.scratch(n_bytes, keeps_symbols ? n_kept : 0));
   plan.stage.progress = plan.progress;
 }
 
-void MatrixEncoder::select() {
-  prepare();
-  MatrixPlan& plan = *plan_;
-  const bool all_nonzero = plan.samples_plan.n_samples == 0;
-  Progress begin;
-  begin.ties = plan.k;
-  begin.min_key = plan.k > 0 ? 1 : kFirstNonFiniteKey;
+void MatrixEncoder::begin(const Progress& progress) {
   auto* const host =
       static_cast<uint8_t*>(turn_.host_tables(0)) + group_.pieces.size() * sizeof(DevicePiece);
-  std::memcpy(host, &begin, sizeof begin);
-  turn_.copy_in(plan.progress, host, sizeof begin);
+  std::memcpy(host, &progress, sizeof progress);
+  turn_.copy_in(plan_->progress, host, sizeof progress);
+}
+
+void MatrixEncoder::select() {
+  prepare(false);
+  MatrixPlan& plan = *plan_;
+  const bool all_nonzero = plan.samples_plan.n_samples == 0;
+  Progress progress;
+  progress.ties = plan.k;
+  progress.min_key = plan.k > 0 ? 1 : kFirstNonFiniteKey;
+  begin(progress);
   if (plan.exactly) {
     find_threshold(plan.stage, plan.k, plan.tiles);
   } else {
@@ -215,6 +224,9 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
       throw Failure{Code::kNonFinite, piece.ordinal, progress->first_not_finite - piece.begin};
     }
     if (progress->problems == 0) {
+      turn_.slice_need().remember(progress->most_decisions, progress->n_slice_bytes,
+                                  progress->n_sent + n_others, progress->n_slices,
+                                  options_.slice_log2);
       Result result{progress->n_sent, progress->quantizer, progress->check, {}};
       uint64_t at = 0;
       for (uint64_t s = 0; s < progress->n_slices; ++s) {
@@ -223,16 +235,29 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
       }
       return result;
     }
-    if (progress->problems & kCandidatesLackRoom) plan.exactly = true;
-    if (progress->problems & kAreasLackRoom) {
-      plan.decisions_per_symbol = kMostDecisionsPerSymbol;
-      plan.coded_room *= 2;
+    if (progress->problems & kCandidatesLackRoom) {
+      plan.exactly = true;
+      select();
+    } else {
+      make_room(*progress);
     }
-    if (progress->problems & kSlicesLackRoom) {
-      plan.coded_room = std::max(2 * plan.coded_room, progress->n_slice_bytes);
-    }
-    select();
   }
+}
+
+// For the same symbols, to be coded once more.
+void MatrixEncoder::make_room(const Progress& found) {
+  MatrixPlan& plan = *plan_;
+  if (found.problems & kAreasLackRoom) {  // and nobody knows the bytes of some slices
+    plan.decisions_per_symbol = kMostDecisionsPerSymbol;
+    plan.coded_room *= 2;
+  }
+  plan.coded_room = std::max(plan.coded_room, found.n_slice_bytes);
+  Progress progress = found;
+  progress.n_slice_bytes = 0;
+  progress.problems = 0;
+  progress.check = 0;
+  prepare(true);
+  begin(progress);
 }
 
 void MatrixEncoder::write() { cuda::write(*plan_, group_); }

@@ -87,9 +87,13 @@ struct Progress {
   // Slices.
   uint64_t n_slices = 0;
   uint64_t n_slice_bytes = 0;
+  uint32_t most_decisions = 0;  // of a slice
   uint64_t bad_slice = kNone, bad_base = kNone;
-  uint32_t outside = 0;  // 1: there are symbols beyond the group's elements
+  uint32_t outside = 0;  // 1: there are symbols that no encoder makes
   uint32_t problems = 0;
+
+  // Whether there is a slice that could not be decoded: nobody has written its symbols.
+  __device__ bool is_damaged() const { return bad_slice != kNone || bad_base != kNone; }
 };
 
 // True for all threads of the block that ends last; the others' writes are visible to it.

@@ -13,6 +13,7 @@
 namespace resfed::cuda {
 
 struct MatrixPlan;  // addresses in the workspace, and what launches need
+struct Progress;
 
 class MatrixEncoder {
  public:
@@ -35,9 +36,10 @@ class MatrixEncoder {
   void write();  // recovered tensors and feedback
 
  private:
-  void prepare();
+  void prepare(bool keeps_symbols);
   void select();
-  void code();
+  void begin(const Progress& progress);
+  void make_room(const Progress& found);
 
   Turn& turn_;
   const Group& group_;

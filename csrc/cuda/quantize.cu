@@ -83,16 +83,17 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     compute_recovered(DeviceGroup group, const SentSymbol* symbols, uint64_t* bits, float* left,
                       Progress* progress) {
+  if (progress->is_damaged()) return;
   uint32_t check = 0;
   for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
        i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
     const uint64_t index = symbols[i].index();
-    if (index >= group.n_elems) {  // only in a forged payload
+    const int32_t level = symbols[i].level();
+    if (index >= group.n_elems || level == 0) {  // only in a forged payload
       progress->outside = 1;
       continue;
     }
     const DevicePiece& piece = group.piece_at(index);
-    const int32_t level = symbols[i].level();
     const uint32_t magnitude = static_cast<uint32_t>(level < 0 ? -level : level);
     const float value = dequantize_magnitude(progress->quantizer, magnitude);
     const uint64_t element = index - piece.begin;

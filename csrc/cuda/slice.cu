@@ -17,10 +17,11 @@ struct DecisionArea {
   __device__ void put(Decision d) { entries[n++] = packed_slots(d); }
 };
 
-// Bytes of the slice, at the end of the area's first kAreaHead + n entries; 0 if it does not fit.
+// Bytes of the slice, at the end of the area's first kAreaHead + *n_decisions entries; 0 if it does
+// not fit.
 __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64_t end, Rows rows,
                                Probability* contexts, uint16_t* area, uint64_t n_entries,
-                               uint64_t* first) {
+                               uint64_t* first, uint64_t* n_decisions) {
   DecisionArea decisions{area + kAreaHead};
   const uint64_t room = n_entries - kAreaHead - kMostDecisionsPerSymbol;
   RecordingCoder<DecisionArea> coder{contexts, decisions};
@@ -37,6 +38,7 @@ __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64
     }
   });
   if (!fits) return 0;
+  *n_decisions = decisions.n;
   uint64_t at = kAreaHead + decisions.n;  // words are written below this
   uint32_t state = kRansLow;
   for (uint64_t left = decisions.n; left > 0; --left) {
@@ -63,10 +65,11 @@ __global__ void __launch_bounds__(kWarp)
   const Partition p = partition(progress->n_sent + n_others, slice_log2);
   for (uint64_t slice = blockIdx.x; slice < p.n_slices; slice += gridDim.x) {
     load_contexts(contexts, initial);
-    uint64_t first = 0, n_bytes = 0, place = 0;
+    uint64_t first = 0, n_decisions = 0, n_bytes = 0, place = 0;
     if (lane_of_thread() == 0) {
       n_bytes = code_slice(symbols, slice_begin(p, slice), slice_begin(p, slice + 1), rows,
-                           contexts, area, areas.n_entries, &first);
+                           contexts, area, areas.n_entries, &first, &n_decisions);
+      atomicMax(&progress->most_decisions, static_cast<uint32_t>(n_decisions));
       place = add_atomically(&progress->n_slice_bytes, n_bytes);
       if (n_bytes == 0) atomicOr(&progress->problems, kAreasLackRoom);
       if (place + n_bytes > coded.room) atomicOr(&progress->problems, kSlicesLackRoom);
@@ -171,7 +174,7 @@ __global__ void __launch_bounds__(kScanThreads)
 __global__ void __launch_bounds__(kCopyThreads)
     move_symbols(Partition p, const uint64_t* bases, SentSymbol* symbols,
                  const Progress* progress) {
-  if (progress->bad_slice != kNone || progress->bad_base != kNone) return;
+  if (progress->is_damaged()) return;
   for (uint64_t slice = blockIdx.x; slice < p.n_slices; slice += gridDim.x) {
     const uint64_t end = slice_begin(p, slice + 1);
     for (uint64_t i = slice_begin(p, slice) + threadIdx.x; i < end; i += blockDim.x) {

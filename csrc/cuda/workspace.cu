@@ -1,5 +1,6 @@
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/context.hpp"
@@ -26,8 +27,31 @@ PinnedMemory::~PinnedMemory() {
   if (data_ != nullptr) cudaFreeHost(data_);
 }
 
+namespace {
+
+Allocator& allocator() {
+  static auto* const set = new Allocator;  // never destroyed, as below
+  return *set;
+}
+
+// Memory that calls keep.
+struct Kept {
+  std::shared_ptr<void> data;
+  size_t n_bytes = 0;
+
+  Kept() = default;
+  Kept(int device, size_t n) : n_bytes(n) {
+    if (allocator()) data = allocator()(device, n);
+    if (data == nullptr) data = allocate(device, n);
+  }
+};
+
+}  // namespace
+
+void set_allocator(Allocator set) { allocator() = std::move(set); }
+
 struct Workspace {
-  explicit Workspace(int device) {
+  Workspace(int device, Stream stream) {
     int n_processors = 0;
     check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device));
     n_blocks = 8 * static_cast<unsigned>(n_processors);
@@ -35,15 +59,16 @@ struct Workspace {
     for (const InitialState state : kInitialSliceStates) {
       contexts.push_back(initial_probability(state));
     }
-    initial = Memory(device, contexts.size() * sizeof(Probability));
-    copy_to_device(initial.data(), contexts.data(), initial.size(), device, nullptr);
+    initial = Kept(device, contexts.size() * sizeof(Probability));
+    copy_to_device(initial.data.get(), contexts.data(), initial.n_bytes, device, stream);
     check(cudaEventCreateWithFlags(&idle, cudaEventDisableTiming));
   }
   ~Workspace() { cudaEventDestroy(idle); }
 
   std::mutex mutex;
   unsigned n_blocks = 0;
-  Memory initial, scratch, tables, staged;
+  SliceNeed slice_need;
+  Kept initial, scratch, tables, staged;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -57,22 +82,30 @@ std::map<int, std::shared_ptr<Workspace>>& registry() {
   return *workspaces;
 }
 
-std::shared_ptr<Workspace> workspace_of(int device) {
+std::shared_ptr<Workspace> workspace_of(int device, Stream stream) {
   const std::lock_guard lock(registry_mutex);
-  std::shared_ptr<Workspace>& workspace = registry()[device];
-  if (workspace == nullptr) workspace = std::make_shared<Workspace>(device);
-  return workspace;
+  const auto found = registry().find(device);
+  if (found != registry().end()) return found->second;
+  return registry()[device] = std::make_shared<Workspace>(device, stream);
 }
 
 // A little more than asked for, so that calls that grow slowly do not allocate every time.
 size_t rounded(size_t n_bytes) { return n_bytes + n_bytes / 16 + 4096; }
 
-void* grown(Memory& memory, size_t n_bytes, int device) {
-  if (memory.size() < n_bytes) {
-    memory = Memory();
-    memory = Memory(device, rounded(n_bytes));
+// The emulator makes sure of it that nobody counts on what memory held.
+void* forgotten(void* memory, [[maybe_unused]] size_t n_bytes) {
+#if defined(RESFED_CUDA_EMULATED)
+  emulator::forget(memory, n_bytes);
+#endif
+  return memory;
+}
+
+void* grown(Kept& memory, size_t n_bytes, int device) {
+  if (memory.n_bytes < n_bytes) {
+    memory = Kept();
+    memory = Kept(device, rounded(n_bytes));
   }
-  return memory.data();
+  return forgotten(memory.data.get(), n_bytes);
 }
 
 void* grown(PinnedMemory& memory, size_t n_bytes) {
@@ -80,39 +113,46 @@ void* grown(PinnedMemory& memory, size_t n_bytes) {
     memory = PinnedMemory();
     memory = PinnedMemory(rounded(n_bytes));
   }
-  return memory.data();
+  return forgotten(memory.data(), n_bytes);
 }
 
 }  // namespace
 
-Turn::Turn(int device, Stream stream) : device_(device), stream_(stream) {
-  check(cudaGetDevice(&before_));
-  check(cudaSetDevice(device));
-  try {
-    workspace_ = workspace_of(device);
-    workspace_->mutex.lock();
-    if (const cudaError_t error = cudaEventSynchronize(workspace_->idle); error != cudaSuccess) {
-      workspace_->mutex.unlock();
-      check(error);
-    }
-  } catch (...) {
-    cudaSetDevice(before_);
-    throw;
+Turn::Turn(int device, Stream stream) : device_(device), stream_(stream), current_(device) {
+  refuse_capture(device, stream);
+  workspace_ = workspace_of(device, stream);
+  workspace_->mutex.lock();
+  if (const cudaError_t error = cudaEventSynchronize(workspace_->idle); error != cudaSuccess) {
+    workspace_->mutex.unlock();
+    check(error);
   }
 }
 
 Turn::~Turn() {
-  cudaEventRecord(workspace_->idle, native(stream_));
+  if (cudaEventRecord(workspace_->idle, native(stream_)) != cudaSuccess) {
+    cudaStreamSynchronize(native(stream_));
+  }
   workspace_->mutex.unlock();
-  cudaSetDevice(before_);
 }
 
 unsigned Turn::n_blocks() const { return workspace_->n_blocks; }
 const Probability* Turn::initial() const {
-  return static_cast<const Probability*>(workspace_->initial.data());
+  return static_cast<const Probability*>(workspace_->initial.data.get());
 }
+SliceNeed& Turn::slice_need() { return workspace_->slice_need; }
 
-void* Turn::scratch(size_t n_bytes) { return grown(workspace_->scratch, n_bytes, device_); }
+void* Turn::scratch(size_t n_bytes, size_t n_kept) {
+  Kept& memory = workspace_->scratch;
+  if (n_kept == 0) return grown(memory, n_bytes, device_);
+  if (memory.n_bytes < n_bytes) {
+    Kept larger(device_, rounded(n_bytes));
+    check(cudaMemcpyAsync(larger.data.get(), memory.data.get(), n_kept, cudaMemcpyDeviceToDevice,
+                          native(stream_)));
+    wait();
+    memory = std::move(larger);
+  }
+  return memory.data.get();
+}
 void* Turn::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
 void* Turn::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }
 void* Turn::host_tables(size_t n_bytes) { return grown(workspace_->host_tables, n_bytes); }
@@ -134,8 +174,12 @@ void release_workspace() {
     released.swap(registry());
   }
   for (auto& [device, workspace] : released) {
-    const std::lock_guard lock(workspace->mutex);  // a call that runs keeps it until it ends
-    cudaEventSynchronize(workspace->idle);
+    const CurrentDevice current(device);
+    {
+      const std::lock_guard lock(workspace->mutex);  // a call that runs keeps it until it ends
+      cudaEventSynchronize(workspace->idle);
+    }
+    workspace.reset();
   }
 }
 

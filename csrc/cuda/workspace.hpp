@@ -1,10 +1,12 @@
 // What calls keep on a device for the next ones, and whose turn it is to use it. No CUDA headers.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "core/probability.hpp"
 #include "cuda/device.hpp"
+#include "cuda/geometry.hpp"
 
 namespace resfed::cuda {
 
@@ -25,6 +27,12 @@ class PinnedMemory {
   size_t n_bytes_ = 0;
 };
 
+// Where a workspace takes memory from, in order of the calling thread's current stream; null where
+// there is none, and the run time is asked. An allocator that keeps what was freed, as libraries'
+// do, leaves the run time little.
+using Allocator = std::function<std::shared_ptr<void>(int device, size_t n_bytes)>;
+void set_allocator(Allocator allocator);
+
 struct Workspace;
 
 // One call's use of a device's workspace. Waits until the calls before are through with it, on
@@ -40,23 +48,25 @@ class Turn {
   Stream stream() const { return stream_; }
   unsigned n_blocks() const;           // of 256 threads that fill the device
   const Probability* initial() const;  // a slice's contexts, on the device
+  SliceNeed& slice_need();             // as calls found it
 
   // Memory of at least n_bytes, each kind once at a time: what it held is lost, and what uses it
   // must have ended.
-  void* scratch(size_t n_bytes);       // on the device
-  void* tables(size_t n_bytes);        // on the device
-  void* staged(size_t n_bytes);        // on the device
-  void* host_tables(size_t n_bytes);   // pinned
-  void* host_staged(size_t n_bytes);   // pinned
-  void* host_results(size_t n_bytes);  // pinned
+  void* scratch(size_t n_bytes, size_t n_kept = 0);  // on the device; holds its first bytes still
+  void* tables(size_t n_bytes);                      // on the device
+  void* staged(size_t n_bytes);                      // on the device
+  void* host_tables(size_t n_bytes);                 // pinned
+  void* host_staged(size_t n_bytes);                 // pinned
+  void* host_results(size_t n_bytes);                // pinned
 
   void copy_in(void* device, const void* host, size_t n_bytes);
   void copy_out(void* host, const void* device, size_t n_bytes);
   void wait();  // for all of the stream so far
 
  private:
-  int device_, before_;
+  int device_;
   Stream stream_;
+  CurrentDevice current_;
   std::shared_ptr<Workspace> workspace_;
 };
 

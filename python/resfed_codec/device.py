@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -120,10 +121,14 @@ def array_of(value: Any, origin: Origin, dtype: str, where: str) -> DeviceArray:
     if origin.library == TORCH:
         shape = pattern_shape(tuple(value.shape), dtype)
         held = pattern_dtype(dtype) if _is_pattern(dtype) else dtype
-        return DeviceArray.from_pointer(value.data_ptr(), shape, held, origin.device, value)
+        stream = _stream_of(TORCH, origin.device)
+        return DeviceArray.from_pointer(value.data_ptr(), shape, held, origin.device, value, stream)
     try:
         # The protocol calls the legacy default stream 1, and has the library order its work.
-        array = DeviceArray.from_dlpack(value.__dlpack__(stream=current_stream(origin.device) or 1))
+        array = DeviceArray.from_dlpack(
+            value.__dlpack__(stream=current_stream(origin.device) or 1),
+            _stream_of(origin.library, origin.device),
+        )
     except (TypeError, BufferError) as error:
         raise TypeError(f"{where} cannot be exchanged by DLPack: {error}") from error
     if not array.contiguous:
@@ -142,7 +147,7 @@ def new_value(origin: Origin, shape: Sequence[int], dtype: str) -> Any:
         cupy = importlib.import_module(CUPY)
         with cupy.cuda.Device(origin.device):
             return cupy.empty(tuple(shape), dtype=origin.dtype)
-    return _told(_native.empty_on_device, shape, dtype, origin.device)
+    return _new_memory(shape, dtype, origin.device)
 
 
 def value_of(array: DeviceArray, origin: Origin, dtype: str) -> Any:
@@ -171,8 +176,12 @@ def current_stream(device: int) -> int:
 
 
 def _stream_of(library: str, device: int) -> int | None:
-    """A library's current stream; None if that is not known, or it does not use CUDA."""
-    module = sys.modules.get(library)
+    """A library's current stream; None if that is not known, or it does not use CUDA.
+
+    Memory of its allocator that is let go is used again in order of the stream that was the current
+    one when it was allocated.
+    """
+    module = sys.modules.get(library) if library else None
     if module is None:
         return None
     if library == TORCH:
@@ -191,6 +200,39 @@ def publish(origins: Iterable[Origin | None]) -> None:
 
 
 # ---- memory inside the codec
+
+
+def library_memory(device: int, n_bytes: int) -> DeviceArray | None:
+    """Memory of the library whose stream calls work on; None if there is none, or it has none.
+
+    Libraries keep what was freed, so that beside them a device may have no memory left.
+    """
+    libraries = ((name, _stream_of(name, device)) for name in (TORCH, CUPY))
+    library = next((name for name, stream in libraries if stream is not None), OTHER)
+    if library == OTHER or n_bytes == 0:
+        return None
+    dtype = sys.modules[TORCH].uint8 if library == TORCH else np.dtype("uint8")
+    origin = Origin(library, device, dtype)
+    try:
+        return array_of(new_value(origin, (n_bytes,), "uint8"), origin, "uint8", "memory")
+    except (MemoryError, RuntimeError):  # torch's OutOfMemoryError is the latter
+        return None
+
+
+if hasattr(_native, "set_allocator"):
+    _native.set_allocator(library_memory)
+
+
+def _new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
+    """A new array, not filled."""
+    # np.dtype does not know bfloat16.
+    itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    memory = library_memory(device, math.prod(shape) * itemsize)
+    if memory is not None:
+        stream = current_stream(device)
+        return DeviceArray.from_pointer(memory.pointer, shape, dtype, device, memory, stream)
+    array: DeviceArray = _told(_native.empty_on_device, shape, dtype, device)
+    return array
 
 
 def device_of(memory: Memory) -> int | None:
@@ -227,7 +269,7 @@ def placed(array: NDArray[Any], device: int | None) -> Memory:
     """The array itself if the host is asked for, else a copy on the device."""
     if device is None:
         return array
-    memory: DeviceArray = _told(_native.empty_on_device, array.shape, array.dtype.name, device)
+    memory = _new_memory(array.shape, array.dtype.name, device)
     copy(array, memory)
     return memory
 

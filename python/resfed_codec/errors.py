@@ -89,6 +89,13 @@ def raise_from_native(
             + (", where {detail:,} bytes were asked for" if detail else "")
             + "; nothing has changed. resfed_codec.release_workspace() frees what the codec keeps"
         )
+    elif code == 62:
+        kind = RuntimeError
+        text = (
+            "the stream on cuda:{where} is being captured into a graph; the codec's calls wait for"
+            " the device, so they cannot be part of one: call them outside of the capture. Nothing"
+            " has changed"
+        )
     else:
         raise AssertionError(f"unknown native error {error.args}") from error
     raise kind(
