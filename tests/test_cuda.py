@@ -254,8 +254,8 @@ def test_work_goes_to_the_current_stream(
 ) -> None:
     used = []
     encode, decode = _native.encode_on_device, _native.decode_on_device
-    monkeypatch.setattr(_native, "encode_on_device", lambda *a: (used.append(a[-1]), encode(*a))[1])
-    monkeypatch.setattr(_native, "decode_on_device", lambda *a: (used.append(a[-1]), decode(*a))[1])
+    monkeypatch.setattr(_native, "encode_on_device", lambda *a: (used.append(a[-2]), encode(*a))[1])
+    monkeypatch.setattr(_native, "decode_on_device", lambda *a: (used.append(a[-2]), decode(*a))[1])
     state, reference = cnn_pair(rng)
     on_device, base = gpu.state(state), gpu.state(reference)
     with current_stream(gpu, monkeypatch) as stream:
