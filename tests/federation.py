@@ -42,8 +42,9 @@ class Federation:
         self.initial = model(self.rng)
         self.broadcast = rules[1] in ("previous", "adaptive")
         self.keeps_local_models = rules[0] != "global" or not self.broadcast
+        up_feedback = feedback and rules[0] in ("global", "adaptive")  # refused with own terms
         self.configs = (
-            rfc.CodecConfig(sparsity=0.8, predictor=rules[0], error_feedback=feedback),
+            rfc.CodecConfig(sparsity=0.8, predictor=rules[0], error_feedback=up_feedback),
             rfc.CodecConfig(
                 sparsity=0.8, predictor=rules[1], error_feedback=feedback and self.broadcast
             ),

@@ -90,7 +90,7 @@ def main(folder: Path, rules: str, feedback: bool) -> None:
     }
     up, down = RULES[rules]
     configs = (
-        rfc.CodecConfig(sparsity=0.9, predictor=up, error_feedback=feedback),
+        rfc.CodecConfig(sparsity=0.9, predictor=up, error_feedback=feedback and up != "res2"),
         rfc.CodecConfig(sparsity=0.9, predictor=down, error_feedback=feedback and down != "res1"),
     )
     server = End(folder, "server", rfc.ServerSession(initial, *configs))

@@ -13,12 +13,27 @@ import pytest
 
 import resfed_codec as rfc
 from models import State, assert_same
-from published_rules import RULES, Feedback, History, moved, predict, random_model, residual
+from published_rules import (
+    RULES,
+    Feedback,
+    History,
+    linear,
+    moved,
+    predict,
+    random_model,
+    residual,
+)
 
 SPARSITY = 0.8
 
+STEPS = rfc.LinearPredictor(other=(1.5, -0.5))
+UP: dict[str, tuple[Any, Any]] = {
+    "global": ("global", RULES["global"]),
+    "steps": (STEPS, linear((), (1.5, -0.5))),
+}
 
-def config(predictor: str, feedback: bool = True, **options: Any) -> rfc.CodecConfig:
+
+def config(predictor: Any, feedback: bool = True, **options: Any) -> rfc.CodecConfig:
     options.setdefault("sparsity", SPARSITY)
     return rfc.CodecConfig(predictor=predictor, error_feedback=feedback, **options)
 
@@ -35,10 +50,10 @@ def test_stream(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("exclude", [(), ("w32", "bias")], ids=str)
-@pytest.mark.parametrize("up", ["global", "res0", "res1", "res2"])
+@pytest.mark.parametrize("up", UP)
 def test_both_directions(up: str, exclude: tuple[str, ...], rng: np.random.Generator) -> None:
     initial = random_model(rng)
-    uplink, downlink = (config(name, exclude=exclude) for name in (up, "previous"))
+    uplink, downlink = (config(name, exclude=exclude) for name in (UP[up][0], "previous"))
     server = rfc.ServerSession(initial, uplink, downlink)
     client = rfc.ClientSession(initial, uplink, downlink)
     g, l = History("g", initial), History("l", initial)  # noqa: E741
@@ -51,20 +66,20 @@ def test_both_directions(up: str, exclude: tuple[str, ...], rng: np.random.Gener
         server.update(new_global)
         assert_same(client.receive(server.send("a")), expected, f"round {t}, down")
         local = moved(expected, rng)
-        expected, _ = up_error.recover(local, predict(RULES[up], l, g), sparsity=SPARSITY)
+        expected, _ = up_error.recover(local, predict(UP[up][1], l, g), sparsity=SPARSITY)
         l.models.append(expected)
         received = server.receive("a", client.send(local))
         assert_same(received, expected, f"round {t}, up")
         new_global = moved(received, rng, 0.02)
 
 
-@pytest.mark.parametrize("up", ["global", "res0", "res1", "res2"])
+@pytest.mark.parametrize("up", UP)
 def test_lost_uplinks(up: str, rng: np.random.Generator) -> None:
     """Uplinks of rounds 1, 3 and 4 are lost; that the server did not have them is known in the
     round after the next one that arrives."""
     initial = random_model(rng)
-    server = rfc.ServerSession(initial, config(up))
-    client = rfc.ClientSession(initial, config(up))
+    server = rfc.ServerSession(initial, config(UP[up][0]))
+    client = rfc.ClientSession(initial, config(UP[up][0]))
     g, l = History("g", initial), History("l", initial)  # noqa: E741
     feedback = Feedback(initial)
     lost: list[State] = []
@@ -76,7 +91,7 @@ def test_lost_uplinks(up: str, rng: np.random.Generator) -> None:
             feedback.add(contribution)
         known_lost = []
         local = moved(g.models[-1], rng)
-        prediction = predict(RULES[up], l, g)
+        prediction = predict(UP[up][1], l, g)
         recovered, sent = feedback.recover(local, prediction, sparsity=SPARSITY)
         payload = client.send(local)
         if t in (1, 3, 4):
@@ -93,9 +108,9 @@ def update(recovered: State, start: State) -> State:
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 0), (np.float64, 1e6)])
-@pytest.mark.parametrize("up", ["global", "res0", "adaptive"])
+@pytest.mark.parametrize("up", ["global", STEPS, "adaptive"], ids=str)
 def test_what_was_lost_arrives_later(
-    up: str, dtype: Any, offset: float, rng: np.random.Generator
+    up: Any, dtype: Any, offset: float, rng: np.random.Generator
 ) -> None:
     """With hardly any loss in coding: the update that was lost is in the one after the next."""
     initial = {"w": (offset + rng.standard_normal((40, 50))).astype(dtype)}
@@ -168,6 +183,9 @@ def test_the_default(predictor: str | None, rng: np.random.Generator) -> None:
     on = predictor in (None, "global")
     payloads = []
     for feedback in (None, on, not on):
+        if predictor in ("previous", "res2") and feedback:
+            payloads.append([])  # refused
+            continue
         uplink = rfc.CodecConfig(sparsity=0.9, predictor=predictor, error_feedback=feedback)
         client = rfc.ClientSession(initial, uplink)
         payloads.append([client.send(moved(initial, np.random.default_rng(t))) for t in range(3)])
@@ -183,3 +201,37 @@ def test_the_default(predictor: str | None, rng: np.random.Generator) -> None:
     streams = [rfc.Encoder(initial, error_feedback=feedback) for feedback in (None, False)]
     first, second = ([stream.encode(update) for _ in range(3)] for stream in streams)
     assert first == second
+
+
+OWN_TERMS = [
+    "previous",
+    "res0",
+    "res1",
+    "res2",
+    rfc.LinearPredictor(own=(0.5,), other=(0.5,)),
+    rfc.LinearPredictor(other=(1,), tensors={"w": ((1,), ())}),
+]
+
+
+@pytest.mark.parametrize("predictor", OWN_TERMS, ids=str)
+def test_refused_with_own_terms(predictor: Any) -> None:
+    """They carry what was left out forward by themselves: it would count twice."""
+    initial = {"w": np.zeros((4, 5), np.float32)}
+    wrong = config(predictor)
+    for session in (rfc.ServerSession, rfc.ClientSession):
+        with pytest.raises(ValueError, match=r"uplink: error_feedback=True .* count twice"):
+            session(initial, wrong)
+        session(initial, rfc.CodecConfig(predictor=predictor))
+        session(initial, config(predictor, feedback=False))
+    if predictor in ("previous", "res0"):
+        rfc.ServerSession(initial, None, wrong)
+    rfc.ClientSession(initial, config("adaptive"))  # its fit sees the feedback
+
+
+def test_a_rule_that_collapses_is_warned_of() -> None:
+    initial = {"w": np.zeros((4, 5), np.float32)}
+    down = rfc.CodecConfig(predictor="res2")
+    with pytest.warns(UserWarning, match=r'downlink: predictor "res2" at sparsity=0.99'):
+        rfc.ServerSession(initial, None, down)
+    rfc.ServerSession(initial, None, rfc.CodecConfig(predictor="res2", sparsity=0.5))
+    rfc.ClientSession(initial, None, down)  # there its sparsity is not known

@@ -65,7 +65,7 @@ class Aggregator:
         core = _Core(reference)
         self._specs = core.layout.specs
         self._digest = core.layout.digest
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._state = _State(core)
 
     @property

@@ -136,11 +136,20 @@ class ClientSession(Session):
         uplink, downlink: The server's configurations. Of the downlink only the predictor matters
             here.
         run: A name for the run; ends with different names refuse each other's messages.
-        history: Uplinks kept while it is not known whether they arrived; see ServerSession.
+        history: Global models kept, as by the server; and, with predictors that look at a client's
+            own models, models of uplinks kept while it is not known whether they arrived.
         client_id: The server's name for this client; by default it is learned from the first
             answer to an uplink.
 
-    Several threads may call at once; their calls take turns.
+    With error feedback what has not arrived is kept, as payloads, until the server tells: no more
+    bytes than the model has, at least 64 KiB. What would go beyond that counts as lost if the
+    server has acknowledged others since, else as arrived.
+
+    Several threads may call at once; their calls take turns. An exception at any point of a call,
+    as KeyboardInterrupt, leaves the session as it was, or as it is after the call.
+
+    Raises:
+        TypeError, ValueError: As :class:`ServerSession`.
     """
 
     _state: ClientState
@@ -406,13 +415,12 @@ class ClientSession(Session):
         arrived: perhaps nobody tells this client.
         """
         sent, dropped = dict(state.sent), []
-        n_bytes = sum(len(s.payload) for s in sent.values())
-        most = max(self._layout.n_bytes, MIN_PENDING_BYTES)
-        if state.feedback is None or self._needs_models:
-            most = 0
+        per_uplink = 2 * self._layout.n_bytes if self._needs_models else 0
+        most = 0 if state.feedback is None else max(self._layout.n_bytes, MIN_PENDING_BYTES)
+        n_bytes = sum(len(s.payload) + per_uplink for s in sent.values())
         while len(sent) >= self._history and n_bytes > most:
             oldest = sent.pop(min(sent))
-            n_bytes -= len(oldest.payload)
+            n_bytes -= len(oldest.payload) + per_uplink
             if oldest.missed:
                 dropped.append(oldest)
         if self._keep_up and not self._needs_models:

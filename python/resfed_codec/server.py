@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from resfed_codec.message import (
     write_message,
 )
 from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
+from resfed_codec.predictor import RULES
 from resfed_codec.record import ClientRecord, check_record, record_check
 from resfed_codec.schema import (
     BITS64,
@@ -124,7 +126,13 @@ class ServerSession(Session):
             predictors that look at a client's own models, versions kept per client. 1 to 32.
 
     With the default predictors nothing model-sized is kept per client; :meth:`memory` tells.
-    Several threads may call at once; their calls take turns.
+    Several threads may call at once; their calls take turns. An exception at any point of a call,
+    as KeyboardInterrupt, leaves the session as it was, or as it is after the call.
+
+    Raises:
+        TypeError, ValueError: An argument is of the wrong type or out of range; ``uplink`` has
+            ``error_feedback=True`` and a predictor that looks at a client's own models, or
+            ``downlink`` has it and one that looks at clients' models.
     """
 
     _state: ServerState
@@ -139,6 +147,15 @@ class ServerSession(Session):
         history: int = 4,
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
+        coder = self._down_coder
+        sparsity = coder.config.sparsity
+        if coder.predictor == RULES["res2"] and sparsity is not None and sparsity >= 0.99:
+            warnings.warn(
+                f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'
+                ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe',
+                UserWarning,
+                stacklevel=2,
+            )
         first = self._first_downlink()
         self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})
         if self._down_coder.config.error_feedback:

@@ -17,7 +17,7 @@ from resfed_codec.identity import Identity
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
-from resfed_codec.predictor import LinearPredictor, predictor_of, text_of
+from resfed_codec.predictor import LinearPredictor, Predictor, predictor_of, text_of
 from resfed_codec.schema import Tensors
 from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.turns import TakesTurns, in_turn
@@ -62,16 +62,10 @@ class Session(TakesTurns):
         self._initial = initial_version(self._layout, model, run)
         self._run_digest = run_digest(self._layout, run)
         self._identity = Identity(run, self._run_digest, self._layout.specs)
-        down = predictor_of(downlink.predictor or "previous")
-        self._broadcast = not (isinstance(down, LinearPredictor) and down.other_depth)
-        up = predictor_of(uplink.predictor or "global")
+        up, down = check_rules(uplink, downlink)
+        self._broadcast = serves_all(down)
         self._up = Coder(self._layout, uplink, up, two_way=True)
         self._down_coder = Coder(self._layout, downlink, down, two_way=not self._broadcast)
-        if downlink.error_feedback and not self._broadcast:
-            raise ValueError(
-                "downlink: error_feedback needs a predictor that serves all clients alike"
-                ' ("previous" or "adaptive")'
-            )
         # How many models back each direction's history must reach; an uplink may need none.
         self._keep_down = max(1, self._down_coder.own_depth, self._up.other_depth)
         self._keep_up = max(self._up.own_depth, self._down_coder.other_depth)
@@ -137,6 +131,34 @@ def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
     if not isinstance(config, CodecConfig):
         raise TypeError(f"{name}: must be a CodecConfig, not {type(config).__name__}")
     return config
+
+
+def check_rules(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, Predictor]:
+    """The predictors of both directions.
+
+    Raises:
+        ValueError: One of them does not go with error feedback.
+    """
+    up = predictor_of(uplink.predictor or "global")
+    down = predictor_of(downlink.predictor or "previous")
+    if uplink.error_feedback and isinstance(up, LinearPredictor) and up.own_depth:
+        raise ValueError(
+            f"uplink: error_feedback=True with predictor={uplink.predictor!r}: it predicts from the"
+            " client's own recovered models, so what one uplink leaves out is in the next residual"
+            " already and would count twice. Leave error_feedback out, or predict from global"
+            ' models alone ("global")'
+        )
+    if downlink.error_feedback and not serves_all(down):
+        raise ValueError(
+            "downlink: error_feedback needs a predictor that serves all clients alike"
+            ' ("previous" or "adaptive")'
+        )
+    return up, down
+
+
+def serves_all(down: Predictor) -> bool:
+    """Whether a downlink of this predictor is the same for all clients."""
+    return not (isinstance(down, LinearPredictor) and down.other_depth)
 
 
 def client_tag(client_id: ClientId, run_digest: int) -> int:

@@ -27,7 +27,7 @@ from resfed_codec.config import CodecConfig
 from resfed_codec.message import Head, Message, write_message
 from resfed_codec.predictor import AdaptivePredictor, LinearPredictor
 from resfed_codec.server import ServerSession
-from resfed_codec.session import ClientId, check_config
+from resfed_codec.session import ClientId, check_config, check_rules
 
 Model: TypeAlias = "dict[str, NDArray[Any]]"
 Parcel: TypeAlias = "dict[str, bytes]"
@@ -58,6 +58,7 @@ class ServerEnd:
     ) -> None:
         self._uplink = check_config("uplink", uplink)
         self._downlink = check_config("downlink", downlink)
+        check_rules(self._uplink, self._downlink)
         self._history, self._shared_initial = history, shared_initial
         self._run = secrets.token_hex(8)
         self._session: ServerSession | None = None
