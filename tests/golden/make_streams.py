@@ -58,7 +58,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
 SESSIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "session": ({"error_feedback": False}, {}),
     "session_feedback": ({"error_feedback": True}, {"error_feedback": True}),
-    "session_res": ({"predictor": "res1", "error_feedback": True}, {"predictor": "res2"}),
+    "session_res": ({"predictor": "res1"}, {"predictor": "res2"}),
     "session_adaptive": ({"predictor": "adaptive"}, {"predictor": "adaptive"}),
 }
 
