@@ -281,9 +281,9 @@ def test_refused_payloads_change_nothing(rng: np.random.Generator) -> None:
         aggregator.add(damaged)
     with pytest.raises(TypeError, match="payload"):
         aggregator.add("text")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"weight: .*'fc.weight'"):
+    with pytest.raises(rfc.PayloadError, match=r"weight: .*'fc.weight'"):
         aggregator.add(rfc.encode(huge, reference, sparsity=0))
-    with pytest.raises(ValueError, match=r"weight: .*'fc.bias'"):
+    with pytest.raises(rfc.PayloadError, match=r"weight: .*'fc.bias'"):
         aggregator.add(rfc.encode(nan, reference, exclude="fc.bias"))
     with pytest.raises(ValueError, match=r"weight: .*'fc.bias'"):
         aggregator.add_state(nan)
@@ -294,23 +294,13 @@ def test_refused_payloads_change_nothing(rng: np.random.Generator) -> None:
     assert_same(aggregator.result(), before)
 
 
-def test_the_bound_is_on_the_sum() -> None:
-    reference, state = [np.zeros(3, np.float32)], [np.array([0, 2.0**44, 0], np.float32)]
-    aggregator = rfc.Aggregator(reference)
-    for _ in range(3):
-        aggregator.add_state(state)
-    with pytest.raises(ValueError, match="too large"):
-        aggregator.add_state(state)
-    assert_same(aggregator.result(), state)
-
-
 def test_elements_that_are_not_finite_and_do_not_change() -> None:
     reference = [np.array([[np.nan, np.inf, 1.0]], np.float32)]
     state = [np.array([[np.nan, np.inf, 2.0]], np.float32)]
     assert_same(aggregated(reference, [(state, None, 1)]), state)
 
 
-@pytest.mark.parametrize("weight", [0, -1, -0.5, np.nan, np.inf, -np.inf, 10**400])
+@pytest.mark.parametrize("weight", [-1, -0.5, np.nan, np.inf, -np.inf, 10**400])
 def test_weights_out_of_range(weight: Any) -> None:
     aggregator = rfc.Aggregator([np.zeros(3, np.float32)])
     with pytest.raises(ValueError, match=r"^weight=.* must be positive and finite"):

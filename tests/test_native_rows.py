@@ -158,16 +158,16 @@ def test_add_values_takes_the_payload_of_its_tensors() -> None:
 class TestAggregator:
     def aggregator(self) -> _native.Aggregator:
         made = _native.Aggregator([row(), row(n_elems=8)], [False, False])
-        made.add_state([array(), array()], 1.0)
+        made.add(made.prepare_state([array(), array()], 1.0))
         return made
 
-    @pytest.mark.parametrize("call", ["add_state", "result"])
+    @pytest.mark.parametrize("call", ["prepare_state", "result"])
     @pytest.mark.parametrize("bad", BAD_ARRAYS)
     def test_each_array_is_checked(self, call: str, bad: str) -> None:
         with pytest.raises((ValueError, TypeError), match="row 1: array"):
             getattr(self.aggregator(), call)([array(), BAD_ARRAYS[bad]], 1.0)
 
-    @pytest.mark.parametrize("call", ["add_state", "result"])
+    @pytest.mark.parametrize("call", ["prepare_state", "result"])
     def test_one_array_for_each_tensor(self, call: str) -> None:
         with pytest.raises(ValueError, match="1 arrays for 2 tensors"):
             getattr(self.aggregator(), call)([array()], 1.0)
@@ -193,7 +193,7 @@ class TestAggregator:
         aggregator = _native.Aggregator(
             [(None, reference, None, reference.size, 4, FLOAT32, MATRIX)], [False]
         )
-        aggregator.add_state([reference], 1.0)
+        aggregator.add(aggregator.prepare_state([reference], 1.0))
         size = reference.size
         del reference
         mean = np.empty(size, np.float32)

@@ -197,28 +197,25 @@ PYBIND11_MODULE(_native, m) {
            py::arg("tensors"), py::arg("is_signed"), py::keep_alive<1, 2>())
       .def("prepare", &prepare_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
       .def(
-          "add",
-          [](Aggregator& a, Contribution& contribution, const py::object& plan) {
-            Commit commit(plan);
-            const Unlocked unlocked;
-            a.add(&contribution, [&] {
-              const Locked locked;
-              commit();
-            });
-          },
-          py::arg("contribution"), py::arg("commit") = py::none())
-      .def(
-          "add_state",
-          [](Aggregator& a, const py::sequence& arrays, double weight, const py::object& plan) {
+          "prepare_state",
+          [](const Aggregator& a, const py::sequence& arrays, double weight) {
             const std::vector<void*> state = arrays_like(a.tensors(), arrays, false);
+            const Unlocked unlocked;
+            return a.prepare({state.begin(), state.end()}, weight);
+          },
+          py::arg("arrays"), py::arg("weight"))
+      .def(
+          "add",
+          [](Aggregator& a, Contribution& contribution, Contribution* replaced,
+             const py::object& plan) {
             Commit commit(plan);
             const Unlocked unlocked;
-            a.add_state({state.begin(), state.end()}, weight, [&] {
+            a.add(&contribution, replaced, [&] {
               const Locked locked;
               commit();
             });
           },
-          py::arg("arrays"), py::arg("weight"), py::arg("commit") = py::none())
+          py::arg("contribution"), py::arg("replaced") = py::none(), py::arg("commit") = py::none())
       .def(
           "result",
           [](const Aggregator& a, const py::sequence& arrays, double total_weight) {

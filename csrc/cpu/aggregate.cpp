@@ -53,6 +53,8 @@ Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed)
   for (const Group* group : {&floats_, &integers_}) {
     for (const Piece& piece : group->pieces) begin_[piece.ordinal] = piece.begin;
   }
+  bytes_.push_back(0);
+  for (const Tensor& t : tensors_) bytes_.push_back(bytes_.back() + t.n_elems * t.elem_bytes);
 }
 
 namespace {
@@ -69,19 +71,11 @@ void for_lossless(const Update& u, Visit visit) {
 }  // namespace
 
 std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t n_bytes,
-                                                  uint64_t digest, double weight) {
+                                                  uint64_t digest, double weight) const {
   const DefaultFloatMode mode;
-  std::unique_ptr<Contribution> c;
-  {
-    const std::lock_guard lock(spare_mutex_);
-    if (!spare_.empty()) {
-      c = std::move(spare_.back());
-      spare_.pop_back();
-    }
-  }
-  if (!c) c = std::make_unique<Contribution>();
+  auto c = std::make_unique<Contribution>();
+  c->owner = this;
   c->weight = weight;
-  c->bounds = {};
   read_update(payload, n_bytes, digest, tensors_, &c->update);
   const Update& u = c->update;
   c->values.resize(u.symbols.size());
@@ -94,73 +88,123 @@ std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
     look_at(ordinal, element, after, weight, c->bounds);
   });
-  c->owner = this;
   return c;
 }
 
-void Aggregator::add(Contribution* contribution, const std::function<void()>& before_adding) {
+// Another thread may write to the caller's arrays, so all that follows reads a copy.
+std::unique_ptr<Contribution> Aggregator::prepare(const std::vector<const void*>& model,
+                                                  double weight) const {
   const DefaultFloatMode mode;
-  if (contribution->owner != this) throw std::invalid_argument("contribution: of another sum");
-  const Update& u = contribution->update;
-  touch(u.groups.matrix, u.sent_matrix);
-  touch(u.groups.vector, u.sent_vector);
-  touch(u.groups.dense, u.sent_dense);
-  for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t) { touch(ordinal, element); });
-  auto used = std::make_unique<Contribution>();
-  {
-    const std::lock_guard lock(spare_mutex_);
-    spare_.reserve(spare_.size() + 1);
-  }
-  accept(contribution->bounds, contribution->weight, before_adding);
-
-  const double* const matrix = contribution->values.data();
-  const double* const vector = matrix + u.sent_matrix.size();
-  sum_up(u.groups.matrix, u.sent_matrix, matrix);
-  sum_up(u.groups.vector, u.sent_vector, vector);
-  sum_up(u.groups.dense, u.sent_dense, vector + u.sent_vector.size());
-  for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
-    add_element(ordinal, element, after, contribution->weight);
-  });
-  contribution->owner = nullptr;
-  *used = std::move(*contribution);
-  const std::lock_guard lock(spare_mutex_);
-  spare_.push_back(std::move(used));
-}
-
-// Twice over the model: nothing of its size is kept in between.
-void Aggregator::add_state(const std::vector<const void*>& state, double weight,
-                           const std::function<void()>& before_adding) {
-  const DefaultFloatMode mode;
-  const auto for_changed = [&](const Group& group, size_t segment, const auto& visit) {
-    for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      const Tensor& t = *piece.tensor;
-      for (uint64_t i = first; i < first + n; ++i) {
-        const uint64_t after = load_element(state[piece.ordinal], i, t.elem_bytes);
-        if (after != load_element(t.reference, i, t.elem_bytes)) visit(piece.ordinal, i, after);
-      }
-    });
-  };
-  Bounds bounds;
+  auto c = std::make_unique<Contribution>();
+  c->owner = this;
+  c->weight = weight;
+  c->is_model = true;
+  c->model.resize(bytes_.back());
   std::mutex mutex;
   for (const Group* group : {&floats_, &integers_}) {
     parallel_for(n_segments(*group), [&](size_t s) {
+      for_each_part(*group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+        const uint64_t begin = first * piece.tensor->elem_bytes;
+        std::memcpy(c->model.data() + bytes_[piece.ordinal] + begin,
+                    static_cast<const uint8_t*>(model[piece.ordinal]) + begin,
+                    n * piece.tensor->elem_bytes);
+      });
       Bounds own;
-      for_changed(*group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
+      for_changed(*c, *group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
         look_at(ordinal, element, after, weight, own);
-        touch(ordinal, element);
       });
       const std::lock_guard lock(mutex);
-      bounds.add(own);
+      c->bounds.add(own);
     });
   }
-  accept(bounds, weight, before_adding);
-  for (const Group* group : {&floats_, &integers_}) {
-    parallel_for(n_segments(*group), [&](size_t s) {
-      for_changed(*group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
-        add_element(ordinal, element, after, weight);
-      });
-    });
+  return c;
+}
+
+template <class Visit>
+void Aggregator::for_changed(const Contribution& c, const Group& group, size_t segment,
+                             const Visit& visit) const {
+  for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+    const Tensor& t = *piece.tensor;
+    const uint8_t* const model = c.model.data() + bytes_[piece.ordinal];
+    for (uint64_t i = first; i < first + n; ++i) {
+      const uint64_t after = load_element(model, i, t.elem_bytes);
+      if (after != load_element(t.reference, i, t.elem_bytes)) visit(piece.ordinal, i, after);
+    }
+  });
+}
+
+void Aggregator::add(Contribution* contribution, Contribution* replaced,
+                     const std::function<void()>& before_adding) {
+  const DefaultFloatMode mode;
+  for (const Contribution* c : {contribution, replaced}) {
+    if (c != nullptr && c->owner != this)
+      throw std::invalid_argument("contribution: of another sum");
   }
+  if (contribution->weight > 0) {
+    touch(*contribution);
+    make_room(contribution->bounds);
+  }
+  if (before_adding) before_adding();
+  // From here on nothing can fail.
+  apply(*contribution, 1);
+  contribution->owner = nullptr;
+  if (replaced == nullptr) return;
+  apply(*replaced, -1);  // its bounds stay: sums are smaller than that
+  replaced->owner = nullptr;
+}
+
+// Memory for sums, so that adding cannot fail half way.
+void Aggregator::touch(const Contribution& c) {
+  const auto one = [&](uint64_t ordinal, uint64_t element, uint64_t) { touch(ordinal, element); };
+  if (c.is_model) {
+    for (const Group* group : {&floats_, &integers_}) {
+      parallel_for(n_segments(*group), [&](size_t s) { for_changed(c, *group, s, one); });
+    }
+    return;
+  }
+  const Update& u = c.update;
+  touch(u.groups.matrix, u.sent_matrix);
+  touch(u.groups.vector, u.sent_vector);
+  touch(u.groups.dense, u.sent_dense);
+  for_lossless(u, one);
+}
+
+// Refuses what is too large by itself; sums that might overflow by it are carried over.
+void Aggregator::make_room(const Bounds& bounds) {
+  const auto room = [](const Largest& largest, double limit, Sums& sums, double& bound) {
+    // Negated: a NaN is refused.
+    if (!(largest.value() < limit)) throw Failure{Code::kSumTooLarge, largest.ordinal};
+    if (bound + largest.value() < 2 * limit) return;
+    sums.carry_over();
+    bound = limit / 2;  // and more than what is left
+  };
+  room(bounds.floats, kFloatLimit, float_sums_, float_bound_);
+  room(bounds.integers, kIntegerLimit, integer_sums_, integer_bound_);
+}
+
+void Aggregator::apply(const Contribution& c, int sign) {
+  if (c.weight == 0) return;
+  if (sign > 0) {
+    float_bound_ += c.bounds.floats.value();
+    integer_bound_ += c.bounds.integers.value();
+  }
+  integer_weight_ += sign * integer_weight_of(c.weight);
+  const auto one = [&](uint64_t ordinal, uint64_t element, uint64_t after) {
+    add_element(ordinal, element, after, c.weight, sign);
+  };
+  if (c.is_model) {
+    for (const Group* group : {&floats_, &integers_}) {
+      parallel_for(n_segments(*group), [&](size_t s) { for_changed(c, *group, s, one); });
+    }
+    return;
+  }
+  const Update& u = c.update;
+  const double* const matrix = c.values.data();
+  const double* const vector = matrix + u.sent_matrix.size();
+  sum_up(u.groups.matrix, u.sent_matrix, matrix, sign);
+  sum_up(u.groups.vector, u.sent_vector, vector, sign);
+  sum_up(u.groups.dense, u.sent_dense, vector + u.sent_vector.size(), sign);
+  for_lossless(u, one);
 }
 
 // What the sent elements add; returns their part of the reference check.
@@ -187,7 +231,6 @@ uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer
   return check;
 }
 
-// Memory for sums, so that adding cannot fail half way.
 void Aggregator::touch(const Group& group, SentSymbols sent) {
   for (size_t task = 0; task < n_tasks(sent); ++task) {
     for_each_run(group, sent, task, [&](const Run& run) {
@@ -202,12 +245,12 @@ void Aggregator::touch(uint64_t ordinal, uint64_t element) {
   (is_float(tensors_[ordinal]) ? float_sums_ : integer_sums_).touch(place, place);
 }
 
-void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* values) {
+void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* values, int sign) {
   parallel_for(n_tasks(sent), [&](size_t task) {
     for_each_run(group, sent, task, [&](const Run& run) {
       const uint64_t place = begin_[run.piece.ordinal] - run.first;
       for (size_t i = run.begin; i < run.end; ++i) {
-        float_sums_.at(place + sent[i].index()) += to_units(values[i]);
+        float_sums_.at(place + sent[i].index()) += to_units(sign * values[i]);
       }
     });
   });
@@ -242,29 +285,15 @@ void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, dou
   }
 }
 
-void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight) {
+void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
+                             int sign) {
   const uint64_t place = begin_[ordinal] + element;
   if (is_float(tensors_[ordinal])) {
-    float_sums_.at(place) += to_units(weight * float_change(ordinal, element, after));
+    float_sums_.at(place) += to_units(sign * (weight * float_change(ordinal, element, after)));
   } else {
-    integer_sums_.at(place) += integer_weight_of(weight) * integer_change(ordinal, element, after);
+    integer_sums_.at(place) +=
+        sign * integer_weight_of(weight) * integer_change(ordinal, element, after);
   }
-}
-
-// The last thing that may fail.
-void Aggregator::accept(const Bounds& bounds, double weight,
-                        const std::function<void()>& before_adding) {
-  const double float_bound = float_bound_ + bounds.floats.value();
-  const double integer_bound = integer_bound_ + bounds.integers.value();
-  // Negated: a NaN is refused.
-  if (!(float_bound < kFloatSumLimit)) throw Failure{Code::kSumTooLarge, bounds.floats.ordinal};
-  if (!(integer_bound < kIntegerSumLimit)) {
-    throw Failure{Code::kSumTooLarge, bounds.integers.ordinal};
-  }
-  if (before_adding) before_adding();
-  float_bound_ = float_bound;
-  integer_bound_ = integer_bound;
-  integer_weight_ += integer_weight_of(weight);
 }
 
 void Aggregator::result(const std::vector<void*>& out, double total_weight) const {
@@ -292,9 +321,11 @@ void Aggregator::write_floats(const Piece& piece, uint64_t first, uint64_t n, vo
     std::memcpy(mean, reference + first, n * sizeof(T));
     if (sums == nullptr) return;
     sums += place % kSegment;
+    const int64_t* const carries = float_sums_.carries(place);
     for (uint64_t i = 0; i < n; ++i) {
-      if (sums[i] == 0) continue;
-      const double change = static_cast<double>(sums[i]) * kFloatUnit / total_weight;
+      const int64_t carry = carries != nullptr ? carries[place % kSegment + i] : 0;
+      if (sums[i] == 0 && carry == 0) continue;
+      const double change = nearest_double(carry, sums[i]) * kFloatUnit / total_weight;
       round_to(as_double(reference[first + i]) + change, mean + i);
     }
   });
@@ -304,11 +335,14 @@ void Aggregator::write_integers(const Piece& piece, uint64_t first, uint64_t n, 
   const Tensor& t = *piece.tensor;
   const uint64_t place = piece.begin + first;
   const int128* const sums = integer_sums_.segment(place);
+  const int64_t* const carries = integer_sums_.carries(place);
   for (uint64_t i = 0; i < n; ++i) {
     const uint64_t before = load_element(t.reference, first + i, t.elem_bytes);
     const int128 base = integer_value(before, t.elem_bytes, is_signed_[piece.ordinal]);
     const int128 sum = sums != nullptr ? sums[place % kSegment + i] : 0;
-    const auto mean = static_cast<uint64_t>(base + rounded_quotient(sum, integer_weight_, base));
+    const int64_t carry = carries != nullptr ? carries[place % kSegment + i] : 0;
+    const auto mean =
+        static_cast<uint64_t>(base + rounded_quotient(carry, sum, integer_weight_, base));
     std::memcpy(static_cast<uint8_t*>(out) + (first + i) * t.elem_bytes, &mean, t.elem_bytes);
   }
 }

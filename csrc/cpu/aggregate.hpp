@@ -1,4 +1,5 @@
-// Weighted mean of recovered models, straight from payloads: adding one costs what it touches.
+// Weighted mean of recovered models, straight from payloads: adding one costs what it touches. No
+// contribution can make another one be refused: each is held to limits of its own.
 #pragma once
 
 #include <functional>
@@ -36,13 +37,15 @@ struct Bounds {
 
 class Aggregator;
 
-// What one payload adds, with weight.
+// What one model adds, with weight: of a payload the update, of a model as it is a copy.
 struct Contribution {
-  const Aggregator* owner = nullptr;  // that it may be added to; none once it was added
+  const Aggregator* owner = nullptr;  // that it may be added to; none once it was used
   double weight = 0.0;
-  Update update;
-  std::vector<double> values;  // of the update's symbols
   Bounds bounds;
+  Update update;
+  Scratch<double> values;  // of the update's symbols
+  bool is_model = false;
+  Scratch<uint8_t> model;  // tensor after tensor
 };
 
 class Aggregator {
@@ -52,17 +55,19 @@ class Aggregator {
   // tensor.
   Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed);
 
-  // `digest` is the one that the payload must name; its prediction is the reference. Weights lie in
-  // [2^-40, 2^40]. Several threads may prepare while another calls any other function; these take
-  // turns. All or nothing: all throw Failure before anything is added, kSumTooLarge where sums
-  // could overflow. A contribution is added once, and its memory used again. `state` has one
-  // address per tensor. `before_adding` is called when nothing but the adding is left to do; what
-  // it throws is passed on, and nothing has been added then.
+  // What a payload, or a model with one address per tensor, adds. `digest` is the one that the
+  // payload must name; its prediction is the reference. Weights lie in [2^-40, 2^40], or are 0,
+  // which adds nothing. Several threads may prepare while another calls any other function.
   std::unique_ptr<Contribution> prepare(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                                        double weight);
-  void add(Contribution* contribution, const std::function<void()>& before_adding = nullptr);
-  void add_state(const std::vector<const void*>& state, double weight,
-                 const std::function<void()>& before_adding = nullptr);
+                                        double weight) const;
+  std::unique_ptr<Contribution> prepare(const std::vector<const void*>& model, double weight) const;
+
+  // Adds, and takes back what `replaced` once added: the same, prepared again; may be null. All or
+  // nothing: throws Failure before anything is added, kSumTooLarge where this contribution alone is
+  // too large or not finite. `before_adding` is called when nothing but the adding is left to do;
+  // what it throws is passed on, and nothing has been added then. Both are used up.
+  void add(Contribution* contribution, Contribution* replaced = nullptr,
+           const std::function<void()>& before_adding = nullptr);
 
   // Writes the mean to `out`, one address per tensor. `total_weight` is the exact sum of the
   // weights, rounded once.
@@ -74,27 +79,31 @@ class Aggregator {
   uint32_t weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer, double weight,
                  Bounds& bounds, double* values) const;
   void touch(const Group& group, SentSymbols sent);
-  void sum_up(const Group& group, SentSymbols sent, const double* values);
+  void sum_up(const Group& group, SentSymbols sent, const double* values, int sign);
   void look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
                Bounds& bounds) const;
   void touch(uint64_t ordinal, uint64_t element);
-  void add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight);
-  void accept(const Bounds& bounds, double weight, const std::function<void()>& before_adding);
+  void add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight, int sign);
+  void touch(const Contribution& contribution);
+  void make_room(const Bounds& bounds);
+  void apply(const Contribution& contribution, int sign);
+  // Calls visit(ordinal, element, bits after) for the elements that a model's copy changes.
+  template <class Visit>
+  void for_changed(const Contribution& contribution, const Group& group, size_t segment,
+                   const Visit& visit) const;
   double float_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
   int128 integer_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
   void write_floats(const Piece& piece, uint64_t first, uint64_t n, void* out,
                     double total_weight) const;
   void write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const;
 
-  std::mutex spare_mutex_;
-  std::vector<std::unique_ptr<Contribution>> spare_;  // for their memory
-
   std::vector<Tensor> tensors_;
   std::vector<bool> is_signed_;
   Group floats_, integers_;      // all tensors of that kind: where their sums lie
   std::vector<uint64_t> begin_;  // of each tensor in its group
+  std::vector<uint64_t> bytes_;  // of each tensor's first byte in a model's copy, and the end
   Sums float_sums_, integer_sums_;
-  double float_bound_ = 0.0, integer_bound_ = 0.0;  // of any absolute sum
+  double float_bound_ = 0.0, integer_bound_ = 0.0;  // of any sum but for its carry
   int128 integer_weight_ = 0;                       // sum of the integer weights
 };
 

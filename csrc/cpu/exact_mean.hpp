@@ -9,11 +9,14 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <vector>
 
 #include "core/residual.hpp"
+#include "cpu/pages.hpp"
 #include "cpu/residual.hpp"
+#include "cpu/threads.hpp"
 
 namespace resfed {
 
@@ -21,14 +24,24 @@ __extension__ typedef __int128 int128;
 
 constexpr int kFloatUnitLog2 = -80;
 constexpr double kFloatUnit = 0x1p-80;
-constexpr double kFloatSumLimit = 0x1p46;     // of absolute contributions: 2^126 units
-constexpr double kIntegerSumLimit = 0x1p126;  // in units of 2^-40
 constexpr double kWeightUnits = 0x1p40;
 
-// 128-bit sums, made segment by segment when first touched.
+// A contribution may be as large, in value and in units of 2^-40; larger ones are refused whatever
+// the sums are.
+constexpr double kFloatLimit = 0x1p45;
+constexpr double kIntegerLimit = 0x1p125;
+
+// A sum's 128 bits are not exceeded as long as the magnitudes added since it was last carried over
+// stay below twice the limits; carrying over leaves at most 2^kCarryLog2 units.
+constexpr int kCarryLog2 = 100;
+
+// Sums of 128 bits, made segment by segment when first touched; and, in segments where a sum became
+// larger than 2^kCarryLog2 units, 64 bits more for what was carried over. So none overflows before
+// 2^37 contributions.
 class Sums {
  public:
-  explicit Sums(uint64_t n_elems) : segments_((n_elems + kSegment - 1) / kSegment) {}
+  explicit Sums(uint64_t n_elems)
+      : segments_((n_elems + kSegment - 1) / kSegment), carries_(segments_.size()) {}
   ~Sums() { clear(); }
   Sums(const Sums&) = delete;
   Sums& operator=(const Sums&) = delete;
@@ -37,11 +50,9 @@ class Sums {
   void touch(uint64_t first, uint64_t last) {
     for (uint64_t s = first / kSegment; s <= last / kSegment; ++s) {
       if (segments_[s].load(std::memory_order_relaxed) != nullptr) continue;
-      // The system hands out zero pages when they are written to: memory follows what is touched.
-      auto* const made = static_cast<int128*>(std::calloc(kSegment, sizeof(int128)));
-      if (made == nullptr) throw std::bad_alloc();
+      auto* const made = static_cast<int128*>(take_pages(kBytes));
       int128* none = nullptr;
-      if (!segments_[s].compare_exchange_strong(none, made)) std::free(made);
+      if (!segments_[s].compare_exchange_strong(none, made)) give_back_pages(made, kBytes);
     }
   }
   int128& at(uint64_t place) {
@@ -49,12 +60,36 @@ class Sums {
   }
   // Null where nothing was touched.
   const int128* segment(uint64_t place) const { return segments_[place / kSegment].load(); }
-  void clear() {
-    for (auto& segment : segments_) std::free(segment.exchange(nullptr));
+  // Null where nothing was carried over.
+  const int64_t* carries(uint64_t place) const { return carries_[place / kSegment].get(); }
+
+  // Changes no sum's value, only where it is kept.
+  void carry_over() {
+    parallel_for(segments_.size(), [&](size_t s) {
+      int128* const sums = segments_[s].load();
+      if (sums == nullptr) return;
+      constexpr int128 kMost = int128{1} << kCarryLog2;
+      if (std::none_of(sums, sums + kSegment,
+                       [](int128 sum) { return sum >= kMost || sum < 0 - kMost; }))
+        return;
+      if (carries_[s] == nullptr) carries_[s] = std::make_unique<int64_t[]>(kSegment);
+      for (uint64_t i = 0; i < kSegment; ++i) {
+        carries_[s][i] += static_cast<int64_t>(sums[i] >> kCarryLog2);
+        sums[i] &= kMost - 1;
+      }
+    });
   }
 
  private:
+  void clear() {
+    for (auto& segment : segments_) {
+      if (int128* const sums = segment.exchange(nullptr)) give_back_pages(sums, kBytes);
+    }
+  }
+  static constexpr size_t kBytes = kSegment * sizeof(int128);
+
   std::vector<std::atomic<int128*>> segments_;
+  std::vector<std::unique_ptr<int64_t[]>> carries_;
 };
 
 inline double as_double(float value) { return value; }
@@ -90,13 +125,40 @@ inline int128 integer_value(uint64_t bits, uint32_t elem_bytes, bool is_signed) 
   return static_cast<int64_t>(bits << unused) >> unused;
 }
 
-// sum / weight to the nearest; of two as near, the one that makes `base` plus it even.
-inline int128 rounded_quotient(int128 sum, int128 weight, int128 base) {
-  int128 quotient = sum / weight;
-  int128 rest = sum % weight;
+// carry * 2^kCarryLog2 + sum, cut in one way only: `low` lies in [0, 2^kCarryLog2).
+struct WideSum {
+  int128 high, low;
+  WideSum(int64_t carry, int128 sum)
+      : high(carry + (sum >> kCarryLog2)), low(sum & ((int128{1} << kCarryLog2) - 1)) {}
+};
+
+// The nearest double.
+inline double nearest_double(int64_t carry, int128 sum) {
+  if (carry == 0) return static_cast<double>(sum);
+  const WideSum wide(carry, sum);
+  constexpr int kDropped = 38;  // of more than 80 bits; that there were any is kept in the last one
+  const int128 dropped = wide.low & ((int128{1} << kDropped) - 1);
+  const int128 top = wide.high * (int128{1} << (kCarryLog2 - kDropped)) + (wide.low >> kDropped);
+  if (top < int128{1} << 80 && top > -(int128{1} << 80)) {  // fits as it is
+    return static_cast<double>(top * (int128{1} << kDropped) + dropped);
+  }
+  return static_cast<double>(top | static_cast<int128>(dropped != 0)) * 0x1p38;
+}
+
+// carry and sum / weight to the nearest; of two as near, the one that makes `base` plus it even.
+inline int128 rounded_quotient(int64_t carry, int128 sum, int128 weight, int128 base) {
+  WideSum wide(carry, carry == 0 ? 0 : sum);
+  int128 dividend = carry == 0 ? sum : wide.high;
+  int128 quotient = dividend / weight;
+  int128 rest = dividend % weight;
   if (rest < 0) {
     rest += weight;
     quotient -= 1;
+  }
+  for (int bit = carry == 0 ? 0 : kCarryLog2; bit-- > 0;) {  // long division, bit by bit
+    rest = 2 * rest + (wide.low >> bit & 1);
+    quotient = 2 * quotient + (rest >= weight ? 1 : 0);
+    if (rest >= weight) rest -= weight;
   }
   const int128 other = weight - rest;
   const bool odd = ((base + quotient) & 1) != 0;

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from copy import copy as copy_of
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -46,9 +47,16 @@ class Aggregator:
     Integers and bool are added up exactly, with weights rounded to multiples of 2^-40, and their
     mean is rounded to the nearest, halves to even.
 
+    Bounds: a change times its weight is at most 2^45, and is refused above, whatever else was
+    added. Sums have no bound that could be reached, so no contribution makes another one be
+    refused.
+
     Memory: a private copy of the reference, and 16 bytes for each element of the pages touched: at
-    most four times a float32 model; of the host, also where the reference is on a CUDA device.
-    There the reference, states that are added and results are copied between device and host.
+    most four times a float32 model. Where a client sends changes above 2^20, 8 bytes more for each
+    of the 65,536 elements around. :meth:`ServerSession.receive_into` keeps the payloads that it may
+    have to take back. :meth:`reset` gives back all but the reference. All of it is memory of the
+    host, also where the reference is on a CUDA device. There the reference, states that are added
+    and results are copied between device and host.
 
     Several threads may call at once: they read payloads side by side and take turns at adding up.
     An instance can be neither copied nor pickled.
@@ -66,7 +74,7 @@ class Aggregator:
         self._specs = core.layout.specs
         self._digest = core.layout.digest
         self._lock = threading.RLock()
-        self._state = _State(core)
+        self._state = _State(core, {})
 
     @property
     def _origin(self) -> int | None:
@@ -82,14 +90,15 @@ class Aggregator:
         Args:
             payload: What :func:`encode` returned for a model and this reference, with any options.
             weight: Its weight, an int or float in [2^-40, 2^40]; only ratios of weights matter.
+                Or 0: the payload is verified, and counts nothing.
 
         Raises:
-            PayloadError: The payload is damaged, truncated, or not of this codec.
+            PayloadError: The payload is damaged, truncated, or not of this codec; or a change times
+                ``weight`` is not finite or 2^45 and more (the tensor is named).
             StateMismatchError: It was made for another layout or against another reference, or
                 belongs to a stream or session.
             TypeError: An argument is of the wrong type.
-            ValueError: ``weight`` is out of range, or a change times its weight is not finite or
-                so large that sums might reach 2^46 (the tensor is named).
+            ValueError: ``weight`` is out of range.
         """
         value = _checked_weight(weight)
         data = as_bytes(payload, UPDATE)
@@ -97,27 +106,49 @@ class Aggregator:
             check_stands_alone(data, len(self._specs), "receive_into() of the ServerSession")
         except _native.NativeError as error:
             raise_from_native(error, (), len(data))
-        self._add_predicted(data, self._digest, value)
+        self._add(of_payload(data, self._digest), value, len(data))
 
-    def _add_predicted(
-        self, payload: bytes, digest: int, weight: float, also: Assignments = ()
+    def _add(self, source: Source, weight: float, n_bytes: int = 0) -> None:
+        self._add_from(None, source, source, weight, n_bytes)
+
+    def _add_from(
+        self,
+        client: str | int | None,
+        source: Source,
+        again: Source,
+        weight: float,
+        n_bytes: int,
+        also: Assignments = (),
     ) -> None:
-        """Add a payload with this digest field, whose prediction is the reference itself.
+        """Add what ``source`` prepares.
 
-        ``also`` is done in one step with it.
+        Args:
+            client: Whose model it is: it replaces the one before. None: nobody's.
+            source: Prepares the contribution.
+            again: Prepares the same contribution once more, should it be replaced.
+            weight: Its weight.
+            n_bytes: Length of the payload that it comes from, if it comes from one.
+            also: What is done in one step with it.
         """
         value = _checked_weight(weight)
         try:
             while True:
-                core = self._state.core
-                contribution = core.native.prepare(payload, digest, value)
+                core, members = self._state.core, self._state.members
+                before = None if client is None else members.get(client)
+                contribution = source(core, value)
+                replaced = None if before is None else before.again(core, before.weight)
                 with self._lock:
-                    if core is not self._state.core:
-                        continue  # reset() went on meanwhile
-                    core.native.add(contribution, self._plan(value, also))
+                    if core is not self._state.core or (
+                        client is not None and members.get(client) is not before
+                    ):
+                        continue  # reset(), or another call for this client, came in between
+                    plan = list(also)
+                    if client is not None:
+                        plan.append((members, client, _Member(value, again)))
+                    core.native.add(contribution, replaced, self._plan(value, before, plan))
                     return
         except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in self._specs], len(payload))
+            raise_from_native(error, [spec.name for spec in self._specs], n_bytes)
 
     def add_state(self, state: State, weight: float = 1.0) -> None:
         """Add a model that is not compressed; costs a pass over it. All or nothing.
@@ -128,18 +159,10 @@ class Aggregator:
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: The layouts differ (both sides are named), or as in :meth:`add`.
+            ValueError: The layouts differ (both sides are named), ``weight`` is out of range, or
+                a change times it is not finite or 2^45 and more (the tensor is named).
         """
-        self._add_model(state, weight)
-
-    def _add_model(self, state: State, weight: float, also: Assignments = ()) -> None:
-        value = _checked_weight(weight)
-        arrays = [on_host(memory) for memory in self._state.core.layout.model_of(state, "state")]
-        with self._lock:
-            try:
-                self._state.core.native.add_state(arrays, value, self._plan(value, also))
-            except _native.NativeError as error:
-                raise_from_native(error, [spec.name for spec in self._specs])
+        self._add(of_model(state), _checked_weight(weight))
 
     def result(self) -> Any:
         """The mean of what was added; more can be added afterwards.
@@ -150,7 +173,7 @@ class Aggregator:
             nothing changed are the reference's.
 
         Raises:
-            ValueError: Nothing was added.
+            ValueError: Nothing was added, or with weight 0 only.
         """
         with self._lock:
             if self.count == 0:
@@ -176,12 +199,12 @@ class Aggregator:
         if reference is None:
             with self._lock:
                 state = self._state
-                self._state = _State(state.core.emptied(), origin=state.origin)
+                self._state = _State(state.core.emptied(), {}, origin=state.origin)
             return
         core = _Core(reference)
         check_same_layout(core.layout.specs, self._specs, "reference")
         with self._lock:
-            self._state = _State(core)
+            self._state = _State(core, {})
 
     @property
     def total_weight(self) -> float:
@@ -190,18 +213,40 @@ class Aggregator:
 
     @property
     def count(self) -> int:
-        """How many models were added."""
+        """How many models were added; those of weight 0 and replaced ones do not count."""
         return self._state.n_models
 
     def __repr__(self) -> str:
         return f"<Aggregator of {self.count} models, total weight {self.total_weight:g}>"
 
-    def _plan(self, weight: float, also: Assignments) -> Plan:
-        """What becomes true when a model of this weight is added."""
+    def _plan(self, weight: float, before: _Member | None, also: Assignments) -> Plan:
+        """What becomes true when a model of this weight is added, and ``before`` taken back."""
         state = self._state
-        units = state.units + int(weight * _WEIGHT_UNITS)
-        after = state._replace(units=units, n_models=state.n_models + 1)
+        units, n_models = _units(weight), int(weight > 0)
+        if before is not None:
+            units -= _units(before.weight)
+            n_models -= int(before.weight > 0)
+        after = state._replace(units=state.units + units, n_models=state.n_models + n_models)
         return lambda: [(self, "_state", after), *also]
+
+
+Source: TypeAlias = "Callable[[_Core, float], _native.Contribution]"
+"""Prepares a contribution of a weight. Raises CodecError or NativeError where it cannot be."""
+
+
+def of_payload(payload: bytes, digest: int) -> Source:
+    """A payload with this digest field, whose prediction is the reference itself."""
+    return lambda core, weight: core.native.prepare(payload, digest, weight)
+
+
+def of_model(state: State) -> Source:
+    """A model as it is."""
+
+    def prepare(core: _Core, weight: float) -> _native.Contribution:
+        arrays = [on_host(memory) for memory in core.layout.model_of(state, "state")]
+        return core.native.prepare_state(arrays, weight)
+
+    return prepare
 
 
 class _Core:
@@ -236,20 +281,33 @@ class _Core:
         return _native.Aggregator(rows, [spec.dtype.startswith("int") for spec in specs])
 
 
+class _Member(NamedTuple):
+    """A client's model in the sums, and how to prepare it again to take it back."""
+
+    weight: float
+    again: Source
+
+
 class _State(NamedTuple):
     """All that changes of an aggregator; calls replace it, in one step with the native sums.
 
     Attributes:
         core: The reference and the sums.
+        members: By client, of those that may be replaced.
         units: The sum of the weights, in units of 2**-92.
         n_models: How many were added.
         origin: Digest of the version that is the reference, if one is.
     """
 
     core: _Core
+    members: dict[str | int, _Member]
     units: int = 0
     n_models: int = 0
     origin: int | None = None
+
+
+def _units(weight: float) -> int:
+    return int(weight * _WEIGHT_UNITS)
 
 
 def _checked_weight(weight: Any) -> float:
@@ -263,8 +321,10 @@ def _checked_weight(weight: Any) -> float:
         except OverflowError:
             weight = math.inf
     value: float = weight
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"weight={value!r}: must be positive and finite")
-    if not MIN_WEIGHT <= value <= MAX_WEIGHT:
-        raise ValueError(f"weight={value!r}: must lie in [2**-40, 2**40]; only ratios matter")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"weight={value!r}: must be positive and finite, or 0")
+    if value and not MIN_WEIGHT <= value <= MAX_WEIGHT:
+        raise ValueError(
+            f"weight={value!r}: must lie in [2**-40, 2**40], or be 0; only ratios matter"
+        )
     return value

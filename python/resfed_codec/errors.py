@@ -59,10 +59,10 @@ def raise_from_native(
             " float32"
         )
     elif code == 43:
-        kind = ValueError
-        text = (
-            "weight: the change of tensor {name!r} times its weight is too large to be summed"
-            " exactly, or not finite; scale all weights down, or look at the tensor"
+        kind = PayloadError if n_bytes else ValueError
+        text = ("payload: with this weight" if n_bytes else "weight") + (
+            ": the change of tensor {name!r} is too large to be summed exactly (2**45 and more), or"
+            " not finite; scale all weights down, or look at the tensor"
         )
     elif code == 41:
         kind = ValueError

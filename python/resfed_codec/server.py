@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from resfed_codec.aggregate import Aggregator
+from resfed_codec.aggregate import Aggregator, Source, of_model, of_payload
 from resfed_codec.arrival import Arrived, open_uplink, parse_uplink
 from resfed_codec.codec import copy_into, writable_views
 from resfed_codec.config import CodecConfig
@@ -546,7 +546,13 @@ class ServerSession(Session):
 
     @in_turn
     def receive_into(
-        self, client_id: ClientId, payload: bytes, aggregator: Aggregator, weight: float = 1.0
+        self,
+        client_id: ClientId,
+        payload: bytes,
+        aggregator: Aggregator,
+        weight: float = 1.0,
+        *,
+        repeated: Literal["replace", "add"] = "replace",
     ) -> bool:
         """:meth:`receive`, but the local model is added to ``aggregator`` and not returned.
 
@@ -557,16 +563,23 @@ class ServerSession(Session):
             client_id, payload: As in :meth:`receive`.
             aggregator: Of the same names, shapes and dtypes.
             weight: As in :meth:`Aggregator.add`.
+            repeated: What a newer uplink of the same client does, if the aggregator has one of it
+                since it was made or reset. "replace", the default: it takes the place of that one,
+                which is subtracted exactly, so that a client counts once in a round; until then
+                the payload is kept. "add": it counts as one more model, and nothing is kept of it.
 
         Returns:
             False if it is the client's newest uplink, come again, which is not added twice.
 
         Raises:
-            CodecError, TypeError, ValueError: As :meth:`receive` and :meth:`Aggregator.add`. After
+            CodecError, TypeError, ValueError: As :meth:`receive` and :meth:`Aggregator.add`; what
+                is wrong with the payload or its values is a CodecError. After
                 any error nothing has changed, here or in ``aggregator``.
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
+        if repeated not in ("replace", "add"):
+            raise ValueError(f'repeated={repeated!r}: must be "replace" or "add"')
         data = as_bytes(payload, UPDATE, MESSAGE)
         client, uplink = self._client(client_id), parse_uplink(data, self._identity)
         if uplink.payloads and client.seen[:1] == (version_digest(uplink.payloads[0]),):
@@ -577,13 +590,16 @@ class ServerSession(Session):
                 return False
             content, other = arrived.content, arrived.other
             on_reference = other is not None and other.digest == aggregator._origin
+            model = None
             if on_reference and isinstance(content, Opened) and content.copies(OTHER):
-                entry = self._entry(client_id, self._after(client, arrived, None))
-                aggregator._add_predicted(content.payload, content.frame["digest"], weight, entry)
+                source = again = of_payload(content.payload, content.frame["digest"])
             else:
                 model = self._decode(client, arrived)
-                entry = self._entry(client_id, self._after(client, arrived, model))
-                aggregator._add_model(self._layout.state_of(model), weight, entry)
+                source = of_model(self._layout.state_of(model))
+                again = self._decoding(arrived)
+            entry = self._entry(client_id, self._after(client, arrived, model))
+            name = entry[0][1] if repeated == "replace" else None
+            aggregator._add_from(name, source, again, weight, len(data), entry)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         return True
@@ -607,6 +623,17 @@ class ServerSession(Session):
         model = self._layout.empty()
         arrived.decode(self._layout, model)
         return model
+
+    def _decoding(self, arrived: Arrived) -> Source:
+        """An uplink's model, decoded when it is asked for; holds what it builds on."""
+        layout = self._layout
+
+        def prepare(core: Any, weight: float) -> Any:
+            model = layout.empty()
+            arrived.decode(layout, model)
+            return of_model(layout.state_of(model))(core, weight)
+
+        return prepare
 
     def _after(self, client: ClientRecord, arrived: Arrived, model: Model | None) -> ClientRecord:
         """The client's record after an uplink, whose model is only needed where it is kept."""

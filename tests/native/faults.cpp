@@ -209,7 +209,7 @@ void fail_all(uint64_t n_rows, bool whole) {
       [&] {
         std::vector<const void*> addresses;
         for (const Bytes& tensor : state) addresses.push_back(tensor.data());
-        aggregator->add_state(addresses, 2.0);
+        aggregator->add(aggregator->prepare(addresses, 2.0).get());
         total = 3;
       },
       mean);
