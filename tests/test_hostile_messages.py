@@ -15,6 +15,7 @@ import resfed_codec as rfc
 from federation import OWN_DOWNLINKS, RULES, Federation
 from published_rules import moved
 from resfed_codec import server as server_module
+from resfed_codec import stream as stream_module
 from resfed_codec.coder import Coder
 from resfed_codec.history import Version
 from resfed_codec.message import (
@@ -199,6 +200,42 @@ def test_a_nameless_client_that_got_a_message_of_another(
         lambda: client.receive(fed.server.send("b")),
     )
     fed.rounds(other, 2, "b")
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize("predictor", ["previous", "adaptive"])
+def test_streams(predictor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = Federation()
+    encoder = rfc.Encoder(fed.initial, sparsity=0.8, predictor=predictor)
+    decoder = rfc.Decoder(fed.initial)
+    for _ in range(3):
+        decoder.decode(encoder.encode(moved(encoder.state, fed.rng)))
+    encoder.encode(moved(encoder.state, fed.rng))
+    good = read_message(encoder.keyframe())
+    one = good.keyframes[-1]
+    for keyframes, match in (
+        ((one._replace(version=LARGEST),), "too far ahead of 3"),
+        ((one._replace(version=2**40),), "too far ahead of 3"),
+        ((one, one._replace(digest=7)), "not in sequence"),
+        ((one._replace(version=8), one._replace(digest=7)), "not in sequence"),
+    ):
+        forged = write_message(good._replace(keyframes=keyframes))
+        refused(decoder, rfc.CodecError, match, lambda m=forged: decoder.decode(m))
+    made = []
+    encode_keyframe = stream_module.encode_keyframe
+    monkeypatch.setattr(
+        stream_module, "encode_keyframe", lambda s: made.append(0) or encode_keyframe(s)
+    )
+    for i in range(20):
+        request = of_run(decoder, Message(encoder._tag, is_request=True, head=Head(i, i)))
+        assert read_message(encoder.answer(request)).keyframes[-1].replaces == i
+    assert not made, "they had been made for keyframe()"
+    assert np.array_equal(decoder.decode(encoder.keyframe())["w"], encoder.state["w"])
+    decoder.decode(encoder.encode(moved(encoder.state, fed.rng)))
+    decoder.decode(encoder.keyframe())
+    assert len(made) == encoder._keep
 
 
 # ---- what a name costs

@@ -32,7 +32,15 @@ from resfed_codec.identity import Identity
 from resfed_codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.layout import Layout, State
 from resfed_codec.link import digest64, version_digest
-from resfed_codec.message import Head, Keyframe, Message, is_message, read_message, write_message
+from resfed_codec.message import (
+    Head,
+    Keyframe,
+    Message,
+    check_ahead,
+    is_message,
+    read_message,
+    write_message,
+)
 from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.predictor import predictor_of
 from resfed_codec.schema import Check, Tensors, checked_fields
@@ -177,6 +185,7 @@ class Encoder(_Stream):
         predictor = predictor_of(config.predictor or "previous")
         self._coder = Coder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._coder.own_depth)
+        self._made: dict[int, bytes] = {}  # keyframes of the current version, by digest
         if config.error_feedback:
             feedback = new_feedback(self._layout, self._coder.roles)
             self._state = self._state._replace(feedback=feedback)
@@ -199,7 +208,7 @@ class Encoder(_Stream):
 
         def commit(payload: bytes) -> Assignments:
             version = Version(base.number + 1, version_digest(payload), out, base)
-            return [(self, "_state", before.after(version, keep))]
+            return [(self, "_state", before.after(version, keep)), (self, "_made", {})]
 
         return self._coder.encode(
             current,
@@ -236,10 +245,15 @@ class Encoder(_Stream):
         return self._keyframe(replaces=head.digest if head else 0)
 
     def _keyframe(self, replaces: int) -> bytes:
-        keyframes = []
-        for version in reversed(self._current.lineage(self._keep)):
-            data = encode_keyframe(self._layout.state_of(model_of(version)))
-            keyframes.append(Keyframe(version.number, version.digest, replaces, data))
+        versions = self._current.lineage(self._keep)
+        self._made = {
+            v.digest: self._made.get(v.digest)
+            or encode_keyframe(self._layout.state_of(model_of(v)))
+            for v in versions
+        }
+        keyframes = [
+            Keyframe(v.number, v.digest, replaces, self._made[v.digest]) for v in reversed(versions)
+        ]
         message = self._message(introduces=True)
         return write_message(message._replace(keyframes=tuple(keyframes)))
 
@@ -316,6 +330,7 @@ class Decoder(_Stream):
                 f" {_why(link.version, link.base, current.number)}",
                 self._request(),
             )
+        check_ahead("version", link.version, current.number)
         in_place = opened.copies(OWN) and link.keep == 1
         out = model_of(current) if in_place else before.spare or self._layout.empty()
         after = before.after(Version(link.version, opened.digest, out, current), link.keep)
@@ -328,6 +343,7 @@ class Decoder(_Stream):
         if message.tag != self._tag:
             raise StateMismatchError("payload: a keyframe of another stream")
         current, keyframe = self._current, message.keyframes[-1]
+        check_ahead("a keyframe of version", keyframe.version, current.number)
         if keyframe.digest == current.digest:
             return
         if keyframe.version <= current.number and keyframe.replaces != current.digest:
@@ -348,6 +364,8 @@ def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
     """The newest version, with the ones that came before it as its lineage."""
     version = None
     for keyframe in keyframes:
+        if version is not None and keyframe.version <= version.number:
+            raise PayloadError("payload: keyframes that are not in sequence")
         model = layout.empty()
         state = layout.state_of(model)
         decode_keyframe(keyframe.data, state, out=state)
