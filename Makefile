@@ -8,7 +8,7 @@ SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pyc
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
 
-.PHONY: demo test test-emulated test-integration fuzz races nncodec lint format clean
+.PHONY: demo test test-emulated test-integration test-ptx fuzz races nncodec lint format clean
 
 demo: .venv/installed
 	.venv/bin/resfed-codec demo
@@ -40,6 +40,11 @@ build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
 # environment of their own; without it these tests are skipped in `make test`.
 test-integration: .venv-integration/installed
 	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
+
+# The kernels as nvcc compiles them, in GPGPU-Sim; skipped, with a word, where something is missing.
+# `make test-ptx SIMULATOR=CHECKOUT`: tests/ptx/__main__.py says of what. PTX_FLAGS=--cycles: time.
+test-ptx:
+	$(PYTHON) tests/ptx $(PTX_FLAGS) $(SIMULATOR)
 
 # libFuzzer on the native code, for so many seconds a target; skipped, with a word, without clang. CI
 # has FUZZ_FLAGS="--runs N --faults": a fixed seed, and every allocation failing once.
