@@ -14,7 +14,7 @@ any that speak DLPack, such as CuPy's and JAX's.
 
 from __future__ import annotations
 
-from resfed_codec import _interpreter, _native  # _interpreter first: it may refuse
+from resfed_codec import _interpreter, _native  # noqa: F401  # _interpreter first: it may refuse
 from resfed_codec._native import DeviceArray
 from resfed_codec.aggregate import Aggregator
 from resfed_codec.client import ClientSession
