@@ -79,11 +79,50 @@ def test_strided_complex_and_names(rng: np.random.Generator) -> None:
     assert (info.n_lossless, info.n_changed) == (48, 48)
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "complex128", "float8_e4m3fn"])
-def test_no_mean_of_bits(dtype: str) -> None:
-    reference = {"z": np.zeros(3, getattr(ml_dtypes, dtype, dtype))}
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float4_e2m1fn", "int4"])
+def test_no_mean_of_few_bits(dtype: str) -> None:
+    reference = {"z": np.zeros(3, getattr(ml_dtypes, dtype))}
     with pytest.raises(TypeError, match=f"reference: tensor 'z': {dtype} has no mean here"):
         rfc.Aggregator(reference)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "complex32", "bcomplex32"])
+def test_mean_of_complex(dtype: str, rng: np.random.Generator) -> None:
+    """By parts, as floats, beside tensors of other roles; in either order the same bits."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+
+    def one() -> dict[str, np.ndarray]:
+        z = rng.standard_normal((5, 7)) + 1j * rng.standard_normal((5, 7))
+        return {
+            "w": rng.standard_normal((9, 9)).astype(np.float32),
+            "z": z.astype(kind),
+            "n": rng.integers(-9, 9, 4),
+        }
+
+    reference, states = one(), [one() for _ in range(3)]
+    weights = [1, 2.5, 3]
+    forward, backward, plain = (rfc.Aggregator(reference) for _ in range(3))
+    for aggregator, order in ((forward, [0, 1, 2]), (backward, [2, 0, 1])):
+        for i in order:
+            aggregator.add(rfc.encode(states[i], reference), weights[i])
+    for state, weight in zip(states, weights, strict=True):
+        plain.add_state(state, weight)
+    mean = forward.result()["z"]
+    assert mean.dtype == kind
+    assert bits_of(mean) == bits_of(backward.result()["z"]) == bits_of(plain.result()["z"])
+    total = sum(weights)
+    exact = sum(
+        w * s["z"].astype(complex) for w, s in zip(weights, states, strict=True)
+    ) / total  # fmt: skip
+    tolerance = {"complex128": 1e-14, "complex64": 1e-6, "complex32": 2e-3}.get(dtype, 2e-2)
+    np.testing.assert_allclose(mean.astype(complex), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_not_finite_complex_names_the_tensor() -> None:
+    reference = {"z": np.zeros(3, np.complex64)}
+    aggregator = rfc.Aggregator(reference)
+    with pytest.raises(ValueError, match="tensor 'z'"):
+        aggregator.add_state({"z": np.full(3, np.nan * 1j, np.complex64)})
 
 
 def torch_pairs() -> list[tuple[str, np.dtype[Any]]]:

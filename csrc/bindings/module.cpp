@@ -189,12 +189,16 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<Contribution>(m, "Contribution");
   py::class_<Aggregator>(m, "Aggregator")
-      .def(py::init([](const py::sequence& rows, std::vector<bool> is_signed) {
+      .def(py::init([](const py::sequence& rows, std::vector<bool> is_signed,
+                       const std::vector<bool>& is_complex) {
              if (is_signed.size() != rows.size()) throw py::value_error("is_signed: one per row");
+             if (!is_complex.empty() && is_complex.size() != rows.size())
+               throw py::value_error("is_complex: one per row");
              return std::make_unique<Aggregator>(tensors_from(rows, {.reference = true}),
-                                                 std::move(is_signed));
+                                                 std::move(is_signed), is_complex);
            }),
-           py::arg("tensors"), py::arg("is_signed"), py::keep_alive<1, 2>())
+           py::arg("tensors"), py::arg("is_signed"), py::arg("is_complex") = std::vector<bool>(),
+           py::keep_alive<1, 2>())
       .def("prepare", &prepare_payload, py::arg("payload"), py::arg("digest"), py::arg("weight"))
       .def(
           "prepare_state",

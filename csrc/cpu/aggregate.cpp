@@ -10,12 +10,20 @@
 namespace resfed {
 namespace {
 
-bool is_float(const Tensor& t) { return t.role != Role::kLossless; }
+std::vector<bool> floats_of(const std::vector<Tensor>& tensors,
+                            const std::vector<bool>& is_complex) {
+  std::vector<bool> is_float;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    is_float.push_back(tensors[i].role != Role::kLossless ||
+                       (!is_complex.empty() && is_complex[i]));
+  }
+  return is_float;
+}
 
-Group group_of(const std::vector<Tensor>& tensors, bool floats) {
+Group group_of(const std::vector<Tensor>& tensors, const std::vector<bool>& is_float, bool floats) {
   Group group;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (is_float(tensors[i]) != floats || tensors[i].n_elems == 0) continue;
+    if (is_float[i] != floats || tensors[i].n_elems == 0) continue;
     group.pieces.push_back({&tensors[i], i, group.n_elems});
     group.n_elems += tensors[i].n_elems;
   }
@@ -42,11 +50,13 @@ void with_reference(const Tensor& t, Visit visit) {
 
 }  // namespace
 
-Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed)
+Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed,
+                       const std::vector<bool>& is_complex)
     : tensors_(std::move(tensors)),
       is_signed_(std::move(is_signed)),
-      floats_(group_of(tensors_, true)),
-      integers_(group_of(tensors_, false)),
+      is_float_(floats_of(tensors_, is_complex)),
+      floats_(group_of(tensors_, is_float_, true)),
+      integers_(group_of(tensors_, is_float_, false)),
       begin_(tensors_.size()),
       float_sums_(floats_.n_elems),
       integer_sums_(integers_.n_elems) {
@@ -242,7 +252,7 @@ void Aggregator::touch(const Group& group, SentSymbols sent) {
 
 void Aggregator::touch(uint64_t ordinal, uint64_t element) {
   const uint64_t place = begin_[ordinal] + element;
-  (is_float(tensors_[ordinal]) ? float_sums_ : integer_sums_).touch(place, place);
+  (is_float_[ordinal] ? float_sums_ : integer_sums_).touch(place, place);
 }
 
 void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* values, int sign) {
@@ -275,7 +285,7 @@ int128 Aggregator::integer_change(uint64_t ordinal, uint64_t element, uint64_t a
 // One changed element of any kind.
 void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
                          Bounds& bounds) const {
-  if (is_float(tensors_[ordinal])) {
+  if (is_float_[ordinal]) {
     const double contribution = weight * float_change(ordinal, element, after);
     bounds.floats.see(magnitude_bits(contribution), ordinal);
   } else {
@@ -288,7 +298,7 @@ void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, dou
 void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
                              int sign) {
   const uint64_t place = begin_[ordinal] + element;
-  if (is_float(tensors_[ordinal])) {
+  if (is_float_[ordinal]) {
     float_sums_.at(place) += to_units(sign * (weight * float_change(ordinal, element, after)));
   } else {
     integer_sums_.at(place) +=

@@ -51,9 +51,11 @@ struct Contribution {
 class Aggregator {
  public:
   // The tensors' references are borrowed for the aggregator's life; roles are those of a payload
-  // without exclusions and dense tensors. `is_signed` tells the integers apart, one entry per
-  // tensor.
-  Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed);
+  // without exclusions and dense tensors. `is_signed` tells the integers apart, `is_complex`
+  // the lossless tensors whose elements are parts of complex numbers, floats of the tensor's dtype:
+  // one entry per tensor, or none at all of the latter.
+  Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed,
+             const std::vector<bool>& is_complex = {});
 
   // What a payload, or a model with one address per tensor, adds. `digest` is the one that the
   // payload must name; its prediction is the reference. Weights lie in [2^-40, 2^40], or are 0,
@@ -98,7 +100,7 @@ class Aggregator {
   void write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const;
 
   std::vector<Tensor> tensors_;
-  std::vector<bool> is_signed_;
+  std::vector<bool> is_signed_, is_float_;
   Group floats_, integers_;      // all tensors of that kind: where their sums lie
   std::vector<uint64_t> begin_;  // of each tensor in its group
   std::vector<uint64_t> bytes_;  // of each tensor's first byte in a model's copy, and the end

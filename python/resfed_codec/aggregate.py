@@ -13,7 +13,7 @@ import numpy as np
 from resfed_codec import _native
 from resfed_codec.codec import Payload, check_stands_alone
 from resfed_codec.device import Assignments, Plan, copy, empty_on_host, on_host, staging
-from resfed_codec.dtypes import PATTERNS
+from resfed_codec.dtypes import PARTS, PATTERNS
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import tensor_row
 from resfed_codec.layout import Layout, State, check_same_layout, roles_of
@@ -44,6 +44,7 @@ class Aggregator:
     dtype at the end. It is that of float64 arithmetic on decoded models to within the last bit of
     float32 (float16, bfloat16), as long as ``count * 2**-80 / total_weight`` and a change's last
     bit in float64 are beneath notice.
+    Complex numbers are averaged by their parts, in the same way.
     Integers and bool are added up exactly, with weights rounded to multiples of 2^-40, and their
     mean is rounded to the nearest, halves to even.
 
@@ -66,7 +67,8 @@ class Aggregator:
             a sequence of arrays, as in :func:`encode`. It is copied.
 
     Raises:
-        TypeError: ``reference`` is of the wrong type, or a tensor's dtype is not supported.
+        TypeError: ``reference`` is of the wrong type, or a tensor's dtype is not supported: floats
+            and integers of 8 bits and fewer that NumPy lacks have no mean here.
     """
 
     def __init__(self, reference: State) -> None:
@@ -259,7 +261,7 @@ class _Core:
         for memory, array in zip(model, self.reference, strict=True):
             copy(memory, array)
         for spec in self.layout.specs:
-            if spec.dtype in PATTERNS and not spec.is_float:
+            if spec.dtype in PATTERNS and not spec.is_float and spec.dtype not in PARTS:
                 raise TypeError(
                     f"reference: tensor {spec.name!r}: {spec.dtype} has no mean here; leave the"
                     " tensor out, or decode the models and average them"
@@ -278,7 +280,8 @@ class _Core:
             tensor_row(spec, role, array, [(array, 1.0)], None, None, plain=True)
             for spec, role, array in zip(specs, roles_of(specs), self.reference, strict=True)
         ]
-        return _native.Aggregator(rows, [spec.dtype.startswith("int") for spec in specs])
+        is_signed = [spec.dtype.startswith("int") for spec in specs]
+        return _native.Aggregator(rows, is_signed, [spec.dtype in PARTS for spec in specs])
 
 
 class _Member(NamedTuple):

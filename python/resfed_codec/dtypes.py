@@ -22,14 +22,22 @@ _BYTES = [
 ]
 
 PATTERNS = {
-    "bfloat16": ("uint16", 1),
-    "complex32": ("uint16", 2),
-    "bcomplex32": ("uint16", 2),
-    "complex64": ("uint32", 2),
-    "complex128": ("uint64", 2),
-    **dict.fromkeys(_BYTES, ("uint8", 1)),
+    "bfloat16": "uint16",
+    "complex32": "uint16",
+    "bcomplex32": "uint16",
+    "complex64": "uint32",
+    "complex128": "uint64",
+    **dict.fromkeys(_BYTES, "uint8"),
 }
-"""For dtypes held as bit patterns: the dtype of those, and how many an element has."""
+"""For dtypes held as bit patterns, the dtype of those."""
+
+PARTS = {
+    "complex32": "float16",
+    "bcomplex32": "bfloat16",
+    "complex64": "float32",
+    "complex128": "float64",
+}
+"""Dtype of a complex number's real and imaginary part."""
 
 SUPPORTED = frozenset(
     ["bool", *LOSSY_CODES, *PATTERNS]
@@ -39,21 +47,21 @@ SUPPORTED = frozenset(
 
 def pattern_shape(shape: tuple[int, ...], dtype: str) -> tuple[int, ...]:
     """Shape of the array that holds a tensor: that of complex ones has one dimension more."""
-    return (*shape, 2) if PATTERNS.get(dtype, ("", 1))[1] == 2 else shape
+    return (*shape, 2) if dtype in PARTS else shape
 
 
 def pattern_dtype(dtype: str) -> str:
     """Dtype of the array that holds a tensor."""
-    return PATTERNS[dtype][0] if dtype in PATTERNS else dtype
+    return PATTERNS.get(dtype, dtype)
 
 
 def as_patterns(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """A C-contiguous array as it is held; shares its memory."""
     if dtype not in PATTERNS:
         return array
-    if pattern_shape((), dtype):
+    if dtype in PARTS:
         array = array.reshape(*array.shape, 1)
-    return array.view(PATTERNS[dtype][0])
+    return array.view(PATTERNS[dtype])
 
 
 def from_patterns(held: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

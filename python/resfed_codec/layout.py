@@ -26,6 +26,7 @@ from resfed_codec.config import CodecConfig
 from resfed_codec.device import Memory, Origin, name_of
 from resfed_codec.dtypes import (
     LOSSY_CODES,
+    PARTS,
     PATTERNS,
     SUPPORTED,
     as_patterns,
@@ -81,8 +82,8 @@ class TensorSpec(NamedTuple):
 
     @property
     def dtype_code(self) -> int:
-        """The native dtype; of no meaning for lossless tensors."""
-        return LOSSY_CODES.get(self.dtype, 0)
+        """The native dtype, of complex tensors that of their parts; else of no meaning."""
+        return LOSSY_CODES.get(PARTS.get(self.dtype, self.dtype), 0)
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"

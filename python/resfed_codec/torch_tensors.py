@@ -11,15 +11,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from resfed_codec.dtypes import PATTERNS
+from resfed_codec.dtypes import PARTS, PATTERNS
 
 _GUARDS = ("DisableTorchFunction", "_DisableTorchDispatch", "_DisableFuncTorch")
 """In ``torch._C``: they switch off modes and overrides of torch functions, modes of dispatch (as
 FakeTensorMode) and the transforms of ``torch.func``, for the current thread."""
-
-
-_PARTS = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
-"""Dtype of the real and the imaginary part."""
 
 
 def torch_module() -> Any:
@@ -60,10 +56,10 @@ def from_patterns(held: Any, dtype: str) -> Any:
     if dtype not in PATTERNS:
         return held
     torch = torch_module()
-    if dtype in _PARTS:
+    if dtype in PARTS:
         if held.numel() == 0:  # its strides may be any, which view_as_complex does not take
             return held.new_empty(held.shape[:-1], dtype=getattr(torch, dtype))
-        return torch.view_as_complex(held.view(getattr(torch, _PARTS[dtype])))
+        return torch.view_as_complex(held.view(getattr(torch, PARTS[dtype])))
     return held.view(getattr(torch, dtype))
 
 
@@ -71,9 +67,9 @@ def memory_of(tensor: Any, dtype: str) -> NDArray[Any]:
     """A contiguous tensor's memory, held as dtypes.py says. In plain_torch()."""
     torch, tensor = torch_module(), tensor.detach()
     if dtype in PATTERNS:
-        if dtype in _PARTS:
+        if dtype in PARTS:
             tensor = torch.view_as_real(tensor)
-        tensor = tensor.view(getattr(torch, PATTERNS[dtype][0]))
+        tensor = tensor.view(getattr(torch, PATTERNS[dtype]))
     array: NDArray[Any] = tensor.numpy()
     return array
 
