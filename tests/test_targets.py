@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import resfed_codec as rfc
 from models import State, clustered, cnn_pair, pairs
+from resfed_codec import reference as slow
 from resfed_codec.codec import encode_and_recover
 
 
@@ -100,3 +101,27 @@ def test_a_finer_step_is_closer(rng: np.random.Generator) -> None:
         recovered = rfc.decode(rfc.encode(state, zero, sparsity=0.9, step=step), zero)
         errors.append(relative_error(state, zero, recovered, range(5)))
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("shape", ["sorted", "Gaussian"])
+def test_the_search_for_a_large_budget(shape: str) -> None:
+    """Where payloads are large the search takes other steps; they are the specification's."""
+    n = 2**18
+    numbers = np.random.default_rng(0).standard_normal(n).astype(np.float32)
+    state = {"w": (np.sort(numbers) if shape == "sorted" else numbers).reshape(512, -1)}
+    reference = {"w": np.zeros_like(state["w"])}
+    budget = 4_000 if shape == "sorted" else 60_000
+    tries = []
+
+    def size_of(t: int) -> int:
+        tries.append(t)
+        payload = rfc.encode(state, reference, sparsity=1 - max(0, t - 0.5) / n)
+        assert rfc.inspect(payload).n_nonzero == t
+        return len(payload)
+
+    t = slow.most_within(budget, n, size_of(0), size_of)
+    payload = rfc.encode(state, reference, max_bytes=budget)
+    assert rfc.inspect(payload).n_nonzero == t > 2**16
+    assert 0.99 * budget < len(payload) == size_of(t) <= budget
+    assert size_of(t + t // 512) > budget
+    assert len(tries) <= 18  # bisection to the end would take 25

@@ -3,8 +3,10 @@
 //   predict(terms, i) = c[0] t[0][i] + c[1] t[1][i] + ...
 //
 // summed from left to right in the type that residuals are subtracted in (float32, or float64 for
-// float64 tensors), each product and each sum rounded, then rounded to the tensor's dtype. A single
-// term of coefficient 1 is the term itself, bit for bit.
+// float64 tensors), each product and each sum rounded, then rounded to the tensor's dtype. Where
+// the sum is not finite the prediction is the first term: infinities and NaNs that stay as they are
+// predict themselves, and the bits of a computed NaN, which differ between processors, are never
+// seen. A single term of coefficient 1 is the term itself, bit for bit.
 #pragma once
 
 #include "core/residual.hpp"
@@ -29,6 +31,17 @@ RESFED_HD void narrow(float value, Half* out) { *out = narrow_to_half(value); }
 RESFED_HD void narrow(float value, BFloat16* out) { *out = narrow_to_bfloat16(value); }
 RESFED_HD void narrow(double value, double* out) { *out = value; }
 
+RESFED_HD bool is_finite(float value) { return (float_bits(value) << 1) < (0xffu << 24); }
+RESFED_HD bool is_finite(double value) { return (double_bits(value) << 1) < (0x7ffull << 53); }
+
+// The prediction whose terms add up to this sum and begin with `first`.
+template <class Wide, class T>
+RESFED_HD T prediction_of(Wide sum, T first) {
+  T out;
+  narrow(sum, &out);
+  return is_finite(sum) ? out : first;
+}
+
 template <class T>
 RESFED_HD T predict(const Prediction& prediction, uint64_t i) {
   using Wide = decltype(wide(T{}));
@@ -38,9 +51,7 @@ RESFED_HD T predict(const Prediction& prediction, uint64_t i) {
     sum = sum + wide(static_cast<const T*>(prediction.terms[j])[i]) *
                     static_cast<Wide>(prediction.coefficients[j]);
   }
-  T out;
-  narrow(sum, &out);
-  return out;
+  return prediction_of(sum, static_cast<const T*>(prediction.terms[0])[i]);
 }
 
 // What error feedback adds to a residual, in float32.

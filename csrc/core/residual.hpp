@@ -74,13 +74,27 @@ RESFED_HD BFloat16 narrow_to_bfloat16(float value) {
   return {static_cast<uint16_t>(rounded >> 16)};
 }
 
-RESFED_HD float residual(float current, float reference) { return current - reference; }
-RESFED_HD float residual(Half current, Half reference) { return widen(current) - widen(reference); }
-RESFED_HD float residual(BFloat16 current, BFloat16 reference) {
+// The element as it lies in memory, zero-extended.
+RESFED_HD uint64_t element_bits(float value) { return float_bits(value); }
+RESFED_HD uint64_t element_bits(Half value) { return value.bits; }
+RESFED_HD uint64_t element_bits(BFloat16 value) { return value.bits; }
+RESFED_HD uint64_t element_bits(double value) { return double_bits(value); }
+
+RESFED_HD float difference(float current, float reference) { return current - reference; }
+RESFED_HD float difference(Half current, Half reference) {
   return widen(current) - widen(reference);
 }
-RESFED_HD float residual(double current, double reference) {
+RESFED_HD float difference(BFloat16 current, BFloat16 reference) {
+  return widen(current) - widen(reference);
+}
+RESFED_HD float difference(double current, double reference) {
   return static_cast<float>(current - reference);
+}
+
+// Equal bits are no change, also where they stand for an infinity or a NaN.
+template <class T>
+RESFED_HD float residual(T current, T reference) {
+  return element_bits(current) == element_bits(reference) ? 0.0f : difference(current, reference);
 }
 
 RESFED_HD float saturating_sum(float a, float b) {
@@ -101,12 +115,6 @@ RESFED_HD double recover(double reference, float value) {
   if ((bits & 0x7fffffffffffffffull) != 0x7ff0000000000000ull) return double_from_bits(bits);
   return double_from_bits((bits & 0x8000000000000000ull) | kDoubleMaxBits);
 }
-
-// The element as it lies in memory, zero-extended.
-RESFED_HD uint64_t element_bits(float value) { return float_bits(value); }
-RESFED_HD uint64_t element_bits(Half value) { return value.bits; }
-RESFED_HD uint64_t element_bits(BFloat16 value) { return value.bits; }
-RESFED_HD uint64_t element_bits(double value) { return double_bits(value); }
 
 RESFED_HD void from_bits(uint64_t bits, float* value) {
   *value = float_from_bits(static_cast<uint32_t>(bits));

@@ -15,7 +15,7 @@ size_t collect_one_by_one(const T* x, const T* p, size_t i, size_t n, float scal
                           uint32_t min_key, Candidates out) {
   size_t n_out = 0;
   for (; i < n; ++i) {
-    const float r = residual(x[i], p[i]) * scale;
+    const float r = difference(x[i], p[i]) * scale;
     out.offsets[n_out] = static_cast<uint16_t>(base + i);
     out.residuals[n_out] = r;
     n_out += magnitude_key(r) >= min_key ? 1 : 0;

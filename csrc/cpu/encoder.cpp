@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
@@ -17,15 +18,18 @@
 namespace resfed {
 namespace {
 
-Coded code_group(const Group& group, const Segments& selected, const StepRule& rule,
-                 ExactSquares* error) {
+// All but what is recovered.
+Coded quantize_group(const Group& group, const Segments& selected, const StepRule& rule) {
   Coded coded;
   coded.k = selected.count();
   if (coded.k == 0) return coded;
   coded.quantizer = fit_quantizer(selected, rule);
   coded.sent = quantize_all(group, selected, &coded.quantizer);
-  coded.recovered = recover_all(group, coded.sent, coded.quantizer, error);
   return coded;
+}
+
+void recover_group(const Group& group, Coded* coded, ExactSquares* error) {
+  if (coded->k > 0) coded->recovered = recover_all(group, coded->sent, coded->quantizer, error);
 }
 
 // Vectors and dense tensors live on very different scales (a norm beside a bias): each is divided
@@ -127,7 +131,7 @@ class Selector {
 // Smallest x in [low, high] for which holds(x), assuming it holds from some x on; `high` is known
 // to hold.
 template <class Holds>
-uint64_t first_that_holds(uint64_t low, uint64_t high, Holds holds) {
+void first_that_holds(uint64_t low, uint64_t high, Holds holds) {
   while (low < high) {
     const uint64_t middle = low + (high - low) / 2;
     if (holds(middle)) {
@@ -136,21 +140,34 @@ uint64_t first_that_holds(uint64_t low, uint64_t high, Holds holds) {
       low = middle + 1;
     }
   }
-  return high;
+}
+
+// The squares that may remain of a group's residuals, whose sum is `all`. A float64 change below
+// float32's normal range is rounded by up to 2^-150, to nothing if it is small enough, and so is
+// what remains of one; the limit leaves room for that. Throws kTooSmallChange where there is none.
+double error_limit(const Group& group, double max_error, double all) {
+  const double limit = max_error * max_error * (1 - 1e-6) * all;
+  const auto [n_changed, first] = float64_changes(group);
+  if (n_changed == 0) return limit;
+  const double unseen = std::sqrt(static_cast<double>(n_changed)) * 0x1p-150;
+  const double root = std::sqrt(limit) - (1 + max_error) * unseen;
+  if (root <= 0) throw Failure{Code::kTooSmallChange, first};
+  return root * root;
 }
 
 // The smallest selection found whose relative error is within the bound.
 Coded code_within_error(const Group& group, StepRule rule, double max_error, double* reached) {
   rule.automatic = false;  // the step must be free to follow the threshold down
   const ExactSquares all = residual_squares(group);
-  const double limit = max_error * max_error * (1 - 1e-6) * all.value();
+  const double limit = error_limit(group, max_error, all.value());
   Selector selector(group);
   Coded best;
   const auto holds = [&](uint64_t k) {
     const Segments selected = selector.top(k);
     ExactSquares error = all;
     error.subtract(residual_squares(group, selected));
-    Coded coded = code_group(group, selected, rule, &error);
+    Coded coded = quantize_group(group, selected, rule);
+    recover_group(group, &coded, &error);
     *reached = std::sqrt(error.value() / all.value());
     if (error.value() > limit) return false;
     best = std::move(coded);
@@ -178,19 +195,112 @@ RowLengths rows_of(const Group& matrix, const EncodeOptions& options) {
   return rows;
 }
 
-std::vector<uint8_t> assemble(const Parts& parts) {
-  const std::vector<Slice> slices = encode_slices(
-      parts.matrix.sent, parts.vector.sent, parts.dense.sent, parts.rows, parts.frame.slice_log2);
-  return assemble(parts, {slices.begin(), slices.end()});
+__extension__ using WideUint = unsigned __int128;
+
+// The slices of all lossy symbols; nothing if they take more than max_bytes.
+std::optional<std::vector<Slice>> code_slices(const Parts& parts, uint64_t max_bytes) {
+  return encode_slices(parts.matrix.sent, parts.vector.sent, parts.dense.sent, parts.rows,
+                       parts.frame.slice_log2, max_bytes);
 }
 
-__extension__ using WideUint = unsigned __int128;
+std::vector<uint8_t> assemble(const Parts& parts) {
+  const std::vector<Slice> slices = *code_slices(parts, std::numeric_limits<uint64_t>::max());
+  return assemble(parts, {slices.begin(), slices.end()});
+}
 
 // How many of a group's elements are sent when `t` of `total` are, at `share` times that density.
 uint64_t proportional(uint64_t n_elems, uint64_t t, uint64_t total, uint64_t share) {
   if (n_elems == 0) return 0;
   const auto wanted = (static_cast<WideUint>(n_elems) * t * share + total - 1) / total;
   return wanted < n_elems ? static_cast<uint64_t>(wanted) : n_elems;
+}
+
+// The search for the most elements that a budget holds; docs/format.md, section 8. Payloads grow
+// with t, nearly everywhere.
+class BudgetSearch {
+ public:
+  BudgetSearch(uint64_t budget, uint64_t total)
+      : budget_(budget), total_(total), high_(std::min(total, 4 * budget)) {}
+
+  // Calls size_of(t) until the largest t that fits is known, or within a thousandth if it is
+  // large. Sizes beyond most_size() may be given as kBeyond.
+  static constexpr uint64_t kBeyond = std::numeric_limits<uint64_t>::max();
+  uint64_t most_size() const { return 2 * budget_; }
+  template <class SizeOf>
+  void run(SizeOf size_of) {
+    while (high_ > 0 && take(high_, size_of(high_))) {  // a nonzero takes about 2 bits
+      if (low_ > total_) return;
+      high_ = std::min(total_, 2 * high_);
+    }
+    while (low_ + low_ / kSlack < high_) {
+      const uint64_t middle = next();
+      if (!take(middle, size_of(middle))) high_ = middle;
+    }
+  }
+  void fits(uint64_t size) { low_size_ = size; }  // that of nothing sent
+
+ private:
+  static constexpr uint64_t kSlack = 1024;
+  static constexpr uint64_t kLarge = 1 << 16;
+
+  bool take(uint64_t t, uint64_t size) {
+    fitted_ = size <= budget_;
+    (fitted_ ? low_size_ : high_size_) = size;
+    if (fitted_) low_ = t + 1;
+    return fitted_;
+  }
+  // Half way; or, where a try takes long, where a line between both ends meets the budget, and a
+  // little further, so that the other end comes near, too.
+  uint64_t next() const {
+    const uint64_t width = high_ - low_;
+    if (low_ <= kLarge || high_size_ == kBeyond) return low_ + width / 2;
+    const auto step =
+        static_cast<WideUint>(width) * (budget_ - low_size_) / (high_size_ - low_size_);
+    const uint64_t met = static_cast<uint64_t>(step), slack = low_ / (2 * kSlack);
+    if (fitted_) return low_ + std::min(met + slack, width - 1);
+    return low_ + (met > slack ? met - slack : 0);
+  }
+
+  uint64_t budget_, total_;
+  uint64_t low_ = 1, high_;  // all below low_ are known to fit, high_ is known not to
+  uint64_t low_size_ = 0, high_size_ = kBeyond;
+  bool fitted_ = true;  // the last try
+};
+
+// The payload of as many elements as fit into max_bytes.
+std::vector<uint8_t> fill_budget(const EncodeOptions& options, Parts* parts) {
+  const Groups& groups = parts->groups;
+  Selector matrices(groups.matrix), vectors(groups.vector);
+  const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
+  const uint64_t total = n_matrix + n_vector;
+  BudgetSearch search(options.max_bytes, total);
+  Coded best_matrix, best_vector;
+  std::vector<Slice> best_slices;
+  // What is recovered stands in the payload as a check of fixed length, so it can wait.
+  const auto size_of = [&](uint64_t t) {
+    const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
+    const uint64_t k_vector = proportional(n_vector, t, total, options.vector_share);
+    parts->matrix = quantize_group(groups.matrix, matrices.top(k_matrix), options.step);
+    parts->vector = quantize_group(groups.vector, vectors.top(k_vector), options.step);
+    auto slices = code_slices(*parts, t > 0 ? search.most_size() : BudgetSearch::kBeyond);
+    if (!slices) return BudgetSearch::kBeyond;
+    const uint64_t size = assemble(*parts, {slices->begin(), slices->end()}).size();
+    if (size <= options.max_bytes) {
+      best_matrix = std::move(parts->matrix);
+      best_vector = std::move(parts->vector);
+      best_slices = *std::move(slices);
+    }
+    return size;
+  };
+  const uint64_t least = size_of(0);
+  if (least > options.max_bytes) throw Failure{Code::kBudgetTooSmall, 0, least};
+  search.fits(least);
+  search.run(size_of);
+  parts->matrix = std::move(best_matrix);
+  parts->vector = std::move(best_vector);
+  recover_group(groups.matrix, &parts->matrix, nullptr);
+  recover_group(groups.vector, &parts->vector, nullptr);
+  return assemble(*parts, {best_slices.begin(), best_slices.end()});
 }
 
 }  // namespace
@@ -248,7 +358,9 @@ Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& op
 }
 
 Coded code_top(const Group& group, uint64_t k, const StepRule& rule) {
-  return code_group(group, select_top(group, k), rule, nullptr);
+  Coded coded = quantize_group(group, select_top(group, k), rule);
+  recover_group(group, &coded, nullptr);
+  return coded;
 }
 
 void prepare_results(Parts* parts) {
@@ -283,26 +395,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     parts.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
     payload = assemble(parts);
   } else if (options.max_bytes > 0) {
-    Selector matrices(groups.matrix), vectors(groups.vector);
-    const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
-    const uint64_t total = n_matrix + n_vector;
-    const auto too_big = [&](uint64_t t) {
-      const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
-      const uint64_t k_vector = proportional(n_vector, t, total, options.vector_share);
-      parts.matrix = code_group(groups.matrix, matrices.top(k_matrix), options.step, nullptr);
-      parts.vector = code_group(groups.vector, vectors.top(k_vector), options.step, nullptr);
-      payload = assemble(parts);
-      return payload.size() > options.max_bytes;
-    };
-    // A nonzero takes about 2 bits; look from there.
-    if (too_big(0)) throw Failure{Code::kBudgetTooSmall, 0, payload.size()};
-    uint64_t low = 1, high = std::min(total, 4 * options.max_bytes);
-    while (high > 0 && !too_big(high)) {
-      low = high + 1;
-      if (high == total) break;
-      high = std::min(total, 2 * high);
-    }
-    too_big(low > total ? total : first_that_holds(low, high, too_big) - 1);
+    payload = fill_budget(options, &parts);
   } else {
     parts.matrix = code_top(groups.matrix, options.k_matrix, options.step);
     parts.vector = code_top(groups.vector, options.k_vector, options.step);

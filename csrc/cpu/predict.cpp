@@ -28,7 +28,8 @@ void predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
       for (size_t i = 0; i < n; ++i) sum[i] = sum[i] + wide(term[i]) * coefficient;
     }
   }
-  for (size_t i = 0; i < n; ++i) narrow(sum[i], &out[i]);
+  const T* const leading = static_cast<const T*>(prediction.terms[0]) + first;
+  for (size_t i = 0; i < n; ++i) out[i] = prediction_of(sum[i], leading[i]);
 }
 
 // Calls visit(first element, count) for a part in stretches.
@@ -56,6 +57,18 @@ void write_prediction(const Tensor& t, uint64_t first, uint64_t n) {
   });
 }
 
+// Feedback must stay finite, or the tensor could never be sent again. It was, when it was looked
+// at; another thread may have written to the model since.
+float finite_or_nothing(float value) { return is_finite_key(magnitude_key(value)) ? value : 0.0f; }
+
+bool all_finite(const float* values, size_t n) {
+  int32_t most = 0;  // keys have 31 bits; signed numbers are the ones that any processor compares
+  for (size_t i = 0; i < n; ++i) {
+    most = std::max(most, static_cast<int32_t>(magnitude_key(values[i])));
+  }
+  return is_finite_key(static_cast<uint32_t>(most));
+}
+
 bool has_feedback(const Group& group) {
   return std::any_of(group.pieces.begin(), group.pieces.end(),
                      [](const Piece& piece) { return piece.tensor->feedback != nullptr; });
@@ -67,6 +80,13 @@ void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* res
   with_elements(tensor, first, [&]<class T>(const Elements<T>& elements) {
     T predicted[kStretch];
     predict_stretch(tensor, first, n, predicted);
+    const T* const current = static_cast<const T*>(tensor.current) + first;
+    for (size_t i = 0; i < n; ++i) residuals[i] = difference(current[i], predicted[i]);
+    if (tensor.feedback != nullptr) {
+      const float* const feedback = tensor.feedback + first;
+      for (size_t i = 0; i < n; ++i) residuals[i] = with_feedback(residuals[i], feedback[i]);
+    }
+    if (all_finite(residuals, n)) return;
     for (size_t i = 0; i < n; ++i) residuals[i] = elements.residual_to(i, predicted[i]);
   });
 }
@@ -91,7 +111,8 @@ Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovere
         for (size_t i = run.begin; i < run.end; ++i) {
           T after;
           from_bits(recovered.bits[i], &after);
-          values[i] = elements.residual_to(sent[i].index() - run.first, after);
+          const float rest = elements.residual_to(sent[i].index() - run.first, after);
+          values[i] = finite_or_nothing(rest);
         }
       });
     });
@@ -108,6 +129,9 @@ void update_feedback(const Group& group, SentSymbols sent, const Scratch<float>&
       for_each_stretch(first, n, [&](uint64_t at, size_t count) {
         float residuals[kStretch];
         residual_stretch(*piece.tensor, at, count, residuals);
+        if (!all_finite(residuals, count)) {
+          for (size_t i = 0; i < count; ++i) residuals[i] = finite_or_nothing(residuals[i]);
+        }
         std::memcpy(feedback + at, residuals, count * sizeof(float));
       });
     });

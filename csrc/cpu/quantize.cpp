@@ -170,4 +170,19 @@ ExactSquares residual_squares(const Group& group, const Segments& selected) {
   });
 }
 
+Changes float64_changes(const Group& group) {
+  return sum_over<Changes>(n_segments(group), [&](size_t s, Changes& own) {
+    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
+      if (piece.tensor->dtype != DType::kFloat64) return;
+      const Elements<double> elements{*piece.tensor, first};
+      uint64_t count = 0;
+      for (uint64_t i = 0; i < n; ++i) {
+        const double now = elements.current(i), before = elements.predicted(i);
+        count += now != before && double_bits(now) != double_bits(before) ? 1 : 0;
+      }
+      if (count > 0) own.add({count, piece.ordinal});
+    });
+  });
+}
+
 }  // namespace resfed

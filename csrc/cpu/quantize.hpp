@@ -133,4 +133,17 @@ void write_recovered(const Group& group, SentSymbols sent, const Recovered& reco
 ExactSquares residual_squares(const Group& group);
 ExactSquares residual_squares(const Group& group, const Segments& selected);
 
+// How many elements of float64 tensors changed, before the change is rounded to float32; and the
+// first tensor, among all of the call, that has one.
+struct Changes {
+  uint64_t count = 0;
+  uint64_t first = ~uint64_t{0};
+
+  void add(const Changes& other) {
+    count += other.count;
+    first = std::min(first, other.first);
+  }
+};
+Changes float64_changes(const Group& group);
+
 }  // namespace resfed

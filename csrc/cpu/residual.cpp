@@ -38,6 +38,26 @@ size_t collect_predicted(const CollectKernels& kernels, const Piece& piece, uint
   return n;
 }
 
+// Takes out what is not finite and yet did not change: an infinity or a NaN that both ends hold.
+// Returns how many are left; throws kNonFinite for the first that did change.
+size_t without_unchanged(const Piece& piece, uint64_t first, uint32_t at, Candidates c) {
+  size_t n = 0;
+  while (n < c.n && is_finite_key(magnitude_key(c.residuals[n]))) ++n;
+  if (n == c.n) return n;  // nearly always
+  with_elements(*piece.tensor, first, [&](const auto& elements) {
+    for (size_t i = n; i < c.n; ++i) {
+      const uint64_t element = c.offsets[i] - at;
+      if (!is_finite_key(magnitude_key(c.residuals[i]))) {
+        if (magnitude_key(elements.residual_at(element)) == 0) continue;
+        throw Failure{Code::kNonFinite, piece.ordinal, first + element};
+      }
+      c.offsets[n] = c.offsets[i];
+      c.residuals[n++] = c.residuals[i];
+    }
+  });
+  return n;
+}
+
 // What this processor runs, the best first.
 std::vector<const CollectKernels*> supported_kernels() {
   std::vector<const CollectKernels*> kernels;
@@ -110,34 +130,37 @@ void Segments::put(size_t s, Candidates candidates) {
 }
 
 Segments collect(const Group& group, uint32_t min_key, const Refine& refine) {
-  const CollectKernels& kernels = collect_kernels();
   Segments segments(n_segments(group));
-  parallel_for(segments.size(), [&](size_t s) {
+  collect(group, 0, segments.size(), min_key, refine, &segments);
+  return segments;
+}
+
+void collect(const Group& group, size_t first_segment, size_t last_segment, uint32_t min_key,
+             const Refine& refine, Segments* segments) {
+  const CollectKernels& kernels = collect_kernels();
+  parallel_for(last_segment - first_segment, [&](size_t which) {
+    const size_t s = first_segment + which;
     Scratch<uint16_t> offsets(kSegment + kKernelSlack);
     Scratch<float> residuals(kSegment + kKernelSlack);
     Candidates found{offsets.data(), residuals.data(), 0};
     size_t& n = found.n;
     for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t count, uint32_t at) {
       const Tensor& t = *piece.tensor;
-      const size_t begin = n;
+      const Candidates here = found.from(n);
+      size_t n_here;
       if (t.plain()) {
         const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(t.dtype)];
-        n += kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
-                    static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
-                    piece.scale, at, min_key, found.from(n));
+        n_here = kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
+                        static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
+                        piece.scale, at, min_key, here);
       } else {
-        n += collect_predicted(kernels, piece, first, count, at, min_key, found.from(n));
+        n_here = collect_predicted(kernels, piece, first, count, at, min_key, here);
       }
-      for (size_t i = begin; i < n; ++i) {
-        if (!is_finite_key(magnitude_key(residuals[i]))) {
-          throw Failure{Code::kNonFinite, piece.ordinal, first + (offsets[i] - at)};
-        }
-      }
+      n += without_unchanged(piece, first, at, {here.offsets, here.residuals, n_here});
     });
     n = refine(s, found);
-    segments.put(s, found);
+    segments->put(s, found);
   });
-  return segments;
 }
 
 }  // namespace resfed

@@ -103,7 +103,8 @@ void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
   }
 }
 
-// Kernels: append every element whose key is at least min_key; returns how many. The first element
+// Kernels: append every element whose difference has a key of at least min_key, which those have
+// that are not finite; returns how many. The first element
 // has the offset `base`. `out` has room for n + kKernelSlack, all of which may be written. One
 // signature per instruction set; the scalar one is always there and says what is right.
 using CollectKernel = size_t (*)(const void* current, const void* reference, size_t n, float scale,
@@ -128,8 +129,11 @@ bool choose_kernels(const char* name);
 
 // All elements with key >= min_key, each segment's passed through `refine`, which runs in any order
 // and returns how many are left at the front of `found`. Throws kNonFinite for the first residual
-// that is not finite.
+// that is not finite. What is found is the call's own: other threads may write to the model.
 using Refine = std::function<size_t(size_t segment, Candidates found)>;
 Segments collect(const Group& group, uint32_t min_key, const Refine& refine);
+// The same for some of the segments: adds to those of the group.
+void collect(const Group& group, size_t first_segment, size_t last_segment, uint32_t min_key,
+             const Refine& refine, Segments* segments);
 
 }  // namespace resfed

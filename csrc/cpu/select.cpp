@@ -5,6 +5,7 @@
 #include <atomic>
 #include <mutex>
 #include <numeric>
+#include <optional>
 
 #include "core/select.hpp"
 #include "cpu/threads.hpp"
@@ -12,8 +13,9 @@
 namespace resfed {
 namespace {
 
-// The key of the k-th largest. for_each_key(f) must call f(key) for all keys, every time alike, and
-// there must be at least k keys. `ties` receives how many keys equal to the result belong to the k.
+// The key of the k-th largest. for_each_key(f) must call f(key) for all keys, of which there must
+// be at least k; throws kChangedDuringCall unless it does so every time alike. `ties` receives how
+// many keys equal to the result belong to the k.
 template <class ForEachKey>
 uint32_t kth_largest_key(uint64_t k, ForEachKey for_each_key, uint64_t* ties) {
   uint32_t found = 0;  // the digits known so far, the others 0 ...
@@ -23,7 +25,10 @@ uint32_t kth_largest_key(uint64_t k, ForEachKey for_each_key, uint64_t* ties) {
     for_each_key(
         [&](uint32_t key) { histogram[digit_of(key, d)] += (key & known) == found ? 1 : 0; });
     uint32_t digit = (1u << kDigitBits) - 1;
-    for (; histogram[digit] < k; --digit) k -= histogram[digit];
+    for (; histogram[digit] < k; --digit) {
+      if (digit == 0) throw Failure{Code::kChangedDuringCall};
+      k -= histogram[digit];
+    }
     found |= digit << digit_shift(d);
     known = ~0u << digit_shift(d);
   }
@@ -120,29 +125,105 @@ void for_each_key_of_segment(const Group& group, uint64_t segment, Visit visit) 
   });
 }
 
-// Key that about 1.2 k elements reach, from a sample; 1 if there is no plan for one. Too high a key
-// costs another way of selecting, too low a key some candidates.
-uint32_t estimate_threshold(const Group& group, uint64_t k) {
-  const SamplePlan plan = sample_plan(group.n_elems, k);
-  if (plan.n_samples == 0) return 1;
-  Scratch<uint32_t> keys(plan.n_samples);
-  const uint64_t stretch = group.n_elems / plan.n_samples;
-  constexpr uint64_t kPerTask = 1024;
-  parallel_for((plan.n_samples + kPerTask - 1) / kPerTask,
-               [&](size_t task) {
-                 const uint64_t end = std::min<uint64_t>(plan.n_samples, (task + 1) * kPerTask);
-                 for (uint64_t j = task * kPerTask; j < end; ++j) {
-                   const uint64_t index = sampled_index(stretch, j);
-                   const Piece& piece = piece_at(group, index);
-                   with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
-                     keys[j] = magnitude_key(elements.residual_at(0) * piece.scale);
-                   });
-                 }
-               },
-               8);
-  const auto nth = keys.begin() + plan.rank;
-  std::nth_element(keys.begin(), nth, keys.end(), std::greater<>());
-  return std::clamp<uint32_t>(*nth, 1, kFirstNonFiniteKey);
+// The keys of a few elements, from all parts of the group, and what they say of the others.
+class Sample {
+ public:
+  Sample(const Group& group, uint64_t k)
+      : plan_(sample_plan(group.n_elems, k)), n_elems_(group.n_elems), keys_(plan_.n_samples) {
+    if (keys_.empty()) return;
+    const uint64_t stretch = group.n_elems / plan_.n_samples;
+    constexpr uint64_t kPerTask = 1024;
+    parallel_for((plan_.n_samples + kPerTask - 1) / kPerTask,
+                 [&](size_t task) {
+                   const uint64_t end = std::min<uint64_t>(plan_.n_samples, (task + 1) * kPerTask);
+                   for (uint64_t j = task * kPerTask; j < end; ++j) {
+                     const uint64_t index = sampled_index(stretch, j);
+                     const Piece& piece = piece_at(group, index);
+                     with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
+                       keys_[j] = magnitude_key(elements.residual_at(0) * piece.scale);
+                     });
+                   }
+                 },
+                 8);
+  }
+
+  // A key that at least k elements reach, but few more: the planned rank's, or that of a rank
+  // `factor` times as far down. 1 if there is no plan. Too high a key costs another way of
+  // selecting, too low a key some candidates.
+  uint32_t threshold(uint32_t factor) {
+    const uint64_t rank = uint64_t{plan_.rank} * factor;
+    if (rank >= keys_.size()) return 1;
+    const auto nth = keys_.begin() + static_cast<ptrdiff_t>(rank);
+    std::nth_element(keys_.begin(), nth, keys_.end(), std::greater<>());
+    return std::clamp<uint32_t>(*nth, 1, kFirstNonFiniteKey);
+  }
+  // How many elements reach a key, about.
+  uint64_t count(uint32_t key) const {
+    if (keys_.empty()) return 0;
+    const auto reached =
+        std::count_if(keys_.begin(), keys_.end(), [key](uint32_t own) { return own >= key; });
+    return n_elems_ / keys_.size() * static_cast<uint64_t>(reached);
+  }
+
+ private:
+  SamplePlan plan_;
+  uint64_t n_elems_;
+  Scratch<uint32_t> keys_;
+};
+
+// What a group's candidates may take, whatever the ties.
+uint64_t room_for(const Group& group, uint64_t k) {
+  return 4 * k + group.n_elems / 1024 + kSegment;
+}
+
+// All that reach the key, if there is room: then all of it is counted, and only some kept.
+struct Found {
+  Segments candidates;
+  uint64_t count;
+};
+Found find(const Group& group, uint32_t min_key, uint64_t room) {
+  std::atomic<uint64_t> n_found{0};
+  Segments candidates = collect(group, min_key, [&](size_t, Candidates found) {
+    return n_found.fetch_add(found.n) + found.n > room ? 0 : found.n;
+  });
+  return {std::move(candidates), n_found};
+}
+
+// The k largest if the k-th has this key, or a greater one with not too many above it. The ties are
+// looked for from the first segment on, no further than needed.
+std::optional<Segments> select_with_ties(const Group& group, uint64_t k, uint32_t key) {
+  const uint64_t room = room_for(group, k);
+  Found above = find(group, std::min(key + 1, kFirstNonFiniteKey), room);
+  if (above.count > room) return std::nullopt;
+  if (above.count >= k) return keep_top(std::move(above.candidates), k);
+
+  const uint64_t ties = k - above.count;
+  uint64_t n_ties = 0;  // in the segments so far
+  Segments selected(above.candidates.size());
+  std::vector<uint64_t> n_equal(selected.size());
+  size_t next = 0;
+  for (size_t step = 1; n_ties < ties; step = std::min<size_t>(2 * step, 64)) {
+    if (next == selected.size()) return std::nullopt;
+    const size_t end = std::min(next + step, selected.size());
+    const uint64_t left = ties - n_ties;
+    collect(
+        group, next, end, key,
+        [&](size_t s, Candidates found) {
+          found.n = keep(found, key, &n_equal[s]);
+          if (n_equal[s] <= left) return found.n;
+          n_equal[s] = left;
+          return drop_ties(found, key, left);
+        },
+        &selected);
+    for (; next < end; ++next) {
+      const uint64_t wanted = std::min(n_equal[next], ties - n_ties);
+      if (wanted < n_equal[next]) selected.shrink(next, drop_ties(selected[next], key, wanted));
+      n_ties += wanted;
+    }
+  }
+  for (size_t s = next; s < selected.size(); ++s) selected.put(s, above.candidates[s]);
+  if (selected.count() != k) throw Failure{Code::kChangedDuringCall};
+  return selected;
 }
 
 // Without an estimate: exact threshold from histograms, then one segment after another so that
@@ -153,7 +234,8 @@ Segments select_by_histogram(const Group& group, uint64_t k) {
     for (uint64_t s = 0; s < n_segments(group); ++s) for_each_key_of_segment(group, s, visit);
   };
   uint32_t key = kth_largest_key(k, for_each_key, &ties);
-  if (key == 0) key = 1, ties = k;  // all that differ from zero
+  const bool all_nonzero = key == 0;
+  if (all_nonzero) key = 1, ties = k;
   std::vector<uint64_t> ties_before(n_segments(group) + 1, 0);
   parallel_for(n_segments(group), [&](size_t s) {
     uint64_t n = 0;
@@ -161,12 +243,16 @@ Segments select_by_histogram(const Group& group, uint64_t k) {
     ties_before[s + 1] = n;
   });
   std::partial_sum(ties_before.begin(), ties_before.end(), ties_before.begin());
-  return collect(group, key, [&](size_t s, Candidates found) {
+  Segments selected = collect(group, key, [&](size_t s, Candidates found) {
     const uint64_t left = ties - std::min(ties, ties_before[s]);
     uint64_t n_equal = 0;
     found.n = keep(found, key, &n_equal);
     return n_equal > left ? drop_ties(found, key, left) : found.n;
   });
+  if (all_nonzero ? selected.count() > k : selected.count() != k) {
+    throw Failure{Code::kChangedDuringCall};
+  }
+  return selected;
 }
 
 }  // namespace
@@ -192,15 +278,23 @@ Segments keep_top(Segments candidates, uint64_t k) {
 Segments select_top(const Group& group, uint64_t k) {
   k = std::min(k, group.n_elems);
   if (k == 0) return collect(group, kFirstNonFiniteKey, [](size_t, auto) { return 0; });
-  const uint32_t estimate = estimate_threshold(group, k);
-  // Many ties can make the estimate catch far too much; then what is found is let go at once.
-  const uint64_t room = 4 * k + kSegment;
-  std::atomic<uint64_t> n_found{0};
-  Segments candidates = collect(group, estimate, [&](size_t, Candidates found) {
-    return n_found.fetch_add(found.n) + found.n > room ? 0 : found.n;
-  });
-  const bool all_nonzero = estimate == 1;
-  if (n_found <= room && (n_found >= k || all_nonzero)) return keep_top(std::move(candidates), k);
+  const uint64_t room = room_for(group, k);
+  Sample sample(group, k);
+  for (const uint32_t factor : {1u, 4u}) {
+    const uint32_t estimate = sample.threshold(factor);
+    bool too_many = sample.count(estimate) > room;
+    if (!too_many) {
+      Found found = find(group, estimate, room);
+      const bool all_nonzero = estimate == 1;
+      too_many = found.count > room;
+      if (!too_many && (found.count >= k || all_nonzero)) {
+        return keep_top(std::move(found.candidates), k);
+      }
+    }
+    if (!too_many) continue;  // too few
+    if (auto selected = select_with_ties(group, k, estimate)) return *std::move(selected);
+    break;
+  }
   return select_by_histogram(group, k);
 }
 

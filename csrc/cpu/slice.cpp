@@ -1,6 +1,7 @@
 #include "cpu/slice.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 
 #include "core/initial_states.hpp"
@@ -188,21 +189,28 @@ void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
 }
 
 template <class Code, class Symbols>
-std::vector<Slice> encode_all(const Symbols& symbols, const RowLengths& rows, unsigned slice_log2) {
+std::optional<std::vector<Slice>> encode_all(const Symbols& symbols, const RowLengths& rows,
+                                             unsigned slice_log2, uint64_t max_bytes) {
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
+  std::atomic<uint64_t> n_bytes{0};
   parallel_for((p.n_slices + kLanes - 1) / kLanes,
                [&](size_t task) {
                  const uint64_t first = task * kLanes;
                  const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
+                 if (n_bytes.load(std::memory_order_relaxed) > max_bytes) return;
                  std::vector<DecisionBuffer> decisions;
                  for (uint64_t s = first; s < first + n; ++s) {
                    decisions.push_back(
                        record<Code>(symbols, rows, slice_begin(p, s), slice_begin(p, s + 1)));
                  }
                  write_slices(decisions, slices.data() + first);
+                 uint64_t written = 0;
+                 for (uint64_t s = first; s < first + n; ++s) written += slices[s].size();
+                 n_bytes.fetch_add(written, std::memory_order_relaxed);
                },
                kSlicesPerThread / kLanes);
+  if (n_bytes > max_bytes) return std::nullopt;
   return slices;
 }
 
@@ -255,13 +263,14 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 
 }  // namespace
 
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, SentSymbols dense,
-                                 const RowLengths& rows, unsigned slice_log2) {
-  return encode_all<LossyCode>(Joined{{matrix, vector, dense}}, rows, slice_log2);
+std::optional<std::vector<Slice>> encode_slices(SentSymbols matrix, SentSymbols vector,
+                                                SentSymbols dense, const RowLengths& rows,
+                                                unsigned slice_log2, uint64_t max_bytes) {
+  return encode_all<LossyCode>(Joined{{matrix, vector, dense}}, rows, slice_log2, max_bytes);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
-  return encode_all<LosslessCode>(changes, {}, slice_log2);
+  return *encode_all<LosslessCode>(changes, {}, slice_log2, ~uint64_t{0});
 }
 
 void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,

@@ -1,6 +1,8 @@
 // Stage 4 on the CPU: sent elements to slices and back, one task per slice.
 #pragma once
 
+#include <optional>
+
 #include "core/nonzeros.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
@@ -12,9 +14,11 @@ using Slice = std::vector<uint8_t>;
 
 using RowLengths = std::vector<RowLength>;
 
-// The lossy symbols of a payload, group by group.
-std::vector<Slice> encode_slices(SentSymbols matrix, SentSymbols vector, SentSymbols dense,
-                                 const RowLengths& rows, unsigned slice_log2);
+// The lossy symbols of a payload, group by group. Nothing if the slices take more than max_bytes;
+// then most of them are not even made.
+std::optional<std::vector<Slice>> encode_slices(SentSymbols matrix, SentSymbols vector,
+                                                SentSymbols dense, const RowLengths& rows,
+                                                unsigned slice_log2, uint64_t max_bytes);
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
 
 // Indices come out strictly ascending and below n_elems, levels within the format's range; else

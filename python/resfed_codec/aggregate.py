@@ -153,7 +153,7 @@ class Aggregator:
             raise_from_native(error, [spec.name for spec in self._specs], n_bytes)
 
     def add_state(self, state: State, weight: float = 1.0) -> None:
-        """Add a model that is not compressed; costs a pass over it. All or nothing.
+        """Add a model that is not compressed; costs two passes and a copy. All or nothing.
 
         Args:
             state: A model of the reference's names, shapes and dtypes.

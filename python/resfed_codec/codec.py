@@ -68,6 +68,7 @@ def encode(
         ValueError: The layouts or devices differ (both sides are named); a residual is not finite
             (tensor and flat index are named); an option is out of range; ``max_bytes`` or
             ``max_error`` cannot be met; the float tensors have more than 2**39 elements together.
+        RuntimeError: Another thread wrote to the arrays during the call.
         MemoryError, RuntimeError: Of a CUDA device: it has no memory left; it reports an error.
 
     Warns:

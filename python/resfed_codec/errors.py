@@ -79,6 +79,19 @@ def raise_from_native(
             "max_error: the bound cannot be reached; the least relative error found is {ratio:.3g}"
             " (exclude tensors to carry them losslessly)"
         )
+    elif code == 45:
+        kind = RuntimeError
+        text = (
+            "state: another thread wrote to the arrays during the call; nothing has changed."
+            " Give it a copy, or wait for the other thread"
+        )
+    elif code == 46:
+        kind = ValueError
+        text = (
+            "max_error: the changes of tensor {name!r} are so small that residuals of float32"
+            " cannot keep the bound (float64 changes below about 1e-38 are rounded, below 1e-45"
+            " to nothing); exclude it to carry it losslessly"
+        )
     elif code == 60:
         kind = RuntimeError
         text = f"CUDA: {_native.cuda_error_text(where)} (error {where})"
@@ -103,7 +116,7 @@ def raise_from_native(
             where=where,
             detail=detail,
             n_bytes=n_bytes,
-            name=names[where] if code in (40, 43) else "",
+            name=names[where] if code in (40, 43, 46) else "",
             problem=_LINK_PROBLEMS.get(detail, ""),
             ratio=struct.unpack("<d", struct.pack("<Q", detail))[0],
         )

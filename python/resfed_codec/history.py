@@ -266,13 +266,17 @@ def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) ->
         if role in (LOSSLESS, DENSE):
             result.append(None)
             continue
-        difference = np.asarray(_widened(a, spec) - _widened(b, spec)).astype(np.float32)
+        ours, theirs = on_host(a), on_host(b)
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.asarray(_widened(ours, spec) - _widened(theirs, spec))
+            difference = difference.astype(np.float32)
+        bits = f"u{ours.itemsize}"
+        difference[ours.view(bits) == theirs.view(bits)] = 0  # infinities and NaNs, too
         result.append(placed(difference, layout.device))
     return result
 
 
-def _widened(memory: Memory, spec: TensorSpec) -> NDArray[Any]:
-    array = on_host(memory)
+def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     if spec.dtype == "bfloat16":
         return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array if spec.dtype == "float64" else array.astype(np.float32)

@@ -42,6 +42,7 @@ from resfed_codec.reference_values import (
     change_of,
     groups_of,
     layout_digest,
+    patterns,
     recover,
     recover_group,
     residuals,
@@ -181,6 +182,15 @@ def remaining_squares(group: list[Tensor], sent: Sent) -> float:
     return left
 
 
+def float64_changes(group: list[Tensor]) -> int:
+    """Elements of float64 tensors that change, however little."""
+    return sum(
+        int(np.sum((t.state != t.reference) & (patterns(t.state) != patterns(t.reference))))
+        for t in group
+        if t.dtype == "float64" and t.state is not None
+    )
+
+
 def first_that_holds(low: int, high: int, holds: Callable[[int], bool]) -> int:
     while low < high:
         middle = (low + high) // 2
@@ -197,6 +207,12 @@ def within_error(group: list[Tensor], config: CodecConfig) -> Sent:
     nothing = Sent(None, [], [], 0)
     everything = remaining_squares(group, nothing)
     limit = bound * bound * (1 - 1e-6) * everything
+    changed = float64_changes(group)
+    if changed:
+        root = math.sqrt(limit) - (1 + bound) * (math.sqrt(changed) * 2.0**-150)
+        if root <= 0:
+            raise ValueError("max_error: changes too small for residuals of float32")
+        limit = root * root
     best = nothing
 
     def holds(k: int) -> bool:
@@ -308,18 +324,35 @@ def encode_tensors(
         k_v = min(n_v, -(-VECTOR_SHARE * n_v * t // total)) if total else 0
         return payload(code_group(matrices, k_m, config), code_group(vectors, k_v, config))
 
-    def too_big(t: int) -> bool:
-        return len(at(t)) > budget
+    least = len(at(0))
+    if least > budget:
+        raise ValueError(f"max_bytes: too small; the smallest payload takes {least} bytes")
+    return at(most_within(budget, total, least, lambda t: len(at(t))))
 
-    if too_big(0):
-        raise ValueError(f"max_bytes: too small; the smallest payload takes {len(at(0))} bytes")
-    low, high = 1, min(total, 4 * budget)
-    while high > 0 and not too_big(high):
-        low = high + 1
+
+def most_within(budget: int, total: int, least: int, size_of: Callable[[int], int]) -> int:
+    """The t whose payload is sent; ``least`` is the size at 0, which fits."""
+    low, low_size, high = 1, least, min(total, 4 * budget)
+    while high > 0 and (size := size_of(high)) <= budget:
+        low, low_size = high + 1, size
         if high == total:
-            break
+            return total
         high = min(total, 2 * high)
-    return at(total if low > total else first_that_holds(low, high, too_big) - 1)
+    high_size, fitted = size if high > 0 else 0, False
+    while low + low // 1024 < high:
+        width = high - low
+        middle = low + width // 2
+        if low > 65536 and high_size <= 2 * budget:
+            met = width * (budget - low_size) // (high_size - low_size)
+            slack = low // 2048
+            middle = low + (min(met + slack, width - 1) if fitted else max(met - slack, 0))
+        size = size_of(middle)
+        fitted = size <= budget
+        if fitted:
+            low, low_size = middle + 1, size
+        else:
+            high, high_size = middle, size
+    return low - 1
 
 
 # ---- 7. What a reader does

@@ -126,18 +126,23 @@ def predict(t: Tensor, terms: list[tuple[NDArray[Any], float]]) -> NDArray[Any]:
     if len(terms) == 1 and terms[0][1] == 1:
         return terms[0][0]
     wide = np.float64 if t.dtype == "float64" else F32
-    total = widen(terms[0][0], t.dtype) * wide(terms[0][1])
-    for model, coefficient in terms[1:]:
-        total = total + widen(model, t.dtype) * wide(coefficient)
-    if t.dtype == "bfloat16":
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = widen(terms[0][0], t.dtype) * wide(terms[0][1])
+        for model, coefficient in terms[1:]:
+            total = total + widen(model, t.dtype) * wide(coefficient)
+    return np.where(np.isfinite(total), rounded_to(t.dtype, total), terms[0][0])
+
+
+def rounded_to(dtype: str, total: NDArray[Any]) -> NDArray[Any]:
+    """Sums in their tensor's dtype (bfloat16: bits)."""
+    if dtype == "bfloat16":
         bits = total.astype(F32).view(np.uint32).astype(np.uint64)
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         full = rounded & 0x7FFF >= 0x7F80
         return np.asarray(np.where(full, bits >> 16 & 0x8000 | 0x7F7F, rounded)).astype(np.uint16)
-    narrow = np.asarray(total).astype(t.dtype)
-    if t.dtype == "float16":
-        return np.array([saturate(x, 2) for x in narrow], np.float16)
-    return narrow
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = np.asarray(total).astype(dtype)
+    return np.array([saturate(x, 2) for x in narrow], np.float16) if dtype == "float16" else narrow
 
 
 def predicted_tensors(

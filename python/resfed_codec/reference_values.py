@@ -97,11 +97,18 @@ def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     return array if dtype == "float64" else array.astype(F32)
 
 
+def patterns(array: NDArray[Any]) -> NDArray[Any]:
+    """Elements as the integers that have their bits."""
+    return array.view(f"u{array.itemsize}")
+
+
 def residuals(group: list[Tensor], scaled: bool) -> NDArray[np.float32]:
     parts = [np.zeros(0, F32)]
     for t in group:
         assert t.state is not None
-        r = (widen(t.state, t.dtype) - widen(t.reference, t.dtype)).astype(F32)
+        with np.errstate(invalid="ignore"):
+            r = (widen(t.state, t.dtype) - widen(t.reference, t.dtype)).astype(F32)
+        r[patterns(t.state) == patterns(t.reference)] = 0
         parts.append(r * F32(2.0) ** F32(-t.exponent) if scaled else r)
     return np.concatenate(parts)
 
