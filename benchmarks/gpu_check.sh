@@ -13,16 +13,17 @@
 #     cmake ninja pybind11 scikit-build-core pytest hypothesis ml_dtypes
 #
 # --snapshots names an .npz with g6 and l0_7, by default fedavg_cnn.npz of $RESFED_DATA or of the
-# checkout; without one, models are made up. --emulated rehearses the steps without a GPU.
+# checkout; without one, models are made up. --emulated rehearses the steps without a GPU, and has
+# five times the patience.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-wheels='' snapshots='' cuda=ON out=benchmarks/results/gpu
+wheels='' snapshots='' cuda=ON patience=1 out=benchmarks/results/gpu
 while [ $# -gt 0 ]; do
   case $1 in
     --wheels) wheels=$2 && shift 2 ;;
     --snapshots) snapshots=$2 && shift 2 ;;
-    --emulated) cuda=EMULATED && shift ;;
+    --emulated) cuda=EMULATED patience=5 && shift ;;
     -*) echo "unknown option: $1" >&2 && exit 2 ;;
     *) out=$1 && shift ;;
   esac
@@ -37,7 +38,7 @@ summary=()
 # step NAME SECONDS COMMAND...: runs it with a limit, keeps its output, notes how it ended. The
 # limits add up to 530 seconds.
 step() {
-  local name=$1 limit=$2 status=0
+  local name=$1 limit=$(($2 * patience)) status=0
   shift 2
   local started=$SECONDS
   echo "== $name"

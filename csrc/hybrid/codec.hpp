@@ -12,7 +12,8 @@
 
 namespace resfed::hybrid {
 
-// Waits for the stream, as a rule once; where very many residuals are equal, twice. Throws Failure.
+// Waits for the stream, as a rule once; twice where very many residuals are equal, or slices need
+// more room than any before. Throws Failure.
 // All or nothing, as in api.hpp, but for what a device reports while results are written.
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             int device, cuda::Stream stream,
