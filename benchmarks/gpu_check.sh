@@ -43,7 +43,7 @@ step() {
   local started=$SECONDS
   echo "== $name"
   timeout --kill-after=5 "$limit" "$@" > "$out/$name.log" 2>&1 || status=$?
-  local took="$name, $((SECONDS - started)) s: $(tail -n 1 "$out/$name.log")"
+  local took="$name, $((SECONDS - started)) s: $(grep . "$out/$name.log" | tail -n 1)"
   if [ $status = 0 ]; then
     summary+=("ok      $took")
   else
