@@ -195,6 +195,34 @@ def test_copies_and_pickles_have_turns_of_their_own() -> None:
                     assert_same(pool.submit(lambda other=other: other.state).result(10), end.state)
 
 
+class Probe:
+    """Says, when it is copied, whether another thread could have called its owner meanwhile."""
+
+    def __init__(self, end: Any) -> None:
+        self.turn, self.was_free = end._turn, []  # type: ignore[var-annotated]
+
+    def __deepcopy__(self, memo: object) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            self.was_free.append(pool.submit(self.turn.acquire, False).result())
+
+
+@pytest.mark.parametrize("made", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_copies_and_pickles_take_a_turn(made: Callable[[Any], object]) -> None:
+    """Calls write in place, so nobody may call while a copy is made; and it shares nothing."""
+    ends = Ends()
+    for end in (ends.encoder, ends.decoder, ends.server, ends.client):
+        end.probe = probe = Probe(end)  # type: ignore[attr-defined]
+        made(end)
+        assert probe.was_free == [False]
+        del end.probe  # type: ignore[attr-defined]
+    other = copy.copy(ends.encoder)
+    before = snapshot(ends.encoder)
+    other.encode(ends.state)
+    assert snapshot(ends.encoder) == before
+    with pytest.raises(TypeError, match="Aggregator can be neither copied nor pickled"):
+        made(rfc.Aggregator(ends.reference))
+
+
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("threads", [1, 3])

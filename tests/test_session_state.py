@@ -307,3 +307,23 @@ def test_memory_of_feedback() -> None:
     server, *_ = pair(feedback=True)
     n_lossy = sum(v.size for n, v in server.state.items() if n not in ("steps", "seen"))
     assert server.memory()["feedback"] == 4 * n_lossy
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_clients_of_whom_little_is_known_take_no_tensors(rules: tuple[str, str]) -> None:
+    """Numbers of all clients are a tensor; versions and messages only of those that have some."""
+    server, client, rng = pair(rules)
+    server.send("b")
+    n_tensors = len(server.state_dict())
+    for name in range(1000):
+        server.send(name)
+    saved = server.state_dict()
+    size = sum(np.asarray(value).nbytes for value in saved.values())
+    if server._broadcast:
+        assert len(saved) == n_tensors
+        assert size < 1000 * 150
+    again, *_ = pair(rules)
+    again.load_state_dict(saved)
+    assert snapshot(again) == snapshot(server)
+    run(again, client, rng, 2, 5)
+    run(again, rfc.ClientSession(client.state, *configs(rules)), rng, 0, 7)

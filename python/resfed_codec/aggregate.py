@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from copy import copy as copy_of
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -220,6 +220,9 @@ class Aggregator:
 
     def __repr__(self) -> str:
         return f"<Aggregator of {self.count} models, total weight {self.total_weight:g}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Aggregator can be neither copied nor pickled: its sums are native")
 
     def _plan(self, weight: float, before: _Member | None, also: Assignments) -> Plan:
         """What becomes true when a model of this weight is added, and ``before`` taken back."""

@@ -1,27 +1,28 @@
-"""What a server's session knows of one client."""
+"""What a server's session knows of its clients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from resfed_codec.history import Opened, Version
 from resfed_codec.layout import Layout
-from resfed_codec.message import ACK_WINDOW, Ack, Head, Keyframe
+from resfed_codec.message import ACK_WINDOW, MAX_VERSION, Ack, Head, Keyframe
 from resfed_codec.schema import (
     BITS64,
     BYTES,
-    HEAD,
     NUMBER,
     Check,
     Tensors,
-    integer,
-    optional,
+    checked_fields,
+    client_name,
     require,
     row,
     several,
 )
-from resfed_codec.session import LOW32
+from resfed_codec.session import LOW32, ClientId
 
 
 class ClientRecord(NamedTuple):
@@ -86,28 +87,102 @@ class ClientRecord(NamedTuple):
             return self._replace(known=head, replaces=0)
         return self._replace(known=None, replaces=head.digest)
 
-    def fields(self) -> list[Any]:
-        """For snapshots; see :func:`record_check`."""
-        return [list(v) if isinstance(v, (Head, Keyframe)) else v for v in self]
+    def holds_like(self, other: ClientRecord) -> bool:
+        """Whether the versions are the same, and what was sent."""
+        versions = [
+            [{n: v.digest for n, v in side.items()} for side in (r.uplinks, r.downlinks)]
+            for r in (self, other)
+        ]
+        return versions[0] == versions[1] and self.sent == other.sent
 
 
-def record_check(tensors: Tensors, history: int) -> Check:
-    """What :meth:`ClientRecord.fields` may hold, turned back."""
+_COLUMNS = 9
+"""Numbers of a record: tag, whether a version is known, its number and digest, ``replaces``,
+``newest``, ``window``, ``target``, and how many ``seen``."""
+
+
+def records_to_fields(
+    clients: Mapping[ClientId, ClientRecord], new: Callable[[int], ClientRecord]
+) -> dict[str, Any]:
+    """For snapshots; :func:`records_check` turns it back.
+
+    Numbers are columns, and of versions and messages only those are saved that a ``new`` record,
+    made from a tag, does not have: of many clients little is known.
+    """
+    numbers: list[tuple[int, ...]] = []
+    seen: list[int] = []
+    more = []
+    blank = new(1)
+    for i, r in enumerate(clients.values()):
+        version, digest = r.known or (0, 0)
+        known = (int(r.known is not None), version, digest)
+        numbers.append((r.tag, *known, r.replaces, r.newest, r.window, r.target, len(r.seen)))
+        seen += r.seen
+        if not r.holds_like(blank):
+            sent = list(r.sent) if isinstance(r.sent, Keyframe) else r.sent
+            more.append([i, r.uplinks, r.downlinks, sent])
+    return {
+        "names": list(clients),
+        "numbers": np.array(numbers, "<u8").tobytes(),
+        "seen": np.array(seen, "<u8").tobytes(),
+        "more": more,
+    }
+
+
+def records_check(tensors: Tensors, history: int, new: Callable[[int], ClientRecord]) -> Check:
+    """What :func:`records_to_fields` may return, turned back."""
     keyframe = row(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
-    seen = several(BITS64, at_most=ACK_WINDOW)
-    return row(
-        ClientRecord,
-        tag=integer(1, 2**64 - 1),
-        known=optional(HEAD),
+    more_of_one = row(
+        lambda *values: values,
+        place=NUMBER,
         uplinks=tensors.versions(at_most=history + 1),
         downlinks=tensors.versions(at_most=history + 1),
-        replaces=BITS64,
-        newest=NUMBER,
-        window=integer(0, 2**ACK_WINDOW - 1),
-        seen=lambda value, where: tuple(seen(value, where)),
-        target=NUMBER,
         sent=lambda value, where: (keyframe if type(value) is list else BYTES)(value, where),
     )
+
+    def check(value: Any, where: str) -> dict[ClientId, ClientRecord]:
+        saved = checked_fields(
+            value,
+            {
+                "names": several(client_name),
+                "numbers": BYTES,
+                "seen": BYTES,
+                "more": several(more_of_one),
+            },
+        )
+        names = saved["names"]
+        require(len(saved["numbers"]) == 8 * _COLUMNS * len(names), f"{where}.numbers")
+        require(len(saved["seen"]) % 8 == 0, f"{where}.seen")
+        numbers = np.frombuffer(saved["numbers"], "<u8").reshape(-1, _COLUMNS)
+        most = np.array([2**64 - 1, 1, MAX_VERSION, 2**64 - 1, 2**64 - 1, MAX_VERSION, LOW32,
+                         MAX_VERSION, ACK_WINDOW], np.uint64)  # fmt: skip
+        require(bool((numbers <= most).all() and (numbers[:, 0] > 0).all()), f"{where}.numbers")
+        seen = np.frombuffer(saved["seen"], "<u8").tolist()
+        require(int(numbers[:, 8].sum()) == len(seen), f"{where}.seen")
+        records: list[ClientRecord] = []
+        end = 0
+        for tag, is_known, version, digest, replaces, newest, window, target, n in numbers.tolist():
+            require(bool(is_known) or version == digest == 0, f"{where}.numbers")
+            end += n
+            record = new(tag)._replace(
+                known=Head(version, digest) if is_known else None,
+                replaces=replaces,
+                newest=newest,
+                window=window,
+                seen=tuple(seen[end - n : end]),
+                target=target,
+            )
+            records.append(record)
+        for place, uplinks, downlinks, sent in saved["more"]:
+            require(place < len(records), f"{where}.more")
+            records[place] = records[place]._replace(
+                uplinks=uplinks, downlinks=downlinks, sent=sent
+            )
+        clients = dict(zip(names, records, strict=True))
+        require(len(clients) == len(names), f"{where}.names")
+        return clients
+
+    return check
 
 
 def check_record(

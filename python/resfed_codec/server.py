@@ -33,18 +33,15 @@ from resfed_codec.message import (
 )
 from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.predictor import RULES
-from resfed_codec.record import ClientRecord, check_record, record_check
+from resfed_codec.record import ClientRecord, check_record, records_check, records_to_fields
 from resfed_codec.schema import (
     BITS64,
     BYTES,
     NUMBER,
     Tensors,
     checked_fields,
-    client_name,
     optional,
     require,
-    row,
-    several,
     table,
 )
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
@@ -350,6 +347,9 @@ class ServerSession(Session):
         tag = client_tag(client_id, self._run_digest)
         if client_id in self._clients:
             return self._clients[client_id]
+        return self._new_record(tag)
+
+    def _new_record(self, tag: int) -> ClientRecord:
         first = self._first_uplink()
         uplinks = {} if first is None else {0: first}
         downlinks = {}
@@ -672,11 +672,10 @@ class ServerSession(Session):
             "target": state.target,
             "target_number": state.target_number,
             "feedback": state.feedback,
-            "clients": [[name, c.fields()] for name, c in state.clients.items()],
+            "clients": records_to_fields(state.clients, self._new_record),
         }
 
     def _checked(self, saved: Any, tensors: Tensors) -> ServerState:
-        record = record_check(tensors, self._history)
         fields = checked_fields(
             saved,
             {
@@ -689,7 +688,7 @@ class ServerSession(Session):
                 "feedback": tensors.kept_feedback(
                     self._down_coder.roles, self._state.feedback is not None
                 ),
-                "clients": several(row(lambda *pair: pair, name=client_name, record=record)),
+                "clients": records_check(tensors, self._history, self._new_record),
             },
         )
         current, chain, digests = fields["current"], fields["chain"], fields["digests"]
@@ -707,12 +706,10 @@ class ServerSession(Session):
         require((fields["target"] is not None) == is_newer, "target")
         require(not (self._broadcast and is_newer), "target_number")
         require(self._broadcast or current.number == 0, "current")
-        clients = dict(fields["clients"])
-        require(len(clients) == len(fields["clients"]), "clients")
         try:
             for payload in chain.values():
                 Opened(payload, self._layout)
-            for name, client in clients.items():
+            for name, client in fields["clients"].items():
                 require(client.tag == client_tag(name, self._run_digest), "tag")
                 check_record(
                     client,
@@ -722,7 +719,7 @@ class ServerSession(Session):
                 )
         except CodecError as error:
             raise ValueError(f"state_dict: {error}") from error
-        return ServerState(**{**fields, "clients": clients})
+        return ServerState(**fields)
 
 
 def _keep_newest(
