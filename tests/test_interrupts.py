@@ -162,6 +162,7 @@ def refusal(call: Callable[[], Any]) -> bytes:
 def stream_cases(ends: Ends) -> dict[str, Callable[[Ends], Any]]:
     encoder, decoder = fresh(ends)["encoder"], fresh(ends)["decoder"]
     payload = encoder.encode(step(encoder))
+    keyframe = encoder.keyframe()
     behind = encoder.encode(step(encoder, 2))
     request = refusal(lambda: decoder.decode(behind))
     out = decoder.state
@@ -174,7 +175,7 @@ def stream_cases(ends: Ends) -> dict[str, Callable[[Ends], Any]]:
         "decode": lambda e: e["decoder"].decode(payload),
         "decode without a copy": lambda e: e["decoder"].decode(payload, copy=False),
         "decode into": lambda e: e["decoder"].decode(payload, out=out),
-        "decode a keyframe": lambda e: e["decoder"].decode(encoder.keyframe()),
+        "decode a keyframe": lambda e: e["decoder"].decode(keyframe),
         "refuse": lambda e: refusal(lambda: e["decoder"].decode(behind)),
         "save": lambda e: e["encoder"].state_dict(),
         "load": lambda e: [e["encoder"].load_state_dict(saved[0]),
