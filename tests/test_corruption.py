@@ -120,7 +120,7 @@ def varint(value: int) -> bytes:
 
 
 @pytest.mark.parametrize("n", [0, 1, 1000, 2**31, 2**40, 2**60, 2**62, 2**63 - 1])
-@pytest.mark.parametrize("slice_log2", [6, 20])
+@pytest.mark.parametrize("slice_log2", [6, 12, 20])
 def test_absurd_sizes(n: int, slice_log2: int, pair: tuple[State, State]) -> None:
     """Sizes are believed only as far as the reference and the bytes bear them out."""
     reference = pair[1]
@@ -136,9 +136,19 @@ def test_a_full_payload_is_bounded_by_the_model(pair: tuple[State, State]) -> No
     """k = n, but slices that hold next to nothing."""
     reference = {"w": np.zeros((1000, 1000), np.float32)}
     header = bytearray(rfc.encode(reference, reference)[:18])
-    header[5] = 20
+    header[5] = 12
     counts = varint(10**6) + b"\0\0" + varint(10**6)
     refuse(sealed(bytes(header) + counts + struct.pack("<ffB", 1, 1, 0) + bytes(4)), reference)
+
+
+@pytest.mark.parametrize("slice_log2", [0, 5, 13, 20, 63, 255])
+def test_slices_have_bounds(slice_log2: int, payload: bytes, pair: tuple[State, State]) -> None:
+    """Long slices are few bytes for much work, all of it one thread's."""
+    forged = sealed(payload[:5] + bytes([slice_log2]) + payload[6:-4])
+    with pytest.raises(rfc.PayloadError, match="the field at byte 5 holds"):
+        rfc.decode(forged, pair[1])
+    with pytest.raises(rfc.PayloadError):
+        slow.decode(forged, pair[1])
 
 
 # A payload of one dense tensor `b` beside a matrix, an excluded and an integer tensor; ordinals

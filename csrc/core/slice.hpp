@@ -17,7 +17,7 @@ namespace resfed {
 
 constexpr unsigned kDefaultSliceLog2 = 11;
 constexpr unsigned kMinSliceLog2 = 6;
-constexpr unsigned kMaxSliceLog2 = 20;
+constexpr unsigned kMaxSliceLog2 = 12;  // so few bytes cannot keep one thread busy for long
 
 // How n_symbols are dealt to slices: as many slices as come nearest to the nominal size, of sizes
 // that differ by one at most, the longer ones first.

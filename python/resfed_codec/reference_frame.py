@@ -199,7 +199,7 @@ def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = Non
     reader = Reader(data[:-4])
     reader.take(4)
     flags, slice_log2 = reader.byte(), reader.byte()
-    if flags & ~7 or not 6 <= slice_log2 <= 20:
+    if flags & ~7 or not 6 <= slice_log2 <= 12:
         raise PayloadError("payload: unknown flags or slice size")
     digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
     link = reader.take(reader.varint()) if flags & 2 else b""
