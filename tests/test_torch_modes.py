@@ -147,3 +147,20 @@ def test_trains_on_what_was_decoded_in_inference_mode() -> None:
     weight.requires_grad_()
     (weight * weight).sum().backward()
     assert torch.equal(weight.grad, 2 * weight.detach())
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_inside_a_compiled_function() -> None:
+    reference, state, _ = states()
+    payload = rfc.encode(state, reference)
+    expected = rfc.decode(payload, reference)
+
+    @torch.compile(backend="eager")
+    def function(x: Any) -> Any:
+        doubled = 2 * x
+        decoded = rfc.decode(payload, reference)
+        return doubled.sum() + decoded["w"].sum(), decoded, rfc.encode(state, reference)
+
+    _, decoded, again = function(torch.ones(3))
+    assert again == payload
+    assert all(torch.equal(decoded[name], expected[name]) for name in expected)

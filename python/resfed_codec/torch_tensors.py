@@ -31,19 +31,25 @@ def is_torch(value: object) -> bool:
 def plain_torch() -> AbstractContextManager[Any]:
     """A context in which torch makes and reads plain tensors, whatever the caller has switched on.
 
-    The default device, inference mode, modes such as FakeTensorMode and transforms of
-    ``torch.func`` do not count in it.
+    The default device, inference mode, modes such as FakeTensorMode, transforms of ``torch.func``
+    and ``torch.compile`` do not count in it.
     """
     torch = torch_module()
     if torch is None:
         return nullcontext()
     stack = ExitStack()
+    compiler = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    if compiler is not None:  # torch.compile's tracer, which would follow calls from here
+        stack.callback(compiler.set_eval_frame, compiler.set_eval_frame(None))
     stack.enter_context(torch.inference_mode(False))
     for name in _GUARDS:
         guard = getattr(torch._C, name, None)
         if guard is not None:
             stack.enter_context(guard())
     return stack
+
+
+plain_torch._torchdynamo_disable = True  # type: ignore[attr-defined]  # not traced, but called
 
 
 def tensor_over(held: NDArray[Any], dtype: str) -> Any:
