@@ -62,11 +62,11 @@ void write_prediction(const Tensor& t, uint64_t first, uint64_t n) {
 float finite_or_nothing(float value) { return is_finite_key(magnitude_key(value)) ? value : 0.0f; }
 
 bool all_finite(const float* values, size_t n) {
-  int32_t most = 0;  // keys have 31 bits; signed numbers are the ones that any processor compares
+  uint32_t n_not = 0;
   for (size_t i = 0; i < n; ++i) {
-    most = std::max(most, static_cast<int32_t>(magnitude_key(values[i])));
+    n_not += (float_bits(values[i]) & kFirstNonFiniteKey) == kFirstNonFiniteKey ? 1 : 0;
   }
-  return is_finite_key(static_cast<uint32_t>(most));
+  return n_not == 0;
 }
 
 bool has_feedback(const Group& group) {
@@ -76,7 +76,8 @@ bool has_feedback(const Group& group) {
 
 }  // namespace
 
-void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
+bool residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
+  bool finite = true;
   with_elements(tensor, first, [&]<class T>(const Elements<T>& elements) {
     T predicted[kStretch];
     predict_stretch(tensor, first, n, predicted);
@@ -86,9 +87,11 @@ void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* res
       const float* const feedback = tensor.feedback + first;
       for (size_t i = 0; i < n; ++i) residuals[i] = with_feedback(residuals[i], feedback[i]);
     }
-    if (all_finite(residuals, n)) return;
+    finite = all_finite(residuals, n);
+    if (finite) return;
     for (size_t i = 0; i < n; ++i) residuals[i] = elements.residual_to(i, predicted[i]);
   });
+  return finite;
 }
 
 void write_predictions(const Groups& groups) {
@@ -128,8 +131,7 @@ void update_feedback(const Group& group, SentSymbols sent, const Scratch<float>&
       if (feedback == nullptr) return;
       for_each_stretch(first, n, [&](uint64_t at, size_t count) {
         float residuals[kStretch];
-        residual_stretch(*piece.tensor, at, count, residuals);
-        if (!all_finite(residuals, count)) {
+        if (!residual_stretch(*piece.tensor, at, count, residuals)) {
           for (size_t i = 0; i < count; ++i) residuals[i] = finite_or_nothing(residuals[i]);
         }
         std::memcpy(feedback + at, residuals, count * sizeof(float));

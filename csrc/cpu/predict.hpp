@@ -10,8 +10,9 @@ namespace resfed {
 // Elements worked on at once: a few arrays of this length stay in the first-level cache.
 constexpr size_t kStretch = 1024;
 
-// Residuals of n <= kStretch elements from `first` on, feedback included.
-void residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals);
+// Residuals of n <= kStretch elements from `first` on, feedback included. Whether no difference was
+// infinite or NaN; else some residuals may be.
+bool residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals);
 
 // Fills every `out` with its prediction, ready for the recovered values to be written over it.
 void write_predictions(const Groups& groups);
