@@ -149,7 +149,7 @@ def test_trains_on_what_was_decoded_in_inference_mode() -> None:
     assert torch.equal(weight.grad, 2 * weight.detach())
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+@pytest.mark.filterwarnings("ignore:Dynamo")  # of torch: what it cannot trace
 def test_inside_a_compiled_function() -> None:
     reference, state, _ = states()
     payload = rfc.encode(state, reference)
