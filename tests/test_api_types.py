@@ -6,6 +6,7 @@ After an error the object is as it was.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,9 @@ arrays = st.sampled_from(ARRAYS)
 anything = st.one_of(
     scalars,
     arrays,
-    st.sampled_from([STATE, REFERENCE, [*REFERENCE.values()], {**STATE, "extra": ARRAYS[0]}]),
+    st.sampled_from([STATE, REFERENCE, [*REFERENCE.values()], {**STATE, "extra": ARRAYS[0]}]).map(
+        copy.deepcopy  # a call may write to its `out`
+    ),
     st.lists(st.one_of(scalars, arrays), max_size=3),
     st.dictionaries(
         st.one_of(st.text(max_size=3), st.integers(), st.sampled_from(list(STATE))),

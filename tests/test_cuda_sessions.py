@@ -91,7 +91,7 @@ def test_losses_and_crashes(gpu: Gpu, rules: tuple[str, str], feedback: bool) ->
 
 
 @one_gpu
-@pytest.mark.parametrize("rules", ["default", "own history"])
+@pytest.mark.parametrize("rules", ["default", "adaptive"])
 def test_what_is_lost_goes_into_the_next(gpu: Gpu, rules: str) -> None:
     """Error feedback takes back an uplink when the server says that it did not arrive."""
     fed = Twins(gpu, RULES[rules], feedback=True)
