@@ -327,3 +327,17 @@ def test_nothing_but_a_mapping() -> None:
     end = rfc.Encoder([np.zeros(3, np.float32)])
     for value in (None, 5, "structure", [], {}, {"structure": 3}, {"structure": object()}):
         refused(end, ValueError, "state_dict: ", lambda v=value: end.load_state_dict(v))
+
+
+@pytest.mark.parametrize("name", ["more", "structure", "tensor.0"])
+def test_arrays_that_claim_more_than_they_hold(name: str, rng: np.random.Generator) -> None:
+    """A view with strides of 0 is any size; it is refused before it is copied or hashed."""
+    encoder = rfc.Encoder(model(rng))
+    saved = encoder.state_dict()
+    huge = np.broadcast_to(saved["structure"][:1], (1 << 44,))
+    ladder = np.lib.stride_tricks.as_strided(np.zeros(1 << 10, np.uint8), (512, 512), (1, 1))
+    for array in (huge, ladder):
+        with pytest.raises(ValueError, match="whose elements share memory"):
+            encoder.load_state_dict({**saved, name: array})
+    strided = {n: np.repeat(a, 2, 0)[::2] if a.ndim else a for n, a in saved.items()}
+    encoder.load_state_dict(strided)

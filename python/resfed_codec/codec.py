@@ -25,6 +25,7 @@ from resfed_codec.layout import (
     check_same_layout,
     device_of,
     layout_digest,
+    read_once,
     roles_of,
     special_tensors,
     view_of,
@@ -96,6 +97,7 @@ def encode_and_recover(
 
     The recovered model is what the encoder itself computed, a copy of ``reference``'s kind.
     """
+    reference = read_once(reference, "reference")
     views_of(reference, "reference")  # complains before anything is made from it
     recovered = empty_like(reference)
     return _encode(state, reference, make_config(config, options), recovered), recovered
@@ -196,7 +198,8 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             or two of its arrays share memory, or one with another tensor of ``reference``.
         MemoryError, RuntimeError: As :func:`encode`.
     """
-    data = as_bytes(payload, UPDATE)
+    data, in_place = as_bytes(payload, UPDATE), out is reference
+    reference = read_once(reference, "reference")
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
     digest = layout_digest(specs)
@@ -207,7 +210,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             targets = views_of(result, "reference")
         else:
             result = out
-            targets = base if out is reference else views_of(out, "out")
+            targets = base if in_place else views_of(out, "out")
             tied = check_writable(targets, specs, device_of(base), base)
             if tied:
                 return _decode_tied(data, reference, targets, tied, out)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from resfed_codec import _native, device
 from resfed_codec.device import Memory, Plan, copy, on_host, placed
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
-from resfed_codec.layout import DENSE, LOSSLESS, Layout, Special, TensorSpec, roles_of
+from resfed_codec.layout import DENSE, LOSSLESS, Layout, Special, TensorSpec, plain_text, roles_of
 from resfed_codec.link import (
     MAX_DEPTH,
     Link,
@@ -70,6 +70,17 @@ class Version:
 
     def __str__(self) -> str:
         return f"version {self.number} (digest {self.digest:016x})"
+
+
+def run_name(run: str) -> str:
+    """A run's name, as it is kept.
+
+    Raises:
+        TypeError: ``run`` is no str.
+    """
+    if not isinstance(run, str):
+        raise TypeError(f"run={run!r}: must be a str")
+    return plain_text(run)
 
 
 def run_digest(layout: Layout, run: str) -> int:

@@ -18,7 +18,7 @@ from resfed_codec.codec import (
 )
 from resfed_codec.device import empty_on_host, on_host, staging
 from resfed_codec.errors import raise_from_native
-from resfed_codec.layout import State, device_of, layout_digest, roles_of, views_of
+from resfed_codec.layout import State, device_of, layout_digest, read_once, roles_of, views_of
 from resfed_codec.payload import KEYFRAME, as_bytes
 
 MAX_MANTISSA_BITS = 52
@@ -99,6 +99,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
         ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
     """
     data = as_bytes(payload, KEYFRAME)
+    like = read_once(like, "like")
     views = views_of(like, "like")
     specs = [view.spec for view in views]
     result = empty_like(like) if out is None else out

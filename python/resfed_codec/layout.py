@@ -119,24 +119,44 @@ class View(NamedTuple):
     writable: bool
 
 
-def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
-    """The state's tensors in coding order, with names.
+def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
+    """The state's tensors in its own order, by name or in sequence.
+
+    A caller's mapping or sequence may answer otherwise when it is asked again: because it loads
+    tensors lazily, or another thread changes it. A call that needs it twice works on this.
 
     Raises:
         TypeError: ``state`` is neither a mapping from str to arrays nor a sequence of arrays.
     """
     if isinstance(state, Mapping):
-        for name in state:
+        items = list(state.items())
+        for name, _ in items:
             if not isinstance(name, str):
                 raise TypeError(f"{argument}: the name {name!r} must be a str")
-        items = dict(state.items())
-        return [(name, items[name]) for name in _coding_order(items)]
+        return {plain_text(name): value for name, value in items}
     if isinstance(state, Sequence) and not isinstance(state, (str, bytes, bytearray)):
-        return [(str(i), value) for i, value in enumerate(state)]
+        return list(state)
     raise TypeError(
         f"{argument}: must be a mapping from names to arrays or a sequence of arrays,"
         f" not {type(state).__name__}"
     )
+
+
+def plain_text(text: str) -> str:
+    """The same characters as a plain str: subclasses, such as enums, may print as others."""
+    return str.__str__(text)
+
+
+def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
+    """The state's tensors in coding order, with names.
+
+    Raises:
+        TypeError: As :func:`read_once`.
+    """
+    tensors = read_once(state, argument)
+    if isinstance(tensors, list):
+        return [(str(i), value) for i, value in enumerate(tensors)]
+    return [(name, tensors[name]) for name in _coding_order(tensors)]
 
 
 def _coding_order(names: Mapping[str, Any]) -> list[str]:
@@ -301,6 +321,7 @@ class Layout:
     """
 
     def __init__(self, state: State, argument: str) -> None:
+        state = read_once(state, argument)
         views = views_of(state, argument)
         self.specs = [view.spec for view in views]
         self.digest = layout_digest(self.specs)

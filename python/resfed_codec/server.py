@@ -44,7 +44,7 @@ from resfed_codec.schema import (
     require,
     table,
 )
-from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
+from resfed_codec.session import LOW32, ClientId, Session, client_name, client_tag, open_request
 from resfed_codec.turns import in_turn
 
 KEYFRAME_PART = 16
@@ -206,13 +206,11 @@ class ServerSession(Session):
         Raises:
             TypeError: ``client_id`` is neither a str nor an integer.
         """
-        client_tag(client_id, self._run_digest)  # complains about what is no name
-        self._clients.pop(client_id, None)
+        self._clients.pop(client_name(client_id), None)
 
     def _entry(self, client_id: ClientId, client: ClientRecord) -> Assignments:
         """What replaces a client's record."""
-        name = str(client_id) if isinstance(client_id, str) else int(client_id)
-        return [(self._clients, name, client)]
+        return [(self._clients, client_name(client_id), client)]
 
     def _enter(self, client_id: ClientId, client: ClientRecord) -> None:
         ((clients, name, record),) = self._entry(client_id, client)
@@ -344,10 +342,9 @@ class ServerSession(Session):
 
     def _client(self, client_id: ClientId) -> ClientRecord:
         """The client's record; a new one is not entered yet."""
-        tag = client_tag(client_id, self._run_digest)
-        if client_id in self._clients:
-            return self._clients[client_id]
-        return self._new_record(tag)
+        name = client_name(client_id)
+        known = self._clients.get(name)
+        return known or self._new_record(client_tag(name, self._run_digest))
 
     def _new_record(self, tag: int) -> ClientRecord:
         first = self._first_uplink()

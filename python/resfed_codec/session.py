@@ -5,6 +5,7 @@ client.py and server.py hold the sessions themselves; docs/predictors.md explain
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy as np
 from resfed_codec.coder import Coder
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import StateMismatchError
-from resfed_codec.history import Version, initial_version, run_digest
+from resfed_codec.history import Version, initial_version, run_digest, run_name
 from resfed_codec.identity import Identity
-from resfed_codec.layout import Layout, State
+from resfed_codec.layout import Layout, State, plain_text
 from resfed_codec.link import digest64
 from resfed_codec.message import Message, read_message
 from resfed_codec.predictor import LinearPredictor, Predictor, predictor_of, text_of
@@ -50,13 +51,12 @@ class Session(TakesTurns):
             check_config(name, config)
             for name, config in (("uplink", uplink), ("downlink", downlink))
         )
-        if not isinstance(run, str):
-            raise TypeError(f"run={run!r}: must be a str")
+        run = run_name(run)
         if isinstance(history, bool) or not isinstance(history, int):
             raise TypeError(f"history={history!r}: must be an integer")
         if not 1 <= history <= 32:
             raise ValueError(f"history={history}: must lie in [1, 32]")
-        self._run, self._history = run, history
+        self._run, self._history = run, index(history)
         self._layout = Layout(initial_state, "initial_state")
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         self._initial = initial_version(self._layout, model, run)
@@ -161,6 +161,19 @@ def serves_all(down: Predictor) -> bool:
     return not (isinstance(down, LinearPredictor) and down.other_depth)
 
 
+def client_name(client_id: ClientId) -> str | int:
+    """A client's name as it is kept: of equal names, whatever their types, there is one.
+
+    Raises:
+        TypeError: ``client_id`` is neither a str nor an integer.
+    """
+    if isinstance(client_id, str):
+        return plain_text(client_id)
+    if isinstance(client_id, bool) or not isinstance(client_id, (int, np.integer)):
+        raise TypeError(f"client_id={client_id!r}: must be a str or an integer")
+    return index(client_id)
+
+
 def client_tag(client_id: ClientId, run_digest: int) -> int:
     """64 bits that stand for a client in messages and digests; never 0.
 
@@ -169,10 +182,9 @@ def client_tag(client_id: ClientId, run_digest: int) -> int:
     Raises:
         TypeError: ``client_id`` is neither a str nor an integer.
     """
-    if isinstance(client_id, bool) or not isinstance(client_id, (str, int, np.integer)):
-        raise TypeError(f"client_id={client_id!r}: must be a str or an integer")
-    kind = b"text" if isinstance(client_id, str) else b"number"
-    text = str(client_id).encode("utf-8", "surrogatepass")
+    name = client_name(client_id)
+    kind = b"text" if isinstance(name, str) else b"number"
+    text = str(name).encode("utf-8", "surrogatepass")
     return digest64(kind, run_digest.to_bytes(8, "little"), text) or 1
 
 

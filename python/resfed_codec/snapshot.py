@@ -242,6 +242,9 @@ def _array(value: Any) -> Any:
     array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError(f"an array of dtype {array.dtype}")
+    steps = sum((n - 1) * abs(s) for n, s in zip(array.shape, array.strides, strict=True))
+    if array.size and array.nbytes > array.itemsize + steps:
+        raise TypeError(f"an array of shape {array.shape} whose elements share memory")
     return array
 
 

@@ -27,6 +27,7 @@ from resfed_codec.history import (
     model_of,
     new_feedback,
     run_digest,
+    run_name,
 )
 from resfed_codec.identity import Identity
 from resfed_codec.keyframe import decode_keyframe, encode_keyframe
@@ -80,9 +81,7 @@ class _Stream(TakesTurns):
 
     def __init__(self, initial_state: State, run: str) -> None:
         super().__init__()
-        if not isinstance(run, str):
-            raise TypeError(f"run={run!r}: must be a str")
-        self._run = run
+        self._run = run = run_name(run)
         self._layout = Layout(initial_state, "initial_state")
         model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
         initial = initial_version(self._layout, model, run)
