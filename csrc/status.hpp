@@ -23,11 +23,11 @@ enum class Code : uint32_t {
   kWrongKeyframeLayout = 22,
   kNoSuchTensor = 23,  // where: the tensor named, detail: how many there are
   // What is wrong with the caller's data or wishes.
-  kNonFinite = 40,         // where: tensor, detail: element
-  kBudgetTooSmall = 41,    // detail: bytes of the smallest payload
-  kErrorUnreachable = 42,  // detail: bits of the float64 relative error that was reached
-  kSumTooLarge = 43,       // where: tensor
-  kModelTooLarge = 44,     // detail: elements of its lossy tensors
+  kNonFinite = 40,          // where: tensor, detail: element
+  kBudgetTooSmall = 41,     // detail: bytes of the smallest payload
+  kErrorUnreachable = 42,   // detail: bits of the float64 relative error that was reached
+  kSumTooLarge = 43,        // where: tensor
+  kModelTooLarge = 44,      // detail: elements of its lossy tensors
   kChangedDuringCall = 45,  // the caller's arrays, by another thread
   kTooSmallChange = 46,     // where: tensor; float32 residuals cannot keep the error bound
   // What went wrong on a device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resfed_codec import _native
@@ -85,12 +86,12 @@ class PayloadInfo:
     matrix: QuantizerInfo | None
     vector: QuantizerInfo | None
     dense: QuantizerInfo | None
-    exponents: Numbers
-    dense_exponents: Numbers
-    exclusions: Numbers
-    dense_tensors: Numbers
-    lossy_slices: Numbers
-    lossless_slices: Numbers
+    exponents: Sequence[int]
+    dense_exponents: Sequence[int]
+    exclusions: Sequence[int]
+    dense_tensors: Sequence[int]
+    lossy_slices: Sequence[int]
+    lossless_slices: Sequence[int]
     header_bytes: int
     link_bytes: int
     quantizer_bytes: int
