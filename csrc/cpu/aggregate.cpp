@@ -74,7 +74,8 @@ template <class Visit>
 void for_lossless(const Update& u, Visit visit) {
   for_each_change(u.groups.lossless, u.changes,
                   [&](const Piece& piece, uint64_t element, size_t i) {
-                    visit(piece.ordinal, element, u.restored.bits[i]);
+                    visit(piece.ordinal, element,
+                          load_element(u.restored.bits.at(i), 0, piece.tensor->elem_bytes));
                   });
 }
 

@@ -49,14 +49,15 @@ std::vector<ChangedElement> find_changes(const Group& group) {
 
 RestoredElements restore_changes(const Group& group, const std::vector<ChangedElement>& changes) {
   RestoredElements restored;
-  restored.bits.resize(changes.size());
+  restored.bits = ElementBits(group, changes.size());
   for_each_change(group, changes, [&](const Piece& piece, uint64_t element, size_t i) {
     const uint32_t elem_bytes = piece.tensor->elem_bytes;
     if (changes[i].change > width_mask(elem_bytes))
       throw Failure{Code::kBadSlice, i, changes[i].change};
     const uint64_t before = load_element(piece.tensor->reference, element, elem_bytes);
-    restored.bits[i] = apply_change(before, changes[i].change, elem_bytes);
-    restored.check += check_term(changes[i].index, before, restored.bits[i]);
+    const uint64_t after = apply_change(before, changes[i].change, elem_bytes);
+    std::memcpy(restored.bits.at(i), &after, elem_bytes);
+    restored.check += check_term(changes[i].index, before, after);
   });
   return restored;
 }
@@ -66,7 +67,7 @@ void write_changes(const Group& group, const std::vector<ChangedElement>& change
   for_each_change(group, changes, [&](const Piece& piece, uint64_t element, size_t i) {
     const Tensor& t = *piece.tensor;
     if (t.out == nullptr) return;
-    std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, &restored.bits[i],
+    std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, restored.bits.at(i),
                 t.elem_bytes);
   });
 }

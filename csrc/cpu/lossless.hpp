@@ -38,7 +38,7 @@ std::vector<ChangedElement> find_changes(const Group& group);
 // New bit patterns, one per change; throws kBadSlice when a change does not fit its element's
 // width.
 struct RestoredElements {
-  std::vector<uint64_t> bits;
+  ElementBits bits;
   uint32_t check = 0;
 };
 RestoredElements restore_changes(const Group& group, const std::vector<ChangedElement>& changes);

@@ -113,7 +113,7 @@ Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovere
       with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>& elements) {
         for (size_t i = run.begin; i < run.end; ++i) {
           T after;
-          from_bits(recovered.bits[i], &after);
+          std::memcpy(&after, recovered.bits.at(i), sizeof after);
           const float rest = elements.residual_to(sent[i].index() - run.first, after);
           values[i] = finite_or_nothing(rest);
         }

@@ -110,13 +110,14 @@ Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
 Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& quantizer,
                       ExactSquares* error) {
   Recovered recovered;
-  if (is_wanted(group)) recovered.bits.resize(sent.size());
-  uint64_t* const bits = recovered.bits.data();
+  if (is_wanted(group)) recovered.bits = ElementBits(group, sent.size());
+  ElementBits& bits = recovered.bits;
+  const bool with_bits = !bits.empty();
   const bool with_error = error != nullptr;
   const auto total = sum_over<CheckAndError>(n_tasks(sent), [&](size_t task, CheckAndError& own) {
     for_each_run(group, sent, task, [&](const Run& run) {
-      const auto keep = [bits](size_t i, uint64_t, auto, auto after) {
-        if (bits != nullptr) bits[i] = element_bits(after);
+      const auto keep = [&bits, with_bits](size_t i, uint64_t, auto, auto after) {
+        if (with_bits) std::memcpy(bits.at(i), &after, sizeof after);
       };
       const auto measure = [&](size_t i, uint64_t element, auto before, auto after) {
         keep(i, element, before, after);
@@ -139,7 +140,7 @@ void write_recovered(const Group& group, SentSymbols sent, const Recovered& reco
       with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>&) {
         T* const out = static_cast<T*>(run.piece.tensor->out);
         for (size_t i = run.begin; i < run.end; ++i) {
-          std::memcpy(out + (sent[i].index() - run.first), &recovered.bits[i], sizeof(T));
+          std::memcpy(out + (sent[i].index() - run.first), recovered.bits.at(i), sizeof(T));
         }
       });
     });

@@ -118,7 +118,7 @@ uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantize
 // and tied tensors may share memory. The bits are left out where no tensor has an `out` or
 // feedback.
 struct Recovered {
-  Scratch<uint64_t> bits;
+  ElementBits bits;
   uint32_t check = 0;
 };
 

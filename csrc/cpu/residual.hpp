@@ -28,6 +28,23 @@ struct Candidates {
 constexpr uint64_t kSegment = 1u << 16;  // offsets have 16 bits
 inline uint64_t n_segments(const Group& group) { return (group.n_elems + kSegment - 1) / kSegment; }
 
+// Elements of a group as they lie in memory, each in as many bytes as the widest type takes.
+class ElementBits {
+ public:
+  ElementBits() = default;
+  ElementBits(const Group& group, size_t n) {
+    for (const Piece& piece : group.pieces) width_ = std::max(width_, piece.tensor->elem_bytes);
+    memory_.resize(n * width_);
+  }
+  bool empty() const { return memory_.empty(); }
+  uint8_t* at(size_t i) { return memory_.data() + i * width_; }
+  const uint8_t* at(size_t i) const { return memory_.data() + i * width_; }
+
+ private:
+  uint32_t width_ = 0;
+  Scratch<uint8_t> memory_;
+};
+
 // Candidates by segment.
 class Segments {
  public:
