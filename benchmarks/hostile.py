@@ -1,6 +1,7 @@
 """What the worst payloads cost their receiver, beside an honest one: python -m benchmarks.hostile.
 
-Each payload is sound: an attacker who knows the reference can make it. Time is one thread's, the
+Each payload is sound: an attacker who knows the reference can make it. It is made in one process
+and received in another, which has held nothing before. Time is one thread's processor time, the
 best of three; memory is what the process held more at its peak, the result included.
 """
 
@@ -11,57 +12,221 @@ import contextlib
 import ctypes
 import multiprocessing
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import resfed_codec as rfc
+from benchmarks.common import write_results
+from resfed_codec import codec
+from resfed_codec.message import Message, read_message, write_message
 
 State = dict[str, np.ndarray]
+Make = Callable[[int], tuple[State, State]]
+"""A model and its reference, of so many elements."""
 
 
-def honest(n: int, rng: np.random.Generator) -> tuple[State, State]:
-    reference = {"w": (rng.standard_normal((n // 1000, 1000)) * 0.05).astype(np.float32)}
-    change = rng.standard_normal((n // 1000, 1000)).astype(np.float32) ** 3 * np.float32(0.001)
-    return {"w": reference["w"] + change}, reference
+def matrix(values: Any) -> State:
+    return {"w": np.asarray(values).reshape(-1, 1000)}
 
 
-def every_element(n: int, rng: np.random.Generator, high: bool) -> tuple[State, State]:
-    """Each element is sent, at the lowest level or at one of the highest that cost no bits."""
-    reference = {"w": np.zeros((n // 1000, 1000), np.float32)}
-    state = {"w": np.ones((n // 1000, 1000), np.float32)}
-    if high:
-        state["w"] *= 14
-        state["w"][:, ::500] = 1
-    return state, reference
+def honest(n: int) -> tuple[State, State]:
+    rng = np.random.default_rng(0)
+    reference = (rng.standard_normal(n) * 0.05).astype(np.float32)
+    change = rng.standard_normal(n).astype(np.float32) ** 3 * np.float32(0.001)
+    return matrix(reference + change), matrix(reference)
 
 
-def constant_bytes(n: int) -> State:
+def every_element(n: int, level: int = 1, dtype: str = "float32") -> tuple[State, State]:
+    """All are sent at one level, but for few that fix the threshold at 1."""
+    values = np.full(n, level, dtype)
+    values[::500] = 1
+    return matrix(values), matrix(np.zeros(n, dtype))
+
+
+def any_level(n: int, low: int = 0, high: int = 21) -> tuple[State, State]:
+    """Levels of all magnitudes, either sign: no decision is certain."""
+    rng = np.random.default_rng(0)
+    values = 2 ** rng.uniform(low, high, n) * rng.choice([-1, 1], n)
+    values[::500] = 1
+    return matrix(values.astype(np.float32)), matrix(np.zeros(n, np.float32))
+
+
+def vectors(n: int, level: int) -> tuple[State, State]:
+    (state, reference) = every_element(n, level)
+    few = {"a": np.zeros((1, 1), np.float32)}
+    return {**few, "w": state["w"].ravel()}, {**few, "w": reference["w"].ravel()}
+
+
+def integers(n: int, dtype: str, most: int) -> tuple[State, State]:
+    """All change: by one and the same, or each by anything up to ``most``."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, most, n, endpoint=True).astype(dtype)
+    return matrix(values), matrix(np.zeros(n, dtype))
+
+
+def coded_planes(n: int) -> tuple[State, State]:
     """Planes with two values each, one of them rare: coded, and next to nothing on the wire."""
     bits = np.zeros(n, np.uint32)
     bits[::4096] = 0x01010101
-    return {"w": bits.view(np.float32).reshape(n // 1000, 1000)}
+    return matrix(bits.view(np.float32)), matrix(np.zeros(n, np.float32))
 
 
-def _measured(make: Callable[[], Any], call: Callable[[Any], Any], queue: Any) -> None:
+def raw_planes(n: int, among: int = 256) -> tuple[State, State]:
+    """Bytes without structure; of 128 values each they are just worth coding."""
+    data = np.random.default_rng(0).integers(0, among, 4 * n, np.uint8)
+    return matrix(data.view(np.float32)), matrix(np.zeros(n, np.float32))
+
+
+FULL: dict[str, Any] = {"sparsity": 0}
+EXTRAPOLATED = rfc.CodecConfig(
+    sparsity=0.9, predictor=rfc.LinearPredictor(own=(3, -3, 1)), error_feedback=False
+)
+"""A downlink whose history is three models."""
+STEP_1: dict[str, Any] = {"sparsity": 0, "step": 0.99}
+
+UPDATES: dict[str, tuple[Make, dict[str, Any]]] = {
+    "honest, sparsity 0.99": (honest, {"sparsity": 0.99}),
+    "honest, sparsity 0": (honest, FULL),
+    "every element, level 1": (every_element, FULL),
+    "every element, level 14": (partial(every_element, level=14), STEP_1),
+    "every element, level 2^13": (partial(every_element, level=2**13), STEP_1),
+    "every element, level 2^21": (partial(every_element, level=2**21), STEP_1),
+    "every element, levels 1 to 14": (partial(any_level, high=4), STEP_1),
+    "every element, levels to 2^21": (any_level, STEP_1),
+    "float16, level 1": (partial(every_element, dtype="float16"), FULL),
+    "slices of 64, level 1": (every_element, {**FULL, "slice_log2": 6}),
+    "vectors, level 2^21": (partial(vectors, level=2**21), STEP_1),
+    "dense, 12 bits": (any_level, {"dense": "w", "dense_bits": 12}),
+    "int64, each by 1": (partial(integers, dtype="int64", most=1), {}),
+    "int64, each by anything": (partial(integers, dtype="int64", most=2**63 - 1), {}),
+    "uint8, each by 1": (partial(integers, dtype="uint8", most=1), {}),
+    "uint8, each by anything": (partial(integers, dtype="uint8", most=255), {}),
+}
+
+Case = tuple[bytes, State]
+"""Payload and reference."""
+
+
+@contextlib.contextmanager
+def sliced(slice_log2: int) -> Iterator[None]:
+    """Payloads with slices of another length than this version's encoder writes."""
+    original = codec.native_options
+
+    def changed(*args: Any) -> Any:
+        native = original(*args)
+        native.slice_log2 = slice_log2
+        return native
+
+    codec.native_options = changed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        codec.native_options = original
+
+
+def update(n: int, make: Make, options: dict[str, Any]) -> bytes:
+    options = dict(options)
+    with sliced(options.pop("slice_log2", 11)):
+        return rfc.encode(*make(n), **options)
+
+
+def uplink(n: int, make: Make, options: dict[str, Any]) -> bytes:
+    state, reference = make(n)
+    config = rfc.CodecConfig(error_feedback=False, **options)
+    return rfc.ClientSession(reference, config, client_id="a").send(state)
+
+
+def keyframe(n: int, make: Make, options: dict[str, Any]) -> bytes:
+    return rfc.encode_keyframe(make(n)[0])
+
+
+def downlinks(n: int, make: Make, options: dict[str, Any]) -> bytes:
+    """Updates in one message, as many as options say, of the same change each."""
+    state, reference = make(n)
+    config = rfc.CodecConfig(sparsity=options["sparsity"])
+    server = rfc.ServerSession(reference, downlink=config)
+    model, change = reference["w"].copy(), state["w"] - reference["w"]
+    payloads: list[bytes] = []
+    for _ in range(options["payloads"]):
+        model = model + change
+        payloads += _message(server.update({"w": model})).payloads
+    message = read_message(server.send("a"))
+    return write_message(message._replace(keyframes=(), head=None, payloads=tuple(payloads)))
+
+
+def _message(data: bytes) -> Message:
+    return read_message(data) if data[:3] == b"RFM" else Message(0, payloads=(data,))
+
+
+def three_keyframes(n: int, make: Make, options: dict[str, Any]) -> bytes:
+    state, reference = make(n)
+    server = rfc.ServerSession(reference, downlink=EXTRAPOLATED)
+    for model in (state, reference, state):
+        server.update(model)
+    return server.send("a", fresh=True)
+
+
+def _sessions(make: Callable[[State], Any]) -> Callable[[Case], list[Any]]:
+    return lambda case: [make(case[1]) for _ in range(3)]
+
+
+def _nothing(case: Case) -> None:
+    return None
+
+
+CALLS: dict[str, tuple[Callable[..., bytes], Callable[[Case], Any], Callable[[Case, Any], Any]]] = {
+    "decode": (update, _nothing, lambda c, _: rfc.decode(*c)),
+    "Aggregator.add": (update, _nothing, lambda c, _: rfc.Aggregator(c[1]).add(c[0])),
+    "receive": (
+        uplink,
+        _sessions(rfc.ServerSession),
+        lambda c, sessions: sessions.pop().receive("a", c[0]),
+    ),
+    "inspect": (update, _nothing, lambda c, _: rfc.inspect(c[0])),
+    "decode_keyframe": (keyframe, _nothing, lambda c, _: rfc.decode_keyframe(*c)),
+    "receive, many payloads": (
+        downlinks,
+        _sessions(lambda reference: rfc.ClientSession(reference, client_id="a")),
+        lambda c, sessions: sessions.pop().receive(c[0]),
+    ),
+    "receive, three keyframes": (
+        three_keyframes,
+        _sessions(
+            lambda reference: rfc.ClientSession(reference, downlink=EXTRAPOLATED, client_id="a")
+        ),
+        lambda c, sessions: sessions.pop().receive(c[0]),
+    ),
+}
+"""How the bytes are made, what is there before they come, and the call that is measured."""
+
+
+def measure(call: str, make: Make, n: int, payload: bytes, queue: Any) -> None:
+    warnings.simplefilter("ignore")
     rfc.set_num_threads(1)
-    given = make()
+    _, prepare, run = CALLS[call]
+    case = payload, {name: array.copy() for name, array in make(n)[1].items()}
+    given = prepare(case)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not to be used again
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")
     before = _resident("VmRSS")
-    start = time.process_time()
-    call(given)
-    first = time.process_time() - start
-    more = _resident("VmHWM") - before
-    times = [first]
-    for _ in range(2):
+    times = []
+    for repetition in range(3):
         start = time.process_time()
-        call(given)
+        run(case, given)
         times.append(time.process_time() - start)
-    queue.put((len(given[0]), min(times), more))
+        if repetition == 0:
+            more = _resident("VmHWM") - before
+    queue.put((min(times), more, sum(array.nbytes for array in case[1].values())))
+
+
+def make_payload(call: str, make: Make, n: int, options: dict[str, Any], queue: Any) -> None:
+    queue.put(CALLS[call][0](n, make, options))
 
 
 def _resident(field: str) -> int:
@@ -69,75 +234,74 @@ def _resident(field: str) -> int:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
 
 
-def measured(make: Callable[[], Any], call: Callable[[Any], Any]) -> tuple[int, float, int]:
-    """Bytes of the payload, seconds, bytes of memory; in a process of its own."""
+def in_a_process(target: Callable[..., None], *args: Any) -> Any:
+    """What ``target`` puts into the queue that it gets as its last argument."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    process = context.Process(target=_measured, args=(make, call, queue))
+    process = context.Process(target=target, args=(*args, queue))
     process.start()
-    result = queue.get()
+    while True:
+        try:
+            result = queue.get(timeout=1)
+            break
+        except Exception as error:  # queue.Empty
+            if not process.is_alive():
+                raise RuntimeError("the process ended without a result") from error
     process.join()
-    return result  # type: ignore[no-any-return]
+    return result
+
+
+def cases(n: int) -> list[tuple[str, str, Make, dict[str, Any], int]]:
+    """Call, payload, how it is made, options, elements; of each call the honest one first."""
+    some = ("honest", "every element")
+    few = n // 20 // 1000 * 1000
+    found = []
+    for call in ("decode", "Aggregator.add", "receive", "inspect"):
+        for name, (make, options) in UPDATES.items():
+            if call in ("decode", "Aggregator.add") or name.startswith(some):
+                found.append((call, name, make, options, n))
+    planes: dict[str, Make] = {
+        "honest": honest,
+        "coded planes, nearly constant": coded_planes,
+        "coded planes, 128 values": partial(raw_planes, among=128),
+        "raw planes": raw_planes,
+    }
+    found += [("decode_keyframe", name, make, {}, n) for name, make in planes.items()]
+    call = "receive, many payloads"
+    for name, make, sparsity in (("honest", honest, 0.99), ("every element", every_element, 0)):
+        for count in (1, 256):
+            options = {"sparsity": sparsity, "payloads": count}
+            found.append((call, f"{count} x {name}", make, options, few))
+    call = "receive, three keyframes"
+    found.append((call, "honest", honest, {}, n))
+    found.append((call, "coded planes, nearly constant", coded_planes, {}, n))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile")
     parser.add_argument("--elements", type=int, default=4_000_000)
     n = parser.parse_args().elements // 1000 * 1000
-    rng = np.random.default_rng(0)
-
-    def update(pair: tuple[State, State], **options: Any) -> Callable[[], Any]:
-        payload = rfc.encode(*pair, **options)
-        return lambda: (payload, pair[1])
-
-    def session(pair: tuple[State, State], **options: Any) -> Callable[[], Any]:
-        config = rfc.CodecConfig(error_feedback=False, **options)
-        client = rfc.ClientSession(pair[1], config, client_id="a")
-        payload = client.send(pair[0])
-
-        def make() -> Any:
-            return payload, pair[1], [rfc.ServerSession(pair[1]) for _ in range(3)]
-
-        return make
-
-    def keyframe(state: State) -> Callable[[], Any]:
-        payload = rfc.encode_keyframe(state)
-        return lambda: (payload, state)
-
-    kinds = {
-        "honest, sparsity 0.99": (honest(n, rng), {"sparsity": 0.99}),
-        "honest, sparsity 0": (honest(n, rng), {"sparsity": 0}),
-        "every element, level 1": (every_element(n, rng, False), {"sparsity": 0}),
-        "every element, level 14": (every_element(n, rng, True), {"sparsity": 0, "step": 0.99}),
-    }
-    calls: list[tuple[str, Callable[[Any], Any], Callable[..., Any]]] = [
-        ("decode", lambda g: rfc.decode(*g), update),
-        ("Aggregator.add", lambda g: rfc.Aggregator(g[1]).add(g[0]), update),
-        ("receive", lambda g: g[2].pop().receive("a", g[0]), session),
-        ("inspect", lambda g: rfc.inspect(g[0]), update),
-    ]
-    print("| call | payload | bytes | ns an element | times honest | memory, models |")
-    print("|---|---|---|---|---|---|")
-
-    def row(call: str, name: str, result: tuple[int, float, int], base: float) -> None:
-        n_bytes, seconds, more = result
-        print(
-            f"| `{call}` | {name} | {n_bytes:,} | {seconds / n * 1e9:.2f}"
-            f" | {seconds / base:.1f} | {more / (4 * n):.1f} |",
-            flush=True,
+    rows: list[dict[str, Any]] = []
+    base: dict[str, float] = {}
+    for call, name, make, options, elements in cases(n):
+        payload = in_a_process(make_payload, call, make, elements, options)
+        seconds, more, model = in_a_process(measure, call, make, elements, payload)
+        ns = seconds / elements * 1e9
+        rows.append(
+            {
+                "call": f"`{call}`",
+                "payload": name,
+                "elements": elements,
+                "bytes": len(payload),
+                "ns an element": ns,
+                "times honest": ns / base.setdefault(call, ns),
+                "memory, models": round(more / model, 2),
+            }
         )
-
-    for call, run, made in calls:
-        base = 0.0
-        for name, (pair, options) in kinds.items():
-            result = measured(made(pair, **options), run)
-            base = base or result[1]
-            row(call, name, result, base)
-    base = 0.0
-    for name, state in [("honest", honest(n, rng)[0]), ("coded planes", constant_bytes(n))]:
-        result = measured(keyframe(state), lambda g: rfc.decode_keyframe(*g))
-        base = base or result[1]
-        row("decode_keyframe", name, result, base)
+        print(" | ".join(str(value) for value in rows[-1].values()), flush=True)
+    note = "The honest payload of a call is its first row."
+    print(write_results("hostile", "The worst payloads", rows, note))
 
 
 if __name__ == "__main__":
