@@ -20,7 +20,11 @@ REPLACED = [
     "model/bn/moving_variance bn_moving_mean | bn/gamma",
     "params_running_covar x.running_std | x.running_weight x.moving",
     "vq._codebook.embed vq._codebook.embed_avg vq._codebook.cluster_size | vq.project.weight",
-    "_ema_cluster_size _ema_w | _embedding.weight embed.weight",
+    "vq._ema_cluster_size vq._ema_w vq._embedding.weight | _embedding.weight vq.embed.weight",
+    "q.ema_w q.embedding.weight | embedding.weight q.weight",
+    "e.weight e.embed_avg e.cluster_size c.embed_sum c.cluster_usage | embed.weight c.weight",
+    "codebook.N codebook.z_avg codebook.embeddings | N embeddings word.embeddings",
+    "vq/~/ema_dw/average vq/~/ema_cluster_size/hidden | vq/embeddings vq/average",
     " | embed.weight token.embed embed",
     "a.min_val a.max_val a.histogram q.scale q.zero_point | q.weight",
     " | min_val norm.scale logit_scale",
@@ -37,6 +41,11 @@ REPLACED = [
     "['batch_stats']['bn']['mean'] | ['params']['bn']['scale']",
     "batch_stats.bn.mean bn1.mean bn1.var | bn1.scale head.mean params.mean.kernel",
     "bn/~/mean_ema/average bn/~/mean_ema/hidden | bn/average bn/~/w",
+    "['bn']['mean'].value ['bn']['var'].value .a.var.raw_value .a.mean.raw_value"
+    " | ['bn']['scale'].value .head.mean.kernel.value .head.mean.bias.value",
+    "bn/moving_mean/.ATTRIBUTES/VARIABLE_VALUE | bn/gamma/.ATTRIBUTES/VARIABLE_VALUE",
+    "normalization/mean normalization/variance | head/mean/kernel head/variance/kernel",
+    "bn/renorm_mean:0 bn/renorm_stddev:0 | bn/gamma:0",
     "bn._mean bn._variance bn2.avg_mean | bn.w_0 layer._mean",
 ]
 

@@ -19,24 +19,30 @@ if TYPE_CHECKING:
 _SEPARATORS = re.compile(r"[./\[\]'\"~|]+")
 """Between the parts of a name: of PyTorch, Keras and Flax, and of JAX's keystr."""
 
-_NUMBERED = re.compile(r":\d+$")
-"""TensorFlow's end of a name."""
+_END = re.compile(r":\d+$|[/.]\.ATTRIBUTES[/.]VARIABLE_VALUE$|\.(raw_)?value$")
+"""What TensorFlow and its checkpoints, and JAX's keystr of Flax NNX, put behind a name."""
 
 _STATISTIC = re.compile(
     r"""(running|moving)_(mean|var|variance|std|covar|min|max|avg|average)$
     | (^|_)(avg|ema)_(mean|var)$                        # Chainer, and others
-    | ^_?(ema_)?cluster_size$ | ^_?(embed|embedding|codebook)_avg$ | ^_?ema_w$   # codebooks
+    | ^renorm_(mean|stddev)$                            # batch renormalization in Keras
+    | ^_?(ema_)?cluster_(size|usage)$ | ^_?(embed|embedding|codebook)_(avg|sum)$ # codebooks
+    | ^_?ema_(w|dw)$ | ^z_avg$
     | ^sn_u$ | ^vector_u$                               # spectral normalization in Keras""",
     re.VERBOSE,
 )
 """Last parts of names that tell alone."""
 
+_HAIKU_AVERAGE = re.compile("^ema_|_ema$")
+"""The part before the last where a module keeps a moving average."""
+
 _COLLECTIONS = {"batch_stats", "batch_stat"}
 """Parts before the last that tell alone: Flax's collections."""
 
 _BESIDE = {
-    "mean": ("var",),  # BatchNorm of Flax NNX
+    "mean": ("var", "variance"),  # BatchNorm of Flax NNX, Normalization of Keras
     "var": ("mean",),
+    "variance": ("mean",),
     "_mean": ("_variance",),  # of Paddle
     "_variance": ("_mean",),
     "min_val": ("max_val",),  # torch.ao's observers
@@ -45,6 +51,9 @@ _BESIDE = {
     "scale": ("zero_point",),
     "zero_point": ("scale",),
     "embed": ("embed_avg",),  # codebooks
+    "weight": ("embed_avg",),
+    "embeddings": ("z_avg",),
+    "N": ("z_avg",),
     "u0": ("sv0",),  # spectral normalization of BigGAN
     "sv0": ("u0",),
 }
@@ -59,7 +68,7 @@ def replaced_tensors(specs: Sequence[TensorSpec]) -> list[str]:
 
 
 def _parts(name: str) -> list[str]:
-    return [part for part in _SEPARATORS.split(_NUMBERED.sub("", name)) if part]
+    return [part for part in _SEPARATORS.split(_END.sub("", name)) if part]
 
 
 def _is_replaced(parts: list[str], names: set[tuple[str, ...]]) -> bool:
@@ -68,8 +77,10 @@ def _is_replaced(parts: list[str], names: set[tuple[str, ...]]) -> bool:
     *module, last = parts
     if _STATISTIC.search(last) or not _COLLECTIONS.isdisjoint(module):
         return True
-    if last in ("average", "hidden") and module and module[-1].endswith("_ema"):
-        return True  # Haiku
+    if last in ("average", "hidden") and module and _HAIKU_AVERAGE.search(module[-1]):
+        return True
+    if last == "weight" and module and module[-1] in ("embedding", "_embedding"):
+        return any((*module[:-1], other) in names for other in ("ema_w", "_ema_w"))  # a codebook
     if any((*module, other) in names for other in _BESIDE.get(last, ())):
         return True
     # torch.nn.utils: spectral_norm keeps NAME_orig, NAME_u, NAME_v; weight_norm NAME_g, NAME_v.
