@@ -203,6 +203,25 @@ def test_buffer_names_are_those_of_the_state_dict() -> None:
     assert set(names) <= set(net.state_dict())
 
 
+def test_buffer_names_where_a_hook_copies() -> None:
+    """As that of FullyShardedDataParallel does, which shortens the names besides."""
+
+    class Sharded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+            self.register_state_dict_post_hook(self.copied)
+
+        @staticmethod
+        def copied(module: Any, state: Any, prefix: str, metadata: Any) -> None:
+            for name in list(state):
+                state[name.replace("_fsdp_wrapped_module.", "")] = state.pop(name).clone()
+
+    net = nn.Sequential(Sharded())
+    assert "0.1.running_mean" in net.state_dict()
+    assert rfc.buffer_names(net) == ("0.1.running_mean", "0.1.running_var")
+
+
 def test_buffer_names_of_no_module() -> None:
     for value in (None, {"w": torch.zeros(2)}, nn.Linear):
         with pytest.raises(TypeError, match=r"module: must be a torch.nn.Module, not"):

@@ -91,6 +91,10 @@ def _is_replaced(parts: list[str], names: set[tuple[str, ...]]) -> bool:
     return last in ("_u", "_v") and is_parametrization
 
 
+_WRAPPER = re.compile(r"(^|\.)(?:_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.)+")
+"""Parts of names that ``state_dict()`` of a wrapped module leaves out."""
+
+
 def buffer_names(module: Any) -> tuple[str, ...]:
     """Names of a module's floating-point buffers, for ``CodecConfig(dense=...)``.
 
@@ -116,9 +120,12 @@ def buffer_names(module: Any) -> tuple[str, ...]:
     torch = torch_module()
     if torch is None or not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: must be a torch.nn.Module, not {type(module).__name__}")
-    buffers = {id(buffer) for buffer in module.buffers()}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    names = {_WRAPPER.sub(r"\1", name) for name in buffers}  # some hooks copy what is in buffers,
+    same = {id(buffer) for buffer in buffers.values()}  # others rename it
     return tuple(
         name
         for name, value in module.state_dict(keep_vars=True).items()
-        if id(value) in buffers and str(value.dtype).removeprefix("torch.") in LOSSY_CODES
+        if (id(value) in same or _WRAPPER.sub(r"\1", name) in names)
+        and str(value.dtype).removeprefix("torch.") in LOSSY_CODES
     )
