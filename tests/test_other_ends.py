@@ -109,7 +109,12 @@ def test_a_multicast_payload_of_another_layout() -> None:
     """It is bare; what heals it ends at once."""
     fed, client = ends(LAYOUTS["names"][0], "", RULES["default"])
     payload = fed.server.update(HERE)
-    error = refused(client, rfc.StateMismatchError, "payload: ", lambda: client.receive(payload))
+    error = refused(
+        client,
+        rfc.StateMismatchError,
+        "another run, layout or client",
+        lambda: client.receive(payload),
+    )
     request = error.request
     foreign(fed.server, LAYOUTS["names"][1], lambda: fed.server.answer("a", request))
 
@@ -183,3 +188,12 @@ def test_a_request_without_an_identity_says_what_it_can() -> None:
     fed.rounds(client, 1)
     request = write_message(read_message(client.acknowledge())._replace(run=1))
     foreign(fed.server, "of another run or layout", lambda: fed.server.answer("a", request))
+
+
+@pytest.mark.parametrize("kind", [rfc.ServerSession, rfc.ClientSession, rfc.Encoder, rfc.Decoder])
+def test_saved_with_a_tensor_more_or_less(kind: Any) -> None:
+    ours, more = kind(HERE), kind({**HERE, "z": np.zeros(3, np.float32)})
+    text = "saved with tensor 'z' float32 .3.; this object has no tensor more"
+    refused(ours, ValueError, text, lambda: ours.load_state_dict(more.state_dict()))
+    text = "saved with no tensor more; this object has tensor 'z' float32 .3."
+    refused(more, ValueError, text, lambda: more.load_state_dict(ours.state_dict()))

@@ -305,8 +305,11 @@ class ClientSession(Session):
         if link.other is not None and other is None:
             raise self._mismatch(link.version, f"it builds on uplink {link.other}, not held here")
         payload_tag = 0 if self._broadcast else tag
-        if base is None or not o.builds_on(payload_tag, base, other):
+        if base is None:
             raise self._mismatch(link.version, f"it is {link}")
+        if not o.builds_on(payload_tag, base, other):
+            why = f"it is {link}, of another run, layout or client, or of other values"
+            raise self._mismatch(link.version, why)
         # A chain may fail further on, so the held model is updated in place by a single payload.
         spare = alone or base is not self._down
         in_place = spare and self._only_newest_counts and o.copies(OWN)

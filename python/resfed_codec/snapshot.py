@@ -196,9 +196,7 @@ def _compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             continue
         if name == "layout":
             their_tensor, own_tensor = _first_difference(saved, own)
-            raise ValueError(
-                f"state_dict: saved with tensor {their_tensor}; this object has {own_tensor}"
-            )
+            raise ValueError(f"state_dict: saved with {their_tensor}; this object has {own_tensor}")
         if name == "initial_state":
             raise ValueError("state_dict: saved from another initial state: its values differ")
         argument, _, place = name.partition(" of ")
@@ -217,9 +215,11 @@ def _first_difference(theirs: Any, ours: Any) -> tuple[str, str]:
 
 
 def _tensor(plain: Any) -> str:
+    if plain is None:
+        return "no tensor more"
     try:
         name, dtype, shape = plain
-        return str(TensorSpec(str(name), tuple(shape), str(dtype)))[:_SHOWN]
+        return f"tensor {TensorSpec(str(name), tuple(shape), str(dtype))}"[:_SHOWN]
     except (TypeError, ValueError):
         return _short(plain)
 
