@@ -231,7 +231,8 @@ def test_refused_with_own_terms(predictor: Any) -> None:
 def test_a_rule_that_collapses_is_warned_of() -> None:
     initial = {"w": np.zeros((4, 5), np.float32)}
     down = rfc.CodecConfig(predictor="res2")
-    with pytest.warns(UserWarning, match=r'downlink: predictor "res2" at sparsity=0.99'):
+    with pytest.warns(UserWarning, match=r'downlink: predictor "res2" at sparsity=0.99') as caught:
         rfc.ServerSession(initial, None, down)
+    assert caught[0].filename == __file__
     rfc.ServerSession(initial, None, rfc.CodecConfig(predictor="res2", sparsity=0.5))
     rfc.ClientSession(initial, None, down)  # there its sparsity is not known

@@ -164,3 +164,41 @@ def test_inside_a_compiled_function() -> None:
     _, decoded, again = function(torch.ones(3))
     assert again == payload
     assert all(torch.equal(decoded[name], expected[name]) for name in expected)
+
+
+def everything() -> tuple[Any, ...]:
+    """What sessions, streams, keyframes and a mean make of one model; restored in between."""
+    reference, state, _ = states()
+    server, client = rfc.ServerSession(reference), rfc.ClientSession(reference)
+    server.update(state)
+    local = client.receive(server.send("a"))
+    restored = rfc.ClientSession(reference)
+    restored.load_state_dict(client.state_dict())
+    mean = server.aggregator()
+    assert server.receive_into("a", restored.send(local), mean)
+    encoder, decoder = rfc.Encoder(reference), rfc.Decoder(reference)
+    decoded = decoder.decode(encoder.encode(state))
+    out = rfc.decode_keyframe(rfc.encode_keyframe(reference), reference)
+    rfc.decode_keyframe(rfc.encode_keyframe(state), reference, out=out)
+    return local, mean.result(), decoded, out, server.state, restored.acknowledge()
+
+
+def traced_by_dynamo(function: Callable[[], Any]) -> None:
+    torch.compile(lambda x: (function(), x + 1)[1], backend="eager")(torch.ones(3))
+
+
+def traced_by_jit(function: Callable[[], Any]) -> None:
+    torch.jit.trace(lambda x: (function(), x + 1)[1], torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch: of what it cannot trace
+@pytest.mark.parametrize("trace", [traced_by_dynamo, traced_by_jit])
+def test_tracers_trace_nothing_of_the_codec(trace: Callable[[Callable[[], Any]], None]) -> None:
+    expected, got = everything(), []
+    trace(lambda: got.append(everything()))
+    assert len(got) >= 1
+    for ours, theirs in zip(expected, got[0], strict=True):
+        if isinstance(ours, bytes):
+            assert ours == theirs
+        else:
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -18,6 +18,7 @@ from resfed_codec.errors import raise_from_native
 from resfed_codec.history import tensor_row
 from resfed_codec.layout import Layout, State, check_same_layout, roles_of
 from resfed_codec.payload import UPDATE, as_bytes
+from resfed_codec.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
 """Between these, no weight is lost in the units of csrc/cpu/exact_mean.hpp."""
@@ -71,6 +72,7 @@ class Aggregator:
             and integers of 8 bits and fewer that NumPy lacks have no mean here.
     """
 
+    @untraced
     def __init__(self, reference: State) -> None:
         core = _Core(reference)
         self._specs = core.layout.specs
@@ -86,6 +88,7 @@ class Aggregator:
         """The reference is the version with this digest."""
         self._state = self._state._replace(origin=digest)
 
+    @untraced
     def add(self, payload: Payload, weight: float = 1.0) -> None:
         """Add the model that ``payload`` encodes. All or nothing: an error changes nothing.
 
@@ -152,6 +155,7 @@ class Aggregator:
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in self._specs], n_bytes)
 
+    @untraced
     def add_state(self, state: State, weight: float = 1.0) -> None:
         """Add a model that is not compressed; costs two passes and a copy. All or nothing.
 
@@ -166,6 +170,7 @@ class Aggregator:
         """
         self._add(of_model(state), _checked_weight(weight))
 
+    @untraced
     def result(self) -> Any:
         """The mean of what was added; more can be added afterwards.
 
@@ -188,6 +193,7 @@ class Aggregator:
             copy(array, memory)
         return core.layout.state_of(model)
 
+    @untraced
     def reset(self, reference: State | None = None) -> None:
         """Forget what was added; with ``reference``, go on from another model.
 

@@ -73,5 +73,5 @@ def warn_if_shared(state: Sequence[View], reference: Sequence[View]) -> None:
             " reference must be a copy, such as {name: tensor.clone() for name, tensor in"
             " net.state_dict().items()}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

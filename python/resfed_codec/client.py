@@ -53,6 +53,7 @@ from resfed_codec.schema import (
 )
 from resfed_codec.session import LOW32, ClientId, Session, client_tag, open_request
 from resfed_codec.stream import open_keyframes
+from resfed_codec.torch_tensors import untraced
 from resfed_codec.turns import in_turn
 
 MIN_PENDING_BYTES = 1 << 16
@@ -154,6 +155,7 @@ class ClientSession(Session):
 
     _state: ClientState
 
+    @untraced
     def __init__(
         self,
         initial_state: State,

@@ -33,12 +33,13 @@ from resfed_codec.layout import (
 )
 from resfed_codec.link import parse_link
 from resfed_codec.payload import UPDATE, as_bytes
-from resfed_codec.torch_tensors import plain_torch, torch_module
+from resfed_codec.torch_tensors import plain_torch, torch_module, untraced
 
 VECTOR_SHARE = 10
 """Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
 
 
+@untraced
 def encode(
     state: State, reference: State, config: CodecConfig | None = None, **options: Any
 ) -> bytes:
@@ -172,6 +173,7 @@ def decode(payload: Payload, reference: State, *, out: OutT) -> OutT: ...
 def decode(payload: Payload, reference: Mapping[str, ArrayT]) -> dict[str, ArrayT]: ...
 @overload
 def decode(payload: Payload, reference: Sequence[ArrayT]) -> list[ArrayT]: ...
+@untraced
 def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     """The model that ``payload`` encodes, given the reference it was encoded with.
 

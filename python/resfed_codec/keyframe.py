@@ -20,11 +20,13 @@ from resfed_codec.device import empty_on_host, on_host, staging
 from resfed_codec.errors import raise_from_native
 from resfed_codec.layout import State, device_of, layout_digest, read_once, roles_of, views_of
 from resfed_codec.payload import KEYFRAME, as_bytes
+from resfed_codec.torch_tensors import untraced
 
 MAX_MANTISSA_BITS = 52
 """Of float64; no dtype has more, so this rounds nothing."""
 
 
+@untraced
 def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
     """Encode all of ``state`` as a payload that :func:`decode_keyframe` turns back.
 
@@ -76,6 +78,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: OutT) -> OutT: ...
 def decode_keyframe(payload: Payload, like: Mapping[str, ArrayT]) -> dict[str, ArrayT]: ...
 @overload
 def decode_keyframe(payload: Payload, like: Sequence[ArrayT]) -> list[ArrayT]: ...
+@untraced
 def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     """The model that ``payload`` holds.
 

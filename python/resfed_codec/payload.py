@@ -9,6 +9,7 @@ from resfed_codec import _native
 from resfed_codec.errors import PayloadError, raise_from_native
 from resfed_codec.link import Link, parse_link
 from resfed_codec.numbers import Numbers
+from resfed_codec.torch_tensors import untraced
 
 FIXED_BYTES = 18
 CHECKSUM_BYTES = 4
@@ -191,6 +192,7 @@ def as_bytes(payload: object, *accepted: str) -> bytes:
     return data
 
 
+@untraced
 def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
     """Describe a payload without a reference: counts, quantizers, bytes of each part.
 

@@ -45,6 +45,7 @@ from resfed_codec.schema import (
     table,
 )
 from resfed_codec.session import LOW32, ClientId, Session, client_name, client_tag, open_request
+from resfed_codec.torch_tensors import untraced
 from resfed_codec.turns import in_turn
 
 KEYFRAME_PART = 16
@@ -134,6 +135,7 @@ class ServerSession(Session):
 
     _state: ServerState
 
+    @untraced
     def __init__(
         self,
         initial_state: State,
@@ -151,7 +153,7 @@ class ServerSession(Session):
                 f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'
                 ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe',
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         first = self._first_downlink()
         self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})

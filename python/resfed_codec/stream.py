@@ -46,6 +46,7 @@ from resfed_codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.predictor import predictor_of
 from resfed_codec.schema import Check, Tensors, checked_fields
 from resfed_codec.snapshot import layout_of, read_snapshot, write_snapshot
+from resfed_codec.torch_tensors import untraced
 from resfed_codec.turns import TakesTurns, in_turn
 
 
@@ -171,6 +172,7 @@ class Encoder(_Stream):
             direction.
     """
 
+    @untraced
     def __init__(
         self,
         initial_state: State,
@@ -276,6 +278,7 @@ class Decoder(_Stream):
         run: The encoder's ``run``.
     """
 
+    @untraced
     def __init__(self, initial_state: State, *, run: str = "") -> None:
         super().__init__(initial_state, run)
 

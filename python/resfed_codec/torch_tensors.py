@@ -6,12 +6,17 @@ Nothing here depends on settings of the caller's thread: see :func:`plain_torch`
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 
 from resfed_codec.dtypes import PARTS, PATTERNS
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
 _GUARDS = ("DisableTorchFunction", "_DisableTorchDispatch", "_DisableFuncTorch")
 """In ``torch._C``: they switch off modes and overrides of torch functions, modes of dispatch (as
@@ -31,16 +36,18 @@ def is_torch(value: object) -> bool:
 def plain_torch() -> AbstractContextManager[Any]:
     """A context in which torch makes and reads plain tensors, whatever the caller has switched on.
 
-    The default device, inference mode, modes such as FakeTensorMode, transforms of ``torch.func``
-    and ``torch.compile`` do not count in it.
+    The default device, inference mode, modes such as FakeTensorMode, transforms of ``torch.func``,
+    ``torch.compile`` and ``torch.jit.trace`` do not count in it.
     """
     torch = torch_module()
     if torch is None:
         return nullcontext()
     stack = ExitStack()
-    compiler = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-    if compiler is not None:  # torch.compile's tracer, which would follow calls from here
-        stack.callback(compiler.set_eval_frame, compiler.set_eval_frame(None))
+    stack.enter_context(_without_tracer())
+    tracing = torch._C._get_tracing_state()
+    if tracing is not None:  # torch.jit.trace: shapes would be tensors
+        stack.callback(torch._C._set_tracing_state, tracing)
+        torch._C._set_tracing_state(None)
     stack.enter_context(torch.inference_mode(False))
     for name in _GUARDS:
         guard = getattr(torch._C, name, None)
@@ -49,7 +56,30 @@ def plain_torch() -> AbstractContextManager[Any]:
     return stack
 
 
-plain_torch._torchdynamo_disable = True  # type: ignore[attr-defined]  # not traced, but called
+def _without_tracer() -> AbstractContextManager[Any]:
+    """A context in which torch.compile does not trace what is called, nor its NumPy."""
+    extension = getattr(torch_module(), "_C", None)
+    compiler = getattr(getattr(extension, "_dynamo", None), "eval_frame", None)
+    if compiler is None:
+        return nullcontext()
+    stack = ExitStack()
+    stack.callback(compiler.set_eval_frame, compiler.set_eval_frame(None))
+    return stack
+
+
+for _context in (plain_torch, _without_tracer):
+    _context._torchdynamo_disable = True  # type: ignore[attr-defined]  # not traced, but called
+
+
+def untraced(function: Callable[Args, Result]) -> Callable[Args, Result]:
+    """A public function that is the same inside functions given to ``torch.compile``."""
+
+    @wraps(function)
+    def call(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        with _without_tracer(): return function(*args, **kwargs)  # noqa: E701  # fmt: skip
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call
 
 
 def tensor_over(held: NDArray[Any], dtype: str) -> Any:

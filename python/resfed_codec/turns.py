@@ -8,6 +8,8 @@ from copy import deepcopy
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from resfed_codec.torch_tensors import untraced
+
 
 class TakesTurns:
     """An object whose methods take turns. Copies and pickles take one too.
@@ -50,6 +52,7 @@ def in_turn(
     """A method that waits until no other one of the same object is at work."""
 
     @wraps(method)
+    @untraced
     def call(self: Self, /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
         # On one line: tracers that raise, as debuggers do, find none between the call and its end.
         with self._turn: return method(self, *args, **kwargs)  # noqa: E701  # fmt: skip
