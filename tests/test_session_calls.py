@@ -304,3 +304,19 @@ def test_a_chain_that_fails_further_on(rules: tuple[str, str]) -> None:
         refused(client, rfc.CodecError, error, lambda mixed=mixed: client.receive(mixed))
     assert_same(client.receive(write_message(good)), server.state)
     run(server, client, rng)
+
+
+def test_an_aggregator_of_another_layout_is_named() -> None:
+    reference = {"w": np.zeros((4, 4), np.float32)}
+    server, client = rfc.ServerSession(reference), rfc.ClientSession(reference)
+    uplink = client.send(reference)
+    for other, text in (
+        ({"v": np.zeros((4, 4), np.float32)}, "aggregator lacks 'w', which reference has"),
+        ({"w": np.zeros((4, 5), np.float32)}, "aggregator and reference differ: 'w' float32"),
+    ):
+        mean = rfc.Aggregator(other)
+        with pytest.raises(ValueError, match=text):
+            server.receive_into("a", uplink, mean)
+        assert mean.count == 0
+    assert server.clients == []
+    assert server.receive_into("a", uplink, server.aggregator())

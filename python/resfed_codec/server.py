@@ -22,7 +22,7 @@ from resfed_codec.history import (
     new_feedback,
 )
 from resfed_codec.keyframe import encode_keyframe
-from resfed_codec.layout import State
+from resfed_codec.layout import State, check_same_layout
 from resfed_codec.link import digest64, version_digest
 from resfed_codec.message import (
     MAX_PAYLOADS,
@@ -577,6 +577,8 @@ class ServerSession(Session):
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
+        if aggregator._digest != self._layout.digest:
+            check_same_layout(aggregator._specs, self._layout.specs, "aggregator")
         if repeated not in ("replace", "add"):
             raise ValueError(f'repeated={repeated!r}: must be "replace" or "add"')
         data = as_bytes(payload, UPDATE, MESSAGE)
