@@ -366,11 +366,13 @@ def test_report_of_trainings_that_ran_out_of_time(
     monkeypatch.setattr(sys, "argv", ["federated", "report", str(folder)])
     with pytest.raises(SystemExit, match="no finished training"):
         main()
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--unfinished", "--targets", "0.4"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--unfinished", "--targets", "0.4", "0.5"])
     main()
     text = capsys.readouterr().out
     assert "| topk (3 of 4 rounds) | 1 | 26.7 | 4.5 | 9 | 13.5 | - |" in text
     assert "| topk (3 of 4 rounds) | 1 of 1 | 2 | 3 | 6 | 9 | 72 |" in text
+    assert "Not so far: topk (3 of 4 rounds)." in text
+    assert "Never" not in text
     assert "stc" not in text
 
 

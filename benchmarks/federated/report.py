@@ -45,6 +45,10 @@ class Curve:
     """Squared error of what was sent over its energy, mean over rounds, where the run has it."""
 
     @property
+    def is_finished(self) -> bool:
+        return len(self.score) == self.config.rounds
+
+    @property
     def final(self) -> float:
         return float(self.score[-LAST:].mean())
 
@@ -227,18 +231,19 @@ def _target_tables(groups: dict[str, Group], targets: Sequence[float]) -> list[s
         lines += ["", f"### To {target:.3g}" if _is_loss(groups) else f"### To {target:.0%}", ""]
         lines += ["| method | reached by | rounds | MB up | MB down | MB both | Mbit |"]
         lines += ["|---" * 7 + "|"]
-        never = []
+        never: dict[str, list[str]] = {"Never": [], "Not so far": []}
         for label, group in groups.items():
             found = [reached for c in group if (reached := c.until(target)) is not None]
             if not found:
-                never.append(label)
+                never["Never" if all(c.is_finished for c in group) else "Not so far"].append(label)
                 continue
             cells = [label, f"{len(found)} of {len(group)}", _spread([f["rounds"] for f in found])]
             cells += [_spread([f[d] for f in found]) for d in DIRECTIONS]
             cells.append(f"{8 * _mean(f['total'] for f in found):.3g}")
             lines.append("| " + " | ".join(cells) + " |")
-        if never:
-            lines += ["", "Never: " + "; ".join(never) + "."]
+        for word, labels in never.items():
+            if labels:
+                lines += ["", f"{word}: " + "; ".join(labels) + "."]
     return lines
 
 
