@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
+from resfed_codec import device
+from resfed_codec.codec import native_options, rows_of
+from resfed_codec.layout import Special, roles_of, views_of
 
 sys.path.insert(0, str(Path(__file__).parent / "native"))
 
@@ -103,3 +106,42 @@ def test_a_writer_does_not_part_both_ends() -> None:
         writer.join()
     payload = encoder.encode(start)  # whatever was torn, what is held back can be sent
     assert np.isfinite(decoder.decode(payload)["w"]).all()
+
+
+def test_arrays_keep_their_memory_during_a_call() -> None:
+    """Nobody can resize them: tried when the payload is made, and only the writing is left."""
+    new, base = ({"w": np.full((30, 40), v, np.float32)} for v in (1, 0))
+    sliced = {"w": np.zeros((60, 40), np.float32)}
+    refused = []
+
+    def resize(*_: Any) -> list[Any]:
+        for array in (new["w"], base["w"], sliced["w"]):
+            with pytest.raises(ValueError, match="cannot resize"):
+                array.resize(10, refcheck=False)
+            refused.append(array.shape)
+        return []
+
+    current, reference, beside = (
+        views_of(state, "state") for state in (new, base, {"w": sliced["w"][:30]})
+    )
+    specs = [view.spec for view in reference]
+    roles = roles_of(specs)
+    options = native_options(rfc.CodecConfig(), specs, roles, Special())
+    payload = device.encode(rows_of(current, reference, beside, roles), options, None, resize)
+    assert len(refused) == 3
+    rows = rows_of(current, reference, beside, roles)
+    device.decode(payload, options.digest, rows, None, resize)
+    assert len(refused) == 6
+    for array in (new["w"], base["w"], sliced["w"]):
+        array.resize(10, refcheck=False)  # afterwards they are the caller's again
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i8", "c8"])
+def test_views_of_arrays_that_were_resized(dtype: str) -> None:
+    reference = {"w": np.zeros(100_000, dtype)}
+    array = np.ones(100_000, dtype)
+    view = array[:]
+    array.resize(10, refcheck=False)
+    for call in CALLS.values():
+        with pytest.raises(ValueError, match="a view of an array that was resized"):
+            call({"w": view}, reference)

@@ -164,8 +164,9 @@ void wait(int device, uintptr_t stream) {
 
 py::object encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
                             uintptr_t stream, const py::object& plan) {
+  Held held;
   const std::vector<Tensor> tensors =
-      tensors_from(rows, {.current = true, .reference = true}, device);
+      tensors_from(rows, {.current = true, .reference = true}, held, device);
   const bool elsewhere = any_elsewhere(rows, stream);
   py::object payload;
   Commit commit(plan);
@@ -182,7 +183,8 @@ py::object encode_on_device(const py::sequence& rows, const EncodeOptions& optio
 
 void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
                       int device, uintptr_t stream, const py::object& plan) {
-  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, device);
+  Held held;
+  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, held, device);
   const bool elsewhere = any_elsewhere(rows, stream);
   const std::string_view bytes = payload;
   Commit commit(plan);

@@ -22,7 +22,9 @@ namespace {
 
 py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options,
                           const py::object& plan) {
-  const std::vector<Tensor> tensors = tensors_from(rows, {.current = true, .reference = true});
+  Held held;
+  const std::vector<Tensor> tensors =
+      tensors_from(rows, {.current = true, .reference = true}, held);
   py::object payload;
   Commit commit(plan);
   const Unlocked unlocked;
@@ -39,7 +41,8 @@ const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8
 
 void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
                     const py::object& plan) {
-  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true});
+  Held held;
+  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, held);
   const std::string_view bytes = view(payload);
   Commit commit(plan);
   const Unlocked unlocked;
@@ -51,7 +54,8 @@ void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequenc
 
 py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
                               unsigned mantissa_bits) {
-  const std::vector<Tensor> tensors = tensors_from(rows, {.current = true});
+  Held held;
+  const std::vector<Tensor> tensors = tensors_from(rows, {.current = true}, held);
   std::vector<uint8_t> payload;
   {
     const Unlocked unlocked;
@@ -62,7 +66,8 @@ py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
 
 void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
                           const py::sequence& rows) {
-  const std::vector<Tensor> tensors = tensors_from(rows, {.out = true});
+  Held held;
+  const std::vector<Tensor> tensors = tensors_from(rows, {.out = true}, held);
   const std::string_view bytes = view(payload);
   const Unlocked unlocked;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
@@ -194,7 +199,8 @@ PYBIND11_MODULE(_native, m) {
              if (is_signed.size() != rows.size()) throw py::value_error("is_signed: one per row");
              if (!is_complex.empty() && is_complex.size() != rows.size())
                throw py::value_error("is_complex: one per row");
-             return std::make_unique<Aggregator>(tensors_from(rows, {.reference = true}),
+             Held held;
+             return std::make_unique<Aggregator>(tensors_from(rows, {.reference = true}, held),
                                                  std::move(is_signed), is_complex);
            }),
            py::arg("tensors"), py::arg("is_signed"), py::arg("is_complex") = std::vector<bool>(),
@@ -203,7 +209,8 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "prepare_state",
           [](const Aggregator& a, const py::sequence& arrays, double weight) {
-            const std::vector<void*> state = arrays_like(a.tensors(), arrays, false);
+            Held held;
+            const std::vector<void*> state = arrays_like(a.tensors(), arrays, false, held);
             const Unlocked unlocked;
             return a.prepare({state.begin(), state.end()}, weight);
           },
@@ -223,7 +230,8 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "result",
           [](const Aggregator& a, const py::sequence& arrays, double total_weight) {
-            const std::vector<void*> out = arrays_like(a.tensors(), arrays, true);
+            Held held;
+            const std::vector<void*> out = arrays_like(a.tensors(), arrays, true, held);
             const Unlocked unlocked;
             a.result(out, total_weight);
           },
@@ -236,15 +244,17 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "add_values",
       [](const py::bytes& payload, const py::sequence& rows) {
-        const std::vector<Tensor> tensors = tensors_from(rows, {.feedback = true});
+        Held held;
+        const std::vector<Tensor> tensors = tensors_from(rows, {.feedback = true}, held);
         add_values(data_of(view(payload)), view(payload).size(), tensors);
       },
       py::arg("payload"), py::arg("tensors"));
   m.def(
       "moments",
       [](const py::sequence& rows) {
+        Held held;
         const std::vector<Tensor> tensors =
-            tensors_from(rows, {.current = true, .reference = true});
+            tensors_from(rows, {.current = true, .reference = true}, held);
         const Unlocked unlocked;
         return moments(tensors);
       },

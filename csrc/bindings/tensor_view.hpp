@@ -24,6 +24,35 @@ struct RowNeeds {
   bool feedback = false;  // of matrices and vectors; else it is optional
 };
 
+// The NumPy arrays of a call, which keep their memory as long as this lives: NumPy refuses to
+// resize an array that has weak references, even with refcheck=False. Ends under Python's lock.
+class Held {
+ public:
+  // False if the array lies outside the memory of the one it is a view of, which was resized.
+  bool add(const pybind11::array& array) {
+    namespace py = pybind11;
+    py::object owner = array;
+    for (py::object base = array.base(); base && py::isinstance<py::array>(base);
+         base = py::reinterpret_borrow<py::array>(owner).base()) {
+      owner = base;
+    }
+    const auto memory = py::reinterpret_borrow<py::array>(owner);
+    if (!memory.owndata()) return true;  // such arrays cannot be resized
+    const auto begin = reinterpret_cast<uintptr_t>(memory.data());
+    const auto first = reinterpret_cast<uintptr_t>(array.data());
+    const auto n_bytes = static_cast<uintptr_t>(array.nbytes());
+    const uintptr_t end = begin + static_cast<uintptr_t>(memory.nbytes());
+    if (n_bytes > 0 && (first < begin || first > end || n_bytes > end - first)) return false;
+    references_.push_back(
+        py::reinterpret_steal<py::object>(PyWeakref_NewRef(owner.ptr(), nullptr)));
+    if (!references_.back()) throw py::error_already_set();
+    return true;
+  }
+
+ private:
+  std::vector<pybind11::object> references_;
+};
+
 namespace detail {
 
 // Says which array of which row is wrong, and how.
@@ -44,7 +73,7 @@ class RowError {
 
 // The memory of an array of n_elems items of elem_bytes each, in C order; null for None.
 inline void* memory_of(pybind11::handle h, uint64_t n_elems, uint32_t elem_bytes, bool to_write,
-                       int device, const RowError& error) {
+                       int device, const RowError& error, Held& held) {
   namespace py = pybind11;
   const auto check = [&](uint64_t n, uint64_t item_bytes) {
     if (n == n_elems && item_bytes == elem_bytes) return;
@@ -74,6 +103,7 @@ inline void* memory_of(pybind11::handle h, uint64_t n_elems, uint32_t elem_bytes
   }
   check(static_cast<uint64_t>(array.size()), static_cast<uint64_t>(array.itemsize()));
   if (to_write && !array.writeable()) error.value("is read-only");
+  if (!held.add(array)) error.value("is a view of an array that was resized");
   return const_cast<void*>(array.data());
 }
 
@@ -92,7 +122,7 @@ inline bool is_float32(pybind11::handle h) {
 // in C order, all on `device`, None for none; terms are (array, coefficient). Throws ValueError or
 // TypeError, naming the row, unless each array has n_elems elements of the row's size (feedback:
 // float32), role and dtype agree, and all that the call needs is there.
-inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows, RowNeeds needs,
+inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows, RowNeeds needs, Held& held,
                                         int device = kOnHost) {
   namespace py = pybind11;
   std::vector<Tensor> tensors;
@@ -120,7 +150,7 @@ inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows, RowNeeds
     const auto memory = [&](py::handle h, const char* field, bool wanted, bool to_write) {
       const detail::RowError error(number, field);
       if (wanted && h.is_none()) error.value("is missing");
-      return detail::memory_of(h, tensor.n_elems, size, to_write, device, error);
+      return detail::memory_of(h, tensor.n_elems, size, to_write, device, error, held);
     };
     tensor.current = memory(t[0], "current", needs.current, false);
     tensor.reference = memory(t[1], "reference", needs.reference, false);
@@ -131,7 +161,7 @@ inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows, RowNeeds
     if (t.size() == 9 && !t[7].is_none()) {
       if (!takes_feedback) error.value("is for matrices and vectors alone");
       tensor.feedback = static_cast<float*>(
-          detail::memory_of(t[7], tensor.n_elems, sizeof(float), true, device, error));
+          detail::memory_of(t[7], tensor.n_elems, sizeof(float), true, device, error, held));
       if (!detail::is_float32(t[7])) error.type("is not float32");
     }
     if (needs.feedback && takes_feedback && tensor.feedback == nullptr) error.value("is missing");
@@ -159,7 +189,7 @@ inline std::vector<Tensor> tensors_from(const pybind11::sequence& rows, RowNeeds
 
 // One array for each of the tensors, of its size, as add_state() and result() take them.
 inline std::vector<void*> arrays_like(const std::vector<Tensor>& tensors,
-                                      const pybind11::sequence& arrays, bool to_write) {
+                                      const pybind11::sequence& arrays, bool to_write, Held& held) {
   if (arrays.size() != tensors.size()) {
     throw pybind11::value_error(std::to_string(arrays.size()) + " arrays for " +
                                 std::to_string(tensors.size()) + " tensors");
@@ -170,7 +200,8 @@ inline std::vector<void*> arrays_like(const std::vector<Tensor>& tensors,
     const Tensor& t = tensors[result.size()];
     const detail::RowError error(result.size(), "array");
     if (array.is_none()) error.value("is missing");
-    result.push_back(detail::memory_of(array, t.n_elems, t.elem_bytes, to_write, kOnHost, error));
+    result.push_back(
+        detail::memory_of(array, t.n_elems, t.elem_bytes, to_write, kOnHost, error, held));
   }
   return result;
 }

@@ -13,7 +13,9 @@ import copyreg
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -286,7 +288,19 @@ def copy(source: Memory, target: Memory) -> None:
         contiguous = np.asarray(source, order="C")
         _told(_native.copy_to_device, contiguous, target, current_stream(target.device))
     elif source is not target:
-        np.copyto(target, source)
+        with held(source):
+            np.copyto(target, source)
+
+
+@contextmanager
+def held(array: NDArray[Any]) -> Iterator[None]:
+    """A context in which NumPy refuses to resize the array: its copies run beside other threads."""
+    owner: Any = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    reference = weakref.ref(owner)
+    yield
+    del reference
 
 
 def encode(

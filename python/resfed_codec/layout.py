@@ -186,7 +186,11 @@ def view_of(name: str, value: Array, argument: str) -> View:
     flags = array.flags
     plain = flags.c_contiguous and flags.aligned
     copied = isinstance(value, np.generic) or not plain
-    memory = array if plain else array.copy(order="C")
+    if plain:
+        memory = array
+    else:
+        with device.held(array):
+            memory = array.copy(order="C")
     held = as_patterns(memory, dtype)
     return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
 
