@@ -35,8 +35,10 @@ Initial: TypeAlias = "Callable[[], Mapping[str, Any]]"
 
 MESSAGE, SETUP, REQUEST, HELD = "resfed.message", "resfed.setup", "resfed.request", "resfed.held"
 
-NOTHING_HELD = write_message(Message(0, is_request=True, head=Head(0, 0)))
-"""The request of a client that has no session yet."""
+_NOTHING = Message(0, is_request=True, head=Head(0, 0))
+
+NOTHING_HELD = write_message(_NOTHING)
+"""The request of a client that has no session yet, and so knows of no run."""
 
 
 class ServerEnd:
@@ -110,7 +112,10 @@ class ServerEnd:
         Raises:
             CodecError: As :meth:`ServerSession.answer`.
         """
-        return {MESSAGE: self.session.answer(client_id, request), SETUP: self._setup}
+        session = self.session
+        if request == NOTHING_HELD:
+            request = write_message(_NOTHING._replace(run=session._identity.check))
+        return {MESSAGE: session.answer(client_id, request), SETUP: self._setup}
 
     def receive(self, client_id: ClientId, parcel: Mapping[str, bytes]) -> Model | None:
         """The recovered local model, or None if the reply holds none.
