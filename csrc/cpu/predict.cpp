@@ -9,14 +9,12 @@ namespace resfed {
 namespace {
 
 // predict() for n <= kStretch elements, term by term so that the compiler can use vectors; every
-// element sees the same operations in the same order.
+// element sees the same operations in the same order. Returns where they are: in `out`, or in the
+// tensor's reference if they are that.
 template <class T>
-void predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
+const T* predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
   const Prediction& prediction = tensor.prediction;
-  if (prediction.n_terms == 0) {
-    std::memcpy(out, static_cast<const T*>(tensor.reference) + first, n * sizeof(T));
-    return;
-  }
+  if (prediction.n_terms == 0) return static_cast<const T*>(tensor.reference) + first;
   using Wide = decltype(wide(T{}));
   Wide sum[kStretch];
   for (unsigned j = 0; j < prediction.n_terms; ++j) {
@@ -30,6 +28,7 @@ void predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
   }
   const T* const leading = static_cast<const T*>(prediction.terms[0]) + first;
   for (size_t i = 0; i < n; ++i) out[i] = prediction_of(sum[i], leading[i]);
+  return out;
 }
 
 // Calls visit(first element, count) for a part in stretches.
@@ -61,9 +60,12 @@ void write_prediction(const Tensor& t, uint64_t first, uint64_t n) {
 // at; another thread may have written to the model since.
 float finite_or_nothing(float value) { return is_finite_key(magnitude_key(value)) ? value : 0.0f; }
 
-bool all_finite(const float* values, size_t n) {
+// Fills n values and returns whether all are finite.
+template <class ValueOf>
+bool fill(float* values, size_t n, ValueOf value_of) {
   uint32_t n_not = 0;
   for (size_t i = 0; i < n; ++i) {
+    values[i] = value_of(i);
     n_not += (float_bits(values[i]) & kFirstNonFiniteKey) == kFirstNonFiniteKey ? 1 : 0;
   }
   return n_not == 0;
@@ -79,15 +81,16 @@ bool has_feedback(const Group& group) {
 bool residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
   bool finite = true;
   with_elements(tensor, first, [&]<class T>(const Elements<T>& elements) {
-    T predicted[kStretch];
-    predict_stretch(tensor, first, n, predicted);
+    T room[kStretch];
+    const T* const predicted = predict_stretch(tensor, first, n, room);
     const T* const current = static_cast<const T*>(tensor.current) + first;
-    for (size_t i = 0; i < n; ++i) residuals[i] = difference(current[i], predicted[i]);
-    if (tensor.feedback != nullptr) {
+    const auto change = [&](size_t i) { return difference(current[i], predicted[i]); };
+    if (tensor.feedback == nullptr) {
+      finite = fill(residuals, n, change);
+    } else {
       const float* const feedback = tensor.feedback + first;
-      for (size_t i = 0; i < n; ++i) residuals[i] = with_feedback(residuals[i], feedback[i]);
+      finite = fill(residuals, n, [&](size_t i) { return with_feedback(change(i), feedback[i]); });
     }
-    finite = all_finite(residuals, n);
     if (finite) return;
     for (size_t i = 0; i < n; ++i) residuals[i] = elements.residual_to(i, predicted[i]);
   });
