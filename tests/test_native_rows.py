@@ -199,3 +199,13 @@ class TestAggregator:
         mean = np.empty(size, np.float32)
         aggregator.result([mean], 1.0)
         assert (mean == 3).all()
+
+
+def test_overlaps_knows_arrays_alone() -> None:
+    array = np.zeros(3, np.float32)
+    for out, reference in [([None], [array]), ([array], [None]), ([array.tobytes()], [])]:
+        with pytest.raises(TypeError, match=r"neither a numpy\.ndarray nor a DeviceArray"):
+            _native.overlaps(out, reference)  # type: ignore[arg-type]
+    twice = [array[:2], array[1:], array[:0]]
+    assert _native.overlaps(twice, twice) == (True, [(0, 1, False)], [])
+    assert _native.overlaps(twice[:1], [np.zeros(2), *twice[1:2]]) == (False, [], [(0, 1)])

@@ -6,6 +6,7 @@
 #include "bindings/commit.hpp"
 #include "bindings/device_array.hpp"
 #include "bindings/gil.hpp"
+#include "bindings/overlaps.hpp"
 #include "bindings/tensor_view.hpp"
 #include "core/initial_states.hpp"
 #include "cpu/aggregate.hpp"
@@ -271,6 +272,7 @@ PYBIND11_MODULE(_native, m) {
         return py::bytes(link_bytes(data_of(view(payload)), view(payload).size()));
       },
       py::arg("payload"));
+  m.def("overlaps", &overlaps, py::arg("out"), py::arg("reference"));
   m.def("parse_link", &parse_link, py::arg("link"), py::arg("n_tensors"));
   m.def("encode_keyframe", &encode_keyframe_of, py::arg("tensors"), py::arg("layout_digest"),
         py::arg("mantissa_bits"));

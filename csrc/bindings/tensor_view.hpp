@@ -58,17 +58,20 @@ namespace detail {
 // Says which array of which row is wrong, and how.
 class RowError {
  public:
-  RowError(size_t row, const char* field) : where_("row " + std::to_string(row) + ": " + field) {}
+  RowError(size_t row, const char* field) : row_(row), field_(field) {}
 
   [[noreturn]] void value(const std::string& what) const {
-    throw pybind11::value_error(where_ + " " + what);
+    throw pybind11::value_error(where() + what);
   }
   [[noreturn]] void type(const std::string& what) const {
-    throw pybind11::type_error(where_ + " " + what);
+    throw pybind11::type_error(where() + what);
   }
 
  private:
-  std::string where_;
+  std::string where() const { return "row " + std::to_string(row_) + ": " + field_ + " "; }
+
+  size_t row_;
+  const char* field_;
 };
 
 // The memory of an array of n_elems items of elem_bytes each, in C order; null for None.

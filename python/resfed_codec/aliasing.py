@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from resfed_codec import _native
 from resfed_codec._native import DeviceArray
 
 if TYPE_CHECKING:
@@ -33,35 +33,23 @@ def check_out(out: Sequence[View], reference: Sequence[View] = ()) -> list[tuple
     Raises:
         ValueError: Writing one tensor of ``out`` would change another, or the reference's.
     """
-    spans = [_span(view.array) for view in out]
-    base = spans if out is reference else [_span(view.array) for view in reference]
-    in_place, tied = spans == base, []
-    written = sorted((*span, i) for i, span in enumerate(spans) if span[0] < span[1])
-    for (first, end, i), (begin, other_end, j) in pairwise(written):
-        if begin >= end:
-            continue
-        if in_place and (first, end) == (begin, other_end):
-            tied.append((i, j))
-            continue
-        names = sorted(out[k].spec.name for k in (i, j))
-        raise ValueError(
-            f"out: tensors {names[0]!r} and {names[1]!r} share memory; give each memory of its own"
-        )
-    if in_place:
-        return tied
-    # Those written are disjoint by now, so they and the others can be gone through side by side.
-    others = sorted((*s, i) for i, s in enumerate(base) if s[0] < s[1] and s != spans[i])
-    at = 0
-    for begin, end, i in others:
-        while at < len(written) and written[at][1] <= begin:
-            at += 1
-        if at < len(written) and written[at][0] < end:
+    written = [view.array for view in out]
+    read = written if out is reference else [view.array for view in reference]
+    in_place, of_out, of_reference = _native.overlaps(written, read)
+    for i, j, same in of_out:
+        if not (in_place and same):
+            names = sorted(out[k].spec.name for k in (i, j))
             raise ValueError(
-                f"out: tensor {out[written[at][2]].spec.name!r} shares memory with tensor"
-                f" {reference[i].spec.name!r} of reference; give other arrays, or out=reference to"
-                " update in place"
+                f"out: tensors {names[0]!r} and {names[1]!r} share memory; give each memory of its"
+                " own"
             )
-    return []
+    for i, j in of_reference:
+        raise ValueError(
+            f"out: tensor {out[i].spec.name!r} shares memory with tensor"
+            f" {reference[j].spec.name!r} of reference; give other arrays, or out=reference to"
+            " update in place"
+        )
+    return [(i, j) for i, j, _ in of_out]
 
 
 def warn_if_shared(state: Sequence[View], reference: Sequence[View]) -> None:
