@@ -69,8 +69,7 @@ class Origin(NamedTuple):
 def origin_of(value: Any) -> Origin | None:
     """Where an array comes from, or None if it is not on a CUDA device."""
     if is_torch(value):
-        on_cuda = value.device.type == "cuda"
-        return Origin(TORCH, value.device.index, value.dtype) if on_cuda else None
+        return Origin(TORCH, value.device.index, value.dtype) if value.is_cuda else None
     if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
         return None
     kind, number = value.__dlpack_device__()

@@ -39,6 +39,9 @@ PARTS = {
 }
 """Dtype of a complex number's real and imaginary part."""
 
+NUMBER_CODES = LOSSY_CODES | {dtype: LOSSY_CODES[part] for dtype, part in PARTS.items()}
+"""Native numbers of the dtypes and of complex numbers' parts."""
+
 SUPPORTED = frozenset(
     ["bool", *LOSSY_CODES, *PATTERNS]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]

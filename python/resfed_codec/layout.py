@@ -26,7 +26,7 @@ from resfed_codec.config import CodecConfig
 from resfed_codec.device import Memory, Origin, name_of
 from resfed_codec.dtypes import (
     LOSSY_CODES,
-    PARTS,
+    NUMBER_CODES,
     PATTERNS,
     SUPPORTED,
     as_patterns,
@@ -83,7 +83,7 @@ class TensorSpec(NamedTuple):
     @property
     def dtype_code(self) -> int:
         """The native dtype, of complex tensors that of their parts; else of no meaning."""
-        return LOSSY_CODES.get(PARTS.get(self.dtype, self.dtype), 0)
+        return NUMBER_CODES.get(self.dtype, 0)
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
@@ -175,11 +175,12 @@ def view_of(name: str, value: Array, argument: str) -> View:
     """
     if not isinstance(value, (np.ndarray, np.generic)):
         return _view_of_other(name, value, f"{argument}: tensor {name!r}")
-    if isinstance(value, np.ma.MaskedArray):
+    plain_type = type(value) is np.ndarray
+    if not plain_type and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{argument}: tensor {name!r}: a masked array would lose its mask; call filled() first"
         )
-    array = np.asarray(value)
+    array = value if plain_type else np.asarray(value)
     dtype, problem = _dtype_name(array.dtype)
     if problem:
         raise TypeError(f"{argument}: tensor {name!r}: dtype {problem}")
@@ -245,14 +246,12 @@ def _view_of_torch(name: str, value: Any, where: str) -> View:
     spec = TensorSpec(name, tuple(value.shape), dtype)
     origin = device.origin_of(value)
     lazy = value.is_neg() or value.is_conj()
-    if origin is not None and value.is_contiguous() and not lazy:
-        return View(spec, device.array_of(value, origin, dtype, where), False, origin, True)
-    contiguous = value.resolve_conj().resolve_neg() if lazy else value
-    contiguous = contiguous.contiguous()
-    copied = contiguous.data_ptr() != value.data_ptr()
+    copied = lazy or not value.is_contiguous()
+    if copied:
+        value = value.resolve_conj().resolve_neg().contiguous()
     if origin is not None:
-        return View(spec, device.array_of(contiguous, origin, dtype, where), copied, origin, True)
-    return View(spec, memory_of(contiguous, dtype), copied, None, True)
+        return View(spec, device.array_of(value, origin, dtype, where), copied, origin, True)
+    return View(spec, memory_of(value, dtype), copied, None, True)
 
 
 def views_of(state: State, argument: str) -> list[View]:
@@ -407,6 +406,11 @@ def _quoted(names: Sequence[str]) -> str:
 
 def layout_digest(specs: Iterable[TensorSpec]) -> int:
     """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
+    return _layout_digest(tuple(specs))
+
+
+@lru_cache(maxsize=16)
+def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
     text = "".join(
         f"{len(spec.name)}:{spec.name} {spec.dtype} {','.join(map(str, spec.shape))}\n"
         for spec in specs

@@ -48,7 +48,8 @@ def plain_torch() -> AbstractContextManager[Any]:
     if tracing is not None:  # torch.jit.trace: shapes would be tensors
         stack.callback(torch._C._set_tracing_state, tracing)
         torch._C._set_tracing_state(None)
-    stack.enter_context(torch.inference_mode(False))
+    if torch.is_inference_mode_enabled():
+        stack.enter_context(torch.inference_mode(False))
     for name in _GUARDS:
         guard = getattr(torch._C, name, None)
         if guard is not None:
@@ -101,8 +102,10 @@ def from_patterns(held: Any, dtype: str) -> Any:
 
 def memory_of(tensor: Any, dtype: str) -> NDArray[Any]:
     """A contiguous tensor's memory, held as dtypes.py says. In plain_torch()."""
-    torch, tensor = torch_module(), tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if dtype in PATTERNS:
+        torch = torch_module()
         if dtype in PARTS:
             tensor = torch.view_as_real(tensor)
         tensor = tensor.view(getattr(torch, PATTERNS[dtype]))
@@ -142,7 +145,7 @@ def _problem_of(value: Any) -> str:
         return f"dtype {value.dtype} is not supported; call dequantize() or int_repr() first"
     if value.device.type == "meta":
         return "lies on device meta, where tensors have no values; call to_empty() and load them"
-    if value.device.type not in ("cpu", "cuda"):
+    if not value.is_cpu and not value.is_cuda:
         return f"lies on device {value.device}, which this version cannot read; call .cpu() first"
     return _problem_of_memory(value)
 
