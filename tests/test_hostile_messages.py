@@ -202,6 +202,23 @@ def test_a_nameless_client_that_got_a_message_of_another(
     fed.rounds(other, 2, "b")
 
 
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
+def test_an_uplink_that_was_given_in_the_name_of_another(rules: tuple[str, str]) -> None:
+    """Whoever refuses it may ask for it again, but does not tell the client who it is."""
+    fed = Federation(rules)
+    other, client = fed.new_client(), fed.new_client()
+    fed.rounds(other, 2, "b")
+    payload = client.send(moved(client.state, fed.rng))
+    with pytest.raises(rfc.StateMismatchError) as refusal:
+        fed.server.receive("b", payload)
+    client.answer(refusal.value.request)
+    fed.update()
+    fed.down(client, answers=None)
+    fed.up(client, answers=None)
+    fed.rounds(client)
+    fed.rounds(other, 2, "b")
+
+
 # ---- streams
 
 

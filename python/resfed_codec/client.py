@@ -509,7 +509,7 @@ class ClientSession(Session):
         }
         state = state._replace(heard=True)
         if not state.named:
-            state = state._replace(tag=m.tag, named=bool(refused))
+            state = state._replace(tag=m.tag)  # the uplink may have been given in another's name
         state = self._settled(state, m.ack, certain=True)
         if not state.sent:
             self._state = state
