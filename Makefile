@@ -46,12 +46,13 @@ test-integration: .venv-integration/installed
 test-ptx:
 	$(PYTHON) tests/ptx $(PTX_FLAGS) $(SIMULATOR)
 
-# libFuzzer on the native code, for so many seconds a target; skipped, with a word, without clang. CI
-# has FUZZ_FLAGS="--runs N --faults": a fixed seed, and every allocation failing once.
+# Sessions in Python, and libFuzzer on the native code, for so many seconds a target; the latter is
+# skipped, with a word, without clang. CI has FUZZ_FLAGS="--runs N --faults": a fixed seed, and every
+# allocation failing once.
 FUZZ_SECONDS ?= 60
 FUZZ_FLAGS ?= --seconds $(FUZZ_SECONDS)
-fuzz:
-	$(PYTHON) tests/fuzz $(FUZZ_FLAGS)
+fuzz: .venv-test/installed
+	.venv-test/bin/python tests/fuzz $(FUZZ_FLAGS)
 
 # Calls from several threads under the thread sanitizer; needs clang, too.
 races:

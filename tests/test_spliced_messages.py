@@ -29,8 +29,11 @@ Ends = dict[str, Any]
 class Recorded(Federation):
     """A federation that keeps all that its ends have said, and copies of the ends as they were."""
 
-    def __init__(self, rules: tuple[str, str], **arguments: Any) -> None:
-        super().__init__(rules, feedback=rules == RULES["default"], **arguments)
+    def __init__(
+        self, rules: tuple[str, str], feedback: bool | None = None, **arguments: Any
+    ) -> None:
+        wanted = rules == RULES["default"] if feedback is None else feedback
+        super().__init__(rules, wanted, **arguments)
         self.said: list[bytes] = []
         self.first: tuple[bytes, ...] = ()
         self.clients = {"a": self.new_client(), "b": self.new_client(client_id="b")}

@@ -1,18 +1,21 @@
-"""Fuzz the native code with libFuzzer, under the address and undefined-behaviour sanitizers.
+"""Fuzz the native code with libFuzzer, under the address and undefined-behaviour sanitizers; and
+sessions in Python, with the package that is installed.
 
     python tests/fuzz --seconds 60        each target for so long, each time another way
     python tests/fuzz --runs 20000        a fixed number of executions from a fixed seed
     python tests/fuzz --faults            every allocation fails once
     python tests/fuzz --races             calls from several threads, under the thread sanitizer
 
-Needs clang with its runtime libraries (Debian: clang, libclang-rt-dev); says so and ends
-well where that is absent. New inputs go to build/fuzz/corpus; what crashes lies beside the
-programs in build/fuzz, and belongs into tests/fuzz/crashes/TARGET once it is understood.
+The native targets need clang with its runtime libraries (Debian: clang, libclang-rt-dev), the
+target `sessions` (sessions.py) the package and what its tests need; what is absent is said and
+skipped. New inputs go to build/fuzz/corpus; what crashes lies beside the programs in build/fuzz,
+and belongs into tests/fuzz/crashes/TARGET once it is understood.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -26,7 +29,12 @@ from programs import ROOT, Library, find_clang, run
 
 FOLDER = ROOT / "tests" / "fuzz"
 BUILD = ROOT / "build" / "fuzz"
-TARGETS = sorted(path.stem for path in FOLDER.glob("*.cpp"))
+NATIVE = sorted(path.stem for path in FOLDER.glob("*.cpp"))
+SESSIONS = "sessions"
+
+SESSIONS_NEED = ("resfed_codec", "pytest", "hypothesis", "ml_dtypes")
+RUNS_PER_SESSION = 3
+"""An execution of `sessions` takes so long that of --runs there is one in so many."""
 
 MAX_LENGTH = 4096
 MEGABYTES_AT_ONCE = 1
@@ -80,6 +88,21 @@ def fuzz(program: Path, seeds: list[Path], *options: str) -> int:
     return int(executions.group(1))
 
 
+def fuzz_sessions(*options: str) -> None:
+    """Run the Python target in a process of its own; it says itself what it did and found."""
+    missing = [name for name in SESSIONS_NEED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"sessions: skipped: {sys.executable} has no {', '.join(missing)}")
+        return
+    program = FOLDER / "sessions.py"
+    done = subprocess.run([sys.executable, program, *options])
+    if done.returncode < 0:
+        number = (BUILD / "sessions.number").read_text().strip()
+        print(f"signal {-done.returncode}; again: python {program} --repeat {number}")
+    if done.returncode:
+        raise SystemExit("sessions: FAILED")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/fuzz")
     length = parser.add_mutually_exclusive_group()
@@ -87,12 +110,22 @@ def main() -> int:
     length.add_argument("--runs", type=int, help="executions of each target, from a fixed seed")
     parser.add_argument("--faults", action="store_true", help="tests/native/faults.cpp, first")
     parser.add_argument("--races", action="store_true", help="tests/native/races.cpp, and no more")
-    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument(
+        "--target", choices=[*NATIVE, SESSIONS], action="append", help="default: all"
+    )
     args = parser.parse_args()
 
+    if not args.races and (args.target is None or SESSIONS in args.target):
+        runs = ("--runs", str(max(1, (args.runs or 0) // RUNS_PER_SESSION)))
+        fuzz_sessions(*(runs if args.runs else ("--seconds", str(args.seconds))))
+    targets = [target for target in args.target or NATIVE if target != SESSIONS]
+    if not (targets or args.races or args.faults):
+        return 0
     clang = find_clang()
     if clang is None or not works(clang):
-        print("fuzzing skipped: needs clang and its runtime libraries (clang, libclang-rt-dev)")
+        print(
+            "native fuzzing skipped: needs clang and its runtime libraries (clang, libclang-rt-dev)"
+        )
         return 0
     native = ROOT / "tests" / "native"
     if args.races:
@@ -103,7 +136,6 @@ def main() -> int:
     if args.faults:
         wrapped = "-Wl,--wrap=malloc,--wrap=calloc"
         run([library.program(native / "faults.cpp", wrapped)])
-    targets = args.target or TARGETS
     with ThreadPoolExecutor(2) as pool:
         sources = [FOLDER / f"{target}.cpp" for target in targets]
         programs = list(pool.map(lambda s: library.program(s, "-fsanitize=fuzzer"), sources))
@@ -122,7 +154,7 @@ def main() -> int:
         n = fuzz(program, [folder for folder in seeds if folder.is_dir()], *options)
         total += n
         print(f"{target}: {n:,} executions, nothing found", flush=True)
-    print(f"all targets: {total:,} executions ({os.path.basename(clang)})")
+    print(f"native targets: {total:,} executions ({os.path.basename(clang)})")
     return 0
 
 
