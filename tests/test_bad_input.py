@@ -97,6 +97,9 @@ def test_states_of_a_wrong_kind(state: Any) -> None:
     [
         ({"sparsity": -0.1}, ValueError, "sparsity=-0.1: must lie in [0, 1]"),
         ({"sparsity": 1.5}, ValueError, "sparsity=1.5"),
+        ({"sparsity": 10**400}, ValueError, "sparsity=1000"),
+        ({"max_error": -(10**400)}, ValueError, "max_error=-1000"),
+        ({"step": 10**400}, ValueError, "step=1000"),
         ({"sparsity": float("nan")}, ValueError, "sparsity=nan"),
         ({"sparsity": "0.9"}, TypeError, "sparsity='0.9': must be a number"),
         ({"sparsity": True}, TypeError, "sparsity=True"),

@@ -231,6 +231,7 @@ BAD_PREDICTORS = {
     "own: True must be a number": ({"own": (True,)}, TypeError),
     "own: nan must be finite": ({"own": (float("nan"),)}, ValueError),
     "other: -inf must be finite": ({"other": (1, float("-inf"))}, ValueError),
+    "own: 10{400} must be finite": ({"own": (10**400,)}, ValueError),
     r"own=\(1, 1, 1, 1\): at most 3": ({"own": (1, 1, 1, 1)}, ValueError),
     r"own=\(257,\): 257 is beyond 256": ({"own": (257,)}, ValueError),
     "one coefficient must differ from 0": ({}, ValueError),

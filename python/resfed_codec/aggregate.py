@@ -17,6 +17,7 @@ from resfed_codec.dtypes import PARTS, PATTERNS
 from resfed_codec.errors import raise_from_native
 from resfed_codec.history import tensor_row
 from resfed_codec.layout import Layout, State, check_same_layout, roles_of
+from resfed_codec.numbers import as_float
 from resfed_codec.payload import UPDATE, as_bytes
 from resfed_codec.torch_tensors import untraced
 
@@ -328,10 +329,7 @@ def _checked_weight(weight: Any) -> float:
             weight, (int, float, np.integer, np.floating)
         ):
             raise TypeError(f"weight={weight!r}: must be a number, not {type(weight).__name__}")
-        try:
-            weight = float(weight)
-        except OverflowError:
-            weight = math.inf
+        weight = as_float(weight)
     value: float = weight
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"weight={value!r}: must be positive and finite, or 0")

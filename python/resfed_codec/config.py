@@ -9,6 +9,7 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from resfed_codec.numbers import as_float
 from resfed_codec.predictor import Predictor, predictor_of
 
 AUTO_STEP_RATIO = 0.55
@@ -144,7 +145,7 @@ def _checked_patterns(name: str, value: Any) -> tuple[str, ...]:
 def _check_real(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: must be a number, not {type(value).__name__}")
-    if not low <= float(value) <= high:
+    if not low <= as_float(value) <= high:
         raise ValueError(f"{name}={value!r}: must lie in [{low:g}, {high:g}]")
 
 

@@ -1,9 +1,18 @@
-"""Many integers in little memory: what a payload counts, as inspect() tells it."""
+"""Many integers in little memory: what a payload counts, as inspect() tells it; callers' numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
+
+
+def as_float(value: Any) -> float:
+    """A real number as a float; an integer or fraction beyond all floats is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return inf if value > 0 else -inf
 
 
 class Numbers(Sequence[int]):

@@ -15,6 +15,7 @@ from numbers import Real
 from typing import TypeAlias
 
 from resfed_codec.link import MAX_COEF_LOG2, MAX_DEPTH, MAX_NUMERATOR, Terms
+from resfed_codec.numbers import as_float
 
 Coefficients: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 
@@ -159,7 +160,7 @@ def coarsest(all_terms: Sequence[Terms], coef_log2: int) -> int:
 def _number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: {value!r} must be a number, not {type(value).__name__}")
-    if not abs(float(value)) < float("inf"):
+    if not abs(as_float(value)) < float("inf"):
         raise ValueError(f"{name}: {value!r} must be finite")
 
 
