@@ -1,4 +1,4 @@
-"""Many integers in little memory: what a payload counts, as inspect() tells it; callers' numbers."""
+"""Many integers in little memory, as a payload counts them; and numbers that callers give."""
 
 from __future__ import annotations
 
