@@ -130,6 +130,8 @@ def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
     """
     if isinstance(state, Mapping):
         items = list(state.items())
+        if {type(name) for name, _ in items} == {str}:  # nearly always
+            return dict(items)
         for name, _ in items:
             if not isinstance(name, str):
                 raise TypeError(f"{argument}: the name {name!r} must be a str")
@@ -263,10 +265,11 @@ def views_of(state: State, argument: str) -> list[View]:
     items = items_of(state, argument)
     with plain_torch():
         views = [view_of(name, value, argument) for name, value in items]
+    first = device_of(views)
     for view in views:
-        if _device(view) != _device(views[0]):
+        if _device(view) != first:
             raise ValueError(
-                f"{argument}: tensor {views[0].spec.name!r} lies on {name_of(_device(views[0]))}"
+                f"{argument}: tensor {views[0].spec.name!r} lies on {name_of(first)}"
                 f" and tensor {view.spec.name!r} on {name_of(_device(view))}; all must lie on one"
                 " device"
             )

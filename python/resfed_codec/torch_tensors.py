@@ -29,7 +29,7 @@ def torch_module() -> Any:
 
 
 def is_torch(value: object) -> bool:
-    torch = torch_module()
+    torch = sys.modules.get("torch")  # torch_module() without a call, for every tensor
     return torch is not None and isinstance(value, torch.Tensor)
 
 
