@@ -23,6 +23,14 @@ class CudaTensor(torch.Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", 0)
 
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
     def contiguous(self) -> CudaTensor:  # type: ignore[override]
         if self.is_contiguous():
             return self

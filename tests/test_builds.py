@@ -72,13 +72,13 @@ def write_down(
     seen: dict[str, Any] = {}
     real_encode, real_decode = _native.encode, _native.decode
 
-    def encode(rows: Any, o: Any) -> bytes:
+    def encode(rows: Any, o: Any, commit: Any) -> bytes:
         seen.update(rows=rows, options=o)
-        return real_encode(rows, o)
+        return real_encode(rows, o, commit)
 
-    def decode(payload: bytes, digest: int, rows: Any) -> None:
+    def decode(payload: bytes, digest: int, rows: Any, commit: Any) -> None:
         seen.update(decode_rows=rows)
-        real_decode(payload, digest, rows)
+        real_decode(payload, digest, rows, commit)
 
     with monkeypatch.context() as patch:
         patch.setattr(_native, "encode", encode)

@@ -322,9 +322,13 @@ def test_statistics_now_and_then(with_statistics: State, rng: np.random.Generato
 def test_statistics_cost_what_they_should(with_statistics: State, rng: np.random.Generator) -> None:
     start = with_statistics
     local = moved(start, rng)
+    after = moved(local, rng)
 
     def n_bytes(**options: object) -> int:
-        return make("codec", {"sparsity": 0.95, **options}, start, 1, 0).up(0, local)[1]
+        """Of an uplink once both ends have met."""
+        method = make("codec", {"sparsity": 0.95, **options}, start, 1, 0)
+        method.down(method.up(0, local)[0])
+        return method.up(0, after)[1]
 
     kept = n_bytes(statistics="kept")
     assert kept < n_bytes(statistics="apart") < n_bytes(exclude=("*running*",))

@@ -54,7 +54,8 @@ def test_max_error(pair: tuple[State, State], max_error: float) -> None:
     try:
         rfc.encode(*pair, max_error=max_error)
     except ValueError:
-        with pytest.raises(ValueError, match="cannot be reached"), np.errstate(all="ignore"):
+        refused = "cannot be reached|too small for residuals of float32"
+        with pytest.raises(ValueError, match=refused), np.errstate(all="ignore"):
             slow.encode(*pair, max_error=max_error)
         return
     assert_agree(*pair, {"max_error": max_error})

@@ -98,7 +98,8 @@ def encode_and_recover(
 
     The recovered model is what the encoder itself computed, a copy of ``reference``'s kind.
     """
-    reference = read_once(reference, "reference")
+    once = read_once(reference, "reference")
+    state, reference = once if state is reference else state, once
     views_of(reference, "reference")  # complains before anything is made from it
     recovered = empty_like(reference)
     return _encode(state, reference, make_config(config, options), recovered), recovered
