@@ -10,6 +10,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Callable
+from linecache import getline
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -35,16 +36,25 @@ class Case(NamedTuple):
 
 
 def traced(call: Callable[[], Any], at: int | None = None) -> list[tuple[Any, int]]:
-    """The package's lines that a call runs, in order; interrupted where ``at`` says."""
+    """The package's lines that a call runs, in order; interrupted where ``at`` says.
+
+    A with statement comes once more when its block ends. An exception there would keep the context
+    from being left; it could come from a tracer alone, for Python looks for signals in the block.
+    """
     lines: list[tuple[Any, int]] = []
+    last: dict[FrameType, int] = {}
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        name, line = frame.f_code.co_filename, frame.f_lineno
+        if not name.startswith(PACKAGE):
             return None
         if event == "line":
-            lines.append((frame.f_code, frame.f_lineno))
-            if len(lines) - 1 == at:
-                raise KeyboardInterrupt
+            ends = line < last.get(frame, 0) and getline(name, line).lstrip().startswith("with ")
+            last[frame] = line
+            if not ends:
+                lines.append((frame.f_code, line))
+                if len(lines) - 1 == at:
+                    raise KeyboardInterrupt
         return trace
 
     before = sys.gettrace()

@@ -76,7 +76,7 @@ def test_patterns_given_replace_the_default(dense: Any, expected: set[str]) -> N
 
 def test_names_that_are_none_of_theirs() -> None:
     """Nothing named like them is no error, and similar names are not taken for them."""
-    names = ("running_means", "moving", "mean", "variance", "running_var.weight")
+    names = ("running_means", "moving", "mean", "variances", "running_var.weight")
     state, reference = pair_of(*names)
     assert rfc.encode(state, reference) == rfc.encode(state, reference, dense=())
     arrays, base = [*state.values()], [*reference.values()]

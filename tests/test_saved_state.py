@@ -110,9 +110,9 @@ def test_other_layouts_runs_and_histories(rng: np.random.Generator) -> None:
     for kind in (rfc.Encoder, rfc.Decoder, rfc.ClientSession, rfc.ServerSession):
         end = kind(initial)
         for other, match in (
-            (kind(renamed), r"tensor 'v' float32 \[30, 40\]; this object has 'w' float32"),
-            (kind(wider), r"tensor 'b' float32 \[30\]; this object has 'b' float16 \[30\]"),
-            (kind(longer), r"tensor 'z' float64 \[3\]; this object has None"),
+            (kind(renamed), r"tensor 'v' float32 \[30, 40\]; this object has tensor 'w' float32"),
+            (kind(wider), r"tensor 'b' float32 \[30\]; this object has tensor 'b' float16 \[30\]"),
+            (kind(longer), r"tensor 'z' float64 \[3\]; this object has no tensor more"),
             (kind(initial, run="monday"), "saved with run='monday'; this object has ''"),
             (kind(moved(initial, rng)), "saved from another initial state: its values differ"),
         ):

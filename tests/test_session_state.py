@@ -243,7 +243,7 @@ def test_receive_into_refuses() -> None:
         (TypeError, "weight='1': must be a number", ("a", payload, aggregator, "1")),
         (TypeError, "payload: must be bytes-like", ("a", 5, aggregator)),
         (rfc.PayloadError, "checksum", ("a", payload[:-1] + b"x", aggregator)),
-        (ValueError, "state lacks", ("a", payload, rfc.Aggregator({"x": np.zeros(3)}))),
+        (ValueError, "aggregator lacks", ("a", payload, rfc.Aggregator({"x": np.zeros(3)}))),
     ):
         refused(server, error, match, lambda a=arguments: server.receive_into(*a))
     assert aggregator.count == 0

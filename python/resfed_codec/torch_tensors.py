@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 
 from resfed_codec.dtypes import PARTS, PATTERNS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
@@ -33,43 +36,52 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def plain_torch() -> AbstractContextManager[Any]:
+class _WithoutTracer(ExitStack):
+    """A context in which torch.compile does not trace what is called, nor its NumPy."""
+
+    def __enter__(self) -> Self:
+        try:
+            extension = getattr(torch_module(), "_C", None)
+            compiler = getattr(getattr(extension, "_dynamo", None), "eval_frame", None)
+            if compiler is not None:
+                self.callback(compiler.set_eval_frame, compiler.set_eval_frame(None))
+            return self
+        except BaseException:  # an interrupt, too, leaves torch as it was
+            self.close()
+            raise
+
+
+class plain_torch(_WithoutTracer):  # noqa: N801  # used as a function is
     """A context in which torch makes and reads plain tensors, whatever the caller has switched on.
 
     The default device, inference mode, modes such as FakeTensorMode, transforms of ``torch.func``,
     ``torch.compile`` and ``torch.jit.trace`` do not count in it.
     """
-    torch = torch_module()
-    if torch is None:
-        return nullcontext()
-    stack = ExitStack()
-    stack.enter_context(_without_tracer())
-    tracing = torch._C._get_tracing_state()
-    if tracing is not None:  # torch.jit.trace: shapes would be tensors
-        stack.callback(torch._C._set_tracing_state, tracing)
-        torch._C._set_tracing_state(None)
-    if torch.is_inference_mode_enabled():
-        stack.enter_context(torch.inference_mode(False))
-    for name in _GUARDS:
-        guard = getattr(torch._C, name, None)
-        if guard is not None:
-            stack.enter_context(guard())
-    return stack
+
+    def __enter__(self) -> Self:
+        try:
+            torch = torch_module()
+            if torch is None:
+                return self
+            super().__enter__()
+            tracing = torch._C._get_tracing_state()
+            if tracing is not None:  # torch.jit.trace: shapes would be tensors
+                self.callback(torch._C._set_tracing_state, tracing)
+                torch._C._set_tracing_state(None)
+            if torch.is_inference_mode_enabled():
+                self.enter_context(torch.inference_mode(False))
+            for name in _GUARDS:
+                guard = getattr(torch._C, name, None)
+                if guard is not None:
+                    self.enter_context(guard())
+            return self
+        except BaseException:
+            self.close()
+            raise
 
 
-def _without_tracer() -> AbstractContextManager[Any]:
-    """A context in which torch.compile does not trace what is called, nor its NumPy."""
-    extension = getattr(torch_module(), "_C", None)
-    compiler = getattr(getattr(extension, "_dynamo", None), "eval_frame", None)
-    if compiler is None:
-        return nullcontext()
-    stack = ExitStack()
-    stack.callback(compiler.set_eval_frame, compiler.set_eval_frame(None))
-    return stack
-
-
-for _context in (plain_torch, _without_tracer):
-    _context._torchdynamo_disable = True  # type: ignore[attr-defined]  # not traced, but called
+for _context in (_WithoutTracer, plain_torch):
+    _context.__enter__._torchdynamo_disable = True  # type: ignore[attr-defined]  # just called
 
 
 def untraced(function: Callable[Args, Result]) -> Callable[Args, Result]:
@@ -77,7 +89,8 @@ def untraced(function: Callable[Args, Result]) -> Callable[Args, Result]:
 
     @wraps(function)
     def call(*args: Args.args, **kwargs: Args.kwargs) -> Result:
-        with _without_tracer(): return function(*args, **kwargs)  # noqa: E701  # fmt: skip
+        with _WithoutTracer():
+            return function(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]
     return call

@@ -54,7 +54,7 @@ def in_turn(
     @wraps(method)
     @untraced
     def call(self: Self, /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        # On one line: tracers that raise, as debuggers do, find none between the call and its end.
-        with self._turn: return method(self, *args, **kwargs)  # noqa: E701  # fmt: skip
+        with self._turn:
+            return method(self, *args, **kwargs)
 
     return call
