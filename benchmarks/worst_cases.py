@@ -2,8 +2,8 @@
 
     python -m benchmarks.worst_cases [--elements 2000000] [--rounds 7] [--threads 1]
 
-Processor time of ``encode`` divided by that for the Gaussian update with the same target, medians
-over rounds; each round measures all cases, one after the other. Targets are sparsities, and
+Processor time of ``encode`` divided by that for the Gaussian update with the same target in the
+same round; each round measures all cases, one after the other. Targets are sparsities, and
 ``max_bytes`` and ``max_error``, which search.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import resfed_codec as rfc
+from benchmarks.common import write_results
 
 Update = Callable[[np.random.Generator, int], Any]
 
@@ -87,18 +88,23 @@ def main() -> None:
     rfc.set_num_threads(args.threads)
     names = ["Gaussian", *(name for name in args.only or UPDATES if name != "Gaussian")]
     seconds = measure(args.elements, args.rounds, names)
-    columns = list(targets(args.elements))
-
-    def median(name: str, column: str) -> float:
-        return statistics.median(seconds[name, column])
-
-    print("| update | " + " | ".join(columns) + " |")
-    print("|---" * (1 + len(columns)) + "|")
-    times = [f"{1e3 * median('Gaussian', column):.1f} ms" for column in columns]
-    print("| Gaussian | " + " | ".join(times) + " |")
-    for name in names[1:]:
-        ratios = [median(name, column) / median("Gaussian", column) for column in columns]
-        print(f"| {name} | " + " | ".join(f"{ratio:.1f}" for ratio in ratios) + " |")
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows.append({"update": name})
+        for column in targets(args.elements):
+            own, gaussian = seconds[name, column], seconds["Gaussian", column]
+            ratios = [x / y for x, y in zip(own, gaussian, strict=True)]
+            rows[-1][column] = (
+                f"{1e3 * statistics.median(own):.1f} ms"
+                if name == "Gaussian"
+                else f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+            )
+    note = (
+        "Processor time of `encode`: of the Gaussian update in milliseconds, of the others as"
+        " multiples of it with the same target. Median, least and greatest of"
+        f" {args.rounds} rounds; {args.elements:,} elements, {args.threads} thread(s)."
+    )
+    print(write_results("worst_cases", "The slowest inputs", rows, note))
 
 
 if __name__ == "__main__":
