@@ -26,7 +26,7 @@ from resfed_codec.message import (
 )
 from resfed_codec.payload import FIXED_BYTES
 from resfed_codec.wire import varint
-from test_forged_counts import sealed
+from test_corruption import sealed
 from test_spliced_messages import cut_together, payloads_of
 
 T = TypeVar("T")

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
-from resfed_codec import _native
 from resfed_codec import reference as slow
 from resfed_codec.history import Opened
 from resfed_codec.message import MAX_PAYLOADS, Ack, Message, read_message, write_message
 from resfed_codec.reference_frame import read_frame as slow_read_frame
 from resfed_codec.reference_stream import read_link as slow_read_link
 from resfed_codec.wire import varint
+from test_corruption import sealed
 
 MODEL = {"b": np.zeros(5, np.float32), "w": np.zeros((10, 10), np.float32)}
 N = 300_000
@@ -35,10 +35,6 @@ MOST_CALLS = 3000
 
 FIXED = 1 << 20
 """Bytes that any call may take, whatever it is given."""
-
-
-def sealed(body: bytes) -> bytes:
-    return body + _native.crc32c(body).to_bytes(4, "little")
 
 
 def payload(flags: int, rest: bytes, *, slice_log2: int = 11, own_digest: bool = True) -> bytes:
