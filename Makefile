@@ -25,7 +25,7 @@ test-emulated: .venv-test/installed build/emulated/installed
 	set -e; for device in $(EMULATED_DEVICES); do \
 		echo "RESFED_EMULATOR=$$device"; \
 		RESFED_EMULATOR=$$device PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest \
-			-m cuda tests/test_device_codec.py tests/test_cuda_refusals.py $(PYTEST_FLAGS); \
+			-m cuda tests/cuda/test_device_codec.py tests/cuda/test_cuda_refusals.py $(PYTEST_FLAGS); \
 	done
 
 build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
@@ -94,10 +94,10 @@ wheel-test: .venv-test/installed
 	rm -rf build/wheel-test .venv-wheel
 	CMAKE_ARGS= .venv-test/bin/python -m build --outdir build/wheel-test \
 		--config-setting=cmake.define.RESFED_CUDA=OFF .
-	.venv-test/bin/python tests/sdist.py build/wheel-test/*.tar.gz
+	.venv-test/bin/python tests/support/sdist.py build/wheel-test/*.tar.gz
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python $(PIP_INSTALL) build/wheel-test/*.whl
-	.venv-wheel/bin/python tests/installed.py
+	.venv-wheel/bin/python tests/support/installed.py
 
 # The pages, build/docs/index.html; a warning is an error, a link that leads nowhere is a warning.
 docs: .venv-test/installed

@@ -34,9 +34,9 @@ from benchmarks.common import (
     updates_in,
     write_results,
 )
-from resfed_codec.initial_states import SLICE_STATES
-from resfed_codec.layout import block_sizes
-from resfed_codec.reference_slices import Block, Period
+from resfed_codec.reference.initial_states import SLICE_STATES
+from resfed_codec.reference.slices import Block, Period
+from resfed_codec.tensors.layout import block_sizes
 
 STEP_RATIO = 0.55
 ONE_SLICE = 62  # slice_log2 of a slice that no model fills

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import resfed_codec as rfc
 from benchmarks.common import write_results
-from resfed_codec import demo
+from resfed_codec.cli import demo
 
 
 def train(

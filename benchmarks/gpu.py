@@ -11,7 +11,7 @@ Then one encode and one decode under torch's profiler: time of each kernel. ``--
 the same lines without a GPU, to see that they run.
 
 Models are made up, row by row on the device, with the clustering of
-``resfed_codec.bench.synthetic_update`` ("transformer").
+``resfed_codec.cli.bench.synthetic_update`` ("transformer").
 """
 
 from __future__ import annotations

@@ -92,12 +92,12 @@ print("CUDA available")' || exit 1
 pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default)
 few="around_tiles and 4097 or around_slices and 2049 or damaged or more_equal and 0.4"
 if [ $cuda = EMULATED ]; then
-  step tests 110 "${pytest[@]}" tests/test_cuda_refusals.py tests/test_device_codec.py \
+  step tests 110 "${pytest[@]}" tests/cuda/test_cuda_refusals.py tests/cuda/test_device_codec.py \
     -k "$few or test_cuda_refusals"
   speed=(--device cpu --elements 400000 --turns 3)
 else
-  step tests 110 "${pytest[@]}" tests/test_device_codec.py tests/test_cuda_refusals.py \
-    tests/test_cuda.py tests/test_cuda_sessions.py
+  step tests 110 "${pytest[@]}" tests/cuda/test_device_codec.py tests/cuda/test_cuda_refusals.py \
+    tests/cuda/test_cuda.py tests/cuda/test_cuda_sessions.py
   speed=()
 fi
 [ -n "$snapshots" ] && speed+=(--snapshots "$snapshots")
@@ -105,7 +105,7 @@ step speed 130 "$python" -m benchmarks.gpu --out "$out" "${speed[@]}"
 if command -v compute-sanitizer > /dev/null && [ $cuda = ON ]; then
   for tool in memcheck initcheck racecheck synccheck; do
     step "$tool" 25 compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-      "${pytest[@]}" tests/test_device_codec.py -k "$few"
+      "${pytest[@]}" tests/cuda/test_device_codec.py -k "$few"
   done
 else
   summary+=("left out: compute-sanitizer, which is not installed")

@@ -21,8 +21,8 @@ import numpy as np
 
 import resfed_codec as rfc
 from benchmarks.common import write_results
-from resfed_codec import codec
-from resfed_codec.message import Message, read_message, write_message
+from resfed_codec.codec import update as codec
+from resfed_codec.stream.message import Message, read_message, write_message
 
 State = dict[str, np.ndarray]
 Make = Callable[[int], tuple[State, State]]

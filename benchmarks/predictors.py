@@ -27,12 +27,12 @@ import numpy as np
 
 import resfed_codec as rfc
 from benchmarks.common import Model, is_matrix, load_snapshots, write_results
-from resfed_codec.coder import Coder
-from resfed_codec.device import Memory, on_host
-from resfed_codec.history import Version, at_place
-from resfed_codec.layout import Layout
-from resfed_codec.link import Link, version_digest
-from resfed_codec.predictor import predictor_of
+from resfed_codec.stream.link import Link, version_digest
+from resfed_codec.stream.predictor import predictor_of
+from resfed_codec.stream.update_encoder import Coder
+from resfed_codec.stream.versions import Version, at_place
+from resfed_codec.tensors.device import Memory, on_host
+from resfed_codec.tensors.layout import Layout
 
 RULES = {
     "up": ("global", "previous", "res1", "res2", "adaptive"),

@@ -24,7 +24,7 @@ from benchmarks.common import (
     relative_squared_error,
     write_results,
 )
-from resfed_codec.codec import encode_and_recover
+from resfed_codec.codec.update import encode_and_recover
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from benchmarks.common import Model
-from resfed_codec.codec import encode_and_recover
+from resfed_codec.codec.update import encode_and_recover
 
 KEPT_ROUNDS = 4  # the last ones
 

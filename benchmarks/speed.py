@@ -5,7 +5,7 @@
 What ``resfed-codec bench`` measures, for several models and numbers of threads, as a result. The
 measure is ``torch.sub(w, p, out=r)`` with as many threads: it reads two models and writes one.
 
-The large model is made up, like a Transformer (``resfed_codec.bench.synthetic_update``).
+The large model is made up, like a Transformer (``resfed_codec.cli.bench.synthetic_update``).
 ``--snapshots`` adds a real update (g6 to l0_7).
 
 The clock of a core in a shared machine may change at any time while memory stays as it is, and
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import resfed_codec as rfc
 from benchmarks.common import Model, load_snapshots, write_results
-from resfed_codec import bench
+from resfed_codec.cli import bench
 
 
 def cumsum_us() -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.common import is_matrix, load_snapshots
 from benchmarks.peers.base import Update
-from resfed_codec.bench import COLUMNS, Like, synthetic_update
+from resfed_codec.cli.bench import COLUMNS, Like, synthetic_update
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from benchmarks.common import (
     relative_squared_error,
     write_results,
 )
-from resfed_codec import codec
+from resfed_codec.codec import update as codec
 
 N_IMAGES = 1000
 SHARES = (1, 3, 10, 30, 100)

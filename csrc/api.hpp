@@ -12,9 +12,9 @@
 #include <string_view>
 #include <vector>
 
-#include "core/predict.hpp"
-#include "core/quantize.hpp"
-#include "frame.hpp"
+#include "format/frame.hpp"
+#include "numeric/predict.hpp"
+#include "numeric/quantize.hpp"
 #include "status.hpp"
 
 namespace resfed {

@@ -25,7 +25,7 @@ PEER_BYTES = 44
 IN_PLACE = f"{OURS}, in place"
 COPY, SUB = "copy of the model", "torch.sub(state, reference)"
 NOTE = """\
-Made-up models (`resfed_codec.bench.synthetic_update`, like a Transformer). Peers are tuned to
+Made-up models (`resfed_codec.cli.bench.synthetic_update`, like a Transformer). Peers are tuned to
 our error at sparsity 0.99, on the first tensor (of up to 4.7 M parameters); "error" is what they
 leave of the whole model. Times in milliseconds, all contestants taking turns, one thread unless
 the name says otherwise. The time of a plain copy of the model, and of torch.sub into an array

@@ -8,8 +8,8 @@
 #if defined(RESFED_CUDA)
 #include "bindings/commit.hpp"
 #include "bindings/tensor_view.hpp"
+#include "cuda/codec.hpp"
 #include "cuda/workspace.hpp"
-#include "hybrid/codec.hpp"
 #endif
 
 namespace py = pybind11;

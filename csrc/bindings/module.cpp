@@ -8,13 +8,13 @@
 #include "bindings/gil.hpp"
 #include "bindings/overlaps.hpp"
 #include "bindings/tensor_view.hpp"
-#include "core/initial_states.hpp"
 #include "cpu/aggregate.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
-#include "link.hpp"
+#include "entropy/initial_states.hpp"
+#include "format/link.hpp"
 
 namespace py = pybind11;
 using namespace resfed;

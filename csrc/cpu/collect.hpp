@@ -3,8 +3,8 @@
 
 #include <bit>
 
-#include "core/select.hpp"
 #include "cpu/residual.hpp"
+#include "numeric/select.hpp"
 
 namespace resfed {
 

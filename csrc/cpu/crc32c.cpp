@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "core/hd.hpp"
+#include "host_device.hpp"
 
 namespace resfed {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
-#include "groups.hpp"
+#include "format/groups.hpp"
 
 namespace resfed {
 

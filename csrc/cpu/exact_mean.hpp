@@ -13,10 +13,10 @@
 #include <new>
 #include <vector>
 
-#include "core/residual.hpp"
 #include "cpu/pages.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/threads.hpp"
+#include "numeric/residual.hpp"
 
 namespace resfed {
 

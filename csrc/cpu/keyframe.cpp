@@ -4,11 +4,11 @@
 #include <cstring>
 #include <memory>
 
-#include "core/keyframe.hpp"
-#include "core/slice.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/threads.hpp"
-#include "frame.hpp"
+#include "entropy/slice.hpp"
+#include "format/frame.hpp"
+#include "numeric/keyframe.hpp"
 
 namespace resfed {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "core/check.hpp"
 #include "cpu/threads.hpp"
+#include "numeric/check.hpp"
 
 namespace resfed {
 namespace {

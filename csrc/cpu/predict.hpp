@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/quantize.hpp"
-#include "groups.hpp"
+#include "format/groups.hpp"
 
 namespace resfed {
 

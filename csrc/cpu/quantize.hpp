@@ -5,11 +5,11 @@
 #include <cstdlib>
 #include <span>
 
-#include "core/check.hpp"
-#include "core/exact_sum.hpp"
-#include "core/nonzeros.hpp"
-#include "core/quantize.hpp"
 #include "cpu/residual.hpp"
+#include "entropy/symbols.hpp"
+#include "numeric/check.hpp"
+#include "numeric/exact_sum.hpp"
+#include "numeric/quantize.hpp"
 
 namespace resfed {
 

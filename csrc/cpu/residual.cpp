@@ -5,10 +5,10 @@
 #include <cstring>
 #include <memory>
 
-#include "core/select.hpp"
 #include "cpu/collect.hpp"
 #include "cpu/predict.hpp"
 #include "cpu/threads.hpp"
+#include "numeric/select.hpp"
 
 namespace resfed {
 namespace {

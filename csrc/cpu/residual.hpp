@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/scratch.hpp"
-#include "groups.hpp"
+#include "format/groups.hpp"
 
 namespace resfed {
 

@@ -7,8 +7,8 @@
 #include <numeric>
 #include <optional>
 
-#include "core/select.hpp"
 #include "cpu/threads.hpp"
+#include "numeric/select.hpp"
 
 namespace resfed {
 namespace {

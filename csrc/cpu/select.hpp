@@ -4,7 +4,7 @@
 // exact k are chosen among those. Where more elements lie on the estimate than there is room for,
 // it is the threshold: one pass collects what lies above it, and the first of its ties fill up the
 // k. If the sample misled, a histogram of all keys gives the exact threshold. The answer is the
-// same any way: selection is defined by core/select.hpp.
+// same any way: selection is defined by numeric/select.hpp.
 //
 // Only collect() copies what it sees. Where two looks at the model must agree and do not, because
 // another thread writes to it, these throw kChangedDuringCall.

@@ -4,8 +4,8 @@
 #include <atomic>
 #include <numeric>
 
-#include "core/initial_states.hpp"
 #include "cpu/threads.hpp"
+#include "entropy/initial_states.hpp"
 
 namespace resfed {
 namespace {

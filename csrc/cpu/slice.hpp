@@ -3,10 +3,10 @@
 
 #include <optional>
 
-#include "core/nonzeros.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
-#include "frame.hpp"
+#include "entropy/symbols.hpp"
+#include "format/frame.hpp"
 
 namespace resfed {
 

@@ -4,10 +4,10 @@
 
 #include <cmath>
 
-#include "core/hd.hpp"
-#include "core/select.hpp"
-#include "core/slice.hpp"
-#include "core/symbols.hpp"
+#include "entropy/nonzeros.hpp"
+#include "entropy/slice.hpp"
+#include "host_device.hpp"
+#include "numeric/select.hpp"
 
 namespace resfed::cuda {
 

@@ -7,8 +7,8 @@
 
 #include <utility>
 
-#include "core/hd.hpp"
 #include "cuda/device.hpp"
+#include "host_device.hpp"
 #include "status.hpp"
 
 namespace resfed::cuda {

@@ -1,7 +1,7 @@
 // Stage 3 on the device: from selected residuals to symbols in order, and from symbols to what the
 // model's elements become.
-#include "core/check.hpp"
-#include "cuda/matrix.cuh"
+#include "cuda/pipeline.cuh"
+#include "numeric/check.hpp"
 
 namespace resfed::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // Stage 1 on the device: the fused pass over model and reference. Every tile's candidates lie
 // together and in order; the tiles' lie as they come, and a table says where.
-#include "cuda/matrix.cuh"
+#include "cuda/pipeline.cuh"
 
 namespace resfed::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // Stage 2 on the device: exact top-k by radix selection, the highest digit of the keys first, and
 // what threshold and step follow from it. Ties are counted by tile, so that the lower index wins.
-#include "cuda/matrix.cuh"
+#include "cuda/pipeline.cuh"
 
 namespace resfed::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // Stage 4 on the device: symbols to slices and back. A slice is a chain of decisions, each of which
 // needs the one before, so one lane of a warp codes it; the others help to load and to copy.
-#include "core/initial_states.hpp"
-#include "cuda/matrix.cuh"
+#include "cuda/pipeline.cuh"
+#include "entropy/initial_states.hpp"
 
 namespace resfed::cuda {
 namespace {

@@ -3,10 +3,10 @@
 #include <utility>
 #include <vector>
 
-#include "core/context.hpp"
-#include "core/initial_states.hpp"
 #include "cuda/launch.cuh"
 #include "cuda/workspace.hpp"
+#include "entropy/context.hpp"
+#include "entropy/initial_states.hpp"
 
 namespace resfed::cuda {
 

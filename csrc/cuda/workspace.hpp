@@ -4,9 +4,9 @@
 #include <functional>
 #include <memory>
 
-#include "core/probability.hpp"
 #include "cuda/device.hpp"
 #include "cuda/geometry.hpp"
+#include "entropy/probability.hpp"
 
 namespace resfed::cuda {
 

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 from resfed_codec import _interpreter, _native  # noqa: F401  # _interpreter first: it may refuse
 from resfed_codec._native import DeviceArray
-from resfed_codec.aggregate import Aggregator
-from resfed_codec.client import ClientSession
-from resfed_codec.codec import decode, encode
+from resfed_codec.codec.aggregate import Aggregator
+from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.codec.payload import PayloadInfo, QuantizerInfo, inspect
+from resfed_codec.codec.update import decode, encode
 from resfed_codec.config import CodecConfig
-from resfed_codec.device import release_workspace, unavailable_reason
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
-from resfed_codec.keyframe import decode_keyframe, encode_keyframe
-from resfed_codec.link import Link
-from resfed_codec.payload import PayloadInfo, QuantizerInfo, inspect
-from resfed_codec.predictor import AdaptivePredictor, LinearPredictor
-from resfed_codec.replaced import buffer_names
-from resfed_codec.server import ServerSession
-from resfed_codec.stream import Decoder, Encoder
+from resfed_codec.session.client import ClientSession
+from resfed_codec.session.server import ServerSession
+from resfed_codec.stream.link import Link
+from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
+from resfed_codec.stream.stream import Decoder, Encoder
+from resfed_codec.tensors.device import release_workspace, unavailable_reason
+from resfed_codec.tensors.replaced import buffer_names
 
 __version__ = "0.1.0"
 

@@ -9,8 +9,8 @@ from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from resfed_codec.numbers import as_float
-from resfed_codec.predictor import Predictor, predictor_of
+from resfed_codec.codec.numbers import as_float
+from resfed_codec.stream.predictor import Predictor, predictor_of
 
 AUTO_STEP_RATIO = 0.55
 """Threshold over step of ``step="auto"``; docs/design.md has the measurement behind it."""

@@ -1,6 +1,6 @@
 // An emulator of the part of CUDA that csrc/cuda/ uses, so that kernels can be tested without a
 // GPU. The build RESFED_CUDA=EMULATED compiles the .cu files as C++ with this header in the place
-// of the CUDA run time's, and takes the branches of core/ that nvcc takes for the device.
+// of the CUDA run time's, and takes the branches that nvcc takes for the device.
 //
 // Kernels (kernels.cpp): the threads of a block are fibers that run until they wait for each other
 // (__syncthreads, or any warp function with a mask), in a shuffled order; blocks run in a shuffled

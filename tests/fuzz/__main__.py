@@ -24,7 +24,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from programs import ROOT, Library, find_clang, run
 
 FOLDER = ROOT / "tests" / "fuzz"

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "api.hpp"
-#include "core/check.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/residual.hpp"
+#include "numeric/check.hpp"
 
 namespace fuzz {
 

@@ -1,5 +1,5 @@
 // Links: any bytes, for layouts of any size. What is accepted is within its bounds.
-#include "link.hpp"
+#include "format/link.hpp"
 
 #include "harness.hpp"
 

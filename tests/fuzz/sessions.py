@@ -35,7 +35,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "session"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "codec"))
 
 import resfed_codec as rfc
 import test_saved_state as saved_state
@@ -43,10 +45,10 @@ from federation import RULES
 from forging import Forger, Material
 from models import State
 from published_rules import moved
-from resfed_codec.history import model_of
-from resfed_codec.message import is_message, read_message
-from resfed_codec.payload import REQUEST, UPDATE, kind_of
-from resfed_codec.session import client_tag
+from resfed_codec.codec.payload import REQUEST, UPDATE, kind_of
+from resfed_codec.session.base import client_tag
+from resfed_codec.stream.message import is_message, read_message
+from resfed_codec.stream.versions import model_of
 from snapshots import snapshot
 from test_spliced_messages import REMEMBERED, Ends, Recorded
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make import ramp
 
 import resfed_codec as rfc
+from make import ramp
 
 FOLDER = Path(__file__).parent / "keyframe_v1"
 

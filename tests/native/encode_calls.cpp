@@ -2,8 +2,8 @@
 //
 //   encode_calls KERNELS FILE...
 //
-// Each FILE has options and tensors, see tests/test_builds.py. Beside it, FILE.out receives the
-// payload behind its length (8 bytes), and the model that decode() makes of it.
+// Each FILE has options and tensors, see tests/native/test_builds.py. Beside it, FILE.out receives
+// the payload behind its length (8 bytes), and the model that decode() makes of it.
 #include <cstdio>
 #include <cstring>
 #include <fstream>

@@ -4,9 +4,9 @@
 #include <thread>
 
 #include "../fuzz/harness.hpp"
-#include "core/keyframe.hpp"
 #include "cpu/aggregate.hpp"
 #include "cpu/keyframe.hpp"
+#include "numeric/keyframe.hpp"
 
 using namespace fuzz;
 

@@ -1,16 +1,16 @@
-// The codec's arithmetic, value by value: the device's branches of core/ against the host's, over
-// ranges that no model of a size for a simulator covers.
+// The codec's arithmetic, value by value: the device's branches of numeric/ and entropy/ against
+// the host's, over ranges that no model of a size for a simulator covers.
 #include <cuda_runtime.h>
 
 #include <cstdio>
 #include <vector>
 
-#include "core/check.hpp"
-#include "core/quantize.hpp"
-#include "core/rans.hpp"
-#include "core/residual.hpp"
-#include "core/slice.hpp"
 #include "cuda/launch.cuh"
+#include "entropy/rans.hpp"
+#include "entropy/slice.hpp"
+#include "numeric/check.hpp"
+#include "numeric/quantize.hpp"
+#include "numeric/residual.hpp"
 #include "runtime.hpp"
 
 using namespace resfed;

@@ -9,13 +9,13 @@
 #include <random>
 
 #include "api.hpp"
-#include "core/initial_states.hpp"
-#include "core/select.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/decoder.hpp"
+#include "cuda/codec.hpp"
 #include "cuda/device.hpp"
 #include "cuda/workspace.hpp"
-#include "hybrid/codec.hpp"
+#include "entropy/initial_states.hpp"
+#include "numeric/select.hpp"
 #include "runtime.hpp"
 
 using namespace resfed;

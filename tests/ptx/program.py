@@ -11,7 +11,7 @@ from pathlib import Path
 
 from simulator import Simulator
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from programs import ROOT, Library, run
 
 FOLDER = Path(__file__).resolve().parent
@@ -77,7 +77,7 @@ class Program:
         self._ptx.mkdir(exist_ok=True)
         library = Library(folder / "cpu", "g++", ("-O2",))
         sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), FOLDER / "arithmetic.cu"]
-        sources += [FOLDER / "runtime.cpp", ROOT / "csrc/hybrid/codec.cpp"]
+        sources += [FOLDER / "runtime.cpp", ROOT / "csrc/cuda/codec.cpp"]
         inputs = [*(ROOT / "csrc").rglob("*.*"), *sources, FOLDER / "runtime.hpp"]
         newest = max(path.stat().st_mtime for path in inputs)
         with ThreadPoolExecutor(2) as pool:

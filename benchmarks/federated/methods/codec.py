@@ -11,7 +11,7 @@ import numpy as np
 
 import resfed_codec as rfc
 from benchmarks.federated.methods.base import STATISTICS, Method, State
-from resfed_codec import codec
+from resfed_codec.codec import update as codec
 
 STATISTICS_BY = ("dense", "budget", "float16", "apart", "kept")
 

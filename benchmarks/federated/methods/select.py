@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 import resfed_codec as rfc
 from benchmarks.federated.methods.base import STATISTICS, State, UpdateMethod, Vector, flat, like
 from benchmarks.federated.methods.topk import largest
-from resfed_codec import _native, codec
+from resfed_codec import _native
+from resfed_codec.codec import update as codec
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.layout import NOTHING_SPECIAL, layout_digest, roles_of, views_of
+from resfed_codec.tensors.layout import NOTHING_SPECIAL, layout_digest, roles_of, views_of
 
 Index = NDArray[np.int64]
 

@@ -22,12 +22,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.client import ClientSession
 from resfed_codec.config import CodecConfig
-from resfed_codec.message import Head, Message, write_message
-from resfed_codec.predictor import AdaptivePredictor, LinearPredictor
-from resfed_codec.server import ServerSession
-from resfed_codec.session import ClientId, check_config, check_rules
+from resfed_codec.session.base import ClientId, check_config, check_rules
+from resfed_codec.session.client import ClientSession
+from resfed_codec.session.server import ServerSession
+from resfed_codec.stream.message import Head, Message, write_message
+from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
 
 Model: TypeAlias = "dict[str, NDArray[Any]]"
 Parcel: TypeAlias = "dict[str, bytes]"

@@ -34,7 +34,6 @@ except ImportError as error:
         "resfed_codec.integrations.flower needs Flower: pip install 'resfed-codec[flower]'"
     ) from error
 
-from resfed_codec.client import ClientSession
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import CodecError, StateMismatchError
 from resfed_codec.integrations._ends import (
@@ -50,9 +49,10 @@ from resfed_codec.integrations._ends import (
     fit,
     read_setup,
 )
-from resfed_codec.server import ServerSession
+from resfed_codec.session.client import ClientSession
+from resfed_codec.session.server import ServerSession
 
-STATE, SESSION = "resfed_codec", "resfed_codec.session"
+STATE, SESSION = "resfed_codec", "resfed_codec.session.base"
 """Where clients keep setup and session in ``Context.state``."""
 
 POLL_SECONDS = 1.0

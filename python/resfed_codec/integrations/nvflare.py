@@ -35,7 +35,6 @@ except ImportError as error:
         "resfed_codec.integrations.nvflare needs NVFLARE: pip install 'resfed-codec[nvflare]'"
     ) from error
 
-from resfed_codec.client import ClientSession
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import StateMismatchError
 from resfed_codec.integrations._ends import (
@@ -49,6 +48,7 @@ from resfed_codec.integrations._ends import (
     fit,
     read_setup,
 )
+from resfed_codec.session.client import ClientSession
 
 END = "resfed_codec.end"
 """The property of a job's FLContext under which a site's filters find what they share."""

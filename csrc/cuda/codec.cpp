@@ -1,0 +1,100 @@
+#include "cuda/codec.hpp"
+
+#include "cpu/decoder.hpp"
+#include "cpu/encoder.hpp"
+#include "cpu/float_mode.hpp"
+#include "cpu/predict.hpp"
+#include "cpu/select.hpp"
+#include "cuda/pipeline.hpp"
+#include "cuda/staging.hpp"
+
+namespace resfed::hybrid {
+namespace {
+
+bool any(const Tensor&) { return true; }
+bool no_matrix(const Tensor& tensor) { return tensor.role != Role::kMatrix; }
+
+bool has_matrix_elements(const std::vector<Tensor>& tensors) {
+  for (const Tensor& t : tensors) {
+    if (t.role == Role::kMatrix && t.n_elems > 0) return true;
+  }
+  return false;
+}
+
+// How many symbols the groups that the host codes can have.
+uint64_t most_symbols(const Groups& groups, const EncodeOptions& options) {
+  return std::min(options.k_vector, groups.vector.n_elems) + groups.dense.n_elems;
+}
+
+}  // namespace
+
+std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
+                            int device, cuda::Stream stream, const BeforeWriting& before_writing) {
+  const DefaultFloatMode mode;
+  cuda::Turn turn(device, stream);
+  std::vector<Tensor> staged = tensors;
+  if (options.max_bytes > 0 || options.max_error >= 0 || !has_matrix_elements(tensors)) {
+    cuda::Staging staging(turn, &staged, any);
+    staging.wait();
+    std::vector<uint8_t> payload = resfed::encode(staged, options, before_writing);
+    staging.flush();
+    return payload;
+  }
+  cuda::Staging staging(turn, &staged, no_matrix);
+  const Groups groups = make_groups(staged);
+  cuda::MatrixEncoder matrices(turn, groups.matrix, options);
+  matrices.start(most_symbols(groups, options));
+  staging.wait();
+  Parts parts = begin_encoding(staged, options);
+  parts.vector = code_top(parts.groups.vector, options.k_vector, options.step);
+  const auto coded = matrices.finish(parts.vector.sent, parts.dense.sent, parts.rows);
+  parts.matrix.k = coded.k;
+  parts.matrix.quantizer = coded.quantizer;
+  parts.matrix.recovered.check = coded.check;
+  std::vector<uint8_t> payload = assemble(parts, coded.slices);
+  parts.groups.matrix = {};  // what follows leaves it to the device
+  prepare_results(&parts);
+  if (before_writing) before_writing(payload);
+  matrices.write();
+  write_results(parts);
+  staging.flush();
+  return payload;
+}
+
+void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+            const std::vector<Tensor>& tensors, int device, cuda::Stream stream,
+            const std::function<void()>& before_writing) {
+  const DefaultFloatMode mode;
+  Update u;
+  open_update(payload, n_bytes, digest, tensors, &u);
+  cuda::Turn turn(device, stream);
+  if (u.groups.matrix.n_elems == 0) {
+    std::vector<Tensor> staged = tensors;
+    cuda::Staging staging(turn, &staged, any);
+    staging.wait();
+    resfed::decode(payload, n_bytes, digest, staged, before_writing);
+    staging.flush();
+    return;
+  }
+  cuda::Staging staging(turn, &u.tensors, no_matrix);
+  cuda::MatrixDecoder matrices(turn, u.groups.matrix, u.frame, payload + u.frame.slices_offset);
+  matrices.start();
+  const auto decoded = matrices.finish();
+  u.symbols.assign(decoded.others.begin(), decoded.others.end());
+  u.sent_vector = SentSymbols(u.symbols).first(u.frame.k_vector);
+  u.sent_dense = SentSymbols(u.symbols).last(u.frame.k_dense);
+  finish_update(payload, &u);
+  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
+  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, u.frame.dense, nullptr);
+  u.verify(decoded.check + vector.check + dense.check);
+  if (before_writing) before_writing();
+  matrices.write();
+  u.groups.matrix = {};  // done
+  write_predictions(u.groups);
+  write_recovered(u.groups.vector, u.sent_vector, vector);
+  write_recovered(u.groups.dense, u.sent_dense, dense);
+  write_changes(u.groups.lossless, u.changes, u.restored);
+  staging.flush();
+}
+
+}  // namespace resfed::hybrid

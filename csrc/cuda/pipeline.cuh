@@ -1,0 +1,191 @@
+// What the kernels of the matrices' pipeline share: the tensors, the tiles, and the one record of
+// numbers through which stages tell each other what the host need not know.
+#pragma once
+
+#include "cuda/geometry.hpp"
+#include "cuda/launch.cuh"
+#include "entropy/symbols.hpp"
+#include "numeric/exact_sum.hpp"
+#include "numeric/predict.hpp"
+#include "numeric/select.hpp"
+
+namespace resfed::cuda {
+
+// A tensor of the group, as kernels see it.
+struct DevicePiece {
+  const void* current;
+  const void* reference;
+  void* out;
+  float* feedback;
+  Prediction prediction;
+  uint64_t begin;       // index of its first element in the group
+  uint64_t n_elems;     // >= 1
+  uint64_t first_tile;  // among all tiles of the group
+  DType dtype;
+  bool plain;    // neither terms nor feedback
+  bool aligned;  // four elements together can be loaded
+  bool writes_prediction;
+};
+struct DeviceGroup {
+  const DevicePiece* pieces;
+  uint64_t n_pieces;
+  uint64_t n_elems;
+  uint64_t n_tiles;
+
+  __device__ const DevicePiece& piece_of_tile(uint64_t tile) const {
+    const DevicePiece* const p = pieces;
+    return p[last_at_most(n_pieces, tile, [=](uint64_t i) { return p[i].first_tile; })];
+  }
+  __device__ const DevicePiece& piece_at(uint64_t index) const {
+    const DevicePiece* const p = pieces;
+    return p[last_at_most(n_pieces, index, [=](uint64_t i) { return p[i].begin; })];
+  }
+};
+
+// Where a tile's candidates lie, and what becomes of them.
+struct Tile {
+  uint64_t first_candidate;
+  uint64_t first_sent;  // of its elements among all that are sent
+  uint32_t n_candidates;
+  uint32_t n_above;       // of them, above the threshold
+  uint32_t n_equal;       // ... and equal to it
+  uint32_t ties_to_keep;  // of the equal ones, the first so many
+};
+struct Candidates {
+  uint16_t* offsets;  // in the tile
+  float* residuals;
+  uint64_t room;
+};
+
+// What went wrong, and is tried again in another way.
+constexpr uint32_t kCandidatesLackRoom = 1;  // too many, or too few
+constexpr uint32_t kAreasLackRoom = 2;
+constexpr uint32_t kSlicesLackRoom = 4;
+
+constexpr unsigned kBins = 1u << kDigitBits;
+constexpr uint64_t kNone = ~0ull;
+constexpr uint32_t kAllBits = ~0u;
+
+struct Progress {
+  uint64_t n_found = 0;  // candidates
+  uint64_t first_not_finite = kNone;
+  uint32_t min_key = kFirstNonFiniteKey;  // of candidates
+  // Selection: the key of the last that is sent, and how many of its equals are.
+  uint32_t key = 0;
+  uint64_t ties = 0;
+  uint32_t known_bits = 0;
+  unsigned histogram[kBins] = {};
+  unsigned blocks_done = 0;
+  // Of what is sent.
+  uint64_t n_sent = 0;
+  uint32_t least = kFirstNonFiniteKey, most = 0;  // keys
+  double squares = 0;                             // but for rounding
+  ExactSquares exact_squares;
+  Quantizer quantizer;
+  LevelMeans means = {};
+  uint32_t check = 0;
+  // Slices.
+  uint64_t n_slices = 0;
+  uint64_t n_slice_bytes = 0;
+  uint32_t most_decisions = 0;  // of a slice
+  uint64_t bad_slice = kNone, bad_base = kNone;
+  uint32_t outside = 0;  // 1: there are symbols that no encoder makes
+  uint32_t problems = 0;
+
+  // Whether there is a slice that could not be decoded: nobody has written its symbols.
+  __device__ bool is_damaged() const { return bad_slice != kNone || bad_base != kNone; }
+};
+
+// True for all threads of the block that ends last; the others' writes are visible to it.
+__device__ inline bool is_last_block(Progress* progress) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(&progress->blocks_done, 1u) == gridDim.x - 1;
+    if (last) progress->blocks_done = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+template <class T>
+__device__ float residual_at(const DevicePiece& piece, uint64_t i) {
+  return residual_to(piece, i, predicted_at<T>(piece, i));
+}
+
+// Calls visit(T{}) for the type of a piece's elements.
+template <class Visit>
+__device__ void with_type(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visit(float{});
+    case DType::kFloat16:
+      return visit(Half{});
+    case DType::kBFloat16:
+      return visit(BFloat16{});
+    case DType::kFloat64:
+      return visit(double{});
+  }
+}
+
+// The stages, in order; a host function of each file launches its kernels. `n_blocks` is how many
+// fill the device: blocks go on with further work as long as there is some.
+struct Stage {
+  DeviceGroup group;
+  Progress* progress;
+  unsigned n_blocks;
+  Stream stream;
+};
+
+void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples);
+void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* samples);
+// The exact threshold of the k among all elements, k <= n_elems, for a collection of just these.
+void find_threshold(const Stage& stage, uint64_t k, Tile* tiles);
+void collect(const Stage& stage, Candidates candidates, bool exactly, Tile* tiles);
+// `all_nonzero`: all that differ from zero were to be collected.
+void select_top(const Stage& stage, Candidates candidates, uint64_t k, bool all_nonzero,
+                bool exactly, const StepRule& rule, Tile* tiles);
+void quantize_candidates(const Stage& stage, Candidates candidates, const Tile* tiles,
+                         SentSymbol* symbols);
+// What the sent elements become, and what is left of them for feedback, where that is not null.
+// Adds to the reference check. `quantizer` and number of symbols are the progress's.
+void recover_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t* bits, float* left);
+// Predictions and feedback of all elements, to where they are wanted and not there yet.
+void write_elements(const Stage& stage);
+// And over them those of the sent ones.
+void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
+                const float* left);
+
+struct SliceTable {
+  uint64_t* offsets;  // in `coded`
+  uint64_t* n_bytes;
+  uint64_t* places;  // in `packed`
+};
+struct Areas {
+  uint16_t* entries;
+  uint64_t n_entries;  // of each
+  unsigned n;
+};
+struct Bytes {
+  uint8_t* data;
+  uint64_t room;
+};
+struct Rows {
+  const RowLength* data;
+  uint64_t n;
+};
+// The slices of all symbols, one after the other in `packed`. `others` are the symbols of the other
+// groups: they follow the matrices', behind which there is room for them. `coded` receives the
+// slices in the order in which they are done.
+void encode_slices(const Stage& stage, SentSymbol* symbols, const SentSymbol* others,
+                   uint64_t n_others, Rows rows, unsigned slice_log2, const Probability* initial,
+                   Areas areas, Bytes coded, SliceTable table, uint8_t* packed);
+// Symbols with their indices among n_elems. `offsets` has one more entry than there are slices, and
+// so has `bases`, which is for the stage's own use.
+void decode_slices(const Stage& stage, const uint8_t* slices, const uint64_t* offsets, Partition p,
+                   uint64_t n_elems, const Probability* initial, uint64_t* bases,
+                   SentSymbol* symbols);
+
+}  // namespace resfed::cuda

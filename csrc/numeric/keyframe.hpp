@@ -1,0 +1,92 @@
+// Keyframes: a whole model without a reference, losslessly or with fewer mantissa bits. Here is the
+// arithmetic of one element and of one byte; docs/format.md, section 10, has the format.
+//
+// The exponents of a model's weights cluster, their mantissas do not. So the bits of a float are
+// put in the order exponent, sign, mantissa, and the bytes of equal significance are coded
+// together, as *planes*: the plane with the exponents shrinks, those with nothing but mantissa are
+// kept raw.
+#pragma once
+
+#include "entropy/probability.hpp"
+#include "host_device.hpp"
+#include "numeric/residual.hpp"
+
+namespace resfed {
+
+constexpr uint64_t kChunkElems = 65536;  // elements of one tensor that are coded together
+constexpr uint32_t kByteContexts = 256;  // nodes 1..255 of a binary tree; number 0 is unused
+constexpr InitialState kInitialByteState = {128, 0};
+constexpr unsigned kMaxMantissaBits = 52;
+
+RESFED_HD unsigned mantissa_bits_of(DType dtype) {
+  return dtype == DType::kFloat32    ? 23
+         : dtype == DType::kFloat16  ? 10
+         : dtype == DType::kBFloat16 ? 7
+                                     : 52;
+}
+
+template <class UInt>
+constexpr unsigned kWidth = 8 * sizeof(UInt);
+
+template <class UInt>
+RESFED_HD UInt low_mask(unsigned n_bits) {
+  return static_cast<UInt>((static_cast<UInt>(1) << n_bits) - 1u);
+}
+
+// The float with these bits, rounded to `keep` explicit mantissa bits: nearest, ties to even, both
+// on the bit pattern, so that a carry moves on into the exponent. What would become infinite
+// saturates; infinities and NaN stay as they are.
+template <class UInt>
+RESFED_HD UInt round_mantissa(UInt bits, unsigned mantissa_bits, unsigned keep) {
+  if (keep >= mantissa_bits) return bits;
+  const UInt magnitude = bits & low_mask<UInt>(kWidth<UInt> - 1);
+  const UInt infinity =
+      static_cast<UInt>(low_mask<UInt>(kWidth<UInt> - 1) >> mantissa_bits << mantissa_bits);
+  const unsigned dropped = mantissa_bits - keep;
+  const UInt half_down = low_mask<UInt>(dropped - 1);  // just below one half
+  const UInt odd = (magnitude >> dropped) & 1u;
+  const UInt rounded =
+      static_cast<UInt>(magnitude + half_down + odd) & static_cast<UInt>(~low_mask<UInt>(dropped));
+  const UInt largest = static_cast<UInt>(infinity - (static_cast<UInt>(1) << dropped));
+  return magnitude >= infinity ? bits
+                               : static_cast<UInt>((bits ^ magnitude) | min_of(rounded, largest));
+}
+
+// [sign][exponent][mantissa] to [exponent][sign][mantissa], and back.
+template <class UInt>
+RESFED_HD UInt exponent_first(UInt bits, unsigned mantissa_bits) {
+  const UInt sign = static_cast<UInt>(bits >> (kWidth<UInt> - 1));
+  const UInt mantissa = bits & low_mask<UInt>(mantissa_bits);
+  const UInt exponent = static_cast<UInt>(static_cast<UInt>(bits << 1) >> (mantissa_bits + 1));
+  return static_cast<UInt>(static_cast<UInt>(exponent << (mantissa_bits + 1)) |
+                           static_cast<UInt>(sign << mantissa_bits) | mantissa);
+}
+
+template <class UInt>
+RESFED_HD UInt sign_first(UInt bits, unsigned mantissa_bits) {
+  const UInt exponent = static_cast<UInt>(bits >> (mantissa_bits + 1));
+  const UInt sign = static_cast<UInt>(bits >> mantissa_bits) & 1u;
+  const UInt mantissa = bits & low_mask<UInt>(mantissa_bits);
+  return static_cast<UInt>(static_cast<UInt>(sign << (kWidth<UInt> - 1)) |
+                           static_cast<UInt>(exponent << mantissa_bits) | mantissa);
+}
+
+// Eight decisions from the highest bit down; the context is the bits so far behind a leading one.
+template <class Coder>
+RESFED_HD uint8_t code_byte(Coder& coder, uint8_t byte) {
+  uint32_t node = 1;
+  for (unsigned below = 8; below-- > 0;) {
+    node = (node << 1) | (coder.decide(node, (byte >> below) & 1u) ? 1u : 0u);
+  }
+  return static_cast<uint8_t>(node);
+}
+
+// Whether coding a plane of n_bytes is worth trying. `pairs` is the sum of c * (c - 1) over the 256
+// byte values, c how often each occurs: the number of ordered pairs of equal bytes. Bytes without
+// any structure have n * (n - 1) / 256 of them; an excess of 1/8 is where the gain, one percent,
+// passes what adapting costs.
+RESFED_HD bool worth_coding(uint64_t pairs, uint64_t n_bytes) {
+  return 8 * 256 * pairs > 9 * n_bytes * (n_bytes - 1);
+}
+
+}  // namespace resfed

@@ -1,0 +1,449 @@
+"""The command line ``resfed-codec``: encode, decode, inspect files; measure; run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import resfed_codec as rfc
+from resfed_codec.cli import bench, demo
+from resfed_codec.cli.files import load_model, write_atomically
+from resfed_codec.config import DEFAULT_DENSE_BITS
+
+FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
+"""Exit codes; 0 is success and argparse itself has 2 for wrong usage."""
+
+_DEMO_DEFAULTS: dict[str, Any] = demo.run.__kwdefaults__ or {}
+"""Every argument of the demo has a default; they are written down only there."""
+
+DESCRIPTION = """\
+Compression codec for federated learning.
+
+Sender and receiver hold the same reference model. "encode" writes the
+difference between a new model and the reference as a small payload; "decode"
+turns payload and reference back into the new model, as closely as the options
+of "encode" ask. Models are .safetensors files.
+"""
+
+EPILOG = """\
+exit codes:
+  0    success
+  1    the operation failed: file unreadable or damaged, payload and reference
+       do not belong together, value out of range, package missing, disk full,
+       ...; one line on standard error says what
+  2    wrong usage: unknown option, argument missing or not a number, ...
+  130  interrupted with Ctrl-C
+  141  the reader of standard output went away
+
+Output files appear complete or not at all: after an error or Ctrl-C an existing
+file is as it was. (The demo's plot is written directly.)
+
+example:
+  resfed-codec encode new.safetensors --reference old.safetensors -o update.rfc
+  resfed-codec inspect update.rfc
+  resfed-codec decode update.rfc --reference old.safetensors -o new.safetensors
+"""
+
+ENCODE_DESCRIPTION = """\
+Encode the model NEW as a payload, the difference against the model OLD.
+
+Both are .safetensors files with tensors of the same names, shapes and dtypes.
+Floats of 16, 32 and 64 bits are coded with loss (bfloat16 too, which needs
+torch or ml_dtypes), integers and bool without. Of --sparsity, --max-bytes and
+--max-error give at most one.
+"""
+
+ENCODE_EPILOG = """\
+example:
+  resfed-codec encode new.safetensors --reference old.safetensors \\
+      -o update.rfc --max-error 0.3 --exclude '*.bias'
+"""
+
+DECODE_DESCRIPTION = """\
+Decode a payload to the model that it encodes, as a .safetensors file.
+
+OLD must be the reference that the payload was encoded with; another is refused.
+Metadata in the header of OLD, such as {"format": "pt"}, is carried over.
+"""
+
+DECODE_EPILOG = """\
+example:
+  resfed-codec decode update.rfc --reference old.safetensors -o new.safetensors
+"""
+
+INSPECT_DESCRIPTION = """\
+Show how many bytes each part of a payload takes and what it holds. Needs no
+reference.
+
+The checksum and the header are verified; the coded values are not decoded.
+"""
+
+INSPECT_EPILOG = """\
+example:
+  resfed-codec inspect update.rfc --json
+"""
+
+BENCH_DESCRIPTION = """\
+Measure how long encoding and decoding take on this machine.
+
+The model is made up, with a residual that clusters as those of trainings do,
+or a pair of .safetensors files. All tasks take turns; beside medians stand the
+least and the greatest. Measure for comparison is a plain copy of the model's
+memory in the same run, and torch.sub of the two models where torch is
+installed and all tensors are float32.
+"""
+
+BENCH_EPILOG = """\
+example:
+  resfed-codec bench --elements 25000000 --threads 1
+  resfed-codec bench --pair new.safetensors old.safetensors --sparsity 0.95
+"""
+
+DEMO_DESCRIPTION = """\
+Train a small classifier with federated averaging, with the codec and without,
+and compare accuracy and bytes sent.
+
+Needs more packages: pip install "resfed-codec[demo]".
+"""
+
+DEMO_EPILOG = """\
+example:
+  resfed-codec demo --rounds 10 --sparsity 0.98 --plot accuracy.svg
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments without the program's name; default ``sys.argv[1:]``.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # here, where a failure can still be reported
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:  # standard output cannot be written to
+        _discard_stdout()
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else _fail(error)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv, argparse.Namespace(threads=None))
+    except SystemExit as stop:  # after --help, --version (0) or a usage error (2)
+        return stop.code if isinstance(stop.code, int) else 0
+    try:
+        if args.threads is not None:
+            _set_threads(args.threads)
+        text: str = args.command(args)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, ImportError, MemoryError) as error:
+        return _fail(error)
+    if text:
+        print(text)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "out of memory"
+    else:
+        text = str(error)
+    print(f"resfed-codec: error: {' '.join(text.splitlines())}", file=sys.stderr)
+    return FAILED
+
+
+def _discard_stdout() -> None:
+    """Keep the interpreter from trying, and complaining, once more when it exits."""
+    with contextlib.suppress(OSError):  # raised too where stdout is no real file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="resfed-codec",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {rfc.__version__}")
+    _add_threads(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, help: str, description: str, epilog: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=help,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    p = add("encode", "encode a model as a payload", ENCODE_DESCRIPTION, ENCODE_EPILOG)
+    p.set_defaults(command=_encode)
+    p.add_argument("new", metavar="NEW", type=Path, help="model to encode (.safetensors)")
+    _add_reference(p, "model that the receiver holds too (.safetensors)")
+    _add_output(p, "payload to write")
+    target = p.add_mutually_exclusive_group()
+    target.add_argument(
+        "--sparsity",
+        metavar="S",
+        type=float,
+        help="fraction of the parameters to leave at the reference's values, from 0 to 1"
+        f" (default: {rfc.CodecConfig().sparsity})",
+    )
+    target.add_argument(
+        "--max-bytes", metavar="N", type=int, help="send what fits into a payload of N bytes"
+    )
+    target.add_argument(
+        "--max-error",
+        metavar="E",
+        type=float,
+        help="send as little as keeps the relative L2 error, norm(NEW - decoded) over"
+        " norm(NEW - OLD), at or below E; above 0, at most 1",
+    )
+    step = p.add_mutually_exclusive_group()
+    step.add_argument(
+        "--step",
+        metavar="auto|RATIO",
+        type=_step,
+        default="auto",
+        help="how finely values are quantized: smallest magnitude sent over quantizer step, from"
+        " 1/1024 to 1024, larger is finer (default: auto)",
+    )
+    step.add_argument(
+        "--bits",
+        metavar="B",
+        type=int,
+        help="instead of --step: bits of a quantized value before entropy coding, sign included,"
+        " 1 to 16",
+    )
+    p.add_argument(
+        "--exclude",
+        metavar="PATTERN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="carry tensors with such names without loss; * and ? are wildcards, quote them",
+    )
+    p.add_argument(
+        "--dense",
+        metavar="PATTERN",
+        nargs="*",
+        action="extend",
+        help="send every element of tensors with such names, quantized (default: running"
+        " statistics and the like, by their names; --dense alone: none)",
+    )
+    p.add_argument(
+        "--dense-bits",
+        metavar="B",
+        type=int,
+        default=DEFAULT_DENSE_BITS,
+        help="how finely they are quantized, in bits an element, 2 to 12 (default: %(default)s)",
+    )
+    p.add_argument("--quiet", action="store_true", help="do not report the size")
+    _add_threads(p)
+
+    p = add("decode", "decode a payload to a model", DECODE_DESCRIPTION, DECODE_EPILOG)
+    p.set_defaults(command=_decode)
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to decode")
+    _add_reference(p, "model that the payload was encoded against (.safetensors)")
+    _add_output(p, "model to write (.safetensors)")
+    _add_threads(p)
+
+    p = add("inspect", "show what is in a payload", INSPECT_DESCRIPTION, INSPECT_EPILOG)
+    p.set_defaults(command=_inspect)
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to look into")
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object, the fields of resfed_codec.PayloadInfo; sizes in bytes",
+    )
+
+    p = add("bench", "measure speed on this machine", BENCH_DESCRIPTION, BENCH_EPILOG)
+    p.set_defaults(command=_bench)
+    model = p.add_mutually_exclusive_group()
+    model.add_argument(
+        "--elements",
+        metavar="N",
+        type=int,
+        default=25_000_000,
+        help="parameters of the made-up model, float32 (default: %(default)s)",
+    )
+    model.add_argument(
+        "--pair",
+        metavar=("NEW", "OLD"),
+        nargs=2,
+        type=Path,
+        help="the model to encode and its reference (.safetensors)",
+    )
+    p.add_argument(
+        "--like",
+        choices=list(bench.COLUMNS),
+        default="transformer",
+        help="what the made-up model's residual is like; a Transformer's clusters less and takes"
+        " longer (default: %(default)s)",
+    )
+    p.add_argument(
+        "--sparsity",
+        metavar="S",
+        type=float,
+        default=rfc.CodecConfig().sparsity,
+        help="fraction of the parameters to leave at the reference's values, from 0 to 1"
+        " (default: %(default)s)",
+    )
+    p.add_argument(
+        "--turns", metavar="N", type=int, default=9, help="turns that count (default: %(default)s)"
+    )
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object, the fields of resfed_codec.cli.bench.Report; times in ms",
+    )
+    _add_threads(p)
+
+    p = add("demo", "see the codec at work in a small training", DEMO_DESCRIPTION, DEMO_EPILOG)
+    p.set_defaults(command=_demo, **_DEMO_DEFAULTS)
+    p.add_argument("--rounds", metavar="N", type=int, help="rounds (default: %(default)s)")
+    p.add_argument(
+        "--clients", metavar="N", type=int, help="clients, 3 to 100 (default: %(default)s)"
+    )
+    p.add_argument(
+        "--sparsity",
+        metavar="S",
+        type=float,
+        help="fraction of the parameters that a message leaves out, from 0 to 1 (default:"
+        " %(default)s)",
+    )
+    p.add_argument("--seed", metavar="N", type=int, help="seed of the run (default: %(default)s)")
+    plot = p.add_mutually_exclusive_group()
+    plot.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="plot to write, accuracy over megabytes sent; .png, .svg or .pdf"
+        " (default: %(default)s)",
+    )
+    plot.add_argument(
+        "--no-plot", dest="plot", action="store_const", const=None, help="write no plot"
+    )
+    p.add_argument("--quiet", action="store_true", help="print nothing")
+    _add_threads(p)
+    return parser
+
+
+def _add_reference(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("-r", "--reference", metavar="OLD", type=Path, required=True, help=help)
+
+
+def _add_output(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=help)
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    """The global option, accepted before and after the command."""
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="threads the codec may use; results never depend on it (default: OMP_NUM_THREADS, else"
+        " the processors available)",
+    )
+
+
+def _step(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
+def _set_threads(n: int) -> None:
+    try:
+        rfc.set_num_threads(n)
+    except ValueError as error:
+        raise ValueError(f"--threads: {error}") from None
+
+
+# The commands. Each returns what is to be printed.
+
+
+def _encode(args: argparse.Namespace) -> str:
+    config = rfc.CodecConfig(
+        sparsity=args.sparsity,
+        max_bytes=args.max_bytes,
+        max_error=args.max_error,
+        step=args.step,
+        bits=args.bits,
+        exclude=tuple(args.exclude),
+        dense=None if args.dense is None else tuple(args.dense),
+        dense_bits=args.dense_bits,
+    )
+    new = load_model(args.new)
+    payload = rfc.encode(new.tensors, load_model(args.reference).tensors, config)
+    write_atomically(args.output, payload)
+    if args.quiet:
+        return ""
+    n_bytes = sum(tensor.nbytes for tensor in new.tensors.values())
+    return (
+        f"{len(payload):,} bytes, {n_bytes / len(payload):.1f} times smaller than the"
+        f" {n_bytes:,} bytes of the tensors"
+    )
+
+
+def _decode(args: argparse.Namespace) -> str:
+    payload = args.payload.read_bytes()
+    reference = load_model(args.reference)
+    decoded = rfc.decode(payload, reference.tensors)
+    write_atomically(args.output, reference.library.save(decoded, metadata=reference.metadata))
+    return ""
+
+
+def _inspect(args: argparse.Namespace) -> str:
+    info = rfc.inspect(args.payload.read_bytes())
+    return json.dumps(asdict(info), indent=2, default=_plain) if args.json else str(info)
+
+
+def _plain(numbers: Any) -> Any:
+    """What of a PayloadInfo JSON does not know: sequences, and the terms of single tensors."""
+    return dict(numbers) if isinstance(numbers, Mapping) else list(numbers)
+
+
+def _bench(args: argparse.Namespace) -> str:
+    if args.pair:
+        state, reference = (load_model(path).tensors for path in args.pair)
+    else:
+        state, reference = bench.synthetic_update(args.elements, like=args.like)
+    report = bench.measure(state, reference, sparsity=args.sparsity, turns=args.turns)
+    return json.dumps(report.as_dict(), indent=2) if args.json else str(report)
+
+
+def _demo(args: argparse.Namespace) -> str:
+    try:
+        demo.run(**{name: getattr(args, name) for name in _DEMO_DEFAULTS})
+    except SystemExit:  # what rich makes of a broken pipe
+        raise BrokenPipeError from None
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Updates and keyframes: a model to bytes and back, without state."""

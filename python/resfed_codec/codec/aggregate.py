@@ -1,0 +1,340 @@
+"""Aggregator: the weighted mean of many clients' models, straight from their payloads."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from copy import copy as copy_of
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+
+from resfed_codec import _native
+from resfed_codec.codec.numbers import as_float
+from resfed_codec.codec.payload import UPDATE, as_bytes
+from resfed_codec.codec.update import Payload, check_stands_alone
+from resfed_codec.errors import raise_from_native
+from resfed_codec.stream.versions import tensor_row
+from resfed_codec.tensors.device import Assignments, Plan, copy, empty_on_host, on_host, staging
+from resfed_codec.tensors.dtypes import PARTS, PATTERNS
+from resfed_codec.tensors.layout import Layout, State, check_same_layout, roles_of
+from resfed_codec.tensors.torch_tensors import untraced
+
+MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
+"""Between these, no weight is lost in the units of csrc/cpu/exact_mean.hpp."""
+
+_WEIGHT_UNITS = 2.0**92  # a float64 of at least 2^-40 is a multiple of 2^-92
+
+
+class Aggregator:
+    """The mean of models, weighted, as ``reference + sum(w * (model - reference)) / sum(w)``.
+
+    Models come as payloads, which cost what they changed and not what the model holds, or as they
+    are. Nothing is rounded while it is added up, so the result is the same, bit for bit, in
+    whatever order models are added and with any number of threads::
+
+        aggregator = rfc.Aggregator(reference)
+        for payload, n_samples in received:
+            aggregator.add(payload, n_samples)
+        reference = aggregator.result()
+
+    What a :class:`ClientSession` sends goes through :meth:`ServerSession.receive_into`.
+
+    Numerics: a change is ``weight * (recovered - reference)``, both elements widened to float64,
+    truncated to a multiple of 2^-80 and added up in 128 bits; the mean is rounded to the tensor's
+    dtype at the end. It is that of float64 arithmetic on decoded models to within the last bit of
+    float32 (float16, bfloat16), as long as ``count * 2**-80 / total_weight`` and a change's last
+    bit in float64 are beneath notice.
+    Complex numbers are averaged by their parts, in the same way.
+    Integers and bool are added up exactly, with weights rounded to multiples of 2^-40, and their
+    mean is rounded to the nearest, halves to even.
+
+    Bounds: a change times its weight is at most 2^45, and is refused above, whatever else was
+    added. Sums have no bound that could be reached, so no contribution makes another one be
+    refused.
+
+    Memory: a private copy of the reference, and 16 bytes for each element of the pages touched: at
+    most four times a float32 model. Where a client sends changes above 2^20, 8 bytes more for each
+    of the 65,536 elements around. :meth:`ServerSession.receive_into` keeps the payloads that it may
+    have to take back. :meth:`reset` gives back all but the reference. All of it is memory of the
+    host, also where the reference is on a CUDA device. There the reference, states that are added
+    and results are copied between device and host.
+
+    Several threads may call at once: they read payloads side by side and take turns at adding up.
+    An instance can be neither copied nor pickled.
+
+    Args:
+        reference: The model that payloads were encoded against: a mapping from names to arrays, or
+            a sequence of arrays, as in :func:`encode`. It is copied.
+
+    Raises:
+        TypeError: ``reference`` is of the wrong type, or a tensor's dtype is not supported: floats
+            and integers of 8 bits and fewer that NumPy lacks have no mean here.
+    """
+
+    @untraced
+    def __init__(self, reference: State) -> None:
+        core = _Core(reference)
+        self._specs = core.layout.specs
+        self._digest = core.layout.digest
+        self._lock = threading.RLock()
+        self._state = _State(core, {})
+
+    @property
+    def _origin(self) -> int | None:
+        return self._state.origin
+
+    def _set_origin(self, digest: int) -> None:
+        """The reference is the version with this digest."""
+        self._state = self._state._replace(origin=digest)
+
+    @untraced
+    def add(self, payload: Payload, weight: float = 1.0) -> None:
+        """Add the model that ``payload`` encodes. All or nothing: an error changes nothing.
+
+        Args:
+            payload: What :func:`encode` returned for a model and this reference, with any options.
+            weight: Its weight, an int or float in [2^-40, 2^40]; only ratios of weights matter.
+                Or 0: the payload is verified, and counts nothing.
+
+        Raises:
+            PayloadError: The payload is damaged, truncated, or not of this codec; or a change times
+                ``weight`` is not finite or 2^45 and more (the tensor is named).
+            StateMismatchError: It was made for another layout or against another reference, or
+                belongs to a stream or session.
+            TypeError: An argument is of the wrong type.
+            ValueError: ``weight`` is out of range.
+        """
+        value = _checked_weight(weight)
+        data = as_bytes(payload, UPDATE)
+        try:
+            check_stands_alone(data, len(self._specs), "receive_into() of the ServerSession")
+        except _native.NativeError as error:
+            raise_from_native(error, (), len(data))
+        self._add(of_payload(data, self._digest), value, len(data))
+
+    def _add(self, source: Source, weight: float, n_bytes: int = 0) -> None:
+        self._add_from(None, source, source, weight, n_bytes)
+
+    def _add_from(
+        self,
+        client: str | int | None,
+        source: Source,
+        again: Source,
+        weight: float,
+        n_bytes: int,
+        also: Assignments = (),
+    ) -> None:
+        """Add what ``source`` prepares.
+
+        Args:
+            client: Whose model it is: it replaces the one before. None: nobody's.
+            source: Prepares the contribution.
+            again: Prepares the same contribution once more, should it be replaced.
+            weight: Its weight.
+            n_bytes: Length of the payload that it comes from, if it comes from one.
+            also: What is done in one step with it.
+        """
+        value = _checked_weight(weight)
+        try:
+            while True:
+                core, members = self._state.core, self._state.members
+                before = None if client is None else members.get(client)
+                contribution = source(core, value)
+                replaced = None if before is None else before.again(core, before.weight)
+                with self._lock:
+                    if core is not self._state.core or (
+                        client is not None and members.get(client) is not before
+                    ):
+                        continue  # reset(), or another call for this client, came in between
+                    plan = list(also)
+                    if client is not None:
+                        plan.append((members, client, _Member(value, again)))
+                    core.native.add(contribution, replaced, self._plan(value, before, plan))
+                    return
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in self._specs], n_bytes)
+
+    @untraced
+    def add_state(self, state: State, weight: float = 1.0) -> None:
+        """Add a model that is not compressed; costs two passes and a copy. All or nothing.
+
+        Args:
+            state: A model of the reference's names, shapes and dtypes.
+            weight: As in :meth:`add`.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: The layouts differ (both sides are named), ``weight`` is out of range, or
+                a change times it is not finite or 2^45 and more (the tensor is named).
+        """
+        self._add(of_model(state), _checked_weight(weight))
+
+    @untraced
+    def result(self) -> Any:
+        """The mean of what was added; more can be added afterwards.
+
+        Returns:
+            A new state of the reference's kind, which the caller owns, a dict or a list, with the
+            same names in the same order, shapes, dtypes; torch where it was torch. Elements that
+            nothing changed are the reference's.
+
+        Raises:
+            ValueError: Nothing was added, or with weight 0 only.
+        """
+        with self._lock:
+            if self.count == 0:
+                raise ValueError("result: nothing was added")
+            core = self._state.core
+            model = core.layout.empty()
+            arrays = [staging(memory) for memory in model]
+            core.native.result(arrays, self.total_weight)
+        for array, memory in zip(arrays, model, strict=True):
+            copy(array, memory)
+        return core.layout.state_of(model)
+
+    @untraced
+    def reset(self, reference: State | None = None) -> None:
+        """Forget what was added; with ``reference``, go on from another model.
+
+        Args:
+            reference: A model of the same names, shapes and dtypes; copied. Default: the same.
+
+        Raises:
+            TypeError: ``reference`` is of the wrong type.
+            ValueError: ``reference`` has another layout (both sides are named).
+        """
+        if reference is None:
+            with self._lock:
+                state = self._state
+                self._state = _State(state.core.emptied(), {}, origin=state.origin)
+            return
+        core = _Core(reference)
+        check_same_layout(core.layout.specs, self._specs, "reference")
+        with self._lock:
+            self._state = _State(core, {})
+
+    @property
+    def total_weight(self) -> float:
+        """The exact sum of the weights added, rounded once."""
+        return self._state.units / 2**92  # division of integers rounds correctly
+
+    @property
+    def count(self) -> int:
+        """How many models were added; those of weight 0 and replaced ones do not count."""
+        return self._state.n_models
+
+    def __repr__(self) -> str:
+        return f"<Aggregator of {self.count} models, total weight {self.total_weight:g}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Aggregator can be neither copied nor pickled: its sums are native")
+
+    def _plan(self, weight: float, before: _Member | None, also: Assignments) -> Plan:
+        """What becomes true when a model of this weight is added, and ``before`` taken back."""
+        state = self._state
+        units, n_models = _units(weight), int(weight > 0)
+        if before is not None:
+            units -= _units(before.weight)
+            n_models -= int(before.weight > 0)
+        after = state._replace(units=state.units + units, n_models=state.n_models + n_models)
+        return lambda: [(self, "_state", after), *also]
+
+
+Source: TypeAlias = "Callable[[_Core, float], _native.Contribution]"
+"""Prepares a contribution of a weight. Raises CodecError or NativeError where it cannot be."""
+
+
+def of_payload(payload: bytes, digest: int) -> Source:
+    """A payload with this digest field, whose prediction is the reference itself."""
+    return lambda core, weight: core.native.prepare(payload, digest, weight)
+
+
+def of_model(state: State) -> Source:
+    """A model as it is."""
+
+    def prepare(core: _Core, weight: float) -> _native.Contribution:
+        arrays = [on_host(memory) for memory in core.layout.model_of(state, "state")]
+        return core.native.prepare_state(arrays, weight)
+
+    return prepare
+
+
+class _Core:
+    """A private copy of a reference, and the native sums over it."""
+
+    def __init__(self, reference: State) -> None:
+        self.layout = Layout(reference, "reference")
+        model = self.layout.model_of(reference, "reference")
+        self.reference = [empty_on_host(memory) for memory in model]
+        for memory, array in zip(model, self.reference, strict=True):
+            copy(memory, array)
+        for spec in self.layout.specs:
+            if spec.dtype in PATTERNS and not spec.is_float and spec.dtype not in PARTS:
+                raise TypeError(
+                    f"reference: tensor {spec.name!r}: {spec.dtype} has no mean here; leave the"
+                    " tensor out, or decode the models and average them"
+                )
+        self.native = self._sums()
+
+    def emptied(self) -> _Core:
+        """The same reference, with nothing added."""
+        new = copy_of(self)
+        new.native = self._sums()
+        return new
+
+    def _sums(self) -> _native.Aggregator:
+        specs = self.layout.specs
+        rows = [
+            tensor_row(spec, role, array, [(array, 1.0)], None, None, plain=True)
+            for spec, role, array in zip(specs, roles_of(specs), self.reference, strict=True)
+        ]
+        is_signed = [spec.dtype.startswith("int") for spec in specs]
+        return _native.Aggregator(rows, is_signed, [spec.dtype in PARTS for spec in specs])
+
+
+class _Member(NamedTuple):
+    """A client's model in the sums, and how to prepare it again to take it back."""
+
+    weight: float
+    again: Source
+
+
+class _State(NamedTuple):
+    """All that changes of an aggregator; calls replace it, in one step with the native sums.
+
+    Attributes:
+        core: The reference and the sums.
+        members: By client, of those that may be replaced.
+        units: The sum of the weights, in units of 2**-92.
+        n_models: How many were added.
+        origin: Digest of the version that is the reference, if one is.
+    """
+
+    core: _Core
+    members: dict[str | int, _Member]
+    units: int = 0
+    n_models: int = 0
+    origin: int | None = None
+
+
+def _units(weight: float) -> int:
+    return int(weight * _WEIGHT_UNITS)
+
+
+def _checked_weight(weight: Any) -> float:
+    if type(weight) is not float:
+        if isinstance(weight, bool) or not isinstance(
+            weight, (int, float, np.integer, np.floating)
+        ):
+            raise TypeError(f"weight={weight!r}: must be a number, not {type(weight).__name__}")
+        weight = as_float(weight)
+    value: float = weight
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"weight={value!r}: must be positive and finite, or 0")
+    if value and not MIN_WEIGHT <= value <= MAX_WEIGHT:
+        raise ValueError(
+            f"weight={value!r}: must lie in [2**-40, 2**40], or be 0; only ratios matter"
+        )
+    return value

@@ -1,0 +1,126 @@
+"""encode_keyframe() and decode_keyframe(): a whole model, without a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any, overload
+
+from resfed_codec import _native
+from resfed_codec.codec.payload import KEYFRAME, as_bytes
+from resfed_codec.codec.update import (
+    ArrayT,
+    OutT,
+    Payload,
+    copy_into,
+    empty_like,
+    rows_of,
+    writable_views,
+)
+from resfed_codec.errors import raise_from_native
+from resfed_codec.tensors.device import empty_on_host, on_host, staging
+from resfed_codec.tensors.layout import (
+    State,
+    device_of,
+    layout_digest,
+    read_once,
+    roles_of,
+    views_of,
+)
+from resfed_codec.tensors.torch_tensors import untraced
+
+MAX_MANTISSA_BITS = 52
+"""Of float64; no dtype has more, so this rounds nothing."""
+
+
+@untraced
+def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
+    """Encode all of ``state`` as a payload that :func:`decode_keyframe` turns back.
+
+    Where :func:`encode` sends what changed against a reference, a keyframe stands alone: for a
+    client that joins, or a checkpoint. The bytes depend on the values alone: not on the number of
+    threads, the processor, or the order of a mapping.
+
+    Args:
+        state: The model: a mapping from names to arrays, or a sequence of arrays. NumPy arrays or
+            torch tensors of any shape, or arrays on a CUDA device, which are copied to the host;
+            of every dtype that :func:`encode` takes.
+        mantissa_bits: None to keep every bit, NaN payloads and the signs of zeros too. Else, 0 to
+            52, float16, bfloat16, float32 and float64 are rounded to so many explicit mantissa
+            bits, nearest, ties to even; dtypes that have no more are not changed. Finite numbers
+            stay finite: the largest ones saturate. Infinities, NaN, and other dtypes stay as they
+            are.
+
+    Returns:
+        The payload.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or a tensor's dtype is not supported.
+        ValueError: ``mantissa_bits`` is out of range.
+    """
+    keep = check_mantissa_bits(mantissa_bits)
+    views = [view._replace(array=on_host(view.array)) for view in views_of(state, "state")]
+    specs = [view.spec for view in views]
+    rows = rows_of(views, views, None, roles_of(specs))
+    return _native.encode_keyframe(rows, layout_digest(specs), keep)
+
+
+def check_mantissa_bits(mantissa_bits: int | None) -> int:
+    """``mantissa_bits`` as a number, None as that which rounds nothing."""
+    if mantissa_bits is None:
+        return MAX_MANTISSA_BITS
+    if isinstance(mantissa_bits, bool) or not hasattr(mantissa_bits, "__index__"):
+        raise TypeError(
+            f"mantissa_bits={mantissa_bits!r}: must be an integer or None,"
+            f" not {type(mantissa_bits).__name__}"
+        )
+    if not 0 <= index(mantissa_bits) <= MAX_MANTISSA_BITS:
+        raise ValueError(f"mantissa_bits={mantissa_bits!r}: must lie in [0, {MAX_MANTISSA_BITS}]")
+    return index(mantissa_bits)
+
+
+@overload
+def decode_keyframe(payload: Payload, like: State, *, out: OutT) -> OutT: ...
+@overload
+def decode_keyframe(payload: Payload, like: Mapping[str, ArrayT]) -> dict[str, ArrayT]: ...
+@overload
+def decode_keyframe(payload: Payload, like: Sequence[ArrayT]) -> list[ArrayT]: ...
+@untraced
+def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
+    """The model that ``payload`` holds.
+
+    All or nothing: on any error ``out`` has not changed.
+
+    Args:
+        payload: What :func:`encode_keyframe` returned.
+        like: A model of the same names, shapes and dtypes; its values are not used. Where it is on
+            a CUDA device the model is decoded on the host and copied there.
+        out: Arrays of the same layout and device to write into, C-contiguous and writable; may be
+            ``like``. Default: new arrays.
+
+    Returns:
+        ``out`` if given, else a new state of ``like``'s kind, a dict or a list, with the same names
+        in the same order, shapes, dtypes; torch where it was torch. The caller owns it.
+
+    Raises:
+        PayloadError: The payload is damaged, truncated, or no keyframe.
+        StateMismatchError: The payload was made for another layout.
+        TypeError: An argument is of the wrong type.
+        ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
+    """
+    data = as_bytes(payload, KEYFRAME)
+    like = read_once(like, "like")
+    views = views_of(like, "like")
+    specs = [view.spec for view in views]
+    result = empty_like(like) if out is None else out
+    targets = (
+        views_of(result, "like") if out is None else writable_views(out, specs, device_of(views))
+    )
+    memory = staging if out is None else empty_on_host  # out must not change on an error
+    decoded = [view._replace(array=memory(view.array)) for view in targets]
+    try:
+        rows = rows_of(decoded, decoded, decoded, roles_of(specs))
+        _native.decode_keyframe(data, layout_digest(specs), rows)
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in specs], len(data))
+    return copy_into(targets, [view.array for view in decoded], result)

@@ -1,0 +1,330 @@
+"""encode() and decode(): one reference, one update, no memory between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeAlias, TypeVar, overload
+
+import numpy as np
+
+from resfed_codec import _native
+from resfed_codec.codec.payload import UPDATE, as_bytes
+from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
+from resfed_codec.errors import StateMismatchError, raise_from_native
+from resfed_codec.stream.link import parse_link
+from resfed_codec.tensors import device
+from resfed_codec.tensors.aliasing import check_out, warn_if_shared
+from resfed_codec.tensors.device import Memory
+from resfed_codec.tensors.layout import (
+    MATRIX,
+    VECTOR,
+    Array,
+    Special,
+    State,
+    TensorSpec,
+    View,
+    block_sizes,
+    check_same_device,
+    check_same_layout,
+    device_of,
+    layout_digest,
+    read_once,
+    roles_of,
+    special_tensors,
+    view_of,
+    views_of,
+)
+from resfed_codec.tensors.torch_tensors import plain_torch, torch_module, untraced
+
+VECTOR_SHARE = 10
+"""Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
+
+
+@untraced
+def encode(
+    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+) -> bytes:
+    """Encode ``state`` as a payload that :func:`decode` turns back with the same ``reference``.
+
+    The residual ``state - reference`` is sparsified by top-k, quantized and entropy coded; that of
+    running statistics, and of what ``dense`` names, is not sparsified. Tensors of other dtypes
+    than the floats below, and those that ``exclude`` names, are carried losslessly. The bytes
+    depend on the values alone: not on the number of threads, the processor, or the order of a
+    mapping.
+
+    Args:
+        state: The model to send: a mapping from names to arrays, or a sequence of arrays. NumPy
+            arrays, torch tensors, or arrays on a CUDA device that speak DLPack, of any shape;
+            float16, bfloat16, float32, float64 (lossy); integers, bool, complex numbers, floats of
+            8 bits and fewer (lossless; docs/format.md has the list).
+        reference: A model of the same names, shapes and dtypes that the receiver holds too, on the
+            same device. If that is a CUDA device, the work is done there (docs/gpu.md).
+        config: What to aim at; default ``CodecConfig()``.
+        **options: Fields of :class:`CodecConfig`, instead of ``config``.
+
+    Returns:
+        The payload.
+
+    Raises:
+        TypeError: An argument is of the wrong type, a tensor's dtype is not supported, or it is on
+            a CUDA device that cannot be used here.
+        ValueError: The layouts or devices differ (both sides are named); a residual is not finite
+            (tensor and flat index are named); an option is out of range; ``max_bytes`` or
+            ``max_error`` cannot be met; the float tensors have more than 2**39 elements together.
+        RuntimeError: Another thread wrote to the arrays during the call.
+        MemoryError, RuntimeError: Of a CUDA device: it has no memory left; it reports an error.
+
+    Warns:
+        UserWarning: All arrays of ``state`` are those of ``reference``, as when it is a
+            ``state_dict()`` that was not cloned. Not if both are one object.
+    """
+    return _encode(state, reference, make_config(config, options), None)
+
+
+def make_config(config: CodecConfig | None, options: Mapping[str, Any]) -> CodecConfig:
+    """The one way in which keyword options and ``config`` become a CodecConfig."""
+    if config is None:
+        return CodecConfig(**options)
+    if options:
+        raise TypeError(f"give config or options, not both (config and {', '.join(options)})")
+    if not isinstance(config, CodecConfig):
+        raise TypeError(f"config: must be a CodecConfig, not {type(config).__name__}")
+    return config
+
+
+def encode_and_recover(
+    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+) -> tuple[bytes, State]:
+    """:func:`encode`, and the model that :func:`decode` will return: payload, recovered model.
+
+    The recovered model is what the encoder itself computed, a copy of ``reference``'s kind.
+    """
+    once = read_once(reference, "reference")
+    state, reference = once if state is reference else state, once
+    views_of(reference, "reference")  # complains before anything is made from it
+    recovered = empty_like(reference)
+    return _encode(state, reference, make_config(config, options), recovered), recovered
+
+
+def _encode(state: State, reference: State, config: CodecConfig, out: State | None) -> bytes:
+    if config.predictor is not None or config.error_feedback:
+        raise ValueError(
+            "predictor, error_feedback: encode() knows the reference alone; use an Encoder or a"
+            " session"
+        )
+    current = views_of(state, "state")
+    base = views_of(reference, "reference")
+    specs = [view.spec for view in base]
+    check_same_layout((view.spec for view in current), specs, "state")
+    check_same_device(current, device_of(base), "state")
+    if state is not reference:
+        warn_if_shared(current, base)
+    special = special_tensors(specs, config)
+    roles = roles_of(specs, special)
+
+    options = native_options(config, specs, roles, special)
+    options.digest = layout_digest(specs)
+    targets = views_of(out, "out") if out is not None else None
+    try:
+        return device.encode(rows_of(current, base, targets, roles), options, device_of(base))
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in specs])
+
+
+def native_options(
+    config: CodecConfig,
+    specs: Sequence[TensorSpec],
+    roles: Sequence[int],
+    special: Special,
+) -> _native.EncodeOptions:
+    """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
+    options = _native.EncodeOptions()
+    options.exclusions, options.dense = special
+    options.dense_bits = config.dense_bits
+    options.row_lengths = [spec.row_length for spec in specs]
+    shapes = (s.shape if role == MATRIX else () for s, role in zip(specs, roles, strict=True))
+    options.blocks = block_sizes(list(shapes))
+    options.vector_share = VECTOR_SHARE
+    if config.sparsity is not None:
+        n_matrix, n_vector = (
+            sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
+            for wanted in (MATRIX, VECTOR)
+        )
+        options.k_matrix = config.count(n_matrix)
+        options.k_vector = config.count(n_vector, VECTOR_SHARE)
+    if config.max_bytes is not None:
+        options.max_bytes = config.max_bytes
+    if config.max_error is not None:
+        options.max_error = config.max_error
+    step = _native.StepRule()
+    step.automatic = config.step == "auto"
+    step.ratio = AUTO_STEP_RATIO if config.step == "auto" else float(config.step)
+    step.bits = config.bits or 0
+    options.step = step
+    return options
+
+
+Payload: TypeAlias = "bytes | bytearray | memoryview"
+ArrayT = TypeVar("ArrayT", bound="Array")
+OutT = TypeVar("OutT", bound="MutableMapping[str, Any] | Sequence[Any]")
+
+
+@overload
+def decode(payload: Payload, reference: State, *, out: OutT) -> OutT: ...
+@overload
+def decode(payload: Payload, reference: Mapping[str, ArrayT]) -> dict[str, ArrayT]: ...
+@overload
+def decode(payload: Payload, reference: Sequence[ArrayT]) -> list[ArrayT]: ...
+@untraced
+def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
+    """The model that ``payload`` encodes, given the reference it was encoded with.
+
+    All or nothing: on any error neither ``reference`` nor ``out`` has changed.
+
+    Args:
+        payload: What :func:`encode` returned.
+        reference: The same model as the encoder's ``reference``.
+        out: Arrays of the same layout and device to write into, C-contiguous and writable;
+            ``out=reference`` updates in place and then costs only what changed. Default: new
+            arrays.
+
+    Returns:
+        ``out`` if given, else a new state of ``reference``'s kind: a dict or a list, with the same
+        names in the same order, shapes, dtypes, device; torch where it was torch. On a CUDA device,
+        a :class:`DeviceArray` where it was neither torch nor CuPy. The caller owns it.
+
+    Raises:
+        PayloadError: The payload is damaged, truncated, or not of this codec.
+        StateMismatchError: The payload was made for another layout or against another reference,
+            or belongs to a stream.
+        TypeError: An argument is of the wrong type.
+        ValueError: ``out`` has another layout or device, is not contiguous, cannot be written to,
+            or two of its arrays share memory, or one with another tensor of ``reference``.
+        MemoryError, RuntimeError: As :func:`encode`.
+    """
+    data, in_place = as_bytes(payload, UPDATE), out is reference
+    reference = read_once(reference, "reference")
+    base = views_of(reference, "reference")
+    specs = [view.spec for view in base]
+    digest = layout_digest(specs)
+    try:
+        check_stands_alone(data, len(specs))
+        if out is None:
+            result = empty_like(reference)
+            targets = views_of(result, "reference")
+        else:
+            result = out
+            targets = base if in_place else views_of(out, "out")
+            tied = check_writable(targets, specs, device_of(base), base)
+            if tied:
+                return _decode_tied(data, reference, targets, tied, out)
+        rows = rows_of(base, base, targets, roles_of(specs))
+        device.decode(data, digest, rows, device_of(base))
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in specs], len(data))
+    device.publish(view.origin for view in targets)
+    return result
+
+
+def _decode_tied(
+    payload: bytes,
+    reference: State,
+    targets: Sequence[View],
+    tied: Sequence[tuple[int, int]],
+    out: Any,
+) -> Any:
+    """:func:`decode` in place of a model with tied tensors, if these stay equal."""
+    decoded = [view.array for view in views_of(decode(payload, reference), "reference")]
+    for i, j in tied:
+        a, b = (device.on_host(decoded[k]) for k in (i, j))
+        if a.tobytes() != b.tobytes():
+            names = sorted(targets[k].spec.name for k in (i, j))
+            raise ValueError(
+                f"out: tensors {names[0]!r} and {names[1]!r} share memory, and the payload makes"
+                " them differ; decode to new arrays"
+            )
+    return copy_into(targets, decoded, out)
+
+
+def check_stands_alone(
+    payload: bytes, n_tensors: int, taker: str = "the Decoder or the session"
+) -> None:
+    """Refuse payloads that build on a stream's versions; raises NativeError for damaged ones."""
+    link = _native.link_of(payload)
+    if link:
+        raise StateMismatchError(
+            f"payload: belongs to a stream ({parse_link(link, n_tensors)}): give it to {taker} that"
+            " holds this version"
+        )
+
+
+def rows_of(
+    current: Sequence[View],
+    reference: Sequence[View],
+    out: Sequence[View] | None,
+    roles: Iterable[int],
+) -> list[_native.TensorRow]:
+    return [
+        (
+            c.array,
+            r.array,
+            out[i].array if out is not None else None,
+            r.array.size,
+            r.array.itemsize,
+            r.spec.dtype_code,
+            role,
+        )
+        for i, (c, r, role) in enumerate(zip(current, reference, roles, strict=True))
+    ]
+
+
+def empty_like(state: State) -> State:
+    """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
+    with plain_torch():
+        if isinstance(state, Mapping):
+            return {name: _empty(value) for name, value in state.items()}
+        return [_empty(value) for value in state]
+
+
+def _empty(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.empty(np.shape(value), dtype=value.dtype)
+    origin = device.origin_of(value)
+    if origin is None:
+        return torch_module().empty(value.shape, dtype=value.dtype, device="cpu")
+    return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
+
+
+def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> list[View]:
+    """The caller's arrays to write to, which must lie on the device ``on`` (None: the host)."""
+    views = views_of(out, "out")
+    check_writable(views, specs, on)
+    return views
+
+
+def check_writable(
+    views: Sequence[View],
+    specs: Sequence[TensorSpec],
+    on: int | None,
+    reference: Sequence[View] = (),
+) -> list[tuple[int, int]]:
+    """Raise ValueError unless a model of this layout can be written to ``out``, on its device.
+
+    See :func:`check_out` for arrays that share memory, and for what it returns.
+    """
+    check_same_layout((view.spec for view in views), specs, "out")
+    check_same_device(views, on, "out")
+    for view in views:
+        if view.copied:
+            raise ValueError(f"out: tensor {view.spec.name!r} is not C-contiguous and aligned")
+        if not view.writable:
+            raise ValueError(f"out: tensor {view.spec.name!r} is read-only")
+    return check_out(views, reference)
+
+
+def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:
+    """``out``, whose views are ``targets``, after it has received the model."""
+    for target, array in zip(targets, model, strict=True):
+        device.copy(array, target.array)
+    device.publish(view.origin for view in targets)
+    return out

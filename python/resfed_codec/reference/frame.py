@@ -1,0 +1,229 @@
+"""Sections 2 and 3 of docs/format.md as NumPy: a payload's bytes, written and read.
+
+What the fields mean, and whether they fit a model, is for reference.py to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.reference.slices import SLICE_LOG2, slice_sizes
+from resfed_codec.reference.values import F32, Quantizer
+from resfed_codec.tensors.layout import Special
+
+
+@dataclass
+class Group:
+    """What the header says of a group of lossy tensors."""
+
+    n_elems: int = 0
+    n_sent: int = 0
+    quantizer: Quantizer | None = None
+    exponents: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Frame:
+    """All fields of a payload; slices are still coded, the lossy ones first."""
+
+    digest: bytes
+    check: int
+    link: bytes
+    matrix: Group
+    vector: Group
+    dense: Group
+    n_lossless: int
+    n_changed: int
+    special: Special
+    slices: list[bytes]
+    slice_log2: int = SLICE_LOG2
+
+    @property
+    def lossy_sizes(self) -> list[int]:
+        """How many nonzeros each lossy slice holds."""
+        n_sent = self.matrix.n_sent + self.vector.n_sent + self.dense.n_sent
+        return slice_sizes(n_sent, self.slice_log2)
+
+    @property
+    def lossless_sizes(self) -> list[int]:
+        """How many changed elements each lossless slice holds."""
+        return slice_sizes(self.n_changed, self.slice_log2)
+
+
+# ---- Writing
+
+
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def write_group(group: Group, with_exponents: bool) -> bytes:
+    if not group.n_elems:
+        return b""
+    out = varint(group.n_sent)
+    q = group.quantizer
+    if q:
+        out += q.threshold.tobytes() + q.step.tobytes() + bytes([len(q.offsets), *q.offsets])
+        if with_exponents:
+            out += varint(len(group.exponents)) + bytes(e % 256 for e in group.exponents)
+    return out
+
+
+def write_ordinals(ordinals: Sequence[int]) -> bytes:
+    out = varint(len(ordinals))
+    for ordinal, before in zip(ordinals, [-1, *ordinals], strict=False):
+        out += varint(ordinal - before - 1)
+    return out
+
+
+def write_frame(f: Frame) -> bytes:
+    special = f.special
+    flags = (1 if special.exclusions else 0) | (2 if f.link else 0) | (4 if special.dense else 0)
+    out = b"RFD" + bytes([1, flags, f.slice_log2]) + f.digest + f.check.to_bytes(4, "little")
+    if f.link:
+        out += varint(len(f.link)) + f.link
+    out += varint(f.matrix.n_elems) + varint(f.vector.n_elems)
+    out += (varint(f.dense.n_elems) if special.dense else b"") + varint(f.n_lossless)
+    out += write_group(f.matrix, with_exponents=False)
+    out += write_group(f.vector, with_exponents=True)
+    out += write_group(f.dense, with_exponents=True)
+    if f.n_lossless:
+        out += varint(f.n_changed)
+    if special.exclusions:
+        out += write_ordinals(special.exclusions)
+    if special.dense:
+        out += write_ordinals(special.dense)
+    for data in f.slices[:-1]:
+        out += varint(len(data) // 2)
+    out += b"".join(f.slices)
+    return out + crc32c(out).to_bytes(4, "little")
+
+
+# ---- Reading
+
+
+class Reader:
+    """The bytes of a payload, one field after another."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, n: int) -> bytes:
+        if n > len(self.data) - self.at:
+            raise PayloadError(f"payload: truncated at byte {self.at}")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self, most: int = 2**63 - 1) -> int:
+        value, shift = 0, 0
+        while True:
+            byte = self.byte()
+            if shift >= 63 or (byte == 0 and shift > 0):
+                raise PayloadError(f"payload: no number at byte {self.at}")
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        if value > most:
+            raise PayloadError(f"payload: {value} before byte {self.at} is too large")
+        return value
+
+    def quantizer(self) -> Quantizer:
+        threshold, step = np.frombuffer(self.take(8), "<f4")
+        if not (0 < threshold < np.inf and 0 < step < np.inf):
+            raise PayloadError("payload: a quantizer that cannot be")
+        n_offsets = self.byte()
+        if n_offsets > 4:
+            raise PayloadError("payload: too many offsets")
+        return Quantizer(F32(threshold), F32(step), list(self.take(n_offsets)))
+
+    def group(self, n_elems: int, with_exponents: bool, n_tensors: int) -> Group:
+        group = Group(n_elems, self.varint(n_elems) if n_elems else 0)
+        if group.n_sent:
+            group.quantizer = self.quantizer()
+            if with_exponents:
+                group.exponents = self.exponents(min(n_elems, n_tensors))
+        return group
+
+    def exponents(self, most: int) -> list[int]:
+        exponents = [(b + 128) % 256 - 128 for b in self.take(self.varint(most))]
+        if any(abs(e) > 120 for e in exponents):
+            raise PayloadError("payload: an exponent is out of range")
+        return exponents
+
+    def ordinals(self, n_tensors: int) -> list[int]:
+        ordinals: list[int] = []
+        for _ in range(self.varint(len(self.data))):
+            ordinals.append(self.varint(2**32) + (ordinals[-1] + 1 if ordinals else 0))
+            if ordinals[-1] >= n_tensors:
+                raise StateMismatchError("payload: made for another layout")
+        if not ordinals:
+            raise PayloadError("payload: a list of tensors without any")
+        return ordinals
+
+
+def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = None) -> Frame:
+    """The fields of a payload, each checked against its legal values.
+
+    No list may name a tensor beyond ``n_tensors``, those that the receiver's layout has;
+    ``expected`` is the digest that the payload must have, if it is known.
+    """
+    if len(data) < 22 or data[:3] != b"RFD":
+        raise PayloadError("payload: not a payload of this codec, or truncated")
+    if data[3] != 1:
+        raise PayloadError(f"payload: format version {data[3]} is not known")
+    if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise PayloadError("payload: damaged")
+    if expected is not None and data[6:14] != expected:
+        raise StateMismatchError("payload: made for another layout, or on other versions")
+    reader = Reader(data[:-4])
+    reader.take(4)
+    flags, slice_log2 = reader.byte(), reader.byte()
+    if flags & ~7 or not 6 <= slice_log2 <= 12:
+        raise PayloadError("payload: unknown flags or slice size")
+    digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
+    link = reader.take(reader.varint()) if flags & 2 else b""
+    if flags & 2 and not link:
+        raise PayloadError("payload: a link without content")
+
+    has_dense = bool(flags & 4)
+    n_m, n_v, n_d, n_l = (reader.varint(2**61 - 1) if i != 2 or has_dense else 0 for i in range(4))
+    matrix = reader.group(n_m, with_exponents=False, n_tensors=n_tensors)
+    vector = reader.group(n_v, with_exponents=True, n_tensors=n_tensors)
+    dense = reader.group(n_d, with_exponents=True, n_tensors=n_tensors)
+    n_changed = reader.varint(n_l) if n_l else 0
+    exclusions = reader.ordinals(n_tensors) if flags & 1 else []
+    special = Special(exclusions, reader.ordinals(n_tensors) if has_dense else [])
+    if set(special.exclusions) & set(special.dense):
+        raise PayloadError("payload: a tensor is both excluded and dense")
+
+    f = Frame(digest, check, link, matrix, vector, dense, n_l, n_changed, special, [], slice_log2)
+    n_slices = len(f.lossy_sizes) + len(f.lossless_sizes)
+    lengths = [2 * reader.varint() for _ in range(n_slices - 1)]
+    f.slices = [reader.take(n) for n in lengths]
+    rest = reader.take(len(data) - 4 - reader.at)
+    if n_slices:
+        f.slices.append(rest)
+    elif rest:
+        raise PayloadError("payload: unexpected bytes at the end")
+    return f

@@ -1,0 +1,188 @@
+"""Section 10 of docs/format.md as NumPy and plain Python: keyframes, slow and readable.
+
+Written from the specification, and held to the same bytes as the native code by tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.codec.keyframe import check_mantissa_bits
+from resfed_codec.codec.payload import KEYFRAME, as_bytes
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.reference.frame import Reader, crc32c, varint
+from resfed_codec.reference.slices import Coder, Contexts, Decoder, Encoder
+from resfed_codec.reference.values import Tensor, layout_digest
+from resfed_codec.tensors.device import on_host
+from resfed_codec.tensors.dtypes import pattern_shape
+from resfed_codec.tensors.layout import State, views_of
+
+CHUNK_ELEMS = 65536
+MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+STATES = [(128, 0)] * 256  # number 0 is unused
+RAW, CONSTANT = 0, 1
+
+U64 = np.uint64
+Bits = NDArray[np.uint64]
+
+
+def mask(n_bits: int) -> np.uint64:
+    n: np.uint64 = U64(2**n_bits - 1)
+    return n
+
+
+# ---- 10.2 Elements
+
+
+def round_mantissa(bits: Bits, width: int, mantissa_bits: int, keep: int) -> Bits:
+    if keep >= mantissa_bits:
+        return bits
+    dropped = U64(mantissa_bits - keep)
+    magnitude = bits & mask(width - 1)
+    infinity = mask(width - 1) & ~mask(mantissa_bits)
+    odd = magnitude >> dropped & U64(1)
+    rounded = magnitude + mask(int(dropped) - 1) + odd & ~mask(int(dropped))
+    rounded = np.minimum(rounded, infinity - (U64(1) << dropped))
+    return np.where(magnitude >= infinity, bits, bits - magnitude + rounded)
+
+
+def exponent_first(bits: Bits, width: int, mantissa_bits: int) -> Bits:
+    m = U64(mantissa_bits)
+    sign, mantissa = bits >> U64(width - 1), bits & mask(mantissa_bits)
+    exponent = (bits & mask(width - 1)) >> m
+    ordered: Bits = exponent << m + U64(1) | sign << m | mantissa
+    return ordered
+
+
+def sign_first(bits: Bits, width: int, mantissa_bits: int) -> Bits:
+    m = U64(mantissa_bits)
+    sign, mantissa = bits >> m & U64(1), bits & mask(mantissa_bits)
+    exponent = bits >> m + U64(1)
+    ordered: Bits = sign << U64(width - 1) | exponent << m | mantissa
+    return ordered
+
+
+# ---- 10.3 Planes
+
+
+def code_byte(coder: Coder, byte: int) -> int:
+    node = 1
+    for i in reversed(range(8)):
+        node = node << 1 | coder.decide(node, byte >> i & 1)
+    return node - 256
+
+
+def worth_coding(plane: bytes) -> bool:
+    counts = [plane.count(byte) for byte in range(256)]
+    pairs, n = sum(c * (c - 1) for c in counts), len(plane)
+    return 8 * 256 * pairs > 9 * n * (n - 1)
+
+
+def encode_plane(plane: bytes) -> tuple[int, bytes]:
+    """Mode, and the bytes in the payload."""
+    if plane == plane[:1] * len(plane):
+        return CONSTANT, plane[:1]
+    if worth_coding(plane):
+        encoder = Encoder(Contexts(STATES))
+        for byte in plane:
+            code_byte(encoder, byte)
+        coded = encoder.finish()
+        if len(coded) < len(plane):
+            return len(coded) // 2, coded
+    return RAW, plane
+
+
+def plane_bytes(mode: int, n: int) -> int:
+    return {RAW: n, CONSTANT: 1}.get(mode, 2 * mode)
+
+
+def decode_plane(mode: int, data: bytes, n: int) -> bytes:
+    if mode == RAW:
+        return data
+    if mode == CONSTANT:
+        return data * n
+    decoder = Decoder(Contexts(STATES), data)
+    plane = bytes(code_byte(decoder, 0) for _ in range(n))
+    decoder.finish()
+    return plane
+
+
+# ---- 10.1 The payload
+
+
+def tensors_of(state: State, argument: str) -> list[Tensor]:
+    return [
+        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, on_host(v.array).ravel())
+        for v in views_of(state, argument)
+    ]
+
+
+def chunk_sizes(n_elems: int) -> list[int]:
+    return [min(CHUNK_ELEMS, n_elems - i) for i in range(0, n_elems, CHUNK_ELEMS)]
+
+
+def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
+    """The same bytes as :func:`resfed_codec.encode_keyframe`."""
+    keep = check_mantissa_bits(mantissa_bits)
+    tensors = tensors_of(state, "state")
+    table, body = b"", b""
+    for t in tensors:
+        size = t.reference.itemsize
+        bits = t.reference.view(f"u{size}").astype(U64)
+        if t.dtype in MANTISSA_BITS:
+            bits = round_mantissa(bits, 8 * size, MANTISSA_BITS[t.dtype], keep)
+            bits = exponent_first(bits, 8 * size, MANTISSA_BITS[t.dtype])
+        for first in range(0, bits.size, CHUNK_ELEMS):
+            chunk = bits[first : first + CHUNK_ELEMS]
+            for plane in reversed(range(size)):
+                mode, data = encode_plane((chunk >> U64(8 * plane)).astype(np.uint8).tobytes())
+                table, body = table + varint(mode), body + data
+    payload = b"RFK\1" + layout_digest(tensors) + table + body
+    return payload + crc32c(payload).to_bytes(4, "little")
+
+
+def decode_keyframe(payload: bytes, like: State) -> State:
+    """The same model as :func:`resfed_codec.decode_keyframe`, as NumPy arrays; what
+    section 1 holds as bit patterns, as those."""
+    data = as_bytes(payload, KEYFRAME)
+    if len(data) < 16 or data[:3] != b"RFK":
+        raise PayloadError("payload: not a keyframe, or truncated")
+    if data[3] != 1:
+        raise PayloadError(f"payload: format version {data[3]} is not known")
+    if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise PayloadError("payload: damaged")
+    tensors = tensors_of(like, "like")
+    if data[4:12] != layout_digest(tensors):
+        raise StateMismatchError("payload: made for another layout")
+
+    reader = Reader(data[:-4])
+    reader.take(12)
+    sizes = [(t, n) for t in tensors for n in chunk_sizes(t.reference.size)]
+    modes = [
+        [reader.varint(max((n - 1) // 2, 1)) for _ in range(t.reference.itemsize)] for t, n in sizes
+    ]
+    chunks: dict[str, list[Bits]] = {t.name: [np.zeros(0, U64)] for t in tensors}
+    for (t, n), chunk_modes in zip(sizes, modes, strict=True):
+        bits = np.zeros(n, U64)
+        for mode in chunk_modes:
+            plane = decode_plane(mode, reader.take(plane_bytes(mode, n)), n)
+            bits = bits << U64(8) | np.frombuffer(plane, np.uint8)
+        chunks[t.name].append(bits)
+    if reader.at != len(data) - 4:
+        raise PayloadError("payload: unexpected bytes at the end")
+
+    arrays: dict[str, NDArray[Any]] = {}
+    for t in tensors:
+        size = t.reference.itemsize
+        bits = np.concatenate(chunks[t.name])
+        if t.dtype in MANTISSA_BITS:
+            bits = sign_first(bits, 8 * size, MANTISSA_BITS[t.dtype])
+        arrays[t.name] = bits.astype(f"u{size}").view(t.reference.dtype)
+        arrays[t.name] = arrays[t.name].reshape(pattern_shape(t.shape, t.dtype))
+    if isinstance(like, Mapping):
+        return {name: arrays[name] for name in like}
+    return list(arrays.values())

@@ -1,0 +1,406 @@
+"""The payload format once more, slow and readable: docs/format.md as NumPy.
+
+Written from the specification, not from the native code, and held to the same bytes by tests. Use
+it to understand the format or to start an implementation of your own, and for work
+:func:`resfed_codec.encode`. Section numbers are those of docs/format.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.codec.payload import UPDATE, as_bytes
+from resfed_codec.codec.update import make_config
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.reference.frame import Frame, Group, read_frame, write_frame
+from resfed_codec.reference.slices import (
+    MAX_LEVEL,
+    ChangeCode,
+    NonzeroCode,
+    Rows,
+    Symbols,
+    decode_slices,
+    encode_slices,
+)
+from resfed_codec.reference.values import (
+    F32,
+    Quantizer,
+    Tensor,
+    bits_of,
+    change_of,
+    groups_of,
+    layout_digest,
+    patterns,
+    recover,
+    recover_group,
+    residuals,
+    restore_group,
+    size_of,
+    tensors_of,
+    widen,
+)
+from resfed_codec.tensors.layout import (
+    State,
+    TensorSpec,
+    special_tensors,
+)
+
+VECTOR_SHARE = 10
+
+
+# ---- 8. What an encoder does
+
+
+def exact_squares(values: NDArray[np.float32]) -> float:
+    """The sum of squares, as the format rounds it."""
+    bits = values.view(np.uint32) & 0x7FFFFFFF
+    exponents = np.maximum(bits >> 23, 1)
+    mantissas = (bits & 0x7FFFFF | np.where(bits >> 23, 0x800000, 0)).astype(np.uint64)
+    total = 0.0
+    for x in np.unique(exponents):
+        squares = mantissas[exponents == x] ** 2
+        low = sum(int(s) & 0xFFFFFF for s in squares)
+        high = sum(int(s) >> 24 for s in squares)
+        total += (float(high) * 2.0**24 + float(low)) * 2.0 ** (2 * int(x) - 300)
+    return total
+
+
+def choose_exponents(group: list[Tensor]) -> None:
+    for t in group:
+        if t.reference.size:
+            mean = exact_squares(residuals([t], scaled=False)) / t.reference.size
+            if mean > 0:
+                t.exponent = min(max((math.frexp(mean)[1] - 1) // 2, -120), 120)
+
+
+def select(r: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    keys = r.view(np.uint32) & 0x7FFFFFFF
+    order = np.lexsort((np.arange(r.size), -keys.astype(np.int64)))[:k]
+    return np.sort(order[keys[order] > 0])
+
+
+def fit_quantizer(
+    sent: NDArray[np.float32], config: CodecConfig, automatic: bool
+) -> tuple[Quantizer, int]:
+    """Quantizer without offsets, and the highest level."""
+    magnitudes = np.abs(sent)
+    threshold = float(magnitudes.min())
+    span = float(magnitudes.max()) - threshold
+    ratio = 0.55 if config.step == "auto" else float(config.step)
+    step, most = threshold / ratio, MAX_LEVEL
+    if config.bits is not None:
+        most = 2 ** (config.bits - 1)
+        step = span / most if span > 0 else step
+    else:
+        if automatic and config.step == "auto":
+            step = max(step, math.sqrt(exact_squares(sent) / sent.size) / 16)
+        step = max(step, span / 2**22)
+    step = min(max(step, 2.0**-149), float(np.finfo(F32).max))
+    return Quantizer(F32(threshold), F32(step)), most
+
+
+@dataclass
+class Sent:
+    """One group's part of a payload."""
+
+    quantizer: Quantizer | None
+    symbols: Symbols
+    writes: list[tuple[Tensor, int, Any]]
+    check: int
+
+
+def code_group(group: list[Tensor], k: int, config: CodecConfig, automatic: bool = True) -> Sent:
+    r = residuals(group, scaled=True)
+    index = select(r, k)
+    if index.size == 0:
+        return Sent(None, [], [], 0)
+    quantizer, most = fit_quantizer(r[index], config, automatic)
+    symbols = quantize(r, index, quantizer, most)
+    writes, check = recover_group(group, symbols, quantizer)
+    return Sent(quantizer, symbols, writes, check)
+
+
+def quantize(
+    r: NDArray[np.float32], index: NDArray[np.int64], quantizer: Quantizer, most: int
+) -> Symbols:
+    """Levels with signs; completes the quantizer with its offsets."""
+    t = (np.abs(r[index]) - quantizer.threshold) / quantizer.step
+    levels = np.minimum(np.floor(np.minimum(t, F32(most))).astype(np.int64) + 1, most)
+    inside = np.minimum((t - (levels - 1).astype(F32)) * F32(65536), F32(65535))
+    positions = np.floor(inside).astype(np.int64)
+    for level in range(1, min(4, int(levels.max(initial=0))) + 1):
+        q = positions[levels == level]
+        n = 256 * q.size
+        quantizer.offsets.append(min((int(q.sum()) + n // 2) // n, 255) if n else 128)
+    signs = np.where(np.signbit(r[index]), -1, 1)
+    return [(int(i), int(v)) for i, v in zip(index, levels * signs, strict=True)]
+
+
+def code_dense(group: list[Tensor], bits: int) -> Sent:
+    r = residuals(group, scaled=True)
+    step = F32(2.0 ** (2 - bits))
+    quantizer = Quantizer(step / F32(2), step)
+    index = np.flatnonzero(np.abs(r) >= quantizer.threshold)
+    levels = dict(quantize(r, index, quantizer, MAX_LEVEL))
+    element = 0
+    for t in group:
+        assert t.state is not None
+        guarded = not (widen(t.state, t.dtype) < 0).any()
+        for where in range(t.reference.size):
+            level = levels.get(element, 0)
+            while guarded and level < MAX_LEVEL:
+                new = recover(t, where, level, quantizer) if level else t.reference[where]
+                if not widen(np.array([new]), t.dtype)[0] < 0:
+                    break
+                level += 1
+            levels[element] = level
+            element += 1
+    symbols = [(element, level) for element, level in sorted(levels.items()) if level]
+    if not symbols:
+        return Sent(None, [], [], 0)
+    writes, check = recover_group(group, symbols, quantizer)
+    return Sent(quantizer, symbols, writes, check)
+
+
+def remaining_squares(group: list[Tensor], sent: Sent) -> float:
+    """E of section 8: the exact sum of squares of the residuals after recovery."""
+    saved = [t.reference for t in group]
+    for t in group:
+        t.reference = t.reference.copy()
+    for t, where, new in sent.writes:
+        t.reference[where] = new
+    left = exact_squares(residuals(group, scaled=False))
+    for t, reference in zip(group, saved, strict=True):
+        t.reference = reference
+    return left
+
+
+def float64_changes(group: list[Tensor]) -> int:
+    """Elements of float64 tensors that change, however little."""
+    return sum(
+        int(np.sum((t.state != t.reference) & (patterns(t.state) != patterns(t.reference))))
+        for t in group
+        if t.dtype == "float64" and t.state is not None
+    )
+
+
+def first_that_holds(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def within_error(group: list[Tensor], config: CodecConfig) -> Sent:
+    assert config.max_error is not None
+    n, bound = size_of(group), float(config.max_error)
+    nothing = Sent(None, [], [], 0)
+    everything = remaining_squares(group, nothing)
+    limit = bound * bound * (1 - 1e-6) * everything
+    changed = float64_changes(group)
+    if changed:
+        root = math.sqrt(limit) - (1 + bound) * (math.sqrt(changed) * 2.0**-150)
+        if root <= 0:
+            raise ValueError("max_error: changes too small for residuals of float32")
+        limit = root * root
+    best = nothing
+
+    def holds(k: int) -> bool:
+        nonlocal best
+        sent = code_group(group, k, config, automatic=False)
+        if remaining_squares(group, sent) > limit:
+            return False
+        best = sent
+        return True
+
+    if everything == 0 or holds(0):
+        return best
+    low, high = 0, min(n, 1 + n // 256)
+    while not holds(high):
+        if high == n:
+            raise ValueError("max_error: the bound cannot be reached")
+        low, high = high + 1, min(n, 4 * high)
+    first_that_holds(low, high, holds)
+    return best
+
+
+# ---- The payload
+
+
+def rows_of(matrices: list[Tensor]) -> Rows:
+    """Where each matrix begins in its group, how long its rows are, and how long its blocks."""
+    channels = [t.shape[0] for t in matrices if len(t.shape) >= 3]
+    rows, begin = [], 0
+    for t in matrices:
+        length, block = math.prod(t.shape[1:]), math.prod(t.shape[2:])
+        if len(t.shape) == 2:
+            block = length // max(
+                (c for c in channels if c and length % c == 0), default=length + 1
+            )
+        rows.append((begin, length, block) if len(t.shape) >= 2 else (begin, 0, 0))
+        begin += t.reference.size
+    return [*rows, (begin, 0, 0)]
+
+
+def as_header(group: list[Tensor], sent: Sent) -> Group:
+    """What the header says of a group."""
+    exponents = [t.exponent for t in group if t.reference.size]
+    return Group(size_of(group), len(sent.symbols), sent.quantizer, exponents)
+
+
+def encode(
+    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+) -> bytes:
+    """The same bytes as :func:`resfed_codec.encode`; same arguments, same errors but for NaNs."""
+    tensors = tensors_of(reference, state)
+    return encode_tensors(tensors, make_config(config, options), layout_digest(tensors))
+
+
+def encode_tensors(
+    tensors: list[Tensor], config: CodecConfig, digest: bytes, link: bytes = b""
+) -> bytes:
+    """The payload of tensors whose reference is what the receiver predicts."""
+    specs = [TensorSpec(t.name, t.shape, t.dtype) for t in tensors]
+    special = special_tensors(specs, config)
+    groups = groups_of(tensors, special)
+    matrices, vectors, denses, lossless = groups
+    choose_exponents(vectors)
+    choose_exponents(denses)
+    dense = code_dense(denses, config.dense_bits)
+
+    changes: Symbols = []
+    element = 0
+    for t in lossless:
+        assert t.state is not None
+        for old, new in zip(t.reference, t.state, strict=True):
+            if bits_of(old) != bits_of(new):
+                n_bits = 8 * old.itemsize
+                changes.append((element, change_of(bits_of(old), bits_of(new), n_bits)))
+            element += 1
+    _, changes_check = restore_group(lossless, changes)
+
+    def payload(matrix: Sent, vector: Sent) -> bytes:
+        n_m, n_v = size_of(matrices), size_of(vectors)
+        symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
+        symbols += [(n_m + n_v + i, level) for i, level in dense.symbols]
+        slices = encode_slices(NonzeroCode, symbols, rows_of(matrices))
+        slices += encode_slices(ChangeCode, changes, [])
+        frame = Frame(
+            digest=digest,
+            check=(matrix.check + vector.check + dense.check + changes_check) % 2**32,
+            link=link,
+            matrix=as_header(matrices, matrix),
+            vector=as_header(vectors, vector),
+            dense=as_header(denses, dense),
+            n_lossless=size_of(lossless),
+            n_changed=len(changes),
+            special=special,
+            slices=slices,
+        )
+        return write_frame(frame)
+
+    if config.max_error is not None:
+        return payload(within_error(matrices, config), within_error(vectors, config))
+    if config.max_bytes is None:
+        matrix = code_group(matrices, config.count(size_of(matrices)), config)
+        vector = code_group(vectors, config.count(size_of(vectors), VECTOR_SHARE), config)
+        return payload(matrix, vector)
+
+    n_m, n_v, budget = size_of(matrices), size_of(vectors), config.max_bytes
+    total = n_m + n_v
+
+    def at(t: int) -> bytes:
+        k_m = -(-n_m * t // total) if total else 0
+        k_v = min(n_v, -(-VECTOR_SHARE * n_v * t // total)) if total else 0
+        return payload(code_group(matrices, k_m, config), code_group(vectors, k_v, config))
+
+    least = len(at(0))
+    if least > budget:
+        raise ValueError(f"max_bytes: too small; the smallest payload takes {least} bytes")
+    return at(most_within(budget, total, least, lambda t: len(at(t))))
+
+
+def most_within(budget: int, total: int, least: int, size_of: Callable[[int], int]) -> int:
+    """The t whose payload is sent; ``least`` is the size at 0, which fits."""
+    low, low_size, high = 1, least, min(total, 4 * budget)
+    while high > 0 and (size := size_of(high)) <= budget:
+        low, low_size = high + 1, size
+        if high == total:
+            return total
+        high = min(total, 2 * high)
+    high_size, fitted = size if high > 0 else 0, False
+    while low + low // 1024 < high:
+        width = high - low
+        middle = low + width // 2
+        if low > 65536 and high_size <= 2 * budget:
+            met = width * (budget - low_size) // (high_size - low_size)
+            slack = low // 2048
+            middle = low + (min(met + slack, width - 1) if fitted else max(met - slack, 0))
+        size = size_of(middle)
+        fitted = size <= budget
+        if fitted:
+            low, low_size = middle + 1, size
+        else:
+            high, high_size = middle, size
+    return low - 1
+
+
+# ---- 7. What a reader does
+
+
+def decode(payload: bytes, reference: State) -> State:
+    """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
+    tensors = tensors_of(reference)
+    f = read_frame(as_bytes(payload, UPDATE), len(tensors), layout_digest(tensors))
+    decoded = decode_tensors(f, tensors)
+    if isinstance(reference, Mapping):
+        return {name: decoded[name] for name in reference}
+    return list(decoded.values())
+
+
+def decode_tensors(f: Frame, tensors: list[Tensor]) -> dict[str, NDArray[Any]]:
+    """The recovered tensors by name, from those that the payload builds on."""
+    special = f.special
+    if any("float" not in tensors[i].dtype for i in special.dense):
+        raise PayloadError("payload: a tensor that is dense but no float")
+    groups = groups_of(tensors, special)
+    headers = (f.matrix, f.vector, f.dense)
+    if [*(h.n_elems for h in headers), f.n_lossless] != [size_of(g) for g in groups]:
+        raise PayloadError("payload: counts that do not fit the layout")
+    for header, group in zip(headers[1:], groups[1:3], strict=True):
+        filled = [t for t in group if t.reference.size]
+        if header.n_sent and len(header.exponents) != len(filled):
+            raise PayloadError("payload: counts that do not fit the layout")
+        for t, exponent in zip(filled, header.exponents, strict=False):
+            t.exponent = exponent
+
+    n_lossy = len(f.lossy_sizes)
+    n_elems = sum(h.n_elems for h in headers)
+    symbols = decode_slices(NonzeroCode, f.slices[:n_lossy], f.lossy_sizes, n_elems)
+    changes = decode_slices(ChangeCode, f.slices[n_lossy:], f.lossless_sizes, f.n_lossless)
+    writes, total = restore_group(groups[3], changes)
+    base = 0
+    for header, group in zip(headers, groups[:3], strict=True):
+        sent = [(i - base, level) for i, level in symbols[: header.n_sent]]
+        if any(not 0 <= i < header.n_elems for i, _ in sent):
+            raise PayloadError("payload: the groups are mixed up")
+        more, part = recover_group(group, sent, header.quantizer)
+        writes, total = writes + more, total + part
+        symbols, base = symbols[header.n_sent :], base + header.n_elems
+    if total % 2**32 != f.check:
+        raise StateMismatchError("payload: made against another reference")
+
+    arrays = {t.name: t.reference.copy() for t in tensors}
+    for t, where, new in writes:
+        arrays[t.name][where] = new
+    return {t.name: arrays[t.name].reshape(t.shape) for t in tensors}

@@ -1,0 +1,202 @@
+"""Sections 1, 4, 5.4 and 6 of docs/format.md as NumPy: tensors, values, the reference check."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.errors import PayloadError
+from resfed_codec.reference.slices import Symbols
+from resfed_codec.tensors.device import on_host
+from resfed_codec.tensors.layout import Special, State, check_same_layout, views_of
+
+F32 = np.float32
+LOSSY = ("float32", "float16", "bfloat16", "float64")
+LARGEST = {2: 0x7BFF, 4: 0x7F7FFFFF, 8: 0x7FEFFFFFFFFFFFFF}
+MASK64 = 2**64 - 1
+
+
+# ---- 1. Layout, roles, groups
+
+
+@dataclass
+class Tensor:
+    """One tensor, flattened; what section 1 codes as bit patterns is held as those."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    reference: NDArray[Any]
+    state: NDArray[Any] | None = None
+    exponent: int = 0
+
+
+def tensors_of(reference: State, state: State | None = None) -> list[Tensor]:
+    """The tensors of a reference in layout order, with those of a state of the same layout."""
+    base = views_of(reference, "reference")
+    tensors = [
+        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, on_host(v.array).ravel()) for v in base
+    ]
+    if state is not None:
+        current = views_of(state, "state")
+        check_same_layout([v.spec for v in current], [v.spec for v in base], "state")
+        for t, view in zip(tensors, current, strict=True):
+            t.state = on_host(view.array).ravel()
+    return tensors
+
+
+def layout_digest(tensors: list[Tensor]) -> bytes:
+    text = "".join(
+        f"{len(t.name)}:{t.name} {t.dtype} {','.join(str(d) for d in t.shape)}\n" for t in tensors
+    )
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def groups_of(
+    tensors: list[Tensor], special: Special
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Matrices, vectors, dense tensors, lossless tensors."""
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
+    dense: list[Tensor] = []
+    lossless: list[Tensor] = []
+    for i, t in enumerate(tensors):
+        if t.dtype not in LOSSY or i in special.exclusions:
+            lossless.append(t)
+        elif i in special.dense:
+            dense.append(t)
+        else:
+            (matrices if len(t.shape) >= 2 else vectors).append(t)
+    return (matrices, vectors, dense, lossless) if matrices else (vectors, [], dense, lossless)
+
+
+def size_of(group: list[Tensor]) -> int:
+    return sum(t.reference.size for t in group)
+
+
+def locate(group: list[Tensor], element: int) -> tuple[Tensor, int]:
+    """The tensor that holds a group's element, and where in it."""
+    for t in group:
+        if element < t.reference.size:
+            return t, element
+        element -= t.reference.size
+    raise IndexError(element)
+
+
+# ---- 4. Values
+
+
+def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """What arithmetic is done in: float64 for float64, else float32."""
+    if dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(F32)
+    return array if dtype == "float64" else array.astype(F32)
+
+
+def patterns(array: NDArray[Any]) -> NDArray[Any]:
+    """Elements as the integers that have their bits."""
+    return array.view(f"u{array.itemsize}")
+
+
+def residuals(group: list[Tensor], scaled: bool) -> NDArray[np.float32]:
+    parts = [np.zeros(0, F32)]
+    for t in group:
+        assert t.state is not None
+        with np.errstate(invalid="ignore"):
+            r = (widen(t.state, t.dtype) - widen(t.reference, t.dtype)).astype(F32)
+        r[patterns(t.state) == patterns(t.reference)] = 0
+        parts.append(r * F32(2.0) ** F32(-t.exponent) if scaled else r)
+    return np.concatenate(parts)
+
+
+@dataclass
+class Quantizer:
+    threshold: np.float32
+    step: np.float32
+    offsets: list[int] = field(default_factory=list)
+
+    def value(self, level: int) -> np.float32:
+        offset = self.offsets[level - 1] if level <= len(self.offsets) else 128
+        steps = F32(level - 1) + F32(offset) / F32(256)
+        return min(F32(self.threshold + steps * self.step), np.finfo(F32).max)
+
+
+def recover(t: Tensor, where: int, level: int, quantizer: Quantizer) -> Any:
+    """The element after recovery, in the tensor's dtype (bfloat16: its bits)."""
+    magnitude = quantizer.value(abs(level)) * F32(2.0) ** F32(t.exponent)
+    value = F32(-magnitude if level < 0 else magnitude)
+    old = widen(t.reference[where : where + 1], t.dtype)[0]
+    total = old + (np.float64(value) if t.dtype == "float64" else value)
+    if t.dtype == "bfloat16":
+        total = saturate(F32(total), 4)
+        bits = int(total.view(np.uint32))
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        if bits & 0x7FFF >= 0x7F80:
+            bits = bits & 0x8000 | 0x7F7F
+        return np.uint16(bits)
+    new = np.dtype(t.dtype).type(total)
+    return saturate(new, new.itemsize)
+
+
+def saturate(value: Any, n_bytes: int) -> Any:
+    if not np.isinf(value):
+        return value
+    largest = np.uint64(LARGEST[n_bytes]).astype(f"u{n_bytes}").view(value.dtype)
+    return largest if value > 0 else -largest
+
+
+# ---- 5.4 and 6. Bit patterns, changes, the reference check
+
+
+def bits_of(value: np.generic) -> int:
+    return int.from_bytes(value.tobytes(), "little")
+
+
+def change_of(old: int, new: int, n_bits: int) -> int:
+    d = (new - old) % (1 << n_bits)
+    d -= 1 << n_bits if d >= 1 << (n_bits - 1) else 0
+    return 2 * d if d >= 0 else -2 * d - 1
+
+
+def check_term(element: int, old: int, new: int) -> int:
+    z = (element + 1) * 0x9E3779B97F4A7C15 + old * 0xD1B54A32D192ED03 + new * 0x8CB92BA72F3D8DD7
+    z &= MASK64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK64
+    return (z ^ z >> 31) >> 32
+
+
+def recover_group(
+    group: list[Tensor], sent: Symbols, quantizer: Quantizer | None
+) -> tuple[list[tuple[Tensor, int, Any]], int]:
+    """(tensor, where, new value) of each sent element, and the group's part of the check."""
+    writes, check = [], 0
+    for element, level in sent:
+        assert quantizer is not None
+        t, where = locate(group, element)
+        new = recover(t, where, level, quantizer)
+        check += check_term(element, bits_of(t.reference[where]), bits_of(new))
+        writes.append((t, where, new))
+    return writes, check
+
+
+def restore_group(
+    group: list[Tensor], changes: Symbols
+) -> tuple[list[tuple[Tensor, int, Any]], int]:
+    writes, check = [], 0
+    for element, change in changes:
+        t, where = locate(group, element)
+        old = t.reference[where]
+        n_bits = 8 * old.itemsize
+        if change >= 2**n_bits:
+            raise PayloadError("payload: a change is too large")
+        d = change // 2 if change % 2 == 0 else -(change // 2) - 1
+        new_bits = (bits_of(old) + d) % 2**n_bits
+        new = np.frombuffer(new_bits.to_bytes(old.itemsize, "little"), old.dtype)[0]
+        check += check_term(element, bits_of(old), new_bits)
+        writes.append((t, where, new))
+    return writes, check

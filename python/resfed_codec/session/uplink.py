@@ -1,0 +1,125 @@
+"""Uplinks as they arrive at the server: whose they are, in what order, what they build on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from resfed_codec.codec.keyframe import decode_keyframe
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.session.client_state import ClientRecord
+from resfed_codec.stream.identity import Identity
+from resfed_codec.stream.message import (
+    Head,
+    Keyframe,
+    Message,
+    check_ahead,
+    is_message,
+    read_message,
+)
+from resfed_codec.stream.versions import Model, Opened, Version
+from resfed_codec.tensors.layout import Layout
+
+
+@dataclass(eq=False)
+class Arrived:
+    """An uplink whose order and bases have been checked, not yet decoded.
+
+    Attributes:
+        number, digest: Of the version that it makes.
+        known: The global version that the client holds.
+        base, other: What it builds on, of the client's own models and of the global ones.
+    """
+
+    number: int
+    digest: int
+    known: Head
+    content: Opened | Keyframe
+    base: Version | None = None
+    other: Version | None = None
+
+    def decode(self, layout: Layout, out: Model) -> None:
+        """Fill ``out`` with the recovered model; all or nothing.
+
+        Raises:
+            PayloadError, StateMismatchError: As :func:`resfed_codec.decode`.
+        """
+        if isinstance(self.content, Opened):
+            self.content.decode(layout, self.base, self.other, out)
+        else:
+            state = layout.state_of(out)
+            decode_keyframe(self.content.data, state, out=state)
+
+
+def parse_uplink(data: bytes, identity: Identity) -> Message:
+    """The message that an uplink is, or one around a bare payload.
+
+    Raises:
+        PayloadError: Damaged, or no uplink.
+        StateMismatchError: Of another run or layout.
+    """
+    if not is_message(data):
+        return Message(0, payloads=(data,))
+    m = read_message(data)
+    if len(m.keyframes) + len(m.payloads) != 1 or m.ack is not None:
+        raise PayloadError("payload: this message is not from a client's session")
+    identity.require_same(m)
+    return m
+
+
+def open_uplink(
+    m: Message, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
+) -> Arrived:
+    """What came from a client; ``versions`` are the global ones that it may build on.
+
+    Raises:
+        PayloadError: Damaged, or no uplink.
+        StateMismatchError: Older than what has arrived, of another client or run, or building on
+            what is not held.
+    """
+    if m.keyframes:
+        return _open_keyframe(m, client)
+    opened = Opened(m.payloads[0], layout)
+    link = opened.link
+    _check_order(client, link.version, opened.digest, str(link))
+    other = versions.get(-1 if link.other is None else link.other)
+    if other is None:
+        raise StateMismatchError(f"payload: {link}, of which {_numbers(versions)} are held here")
+    base = None if link.base is None else client.uplinks.get(link.base)
+    if link.base is not None and base is None:
+        raise StateMismatchError(
+            f"payload: {link}; uplinks {_numbers(client.uplinks)} are held here"
+        )
+    nameless = client.newest == 0 and opened.builds_on(0, base, other)
+    if not nameless and not opened.builds_on(client.tag, base, other):
+        raise StateMismatchError(
+            f"payload: {link}, but from another client or run, or after a restart"
+        )
+    known = Head(other.number, other.digest)
+    return Arrived(link.version, opened.digest, known, opened, base, other)
+
+
+def _open_keyframe(m: Message, client: ClientRecord) -> Arrived:
+    if m.head is None:
+        raise PayloadError("payload: this message is not from a client's session")
+    if m.tag != client.tag and (m.tag or client.newest):
+        raise StateMismatchError("payload: a keyframe of another client")
+    keyframe = m.keyframes[0]
+    _check_order(
+        client, keyframe.version, keyframe.digest, f"a keyframe of version {keyframe.version}"
+    )
+    return Arrived(keyframe.version, keyframe.digest, m.head, keyframe)
+
+
+def _check_order(client: ClientRecord, number: int, digest: int, text: str) -> None:
+    """A client that was restored may use the newest number again, for something else."""
+    check_ahead("uplink", number, client.newest)
+    again = number == client.newest and digest not in client.seen[:1]
+    if number < client.newest or (again and not client.may_use_newest_for(digest)):
+        raise StateMismatchError(
+            f"payload: {text}, older than uplink {client.newest}, which has arrived"
+        )
+
+
+def _numbers(versions: Mapping[int, Version]) -> str:
+    return ", ".join(map(str, sorted(versions))) or "none"

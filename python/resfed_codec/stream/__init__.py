@@ -1,0 +1,1 @@
+"""One direction: versions of a model, predictions from them, and payloads that refer to them."""

@@ -1,0 +1,185 @@
+"""The link of a payload: which versions of a stream it builds on, and how they predict.
+
+docs/format.md has the bytes, csrc/format/link.hpp reads them. The classes in stream.py keep the
+versions themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from resfed_codec import _native
+from resfed_codec.codec.numbers import Numbers
+from resfed_codec.errors import raise_from_native
+from resfed_codec.stream.wire import varint, zigzag
+
+MAX_DEPTH = 3
+"""Predictions look back this many versions in each direction."""
+
+MAX_COEF_LOG2 = 12
+"""Coefficients are multiples of 2**-12 at the finest."""
+
+MAX_NUMERATOR = 2**20
+
+_PLACES = 2 * MAX_DEPTH
+_PER_TENSOR, _COEFFICIENTS = 64, 128
+
+Terms = tuple[int, int, int, int, int, int]
+"""Numerators of a prediction: of the base, the version before it, and the one before that; then
+the same of the other direction. Zeros are not terms."""
+
+
+class Link(NamedTuple):
+    """What a payload of a stream builds on.
+
+    Attributes:
+        version: Number of the version that the payload makes, counted per direction from 1.
+        base: The version of the same direction that it builds on, or None.
+        other: The version of the other direction that it builds on, or None.
+        n_own: How many versions the sender's history holds from the base back, 0 (there is none)
+            to 3; the oldest one stands for all that would be before it.
+        n_other: The same of the other direction.
+        keep: How many versions of this direction the receiver has to keep for later, 1 to 3.
+        coef_log2: Coefficients are numerators over two to this power, 0 to 12.
+        terms: The prediction of all tensors but those in ``per_tensor``.
+        per_tensor: Predictions of single tensors, by ordinal in coding order.
+    """
+
+    version: int
+    base: int | None
+    other: int | None
+    n_own: int
+    n_other: int
+    keep: int
+    coef_log2: int
+    terms: Terms
+    per_tensor: Mapping[int, Terms]
+
+    def __str__(self) -> str:
+        base = "no version" if self.base is None else f"version {self.base}"
+        other = "" if self.other is None else f" and {self.other} of the other direction"
+        return f"version {self.version}, building on {base}{other}"
+
+
+def digest64(*parts: bytes | memoryview) -> int:
+    """64 bits of BLAKE2b over the parts laid end to end, as a little-endian number."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def link_digest(tag: int, base: int, other: int) -> int:
+    """A linked payload's digest field: who it is for, and digests of what it builds on (or 0)."""
+    parts = (tag.to_bytes(8, "little"), base.to_bytes(8, "little"), other.to_bytes(8, "little"))
+    return digest64(b"link", *parts)
+
+
+def version_digest(payload: bytes) -> int:
+    """Digest of the version that a payload makes. It covers the link, hence the whole chain."""
+    return digest64(b"version", payload)
+
+
+def write_link(link: Link) -> bytes:
+    out = bytearray(varint(link.version))
+    out += varint(0 if link.base is None else link.version - link.base)
+    out += varint(0 if link.other is None else link.other + 1)
+    out.append(link.n_own | link.n_other << 2 | link.keep << 4)
+    used = [
+        j for j in range(_PLACES) if link.terms[j] or any(t[j] for t in link.per_tensor.values())
+    ]
+    copies_one_version = not link.per_tensor and sum(map(abs, link.terms)) == max(link.terms)
+    if copies_one_version and link.terms[used[0]] == 1 << link.coef_log2:
+        out.append(1 << used[0])
+        return bytes(out)
+    out.append(sum(1 << j for j in used) | _COEFFICIENTS | (_PER_TENSOR if link.per_tensor else 0))
+    out.append(link.coef_log2)
+    out += _numerators(link.terms, used)
+    if link.per_tensor:
+        bitmap = bytearray(max(link.per_tensor) // 8 + 1)
+        for ordinal in link.per_tensor:
+            bitmap[ordinal // 8] |= 1 << ordinal % 8
+        out += varint(len(bitmap)) + bitmap
+        for ordinal in sorted(link.per_tensor):
+            out += _numerators(link.per_tensor[ordinal], used)
+    return bytes(out)
+
+
+def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
+    return b"".join(varint(zigzag(terms[j])) for j in used)
+
+
+def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
+    """The link's fields, each checked; cost and memory are linear in its bytes.
+
+    Args:
+        data: The link's bytes.
+        n_tensors: How many tensors the receiver's layout has; default: there is none to ask.
+
+    Raises:
+        PayloadError: A field holds what it may not hold.
+        StateMismatchError: It names a tensor that the layout does not have.
+    """
+    try:
+        fields = _native.parse_link(data, n_tensors)
+    except _native.NativeError as error:
+        raise_from_native(error, (), len(data))
+    version, back, other, n_own, n_other, keep, places, coef_log2, raw_numerators, raw_ordinals = (
+        fields
+    )
+    used = tuple(j for j in range(_PLACES) if places >> j & 1)
+    numerators = Numbers(raw_numerators, "i")
+    return Link(
+        version=version,
+        base=version - back if back else None,
+        other=other - 1 if other else None,
+        n_own=n_own,
+        n_other=n_other,
+        keep=keep,
+        coef_log2=coef_log2,
+        terms=_terms(used, numerators[: len(used)]),
+        per_tensor=TensorTerms(Numbers(raw_ordinals, "I"), numerators, used),
+    )
+
+
+class TensorTerms(Mapping[int, Terms]):
+    """Terms of single tensors, by ordinal, made into tuples when they are asked for.
+
+    Args:
+        ordinals: Ascending.
+        numerators: One per place in ``used``: of all other tensors, then of each of these.
+        used: The places.
+    """
+
+    def __init__(self, ordinals: Numbers, numerators: Numbers, used: Sequence[int]) -> None:
+        self._ordinals, self._numerators, self._used = ordinals, numerators, used
+
+    def __getitem__(self, ordinal: int) -> Terms:
+        i, n = bisect_left(self._ordinals, ordinal), len(self._used)
+        if i == len(self._ordinals) or self._ordinals[i] != ordinal:
+            raise KeyError(ordinal)
+        return _terms(self._used, self._numerators[(i + 1) * n : (i + 2) * n])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ordinals)
+
+    def __len__(self) -> int:
+        return len(self._ordinals)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _terms(used: Sequence[int], numerators: Sequence[int]) -> Terms:
+    values = [0] * _PLACES
+    for j, numerator in zip(used, numerators, strict=True):
+        values[j] = numerator
+    return (values[0], values[1], values[2], values[3], values[4], values[5])
+
+
+def unit_terms(place: int) -> Terms:
+    """The prediction that is one version, unchanged."""
+    return _terms([place], [1])

@@ -1,0 +1,219 @@
+"""Which values a saved state may hold: checks that are put together as the values are.
+
+A check takes a value and its name, and returns what is to be loaded.
+
+Raises:
+    ValueError: The value is of another type, or out of range; its name and what it must be.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from resfed_codec._native import DeviceArray
+from resfed_codec.stream.link import MAX_DEPTH
+from resfed_codec.stream.message import MAX_VERSION, Head
+from resfed_codec.stream.versions import Feedback, Model, Version, new_feedback
+from resfed_codec.tensors.device import Memory, copy
+from resfed_codec.tensors.layout import Layout
+
+Check: TypeAlias = "Callable[[Any, str], Any]"
+
+
+def refused(where: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(f"state_dict: {where}={reprlib.repr(value)}: must be {wanted}")
+
+
+def require(condition: bool, where: str) -> None:
+    """What several fields must have in common."""
+    if not condition:
+        raise ValueError(f"state_dict: {where} contradicts what is saved with it")
+
+
+def integer(low: int, high: int) -> Check:
+    def check(value: Any, where: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise refused(where, value, f"an integer in [{low}, {high}]")
+        return value
+
+    return check
+
+
+NUMBER = integer(0, MAX_VERSION)
+BITS64 = integer(0, 2**64 - 1)
+
+
+def instance(kind: type) -> Check:
+    def check(value: Any, where: str) -> Any:
+        if type(value) is not kind:
+            raise refused(where, value, f"of type {kind.__name__}")
+        return value
+
+    return check
+
+
+FLAG, BYTES, _TEXT = instance(bool), instance(bytes), instance(str)
+
+
+def client_name(value: Any, where: str) -> str | int:
+    """Of a client."""
+    return value if type(value) is int else _TEXT(value, where)
+
+
+def optional(one: Check) -> Check:
+    return lambda value, where: None if value is None else one(value, where)
+
+
+def several(one: Check, at_most: int | None = None) -> Check:
+    """A list."""
+
+    def check(value: Any, where: str) -> list[Any]:
+        if type(value) is not list or (at_most is not None and len(value) > at_most):
+            raise refused(where, value, "a list" if at_most is None else f"at most {at_most} items")
+        return [one(item, f"{where}[{i}]") for i, item in enumerate(value)]
+
+    return check
+
+
+def table(key: Check, one: Check) -> Check:
+    """A mapping with keys of a kind."""
+
+    def check(value: Any, where: str) -> dict[Any, Any]:
+        if type(value) is not dict:
+            raise refused(where, value, "a mapping")
+        return {key(k, f"key of {where}"): one(v, f"{where}[{k!r}]") for k, v in value.items()}
+
+    return check
+
+
+def row(make: Callable[..., Any], **checks: Check) -> Check:
+    """A list of so many values, turned into what ``make`` makes of them."""
+
+    def check(value: Any, where: str) -> Any:
+        if type(value) is not list or len(value) != len(checks):
+            raise refused(where, value, f"a list of {', '.join(checks)}")
+        pairs = zip(checks.items(), value, strict=True)
+        return make(*(one(item, f"{where}.{name}") for (name, one), item in pairs))
+
+    return check
+
+
+HEAD = row(Head, version=NUMBER, digest=BITS64)
+
+
+def checked_fields(value: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
+    """A mapping with just these names."""
+    if type(value) is not dict or set(value) != set(checks):
+        raise refused("fields", value, f"{', '.join(checks)}")
+    return {name: check(value[name], name) for name, check in checks.items()}
+
+
+class Tensors:
+    """Checks of what depends on a layout. What they return is new, and lies where models do.
+
+    What was one version, or one model, is one again.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._models: dict[int, tuple[Any, Model]] = {}
+        self._versions: dict[int, tuple[Version, Version]] = {}
+
+    def model(self, value: Any, where: str) -> Model:
+        if id(value) not in self._models:
+            self._models[id(value)] = value, self._filled(self._layout.empty(), value, where)
+        return self._models[id(value)][1]
+
+    def feedback(self, roles: Sequence[int]) -> Check:
+        def check(value: Any, where: str) -> Feedback:
+            feedback = new_feedback(self._layout, roles)
+            self._filled(feedback, value, where)
+            return feedback
+
+        return check
+
+    def kept_feedback(self, roles: Sequence[int], is_kept: bool) -> Check:
+        """Feedback of finite values, or None where none is kept."""
+
+        def check(value: Any, where: str) -> Feedback | None:
+            if value is None or not is_kept:
+                require((value is None) != is_kept, where)
+                return None
+            feedback: Feedback = self.feedback(roles)(value, where)
+            for spec, array in zip(self._layout.specs, value, strict=True):
+                if array is not None and not np.isfinite(array).all():
+                    raise refused(f"{where}: tensor {spec.name!r}", array, "finite")
+            return feedback
+
+        return check
+
+    def _filled(self, targets: Any, value: Any, where: str) -> Any:
+        specs = self._layout.specs
+        if type(value) is not list or len(value) != len(specs):
+            raise refused(where, value, f"{len(specs)} tensors")
+        for spec, target, array in zip(specs, targets, value, strict=True):
+            name = f"{where}: tensor {spec.name!r}"
+            if target is None or not isinstance(array, np.ndarray):
+                if target is None and array is None:
+                    continue
+                raise refused(name, array, "absent" if target is None else "an array")
+            shape, dtype = tuple(target.shape), _dtype_of(target)
+            if array.shape != shape or array.dtype != dtype:
+                found = f"{array.dtype} {list(array.shape)}"
+                raise refused(name, found, f"{dtype} {list(shape)}")
+            copy(array, target)
+        return targets
+
+    def version(self, *, with_model: bool = True) -> Check:
+        """A version and its lineage, all of them with models, or none."""
+
+        def check(value: Any, where: str) -> Version:
+            if type(value) is not Version:
+                raise refused(where, value, "a version")
+            lineage = value.lineage(MAX_DEPTH + 1)
+            if len(lineage) > MAX_DEPTH:
+                raise refused(where, value.number, f"a version with {MAX_DEPTH} models at most")
+            version: Version | None = None
+            for v in reversed(lineage):
+                version = self._one(v, version, with_model, where)
+            assert version is not None
+            return version
+
+        return check
+
+    def _one(self, v: Version, parent: Version | None, with_model: bool, where: str) -> Version:
+        known = self._versions.get(id(v))
+        if known is None:
+            number, digest = (
+                NUMBER(v.number, f"{where}.number"),
+                BITS64(v.digest, f"{where}.digest"),
+            )
+            require(parent is None or parent.number < number, f"{where}.number")
+            model = None if v.model is None else self.model(v.model, f"{where}.model")
+            known = self._versions[id(v)] = v, Version(number, digest, model, parent)
+        if (known[1].model is not None) != with_model:
+            raise refused(f"{where}.model", v.model, "there" if with_model else "absent")
+        return known[1]
+
+    def versions(self, *, at_most: int) -> Check:
+        """Versions by number."""
+        of_numbers = table(NUMBER, self.version())
+
+        def check(value: Any, where: str) -> dict[int, Version]:
+            versions: dict[int, Version] = of_numbers(value, where)
+            require(all(v.number == n for n, v in versions.items()), where)
+            if len(versions) > at_most:
+                raise refused(where, sorted(versions), f"at most {at_most} versions")
+            return versions
+
+        return check
+
+
+def _dtype_of(target: Memory) -> np.dtype[Any]:
+    if isinstance(target, DeviceArray):
+        return np.dtype("uint16" if target.dtype == "bfloat16" else target.dtype)
+    return target.dtype

@@ -1,0 +1,393 @@
+"""Encoder and Decoder: one direction over a channel that neither loses nor reorders.
+
+Several threads may call at once; calls of one object take turns.
+
+Both hold the versions that predictions need. Every payload names the version it builds on and a
+digest of the whole chain behind it, so a decoder never decodes against another base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
+from resfed_codec.codec.update import copy_into, make_config, writable_views
+from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.locking import TakesTurns, in_turn
+from resfed_codec.stream.identity import Identity
+from resfed_codec.stream.link import digest64, version_digest
+from resfed_codec.stream.message import (
+    Head,
+    Keyframe,
+    Message,
+    check_ahead,
+    is_message,
+    read_message,
+    write_message,
+)
+from resfed_codec.stream.predictor import predictor_of
+from resfed_codec.stream.schema import Check, Tensors, checked_fields
+from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
+from resfed_codec.stream.update_encoder import Coder
+from resfed_codec.stream.versions import (
+    OWN,
+    Feedback,
+    Model,
+    Opened,
+    Version,
+    filled,
+    initial_version,
+    model_of,
+    new_feedback,
+    run_digest,
+    run_name,
+)
+from resfed_codec.tensors.device import Assignments
+from resfed_codec.tensors.layout import Layout, State
+from resfed_codec.tensors.torch_tensors import untraced
+
+
+def stream_root(direction: str, initial: Version) -> int:
+    """The digest that a direction's chain begins with: that of its version 0."""
+    return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
+
+
+class StreamState(NamedTuple):
+    """All that changes of a stream's end; calls replace it as a whole.
+
+    Attributes:
+        current: The newest version, with the history that predictions need.
+        spare: Memory of a version that has been forgotten, for the next one.
+        feedback: What payloads have left out; its arrays are updated in place, in one step with
+            the replacement.
+    """
+
+    current: Version
+    spare: Model | None = None
+    feedback: Feedback | None = None
+
+    def after(self, version: Version, keep: int) -> StreamState:
+        """With ``version`` as the current one, and ``keep`` versions of its lineage."""
+        lineage = version.lineage(keep + 1)
+        dropped = lineage[keep].model if len(lineage) > keep else None
+        spare = None if dropped is version.model else dropped
+        return self._replace(current=version.shortened(keep), spare=spare)
+
+
+class _Stream(TakesTurns):
+    """What both ends of a direction have: the newest version, and how to name and save it."""
+
+    def __init__(self, initial_state: State, run: str) -> None:
+        super().__init__()
+        self._run = run = run_name(run)
+        self._layout = Layout(initial_state, "initial_state")
+        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
+        initial = initial_version(self._layout, model, run)
+        self._root = stream_root("stream", initial)
+        self._identity = Identity(run, run_digest(self._layout, run), self._layout.specs)
+        self._state = StreamState(Version(0, self._root, initial.model))
+
+    @property
+    def version(self) -> int:
+        """How many updates the current model has seen."""
+        return self._current.number
+
+    @property
+    @in_turn
+    def state(self) -> Any:
+        """A copy of the recovered model, of the initial state's kind."""
+        return self._layout.state_of(self._layout.copy_of(model_of(self._current)))
+
+    @property
+    def _current(self) -> Version:
+        return self._state.current
+
+    def _message(self, *, introduces: bool) -> Message:
+        identity = self._identity.data if introduces else b""
+        return Message(self._tag, run=self._identity.check, identity=identity)
+
+    @property
+    def _tag(self) -> int:
+        return self._root
+
+    def _depends(self) -> dict[str, Any]:
+        """What saved state is of no use without."""
+        return {
+            "layout": layout_of(self._layout.specs),
+            "run": self._run,
+            "initial_state": self._root,
+        }
+
+    def _fields(self) -> dict[str, Any]:
+        return {"current": self._current}
+
+    def _schema(self, tensors: Tensors) -> dict[str, Check]:
+        """What :meth:`_fields` may hold."""
+        return {"current": tensors.version()}
+
+    @in_turn
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, as plain tensors of the host (torch if the initial state held
+        any)."""
+        kind, as_torch = type(self).__name__, self._layout.uses_torch
+        return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
+
+    @in_turn
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
+
+        Args:
+            state_dict: What was saved.
+
+        Raises:
+            ValueError: Saved by another class, from another initial state or run, with another
+                setting of error_feedback (with it, other dense or excluded tensors), or damaged.
+                What differs is named, and nothing has changed.
+        """
+        saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
+        fields = checked_fields(saved, self._schema(Tensors(self._layout)))
+        self._state = StreamState(**fields)
+
+
+class Encoder(_Stream):
+    """The sending end of one direction.
+
+    Each payload builds on the one before: the channel must deliver all, in order. Over other
+    channels use sessions.
+
+    Args:
+        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`. Where
+            it is on a CUDA device, so is what the stream holds and returns; see docs/gpu.md for
+            what is copied to the host all the same.
+        config: What to aim at; its predictor may look at the direction's own history ("previous",
+            the default, "adaptive", or a LinearPredictor of own terms).
+        run: A name for the run; ends with different names refuse each other's payloads.
+        **options: Fields of :class:`CodecConfig`, instead of ``config``.
+
+    Raises:
+        TypeError, ValueError: As :func:`resfed_codec.encode`; a predictor that needs the other
+            direction.
+    """
+
+    @untraced
+    def __init__(
+        self,
+        initial_state: State,
+        config: CodecConfig | None = None,
+        *,
+        run: str = "",
+        **options: Any,
+    ) -> None:
+        config = make_config(config, options)
+        super().__init__(initial_state, run)
+        predictor = predictor_of(config.predictor or "previous")
+        self._coder = Coder(self._layout, config, predictor, two_way=False)
+        self._keep = max(1, self._coder.own_depth)
+        self._made: dict[int, bytes] = {}  # keyframes of the current version, by digest
+        if config.error_feedback:
+            feedback = new_feedback(self._layout, self._coder.roles)
+            self._state = self._state._replace(feedback=feedback)
+
+    @in_turn
+    def encode(self, state: State) -> bytes:
+        """The payload that turns the receiver's current model into (nearly) ``state``.
+
+        Args:
+            state: A model of the initial state's names, shapes and dtypes.
+
+        Raises:
+            TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
+        """
+        current = self._layout.model_of(state, "state")
+        before, keep = self._state, self._keep
+        base = before.current
+        in_place = self._coder.copies_base
+        out = model_of(base) if in_place else before.spare or self._layout.empty()
+
+        def commit(payload: bytes) -> Assignments:
+            version = Version(base.number + 1, version_digest(payload), out, base)
+            return [(self, "_state", before.after(version, keep)), (self, "_made", {})]
+
+        return self._coder.encode(
+            current,
+            tag=0,
+            number=base.number + 1,
+            base=base,
+            other=None,
+            keep=keep,
+            out=out,
+            feedback=before.feedback,
+            commit=commit,
+        )
+
+    @in_turn
+    def keyframe(self) -> bytes:
+        """The current recovered model as a whole, lossless, for a decoder that holds another.
+
+        A decoder takes it if it is newer than what it holds.
+        """
+        return self._keyframe(replaces=0)
+
+    @in_turn
+    def answer(self, request: bytes) -> bytes:
+        """What brings a decoder that refused a payload to the current version: a keyframe.
+
+        Args:
+            request: The ``request`` of the decoder's StateMismatchError.
+
+        Raises:
+            PayloadError: The bytes are no request, or damaged.
+            StateMismatchError: The request is of another stream.
+        """
+        head = read_request(request, self._tag, self._identity).head
+        return self._keyframe(replaces=head.digest if head else 0)
+
+    def _keyframe(self, replaces: int) -> bytes:
+        versions = self._current.lineage(self._keep)
+        self._made = {
+            v.digest: self._made.get(v.digest)
+            or encode_keyframe(self._layout.state_of(model_of(v)))
+            for v in versions
+        }
+        keyframes = [
+            Keyframe(v.number, v.digest, replaces, self._made[v.digest]) for v in reversed(versions)
+        ]
+        message = self._message(introduces=True)
+        return write_message(message._replace(keyframes=tuple(keyframes)))
+
+    def _depends(self) -> dict[str, Any]:
+        return {**super()._depends(), **self._coder.depends(self._state.feedback is not None)}
+
+    def _fields(self) -> dict[str, Any]:
+        return {**super()._fields(), "feedback": self._state.feedback}
+
+    def _schema(self, tensors: Tensors) -> dict[str, Check]:
+        feedback = tensors.kept_feedback(self._coder.roles, self._state.feedback is not None)
+        return {**super()._schema(tensors), "feedback": feedback}
+
+
+class Decoder(_Stream):
+    """The receiving end of one direction; how payloads predict stands in the payloads.
+
+    Args:
+        initial_state: The model that both ends start from; it decides what :meth:`decode` returns,
+            and on which device. The other end's may be on another.
+        run: The encoder's ``run``.
+    """
+
+    @untraced
+    def __init__(self, initial_state: State, *, run: str = "") -> None:
+        super().__init__(initial_state, run)
+
+    @in_turn
+    def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
+        """The model after this payload.
+
+        The payload of the current version may come again and gives the same model again.
+
+        Args:
+            payload: From :meth:`Encoder.encode`, :meth:`Encoder.keyframe` or
+                :meth:`Encoder.answer`.
+            copy: False returns the decoder's own memory, valid until the next call and read-only
+                where the array type can say so; with an encoder whose predictor is "previous"
+                that costs only what changed.
+            out: Arrays of the same layout to write into.
+
+        Raises:
+            PayloadError: The payload is damaged, truncated, or not of this codec.
+            StateMismatchError: It does not follow on what is held: says what is held and what
+                came; its ``request`` is for :meth:`Encoder.answer`.
+            TypeError, ValueError: ``out`` is not fit to be written to.
+
+        After any error nothing has changed.
+        """
+        data = as_bytes(payload, UPDATE, MESSAGE)
+        layout = self._layout
+        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
+        mine = layout.empty() if copy and targets is None else None  # while it may fail
+        if is_message(data):
+            self._take_keyframe(read_message(data))
+        else:
+            self._take_payload(Opened(data, self._layout))
+        model = model_of(self._current)
+        if targets is not None:
+            return copy_into(targets, model, out)
+        if mine is None:
+            return layout.state_of(model, read_only=True)
+        return layout.state_of(filled(mine, model))
+
+    def _take_payload(self, opened: Opened) -> None:
+        before, link = self._state, opened.link
+        current = before.current
+        if opened.digest == current.digest:
+            return
+        if link.other is not None or link.base is None:
+            raise StateMismatchError("payload: belongs to a session, not to an Encoder")
+        if link.base != current.number or not opened.builds_on(0, current, None):
+            raise StateMismatchError(
+                f"payload: {link}, does not follow on what is held here, {current}:"
+                f" {_why(link.version, link.base, current.number)}",
+                self._request(),
+            )
+        check_ahead("version", link.version, current.number)
+        in_place = opened.copies(OWN) and link.keep == 1
+        out = model_of(current) if in_place else before.spare or self._layout.empty()
+        after = before.after(Version(link.version, opened.digest, out, current), link.keep)
+        opened.decode(self._layout, current, None, out, lambda: [(self, "_state", after)])
+
+    def _take_keyframe(self, message: Message) -> None:
+        if not message.keyframes:
+            raise PayloadError("payload: a request or a session's message, not a stream's payload")
+        self._identity.require_same(message)
+        if message.tag != self._tag:
+            raise StateMismatchError("payload: a keyframe of another stream")
+        current, keyframe = self._current, message.keyframes[-1]
+        check_ahead("a keyframe of version", keyframe.version, current.number)
+        if keyframe.digest == current.digest:
+            return
+        if keyframe.version <= current.number and keyframe.replaces != current.digest:
+            raise StateMismatchError(
+                f"payload: a keyframe of version {keyframe.version}, older than what is held here,"
+                f" {current}",
+                self._request(),
+            )
+        self._state = StreamState(open_keyframes(self._layout, message.keyframes))
+
+    def _request(self) -> bytes:
+        head = Head(self._current.number, self._current.digest)
+        message = self._message(introduces=head.version == 0)
+        return write_message(message._replace(is_request=True, head=head))
+
+
+def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
+    """The newest version, with the ones that came before it as its lineage."""
+    version = None
+    for keyframe in keyframes:
+        if version is not None and keyframe.version <= version.number:
+            raise PayloadError("payload: keyframes that are not in sequence")
+        model = layout.empty()
+        state = layout.state_of(model)
+        decode_keyframe(keyframe.data, state, out=state)
+        version = Version(keyframe.version, keyframe.digest, model, version)
+    assert version is not None
+    return version
+
+
+def read_request(request: bytes, tag: int, identity: Identity) -> Message:
+    """The message behind a request for the stream ``tag``."""
+    message = read_message(as_bytes(request, REQUEST))
+    identity.require_same(message)
+    if message.tag != tag:
+        raise StateMismatchError("payload: a request of another stream or client")
+    return message
+
+
+def _why(version: int, base: int, held: int) -> str:
+    if version <= held:
+        return "it is older, or of another run"
+    if base > held:
+        return "payloads between them are missing"
+    return "it was made by another run, or after a restart from an older state"

@@ -1,0 +1,250 @@
+"""The encoder of a direction: from a state and the versions it builds on to a payload."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from resfed_codec import _native
+from resfed_codec.codec.update import VECTOR_SHARE, native_options
+from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
+from resfed_codec.errors import raise_from_native
+from resfed_codec.stream.link import (
+    MAX_COEF_LOG2,
+    MAX_DEPTH,
+    Link,
+    Terms,
+    link_digest,
+    unit_terms,
+    write_link,
+)
+from resfed_codec.stream.predictor import (
+    AdaptivePredictor,
+    LinearPredictor,
+    Predictor,
+    coarsest,
+    terms_over,
+)
+from resfed_codec.stream.versions import (
+    OTHER,
+    OWN,
+    Feedback,
+    Model,
+    Version,
+    at_place,
+    model_of,
+    prediction_rows,
+    tensor_row,
+)
+from resfed_codec.tensors import device
+from resfed_codec.tensors.device import PayloadPlan, on_host
+from resfed_codec.tensors.layout import (
+    DENSE,
+    LOSSLESS,
+    VECTOR,
+    Layout,
+    named,
+    roles_of,
+    special_tensors,
+)
+
+ADAPTIVE_LOG2 = 5
+_COEFFICIENT_BITS = 32
+"""About what a tensor's three coefficients take in the link."""
+
+
+class Coder:
+    """What encodes a direction: layout, configuration, predictor, and what follows from them.
+
+    ``two_way`` says whether the other direction's versions may be predicted from.
+
+    Raises:
+        ValueError: The predictor needs the other direction where there is none, or a pattern names
+            no tensor.
+    """
+
+    def __init__(
+        self, layout: Layout, config: CodecConfig, predictor: Predictor, *, two_way: bool
+    ) -> None:
+        self.layout, self.config, self.predictor, self.two_way = layout, config, predictor, two_way
+        self.special = special_tensors(layout.specs, config)
+        self.roles = roles_of(layout.specs, self.special)
+        if isinstance(predictor, AdaptivePredictor):
+            self.own_depth, self.other_depth = (1, 2) if two_way else (MAX_DEPTH, 0)
+            return
+        self.own_depth, self.other_depth = predictor.own_depth, predictor.other_depth
+        if self.other_depth and not two_way:
+            raise ValueError(
+                "predictor: looks at the other direction, which an Encoder does not know; use a"
+                " session"
+            )
+        names = [spec.name for spec in layout.specs]
+        self._named = [named(names, [pattern], "predictor") for pattern in predictor.tensors]
+
+    def depends(self, with_feedback: bool) -> dict[str, Any]:
+        """What feedback depends on, by name: whether there is any, and for which tensors."""
+        if not with_feedback:
+            return {"error_feedback": False}
+        names = [spec.name for spec in self.layout.specs]
+        return {
+            "error_feedback": True,
+            "exclude": [names[i] for i in self.special.exclusions],
+            "dense": [names[i] for i in self.special.dense],
+        }
+
+    @property
+    def copies_base(self) -> bool:
+        """Whether every prediction is the base itself, so that it may be updated in place."""
+        return self.predictor == LinearPredictor(own=(1,))
+
+    @property
+    def copies_other(self) -> bool:
+        """Whether every prediction is the other direction's newest version itself."""
+        return self.predictor == LinearPredictor(other=(1,))
+
+    def encode(
+        self,
+        current: Model,
+        *,
+        tag: int,
+        number: int,
+        base: Version | None,
+        other: Version | None,
+        keep: int,
+        out: Model | None,
+        feedback: Feedback | None,
+        commit: PayloadPlan | None = None,
+    ) -> bytes:
+        """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.
+
+        ``tag`` names the client (0: payloads for all). ``commit`` says what changes with them.
+        """
+        own = base.lineage(max(1, self.own_depth)) if base else []
+        others = other.lineage(max(1, self.other_depth)) if other else []
+        coef_log2, terms, per_tensor = self._terms(current, own, others, feedback)
+        link = Link(
+            version=number,
+            base=base.number if base else None,
+            other=other.number if other else None,
+            n_own=len(own),
+            n_other=len(others),
+            keep=keep,
+            coef_log2=coef_log2,
+            terms=terms,
+            per_tensor=per_tensor,
+        )
+        options = native_options(self.config, self.layout.specs, self.roles, self.special)
+        options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
+        options.link = write_link(link)
+        rows = prediction_rows(self.layout, self.roles, link, own, others, current, out, feedback)
+        try:
+            return device.encode(rows, options, self.layout.device, commit)
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in self.layout.specs])
+
+    def _terms(
+        self,
+        current: Model,
+        own: list[Version],
+        others: list[Version],
+        feedback: Feedback | None,
+    ) -> tuple[int, Terms, dict[int, Terms]]:
+        p = self.predictor
+        if isinstance(p, AdaptivePredictor):
+            return self._fit(current, own, others, feedback)
+        if not own and self.own_depth:  # no history yet, or none any more
+            return 0, unit_terms(OTHER), {}
+        pairs = [(p.own, p.other)]
+        chosen: dict[int, int] = {}
+        for place, pair in enumerate(p.tensors.values(), start=1):
+            pairs.append(pair)
+            for i, spec in enumerate(self.layout.specs):
+                if spec.name in self._named[place - 1] and self.roles[i] != LOSSLESS:
+                    chosen.setdefault(i, place)
+        fine = [terms_over(MAX_COEF_LOG2, *pair) for pair in pairs]
+        coef_log2 = coarsest(fine, MAX_COEF_LOG2)
+        all_terms = [terms_over(coef_log2, *pair) for pair in pairs]
+        return coef_log2, all_terms[0], {i: all_terms[place] for i, place in chosen.items()}
+
+    def _fit(
+        self,
+        current: Model,
+        own: list[Version],
+        others: list[Version],
+        feedback: Feedback | None,
+    ) -> tuple[int, Terms, dict[int, Terms]]:
+        """Least squares on two steps; see AdaptivePredictor and docs/predictors.md.
+
+        Its sums are taken on the host; arrays on a device are copied there.
+        """
+        places = [OTHER, OWN, OTHER + 1] if others else [OWN, OWN + 1, OWN + 2]
+        start = unit_terms(places[0])
+        if not own or (not others and len(own) == 1):
+            return 0, start, {}
+        history = {place: model_of(at_place(place, own, others)) for place in places}
+        rows: list[_native.TensorRow] = []
+        for i, array in enumerate(current):
+            models = [on_host(history[place][i]) for place in places]
+            residual_so_far = feedback[i] if feedback else None
+            rows.append(
+                tensor_row(
+                    self.layout.specs[i],
+                    self.roles[i],
+                    on_host(array),
+                    [(models[0], 1.0), (models[1], 0.0), (models[2], 0.0)],
+                    None,
+                    None if residual_so_far is None else on_host(residual_so_far),
+                    plain=self.roles[i] == LOSSLESS,
+                )
+            )
+        one = 1 << ADAPTIVE_LOG2
+        per_tensor = {}
+        for i, sums in enumerate(_native.moments(rows)):
+            steps = least_squares(sums, self._expected_nonzeros(i)) if sums else (0, 0)
+            if steps != (0, 0):
+                numerators = dict(zip(places, (one + steps[0], steps[1], -sum(steps)), strict=True))
+                n = [numerators.get(place, 0) for place in range(2 * MAX_DEPTH)]
+                per_tensor[i] = (n[0], n[1], n[2], n[3], n[4], n[5])
+        if not per_tensor:
+            return 0, start, {}
+        scaled = [one * n for n in start]
+        common = (scaled[0], scaled[1], scaled[2], scaled[3], scaled[4], scaled[5])
+        return ADAPTIVE_LOG2, common, per_tensor
+
+    def _expected_nonzeros(self, ordinal: int) -> float:
+        if self.roles[ordinal] == DENSE:
+            return self.layout.specs[ordinal].n_elems
+        sparsity = DEFAULT_SPARSITY if self.config.sparsity is None else self.config.sparsity
+        share = VECTOR_SHARE if self.roles[ordinal] == VECTOR else 1
+        return self.layout.specs[ordinal].n_elems * min(1.0, (1 - sparsity) * share)
+
+
+def least_squares(sums: Sequence[float], n_nonzeros: float) -> tuple[int, int]:
+    """Steps (x, y), in units of 2**-5, that make |r - x u - y v|^2 least; (0, 0) if not worth it.
+
+    ``sums`` are (rr, ru, rv, uu, uv, vv). A residual that loses a part of its energy saves half a
+    binary logarithm of it per nonzero, as in high-resolution quantization.
+    """
+    rr, ru, rv, uu, uv, vv = sums
+    candidates = [(0.0, 0.0)]
+    if uu > 0:
+        candidates.append((ru / uu, 0.0))
+    if vv > 0:
+        candidates.append((0.0, rv / vv))
+    determinant = uu * vv - uv * uv
+    if determinant > 1e-6 * uu * vv:
+        candidates.append(((ru * vv - rv * uv) / determinant, (rv * uu - ru * uv) / determinant))
+    one = 1 << ADAPTIVE_LOG2
+    best, least = (0, 0), rr
+    for exact in candidates:
+        if not all(abs(x) < 4 for x in exact):
+            continue
+        x, y = round(one * exact[0]), round(one * exact[1])
+        a, b = x / one, y / one
+        energy = rr - 2 * (a * ru + b * rv) + a * a * uu + 2 * a * b * uv + b * b * vv
+        if energy < least:
+            best, least = (x, y), energy
+    if least <= 0 or n_nonzeros / 2 * math.log2(rr / least) > _COEFFICIENT_BITS:
+        return best
+    return 0, 0

@@ -1,0 +1,342 @@
+"""Versions of a model, and how payloads are made from them and turned into new ones.
+
+Nothing here decides which version to build on: that is the business of stream.py and session.py.
+A model is a list of arrays in coding order, see :class:`resfed_codec.tensors.layout.Layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec import _native
+from resfed_codec.codec.numbers import Numbers
+from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
+from resfed_codec.stream.link import (
+    MAX_DEPTH,
+    Link,
+    Terms,
+    digest64,
+    link_digest,
+    parse_link,
+    unit_terms,
+    version_digest,
+)
+from resfed_codec.tensors import device
+from resfed_codec.tensors.device import Memory, Plan, copy, on_host, placed
+from resfed_codec.tensors.layout import (
+    DENSE,
+    LOSSLESS,
+    Layout,
+    Special,
+    TensorSpec,
+    plain_text,
+    roles_of,
+)
+
+Model = list[Memory]
+Feedback = list["Memory | None"]
+
+OWN, OTHER = 0, MAX_DEPTH
+"""Places of the newest version of each direction among a link's terms."""
+
+
+@dataclass(eq=False)
+class Version:
+    """A recovered model of one direction, as both ends know it.
+
+    ``model`` is None where no prediction will ask for it; ``parent`` is the version it was built
+    on, or None where the history begins or has been forgotten.
+    """
+
+    number: int
+    digest: int
+    model: Model | None
+    parent: Version | None = None
+
+    def lineage(self, depth: int) -> list[Version]:
+        """This version and those it was built on, newest first, at most ``depth``."""
+        versions, version = [self], self.parent
+        while version is not None and len(versions) < depth:
+            versions.append(version)
+            version = version.parent
+        return versions
+
+    def shortened(self, depth: int) -> Version:
+        """The same version with no more than ``depth`` versions of its lineage; shares the models.
+
+        This one and its parents keep what they have: they may still be built on.
+        """
+        version = None
+        for v in reversed(self.lineage(depth)):
+            version = Version(v.number, v.digest, v.model, version)
+        assert version is not None
+        return version
+
+    def __str__(self) -> str:
+        return f"version {self.number} (digest {self.digest:016x})"
+
+
+def run_name(run: str) -> str:
+    """A run's name, as it is kept.
+
+    Raises:
+        TypeError: ``run`` is no str.
+    """
+    if not isinstance(run, str):
+        raise TypeError(f"run={run!r}: must be a str")
+    return plain_text(run)
+
+
+def run_digest(layout: Layout, run: str) -> int:
+    """Stands for the run: its name, and what models look like in it."""
+    name = run.encode("utf-8", "surrogatepass")
+    return digest64(b"run", layout.digest.to_bytes(8, "little"), name)
+
+
+def initial_version(layout: Layout, model: Model, run: str) -> Version:
+    """Version 0: its digest covers the run and every byte of the model."""
+    digest = digest64(
+        b"initial",
+        run_digest(layout, run).to_bytes(8, "little"),
+        *(on_host(array).reshape(-1).view(np.uint8).data for array in model if array.size),
+    )
+    return Version(0, digest, model)
+
+
+def filled(model: Model, source: Model) -> Model:
+    """``model``, which has become a copy of ``source``."""
+    for array, values in zip(model, source, strict=True):
+        copy(values, array)
+    return model
+
+
+def new_feedback(layout: Layout, roles: Sequence[int]) -> Feedback:
+    """Zeros for matrices and vectors."""
+    return [
+        None
+        if role in (LOSSLESS, DENSE)
+        else placed(np.zeros(spec.shape, np.float32), layout.device)
+        for spec, role in zip(layout.specs, roles, strict=True)
+    ]
+
+
+def at_place(place: int, own: list[Version], others: list[Version]) -> Version:
+    """The version at a link's place; the oldest one stands for what would be before it."""
+    side = own if place < OTHER else others
+    return side[min(place % MAX_DEPTH, len(side) - 1)]
+
+
+def model_of(version: Version) -> Model:
+    assert version.model is not None, f"{version} was kept without its model"
+    return version.model
+
+
+def _combination(
+    terms: Terms, coef_log2: int, own: list[Version], others: list[Version]
+) -> list[tuple[Model, float]]:
+    """Models and coefficients, each version once: version 0 is the same in both directions."""
+    merged: dict[tuple[bool, int], int] = {}
+    models = {}
+    for place, numerator in enumerate(terms):
+        if numerator:
+            version = at_place(place, own, others)
+            key = (place < OTHER and version.number > 0, version.number)
+            merged[key] = merged.get(key, 0) + numerator
+            models[key] = model_of(version)
+    kept = [key for key in merged if merged[key]] or list(merged)[:1]
+    return [(models[key], merged[key] / 2**coef_log2) for key in kept]
+
+
+def tensor_row(
+    spec: TensorSpec,
+    role: int,
+    current: Memory,
+    terms: Sequence[tuple[Memory, float]],
+    out: Memory | None,
+    feedback: Memory | None,
+    *,
+    plain: bool,
+) -> _native.TensorRow:
+    reference = terms[0][0]
+    n_bytes = reference.itemsize
+    row = (current, reference, out, reference.size, n_bytes, spec.dtype_code, role)
+    if plain and feedback is None:
+        return row
+    combined = () if plain else tuple(terms)
+    return (*row, feedback, combined)
+
+
+def prediction_rows(
+    layout: Layout,
+    roles: Sequence[int],
+    link: Link,
+    own: list[Version],
+    others: list[Version],
+    current: Model | None,
+    out: Model | None,
+    feedback: Feedback | None,
+) -> list[_native.TensorRow]:
+    """The native call's view of a payload's prediction; ``current`` None when decoding."""
+    common = _combination(link.terms, link.coef_log2, own, others)
+    special = {
+        i: _combination(terms, link.coef_log2, own, others) for i, terms in link.per_tensor.items()
+    }
+    rows = []
+    for i, spec in enumerate(layout.specs):
+        combination = common if roles[i] == LOSSLESS else special.get(i, common)
+        terms = [(model[i], c) for model, c in combination]
+        rows.append(
+            tensor_row(
+                spec,
+                roles[i],
+                terms[0][0] if current is None else current[i],
+                terms,
+                out[i] if out else None,
+                feedback[i] if feedback else None,
+                plain=roles[i] == LOSSLESS or (len(terms) == 1 and terms[0][1] == 1),
+            )
+        )
+    return rows
+
+
+class Opened:
+    """A payload whose checksum, frame and link have been verified, not yet decoded.
+
+    Args:
+        payload: The bytes.
+        layout: Of the receiver: what a payload counts is bounded by it before it is read.
+
+    Raises:
+        PayloadError: Damaged, or not of a stream.
+        StateMismatchError: It names tensors that the layout does not have.
+    """
+
+    def __init__(self, payload: bytes, layout: Layout) -> None:
+        self.payload = payload
+        n_tensors = len(layout.specs)
+        try:
+            self.frame = _native.inspect(payload, n_tensors)
+        except _native.NativeError as error:
+            raise_from_native(error, (), len(payload))
+        if not self.frame["link"]:
+            raise PayloadError("payload: belongs to no stream: give it to decode()")
+        self.link = parse_link(self.frame["link"], n_tensors)
+        self.digest = version_digest(payload)
+
+    def builds_on(self, tag: int, base: Version | None, other: Version | None) -> bool:
+        """Whether these are what the payload names, by digest; see Coder.encode."""
+        expected = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
+        found: int = self.frame["digest"]
+        return found == expected
+
+    def copies(self, place: int) -> bool:
+        """Whether the prediction of every tensor is the version at this place, unchanged."""
+        link = self.link
+        one = 1 << link.coef_log2
+        return not link.per_tensor and link.terms == tuple(one * n for n in unit_terms(place))
+
+    def decode(
+        self,
+        layout: Layout,
+        base: Version | None,
+        other: Version | None,
+        out: Model,
+        commit: Plan | None = None,
+    ) -> None:
+        """Fill ``out``; all or nothing. The caller has asked ``builds_on``.
+
+        ``commit`` says what changes with it.
+
+        Raises:
+            PayloadError: The entropy coded part is damaged.
+            StateMismatchError: Less history is held than the payload needs, or other values.
+        """
+        link = self.link
+        own = base.lineage(link.n_own) if base else []
+        others = other.lineage(link.n_other) if other else []
+        if len(own) < link.n_own or len(others) < link.n_other:
+            raise StateMismatchError(
+                f"payload: {link}, predicts from {link.n_own} and {link.n_other} versions back;"
+                f" {len(own)} and {len(others)} are held here"
+            )
+        if any(version.model is None for version in (*own, *others)):
+            raise StateMismatchError(f"payload: {link}, of which no model is kept here")
+        roles = roles_of(layout.specs, special_of(self.frame))
+        rows = prediction_rows(layout, roles, link, own, others, None, out, None)
+        try:
+            device.decode(self.payload, self.frame["digest"], rows, layout.device, commit)
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
+
+
+def special_of(frame: Mapping[str, Any]) -> Special:
+    exclusions, dense = (Numbers(frame[name], "I") for name in ("exclusions", "dense_tensors"))
+    return Special(tuple(exclusions), tuple(dense))
+
+
+def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) -> Feedback:
+    """New minus old of matrices and vectors, rounded to float32 as residuals are; on the host."""
+    result: Feedback = []
+    for role, spec, a, b in zip(roles, layout.specs, new, old, strict=True):
+        if role in (LOSSLESS, DENSE):
+            result.append(None)
+            continue
+        ours, theirs = on_host(a), on_host(b)
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.asarray(_widened(ours, spec) - _widened(theirs, spec))
+            difference = difference.astype(np.float32)
+        bits = f"u{ours.itemsize}"
+        difference[ours.view(bits) == theirs.view(bits)] = 0  # infinities and NaNs, too
+        result.append(placed(difference, layout.device))
+    return result
+
+
+def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    if spec.dtype == "bfloat16":
+        return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array if spec.dtype == "float64" else array.astype(np.float32)
+
+
+def sum_of(feedback: Feedback, addends: Iterable[Feedback]) -> Feedback:
+    """The sum as new arrays; taken on the host, and placed where ``feedback`` is."""
+    total = _copied_to_host(feedback)
+    for addend in addends:
+        for array, memory in zip(total, addend, strict=True):
+            if array is not None and memory is not None:
+                array += on_host(memory)
+    return _placed_like(feedback, total)
+
+
+def with_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -> Feedback:
+    """New arrays: ``feedback`` and the dequantized values of payloads' matrices and vectors.
+
+    Adding costs by nonzeros; it is done on the host.
+    """
+    total = _copied_to_host(feedback)
+    for payload in payloads:
+        roles = roles_of(layout.specs, special_of(_native.inspect(payload, len(layout.specs))))
+        rows: list[_native.TensorRow] = []
+        for spec, role, array in zip(layout.specs, roles, total, strict=True):
+            shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)
+            rows.append((None, None, None, *shape, array, ()))
+        try:
+            _native.add_values(payload, rows)
+        except _native.NativeError as error:
+            raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
+    return _placed_like(feedback, total)
+
+
+def _copied_to_host(feedback: Feedback) -> list[NDArray[Any] | None]:
+    return [None if memory is None else np.array(on_host(memory)) for memory in feedback]
+
+
+def _placed_like(feedback: Feedback, arrays: list[NDArray[Any] | None]) -> Feedback:
+    return [
+        None if memory is None or array is None else placed(array, device.device_of(memory))
+        for memory, array in zip(feedback, arrays, strict=True)
+    ]

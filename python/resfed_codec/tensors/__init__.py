@@ -1,0 +1,1 @@
+"""Models as callers hold them: layout, arrays of NumPy, torch and CUDA devices."""

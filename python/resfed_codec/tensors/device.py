@@ -1,0 +1,360 @@
+"""Arrays on CUDA devices: the one module that knows where they come from and how to move them.
+
+Inside the codec such an array is a ``_native.DeviceArray``: a view of a caller's tensor (of torch's
+by its address, of all others' by DLPack, https://dmlc.github.io/dlpack) or memory made here. All
+arrays of a call lie on one device, and the call runs in order on one stream of it, see
+:func:`current_stream`. The native encoder and decoder work on the device; what has no kernels is
+done on the host, with copies there and back: :func:`on_host`, :func:`placed`, :func:`copy`.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import math
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec import _native
+from resfed_codec._native import DeviceArray
+from resfed_codec.errors import raise_from_native
+from resfed_codec.tensors.dtypes import LOSSY_CODES, PATTERNS, pattern_dtype, pattern_shape
+from resfed_codec.tensors.torch_tensors import from_patterns, is_torch, plain_torch
+
+
+class SupportsDLPack(Protocol):
+    """An array of any library that can be exchanged by DLPack."""
+
+    def __dlpack__(self) -> Any: ...
+    def __dlpack_device__(self) -> tuple[Any, int]: ...
+
+
+Memory: TypeAlias = "NDArray[Any] | DeviceArray"
+"""One tensor's memory in C order: the host's, or a device's."""
+
+Assignments: TypeAlias = "Sequence[tuple[Any, Any, Any]]"
+"""What changes in one step: tuples (object, attribute name, value) or (dict, key, value)."""
+
+Plan: TypeAlias = Callable[[], Assignments]
+"""What native code calls when nothing but the writing is left to do.
+
+The assignments that it returns are made in one step with the writing, so an interrupt finds either
+both done or neither. If the plan raises, neither is.
+"""
+
+PayloadPlan: TypeAlias = Callable[[bytes], Assignments]
+"""A :data:`Plan` that is given the finished payload."""
+
+TORCH, CUPY, OTHER = "torch", "cupy", ""
+
+_CUDA, _CUDA_MANAGED = 2, 13
+"""Device types of DLPack."""
+
+
+class Origin(NamedTuple):
+    """Whose array it is, on which device, of which dtype of theirs (None for OTHER)."""
+
+    library: str
+    device: int
+    dtype: Any
+
+
+def origin_of(value: Any) -> Origin | None:
+    """Where an array comes from, or None if it is not on a CUDA device."""
+    if is_torch(value):
+        return Origin(TORCH, value.device.index, value.dtype) if value.is_cuda else None
+    if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
+        return None
+    kind, number = value.__dlpack_device__()
+    if int(kind) not in (_CUDA, _CUDA_MANAGED):
+        return None
+    if type(value).__module__.partition(".")[0] == CUPY:
+        return Origin(CUPY, int(number), value.dtype)
+    return Origin(OTHER, int(number), None)
+
+
+def is_writable(value: object, origin: Origin) -> bool:
+    """Whether the codec may write to a caller's array; JAX's, for one, must never change."""
+    return origin.library != OTHER or isinstance(value, DeviceArray)
+
+
+def require_cuda(where: str, device: int) -> None:
+    """Raise TypeError, saying what is missing, unless arrays on CUDA devices can be used."""
+    reason = unavailable_reason()
+    if reason:
+        raise TypeError(
+            f"{where} lies on cuda:{device}, which resfed_codec cannot use here: {reason}. Or copy"
+            " the tensors to the host first (.cpu())"
+        )
+
+
+@lru_cache(maxsize=1)
+def unavailable_reason() -> str:
+    """Why CUDA cannot be used, and what helps; "" if it can."""
+    reason = _native.cuda_unavailable_reason()
+    if not reason:
+        return ""
+    if not hasattr(_native, "encode_on_device"):
+        return f"{reason}; build it from source where nvcc is, with -DRESFED_CUDA=ON (docs/gpu.md)"
+    return f"{reason} (this build has CUDA; it needs an NVIDIA GPU and its driver)"
+
+
+# ---- arrays of callers
+
+
+def array_of(value: Any, origin: Origin, dtype: str, where: str) -> DeviceArray:
+    """The memory of a contiguous array; ``dtype`` is torch's name where it is a torch tensor.
+
+    Raises:
+        TypeError: CUDA cannot be used, or the array cannot be exchanged.
+        ValueError: It is not C-contiguous.
+    """
+    require_cuda(where, origin.device)
+    if isinstance(value, DeviceArray):
+        return value
+    if origin.library == TORCH:
+        shape = pattern_shape(tuple(value.shape), dtype)
+        held = pattern_dtype(dtype) if _is_pattern(dtype) else dtype
+        stream = _stream_of(TORCH, origin.device)
+        return DeviceArray.from_pointer(value.data_ptr(), shape, held, origin.device, value, stream)
+    try:
+        # The protocol calls the legacy default stream 1, and has the library order its work.
+        array = DeviceArray.from_dlpack(
+            value.__dlpack__(stream=current_stream(origin.device) or 1),
+            _stream_of(origin.library, origin.device),
+        )
+    except (TypeError, BufferError) as error:
+        raise TypeError(f"{where} cannot be exchanged by DLPack: {error}") from error
+    if not array.contiguous:
+        raise ValueError(f"{where} is not C-contiguous; make it so first (ascontiguousarray)")
+    return array
+
+
+def new_value(origin: Origin, shape: Sequence[int], dtype: str) -> Any:
+    """A new array, not filled, of the library that the origin names; from its own allocator."""
+    if origin.library == TORCH:
+        with plain_torch():
+            return importlib.import_module(TORCH).empty(
+                tuple(shape), dtype=origin.dtype, device=f"cuda:{origin.device}"
+            )
+    if origin.library == CUPY:
+        cupy = importlib.import_module(CUPY)
+        with cupy.cuda.Device(origin.device):
+            return cupy.empty(tuple(shape), dtype=origin.dtype)
+    return _new_memory(shape, dtype, origin.device)
+
+
+def value_of(array: DeviceArray, origin: Origin, dtype: str) -> Any:
+    """``array`` as one of the library that the origin names, without a copy. In plain_torch()."""
+    named = array if array.dtype == dtype or _is_pattern(dtype) else array.view(dtype)
+    if origin.library == TORCH:
+        tensor = importlib.import_module(TORCH).from_dlpack(named.__dlpack__())
+        if _is_pattern(dtype):
+            return from_patterns(tensor, dtype)
+        return tensor if tensor.dtype == origin.dtype else tensor.view(origin.dtype)
+    return importlib.import_module(CUPY).from_dlpack(named) if origin.library == CUPY else named
+
+
+def _is_pattern(dtype: str) -> bool:
+    """Whether arrays on a device hold bit patterns; bfloat16 is itself there."""
+    return dtype in PATTERNS and dtype not in LOSSY_CODES
+
+
+# ---- streams
+
+
+def current_stream(device: int) -> int:
+    """The stream that calls work on: torch's current one, else CuPy's, else the legacy default."""
+    streams = (_stream_of(library, device) for library in (TORCH, CUPY))
+    return next((stream for stream in streams if stream is not None), 0)
+
+
+def _stream_of(library: str, device: int) -> int | None:
+    """A library's current stream; None if that is not known, or it does not use CUDA.
+
+    Memory of its allocator that is let go is used again in order of the stream that was the current
+    one when it was allocated.
+    """
+    module = sys.modules.get(library) if library else None
+    if module is None:
+        return None
+    if library == TORCH:
+        cuda = module.cuda
+        return int(cuda.current_stream(device).cuda_stream) if cuda.is_initialized() else None
+    with module.cuda.Device(device):
+        return int(module.cuda.get_current_stream().ptr)
+
+
+def publish(origins: Iterable[Origin | None]) -> None:
+    """Wait for what was written to a caller's arrays, if he may read them on another stream."""
+    for library, device in {(origin.library, origin.device) for origin in origins if origin}:
+        stream = current_stream(device)
+        if library == OTHER or _stream_of(library, device) != stream:
+            _told(_native.wait, device, stream)
+
+
+# ---- memory inside the codec
+
+
+def library_memory(device: int, n_bytes: int) -> DeviceArray | None:
+    """Memory of the library whose stream calls work on; None if there is none, or it has none.
+
+    Libraries keep what was freed, so that beside them a device may have no memory left.
+    """
+    libraries = ((name, _stream_of(name, device)) for name in (TORCH, CUPY))
+    library = next((name for name, stream in libraries if stream is not None), OTHER)
+    if library == OTHER or n_bytes == 0:
+        return None
+    dtype = sys.modules[TORCH].uint8 if library == TORCH else np.dtype("uint8")
+    origin = Origin(library, device, dtype)
+    try:
+        return array_of(new_value(origin, (n_bytes,), "uint8"), origin, "uint8", "memory")
+    except (MemoryError, RuntimeError):  # torch's OutOfMemoryError is the latter
+        return None
+
+
+if hasattr(_native, "set_allocator"):
+    _native.set_allocator(library_memory)
+
+
+def _new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
+    """A new array, not filled."""
+    # np.dtype does not know bfloat16.
+    itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    memory = library_memory(device, math.prod(shape) * itemsize)
+    if memory is not None:
+        stream = current_stream(device)
+        return DeviceArray.from_pointer(memory.pointer, shape, dtype, device, memory, stream)
+    array: DeviceArray = _told(_native.empty_on_device, shape, dtype, device)
+    return array
+
+
+def device_of(memory: Memory) -> int | None:
+    """Number of its CUDA device, None for the host."""
+    return memory.device if isinstance(memory, DeviceArray) else None
+
+
+def name_of(device: int | None) -> str:
+    return "cpu" if device is None else f"cuda:{device}"
+
+
+def empty_on_host(memory: Memory) -> NDArray[Any]:
+    """A new array of the host, not filled, that could be copied to ``memory``."""
+    if isinstance(memory, DeviceArray):
+        return np.empty(memory.shape, "uint16" if memory.dtype == "bfloat16" else memory.dtype)
+    return np.empty_like(memory)
+
+
+def staging(memory: Memory) -> NDArray[Any]:
+    """The array itself if it is the host's, else a new one there, not filled, to copy from."""
+    return empty_on_host(memory) if isinstance(memory, DeviceArray) else memory
+
+
+def on_host(memory: Memory) -> NDArray[Any]:
+    """The array itself if it is the host's, else a copy there; bfloat16 as uint16."""
+    if not isinstance(memory, DeviceArray):
+        return memory
+    array = empty_on_host(memory)
+    copy(memory, array)
+    return array
+
+
+def placed(array: NDArray[Any], device: int | None) -> Memory:
+    """The array itself if the host is asked for, else a copy on the device."""
+    if device is None:
+        return array
+    memory = _new_memory(array.shape, array.dtype.name, device)
+    copy(array, memory)
+    return memory
+
+
+def copy(source: Memory, target: Memory) -> None:
+    """Fill ``target``, of the same shape and dtype; between devices and the host this waits."""
+    if isinstance(source, DeviceArray):
+        stream = current_stream(source.device)
+        if isinstance(target, DeviceArray):
+            _told(_native.copy_on_device, source, target, stream)
+        else:
+            _told(_native.copy_to_host, source, target, stream)
+    elif isinstance(target, DeviceArray):
+        contiguous = np.asarray(source, order="C")
+        _told(_native.copy_to_device, contiguous, target, current_stream(target.device))
+    elif source is not target:
+        with held(source):
+            np.copyto(target, source)
+
+
+@contextmanager
+def held(array: NDArray[Any]) -> Iterator[None]:
+    """A context in which NumPy refuses to resize the array: its copies run beside other threads."""
+    owner: Any = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    reference = weakref.ref(owner)
+    yield
+    del reference
+
+
+def encode(
+    rows: Sequence[_native.TensorRow],
+    options: _native.EncodeOptions,
+    device: int | None,
+    commit: PayloadPlan | None = None,
+) -> bytes:
+    """The native encoder where the rows' arrays are; raises NativeError."""
+    if device is None:
+        return _native.encode(rows, options, commit)
+    return _native.encode_on_device(rows, options, device, current_stream(device), commit)
+
+
+def decode(
+    payload: bytes,
+    digest: int,
+    rows: Sequence[_native.TensorRow],
+    device: int | None,
+    commit: Plan | None = None,
+) -> None:
+    """The native decoder where the rows' arrays are; raises NativeError."""
+    if device is None:
+        _native.decode(payload, digest, rows, commit)
+    else:
+        _native.decode_on_device(payload, digest, rows, device, current_stream(device), commit)
+
+
+def release_workspace() -> None:
+    """Free the memory on CUDA devices that calls keep for the next ones.
+
+    Does nothing where there is none; the next call takes what it needs anew.
+    """
+    if not unavailable_reason():
+        _told(_native.release_workspace)
+
+
+def _told(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A native function's result; what it throws becomes a public exception."""
+    try:
+        return function(*arguments)
+    except _native.NativeError as error:
+        raise_from_native(error, ())
+
+
+def _reduce(array: DeviceArray) -> tuple[Any, ...]:
+    """For pickle and copy: by way of the host, back to the same device."""
+    return _restored, (on_host(array), array.dtype, array.device)
+
+
+def _restored(array: NDArray[Any], dtype: str, device: int) -> DeviceArray:
+    require_cuda("the pickled object", device)
+    memory = placed(array, device)
+    assert isinstance(memory, DeviceArray)
+    return memory.view(dtype)
+
+
+copyreg.pickle(DeviceArray, _reduce)

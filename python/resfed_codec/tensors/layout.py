@@ -1,0 +1,496 @@
+"""Models as frameworks hold them, seen as a list of named arrays in memory.
+
+A *layout* is the names, shapes and dtypes of a model's tensors. Both ends must have the same one;
+its digest is in every payload. Mappings are taken in the order of their sorted names, so that two
+ends that built their dictionaries in different orders still agree; sequences have the names "0",
+"1", ... in their own order, and a mapping with exactly these names is taken in that order too. So
+models of equal names always have one order, and what is paired by position is paired by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec._native import DeviceArray
+from resfed_codec.config import CodecConfig
+from resfed_codec.tensors import device
+from resfed_codec.tensors.device import Memory, Origin, name_of
+from resfed_codec.tensors.dtypes import (
+    LOSSY_CODES,
+    NUMBER_CODES,
+    PATTERNS,
+    SUPPORTED,
+    as_patterns,
+    from_patterns,
+    pattern_dtype,
+    pattern_shape,
+)
+from resfed_codec.tensors.replaced import replaced_tensors
+from resfed_codec.tensors.torch_tensors import (
+    check_readable,
+    is_torch,
+    memory_of,
+    plain_torch,
+    tensor_over,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "NDArray[Any] | torch.Tensor | device.SupportsDLPack"
+State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
+
+MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
+"""Roles, as in csrc/api.hpp."""
+
+
+class TensorSpec(NamedTuple):
+    """Name, shape and dtype of one tensor. ``dtype`` is NumPy's and torch's common name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether residuals of it are quantized; what is not travels losslessly."""
+        return self.dtype in LOSSY_CODES
+
+    @property
+    def n_elems(self) -> int:
+        """Elements as they are coded: a complex number is two."""
+        return math.prod(pattern_shape(self.shape, self.dtype))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element as it is coded."""
+        return np.dtype(pattern_dtype(self.dtype)).itemsize
+
+    @property
+    def row_length(self) -> int:
+        """Elements per first dimension; 0 if there are no rows."""
+        return math.prod(self.shape[1:]) if len(self.shape) >= 2 else 0
+
+    @property
+    def dtype_code(self) -> int:
+        """The native dtype, of complex tensors that of their parts; else of no meaning."""
+        return NUMBER_CODES.get(self.dtype, 0)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} {list(self.shape)}"
+
+
+def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Elements that tend to be sent together, for each matrix of a model; 0 if there are no such.
+
+    Of a convolution those are its kernels, as PyTorch lays them. The rows of a matrix behind it
+    have what flattening made of a channel; which convolution it is behind is a guess.
+    """
+    channels = sorted({s[0] for s in shapes if len(s) >= 3 and s[0]}, reverse=True)
+
+    def size(shape: tuple[int, ...]) -> int:
+        if len(shape) != 2:
+            return math.prod(shape[2:]) if len(shape) > 2 else 0
+        return next((shape[1] // c for c in channels if shape[1] % c == 0), 0)
+
+    return [size(shape) for shape in shapes]
+
+
+class View(NamedTuple):
+    """One tensor of a state: what it is, its memory in C order, and where that came from.
+
+    ``array`` shares memory with the tensor unless ``copied``. On the host it is a NumPy array, held
+    as dtypes.py says; ``origin`` is None there.
+    """
+
+    spec: TensorSpec
+    array: Memory
+    copied: bool
+    origin: Origin | None
+    writable: bool
+
+
+def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
+    """The state's tensors in its own order, by name or in sequence.
+
+    A caller's mapping or sequence may answer otherwise when it is asked again: because it loads
+    tensors lazily, or another thread changes it. A call that needs it twice works on this.
+
+    Raises:
+        TypeError: ``state`` is neither a mapping from str to arrays nor a sequence of arrays.
+    """
+    if isinstance(state, Mapping):
+        items = list(state.items())
+        if {type(name) for name, _ in items} == {str}:  # nearly always
+            return dict(items)
+        for name, _ in items:
+            if not isinstance(name, str):
+                raise TypeError(f"{argument}: the name {name!r} must be a str")
+        return {plain_text(name): value for name, value in items}
+    if isinstance(state, Sequence) and not isinstance(state, (str, bytes, bytearray)):
+        return list(state)
+    raise TypeError(
+        f"{argument}: must be a mapping from names to arrays or a sequence of arrays,"
+        f" not {type(state).__name__}"
+    )
+
+
+def plain_text(text: str) -> str:
+    """The same characters as a plain str: subclasses, such as enums, may print as others."""
+    return str.__str__(text)
+
+
+def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
+    """The state's tensors in coding order, with names.
+
+    Raises:
+        TypeError: As :func:`read_once`.
+    """
+    tensors = read_once(state, argument)
+    if isinstance(tensors, list):
+        return [(str(i), value) for i, value in enumerate(tensors)]
+    return [(name, tensors[name]) for name in _coding_order(tensors)]
+
+
+def _coding_order(names: Mapping[str, Any]) -> list[str]:
+    """The names of a mapping: as a sequence counts them if they are a sequence's, else sorted."""
+    numbers = [str(i) for i in range(len(names))] if "0" in names else []
+    return numbers if numbers and all(n in names for n in numbers) else sorted(names)
+
+
+def view_of(name: str, value: Array, argument: str) -> View:
+    """``value`` as contiguous memory, where it is.
+
+    Raises:
+        TypeError: No NumPy array, torch tensor or array on a CUDA device, or of a dtype or kind
+            that is not supported; or CUDA cannot be used.
+        ValueError: An array of another library is not C-contiguous.
+    """
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return _view_of_other(name, value, f"{argument}: tensor {name!r}")
+    plain_type = type(value) is np.ndarray
+    if not plain_type and isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{argument}: tensor {name!r}: a masked array would lose its mask; call filled() first"
+        )
+    array = value if plain_type else np.asarray(value)
+    dtype, problem = _dtype_name(array.dtype)
+    if problem:
+        raise TypeError(f"{argument}: tensor {name!r}: dtype {problem}")
+    flags = array.flags
+    plain = flags.c_contiguous and flags.aligned
+    copied = isinstance(value, np.generic) or not plain
+    if plain:
+        memory = array
+    else:
+        with device.held(array):
+            memory = array.copy(order="C")
+    held = as_patterns(memory, dtype)
+    return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
+
+
+def _view_of_other(name: str, value: Any, where: str) -> View:
+    if is_torch(value):
+        return _view_of_torch(name, value, where)
+    origin = device.origin_of(value)
+    if origin is not None:
+        return _view_on_device(name, value, origin, where)
+    raise TypeError(
+        f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
+        f" speaks DLPack, not {type(value).__name__}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _dtype_name(dtype: np.dtype[Any]) -> tuple[str, str]:
+    """Name of a NumPy dtype, and what is wrong with it ("" if nothing); cached, for it is slow."""
+    if not dtype.isnative:
+        return dtype.name, (
+            f"{dtype.str} is not in this machine's byte order; convert with"
+            " astype(dtype.newbyteorder('='))"
+        )
+    if dtype.name in SUPPORTED:
+        return dtype.name, ""
+    return dtype.name, f"{dtype.name} is not supported; {_advice(dtype)}"
+
+
+def _advice(dtype: np.dtype[Any]) -> str:
+    if dtype.type in (np.longdouble, np.clongdouble):
+        kind = "complex128" if dtype.kind == "c" else "float64"
+        return f"its size differs between machines; convert with astype({kind!r})"
+    if dtype.fields is not None:
+        return "pass each field as a tensor of its own"
+    return "convert to numbers first, or leave the tensor out"
+
+
+def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
+    array = device.array_of(value, origin, "", where)
+    if array.dtype not in SUPPORTED or array.dtype in PATTERNS.keys() - LOSSY_CODES.keys():
+        raise TypeError(f"{where}: dtype {array.dtype} is not supported")
+    spec = TensorSpec(name, tuple(array.shape), array.dtype)
+    return View(spec, array, False, origin, device.is_writable(value, origin))
+
+
+def _view_of_torch(name: str, value: Any, where: str) -> View:
+    check_readable(value, where)
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in SUPPORTED:
+        raise TypeError(f"{where}: dtype {value.dtype} is not supported")
+    spec = TensorSpec(name, tuple(value.shape), dtype)
+    origin = device.origin_of(value)
+    lazy = value.is_neg() or value.is_conj()
+    copied = lazy or not value.is_contiguous()
+    if copied:
+        value = value.resolve_conj().resolve_neg().contiguous()
+    if origin is not None:
+        return View(spec, device.array_of(value, origin, dtype, where), copied, origin, True)
+    return View(spec, memory_of(value, dtype), copied, None, True)
+
+
+def views_of(state: State, argument: str) -> list[View]:
+    """The state's tensors in coding order, all on one device.
+
+    Raises:
+        TypeError, ValueError: As :func:`items_of` and :func:`view_of`; tensors on two devices.
+    """
+    items = items_of(state, argument)
+    with plain_torch():
+        views = [view_of(name, value, argument) for name, value in items]
+    first = device_of(views)
+    for view in views:
+        if _device(view) != first:
+            raise ValueError(
+                f"{argument}: tensor {views[0].spec.name!r} lies on {name_of(first)}"
+                f" and tensor {view.spec.name!r} on {name_of(_device(view))}; all must lie on one"
+                " device"
+            )
+    return views
+
+
+def _device(view: View) -> int | None:
+    return view.origin.device if view.origin else None
+
+
+def device_of(views: Sequence[View]) -> int | None:
+    """The CUDA device that a model lies on, None for the host."""
+    return _device(views[0]) if views else None
+
+
+def check_same_device(views: Sequence[View], expected: int | None, argument: str) -> None:
+    """Raise ValueError unless the model lies on the device that the reference lies on."""
+    if views and _device(views[0]) != expected:
+        raise ValueError(
+            f"{argument}: tensor {views[0].spec.name!r} lies on {name_of(_device(views[0]))}, and"
+            f" that of reference on {name_of(expected)}; both must lie on one device"
+        )
+
+
+def check_same_layout(
+    state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str
+) -> None:
+    """Raise ValueError, naming both sides, unless the two layouts are equal."""
+    state, reference = list(state), list(reference)
+    if state == reference:
+        return
+    ours = {spec.name: spec for spec in state}
+    theirs = {spec.name: spec for spec in reference}
+    missing = [name for name in theirs if name not in ours]
+    extra = [name for name in ours if name not in theirs]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"lacks {_quoted(missing)}, which reference has")
+        if extra:
+            parts.append(f"has {_quoted(extra)}, which reference lacks")
+        raise ValueError(f"{argument} {' and '.join(parts)}")
+    for name, spec in ours.items():
+        if spec != theirs[name]:
+            raise ValueError(f"{argument} and reference differ: {spec} against {theirs[name]}")
+    raise ValueError(f"{argument} and reference have their tensors in different orders")
+
+
+class Layout:
+    """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
+
+    Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays, held
+    as dtypes.py says, or all on one CUDA device. :meth:`model_of` turns a caller's state into
+    that, :meth:`state_of` turns it back.
+    """
+
+    def __init__(self, state: State, argument: str) -> None:
+        state = read_once(state, argument)
+        views = views_of(state, argument)
+        self.specs = [view.spec for view in views]
+        self.digest = layout_digest(self.specs)
+        self.names = list(state) if isinstance(state, Mapping) else None
+        self.device = device_of(views)
+        self.origins = [view.origin for view in views]
+        self._torch = [is_torch(value) for _, value in items_of(state, argument)]
+        self._dtypes: list[Any] = [
+            view.array.dtype if torch or view.origin else np.asarray(value).dtype
+            for view, torch, (_, value) in zip(
+                views, self._torch, items_of(state, argument), strict=True
+            )
+        ]
+        self.n_bytes = sum(view.array.nbytes for view in views)
+
+    @property
+    def uses_torch(self) -> bool:
+        return any(self._torch)
+
+    def model_of(self, state: State, argument: str) -> list[Memory]:
+        """The state's memory.
+
+        Raises:
+            ValueError: Its layout or its device is another; names both sides.
+        """
+        views = views_of(state, argument)
+        check_same_layout((view.spec for view in views), self.specs, argument)
+        check_same_device(views, self.device, argument)
+        return [view.array for view in views]
+
+    def empty(self) -> list[Memory]:
+        """A new model, not filled."""
+        return [
+            np.empty(pattern_shape(spec.shape, spec.dtype), pattern_dtype(spec.dtype))
+            if origin is None
+            else device.array_of(
+                device.new_value(origin, spec.shape, spec.dtype), origin, spec.dtype, "result"
+            )
+            for spec, origin in zip(self.specs, self.origins, strict=True)
+        ]
+
+    def copy_of(self, model: Sequence[Memory]) -> list[Memory]:
+        """A model of its own, with the same values."""
+        new = self.empty()
+        for source, target in zip(model, new, strict=True):
+            device.copy(source, target)
+        return new
+
+    def state_of(self, model: Sequence[Memory], *, read_only: bool = False) -> Any:
+        """``model`` as the caller's kind of state, without copying."""
+        device.publish(self.origins)
+        with plain_torch():
+            values = {
+                spec.name: self._array_of(i, model[i], read_only)
+                for i, spec in enumerate(self.specs)
+            }
+        if self.names is None:
+            return [values[spec.name] for spec in self.specs]
+        return {name: values[name] for name in self.names}
+
+    def _array_of(self, i: int, array: Memory, read_only: bool) -> Any:
+        origin, dtype = self.origins[i], self.specs[i].dtype
+        if origin is not None:
+            assert isinstance(array, DeviceArray)
+            return device.value_of(array, origin, dtype)
+        assert isinstance(array, np.ndarray)
+        if self._torch[i]:
+            return tensor_over(array, dtype)
+        view = from_patterns(array, self._dtypes[i], self.specs[i].shape)
+        if read_only:
+            view.flags.writeable = False
+        return view
+
+
+def _quoted(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def layout_digest(specs: Iterable[TensorSpec]) -> int:
+    """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
+    return _layout_digest(tuple(specs))
+
+
+@lru_cache(maxsize=16)
+def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
+    text = "".join(
+        f"{len(spec.name)}:{spec.name} {spec.dtype} {','.join(map(str, spec.shape))}\n"
+        for spec in specs
+    ).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class Special(NamedTuple):
+    """Ordinals of the float tensors that are not in the budget, ascending; no tensor is in both."""
+
+    exclusions: Sequence[int] = ()
+    dense: Sequence[int] = ()
+
+
+NOTHING_SPECIAL = Special()
+
+
+def special_tensors(specs: Sequence[TensorSpec], config: CodecConfig) -> Special:
+    """The tensors that ``exclude`` and ``dense`` name.
+
+    Raises:
+        ValueError: A pattern that was given names no tensor at all.
+    """
+    return _special_tensors(tuple(specs), config.exclude, config.dense)
+
+
+@lru_cache(maxsize=16)
+def _special_tensors(
+    specs: tuple[TensorSpec, ...], exclude: tuple[str, ...], dense: tuple[str, ...] | None
+) -> Special:
+    names = [spec.name for spec in specs]
+    excluded = named(names, exclude, "exclude")
+    replaced = set(replaced_tensors(specs)) if dense is None else named(names, dense, "dense")
+    floats = [(i, spec.name) for i, spec in enumerate(specs) if spec.is_float]
+    return Special(
+        tuple(i for i, name in floats if name in excluded),
+        tuple(i for i, name in floats if name in replaced and name not in excluded),
+    )
+
+
+def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[str]:
+    """The names that the patterns mean: one that is a name means just that, others by fnmatch.
+
+    Raises:
+        ValueError: A pattern means none.
+    """
+    chosen, known = set(), set(names)
+    for pattern in patterns:
+        if pattern in known:
+            chosen.add(pattern)
+            continue
+        is_wild = any(wildcard in pattern for wildcard in "*?[")
+        like = [name for name in names if fnmatchcase(name, pattern)] if is_wild else []
+        if not like:
+            close = get_close_matches(pattern, names[:1000], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{argument}: no tensor is named like {pattern!r}{hint}")
+        chosen.update(like)
+    return chosen
+
+
+def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[int]:
+    """The role of each tensor, a function of the layout and of what is excluded or dense.
+
+    Integers, bool and excluded tensors are lossless; of the other floats that are not dense, those
+    of two or more dimensions are matrices, the rest vectors. Where there is no matrix at all (say,
+    one flat parameter vector) the vectors are treated as matrices.
+    """
+    exclusions, dense = (set(ordinals) for ordinals in special)
+    roles = [
+        LOSSLESS
+        if not spec.is_float or i in exclusions
+        else DENSE
+        if i in dense
+        else MATRIX
+        if len(spec.shape) >= 2
+        else VECTOR
+        for i, spec in enumerate(specs)
+    ]
+    return roles if MATRIX in roles else [MATRIX if role == VECTOR else role for role in roles]

@@ -1,0 +1,60 @@
+"""Builds and machines without CUDA say what is missing when a tensor on a CUDA device comes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import resfed_codec as rfc
+from resfed_codec import _native
+from resfed_codec.tensors import device
+
+
+class OnDevice:
+    """An array that says it is on a CUDA device; nobody may ask for more."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 3
+
+    def __dlpack__(self, *, stream: int | None = None) -> object:
+        raise AssertionError("exchanged, though CUDA cannot be used")
+
+
+class OnHost(OnDevice):
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "with_cuda", "missing"),
+    [
+        ("it was built without CUDA", False, "built without CUDA; build it from source where nvcc"),
+        ("no CUDA-capable device is detected", True, "it needs an NVIDIA GPU and its driver"),
+    ],
+)
+def test_says_what_is_missing(
+    reason: str, with_cuda: bool, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "cuda_unavailable_reason", lambda: reason)
+    if with_cuda:
+        monkeypatch.setattr(_native, "encode_on_device", None, raising=False)
+    else:
+        monkeypatch.delattr(_native, "encode_on_device", raising=False)
+    device.unavailable_reason.cache_clear()
+    try:
+        assert rfc.cuda_available() is False
+        rfc.release_workspace()  # there is nothing to be released
+        where = f"state: tensor 'w' lies on cuda:3, which resfed_codec cannot use here: {reason}"
+        with pytest.raises(TypeError, match=re.escape(where)) as caught:
+            rfc.encode({"w": OnDevice()}, {"w": np.zeros(2)})
+        assert missing in str(caught.value)
+        assert ".cpu()" in str(caught.value)
+    finally:
+        device.unavailable_reason.cache_clear()
+
+
+def test_arrays_on_other_devices() -> None:
+    with pytest.raises(TypeError, match="an array on a CUDA device that speaks DLPack, not On"):
+        rfc.encode({"w": OnHost()}, {"w": np.zeros(2)})

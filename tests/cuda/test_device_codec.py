@@ -1,0 +1,379 @@
+"""Native encode and decode for arrays on a device, against the CPU's: same bytes, same models.
+
+They run on a CUDA device, or where the build emulates one (see CONTRIBUTING.md). Sizes lie around
+what kernels work on at once (tiles of 4,096 elements, 32 lanes), and around the sizes from which
+on thresholds are estimated and candidates have limited room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import resfed_codec as rfc
+from models import State, clustered, cnn_pair, options, pairs
+from resfed_codec import _native
+from resfed_codec.codec.update import native_options
+from resfed_codec.config import CodecConfig
+from resfed_codec.tensors.layout import (
+    DENSE,
+    LOSSLESS,
+    layout_digest,
+    roles_of,
+    special_tensors,
+    views_of,
+)
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not rfc.cuda_available(), reason=_native.cuda_unavailable_reason()),
+]
+
+Arrays = list[np.ndarray]
+
+
+def to_device(array: np.ndarray) -> _native.DeviceArray:
+    moved = _native.empty_on_device(array.shape, array.dtype.name, 0)
+    _native.copy_to_device(np.ascontiguousarray(array), moved, 0)
+    return moved
+
+
+def bytes_of(arrays: Sequence[Any]) -> list[bytes]:
+    """Their memory; nothing for None."""
+    result = []
+    for array in arrays:
+        if isinstance(array, _native.DeviceArray):
+            host = np.empty(array.shape, array.dtype)
+            _native.copy_to_host(array, host, 0)
+            array = host
+        result.append(b"" if array is None else array.tobytes())
+    return result
+
+
+class Result(NamedTuple):
+    """What a call gave: payload, recovered model, feedback; or the error's numbers."""
+
+    payload: bytes = b""
+    model: Sequence[bytes] = ()
+    feedback: Sequence[bytes] = ()
+    error: tuple[int, ...] = ()
+
+
+class Case:
+    """A state and a reference, to be encoded in both places."""
+
+    def __init__(
+        self,
+        state: State,
+        reference: State,
+        *,
+        feedback: bool = False,
+        terms: Sequence[tuple[Arrays, float]] = (),
+        **config: Any,
+    ) -> None:
+        self.current = [view.array for view in views_of(state, "state")]
+        views = views_of(reference, "reference")
+        self.base = [view.array for view in views]
+        self.specs = [view.spec for view in views]
+        parsed = CodecConfig(**config)
+        special = special_tensors(self.specs, parsed)
+        self.roles = roles_of(self.specs, special)
+        self.options = native_options(parsed, self.specs, self.roles, special)
+        self.options.digest = layout_digest(self.specs)
+        self.terms = terms
+        self.feedback_given = feedback
+        rng = np.random.default_rng(3)
+        self.feedback: list[np.ndarray | None] = [
+            np.asarray(0.01 * rng.standard_normal(array.shape), dtype=np.float32)
+            if feedback and role not in (LOSSLESS, DENSE)
+            else None
+            for array, role in zip(self.base, self.roles, strict=True)
+        ]
+
+    def rows(self, *, on_device: bool, in_place: bool = False) -> tuple[list[Any], list[Any]]:
+        """Rows for the native encoder, with arrays of their own; outputs, then feedback."""
+        place = to_device if on_device else np.array
+        base = [place(array) for array in self.base]
+        out = base if in_place else [place(np.zeros_like(array)) for array in self.base]
+        feedback = [None if array is None else place(array) for array in self.feedback]
+        rows = [
+            (
+                place(current),
+                base[i],
+                out[i],
+                current.size,
+                current.itemsize,
+                self.specs[i].dtype_code,
+                self.roles[i],
+                feedback[i],
+                ()
+                if self.roles[i] == LOSSLESS
+                else tuple((place(arrays[i]), c) for arrays, c in self.terms),
+            )
+            for i, current in enumerate(self.current)
+        ]
+        return rows, [*out, *feedback]
+
+    def encode(self, *, on_device: bool, in_place: bool = False) -> Result:
+        rows, arrays = self.rows(on_device=on_device, in_place=in_place)
+        out, feedback = arrays[: len(rows)], arrays[len(rows) :]
+        try:
+            if on_device:
+                payload = _native.encode_on_device(rows, self.options, 0, 0)
+            else:
+                payload = _native.encode(rows, self.options)
+        except _native.NativeError as error:
+            return Result(b"", bytes_of(out), bytes_of(feedback), error.args)
+        return Result(payload, bytes_of(out), bytes_of(feedback))
+
+    def decode(self, payload: bytes, *, on_device: bool, in_place: bool = False) -> Result:
+        place = to_device if on_device else np.array
+        base = [place(array) for array in self.base]
+        out = base if in_place else [place(np.zeros_like(array)) for array in self.base]
+        rows = [
+            (None, base[i], out[i], array.size, array.itemsize, spec.dtype_code, role)
+            for i, (array, spec, role) in enumerate(
+                zip(self.base, self.specs, roles_of(self.specs), strict=True)
+            )
+        ]
+        try:
+            if on_device:
+                _native.decode_on_device(payload, self.options.digest, rows, 0, 0)
+            else:
+                _native.decode(payload, self.options.digest, rows)
+        except _native.NativeError as error:
+            return Result(model=bytes_of(out), error=error.args)
+        return Result(model=bytes_of(out))
+
+
+def assert_same_everywhere(case: Case) -> Result:
+    """Encode and decode in both places, with outputs of their own and in place."""
+    expected = case.encode(on_device=False)
+    for in_place in (False, True):
+        result = case.encode(on_device=True, in_place=in_place)
+        if expected.error and in_place:
+            expected = expected._replace(model=bytes_of(case.base))
+        assert result == expected
+        if expected.error or case.terms or case.feedback_given:
+            continue
+        decoded = case.decode(expected.payload, on_device=True, in_place=in_place)
+        assert decoded == Result(model=expected.model)
+    return expected
+
+
+def random_pair(
+    shapes: dict[str, tuple[int, ...]], dtype: Any = np.float32, grid: float = 0.0
+) -> tuple[State, State]:
+    """(state, reference); ``grid`` rounds residuals so that many are equal."""
+    rng = np.random.default_rng(11)
+    state, reference = {}, {}
+    for name, shape in shapes.items():
+        base = (0.1 * rng.standard_normal(shape)).astype(dtype)
+        residual = clustered(shape or (1,), rng).reshape(shape)
+        if grid:
+            residual = np.round(residual / grid) * grid
+        reference[name] = base
+        state[name] = (base.astype(np.float64) + residual).astype(dtype)
+    return state, reference
+
+
+SHAPES = {"a": (37, 111), "b": (3, 4097), "c": (5,), "d": (1, 4096), "e": (), "f": (0, 3)}
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
+
+
+@settings(max_examples=40)
+@given(pairs(), options())
+def test_any_model(pair: tuple[State, State], config: dict[str, Any]) -> None:
+    assert_same_everywhere(Case(*pair, **config))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: Any, sparsity: float) -> None:
+    assert_same_everywhere(Case(*random_pair(SHAPES, dtype), sparsity=sparsity))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("feedback", [False, True])
+def test_terms_and_feedback(dtype: Any, feedback: bool) -> None:
+    state, reference = random_pair(SHAPES, dtype)
+    _, other = random_pair({name: shape[::-1] for name, shape in SHAPES.items()}, dtype)
+    history = [
+        [view.array.reshape(SHAPES[view.spec.name]) for view in views_of(model, "model")]
+        for model in (reference, other)
+    ]
+    for terms in ([], [(history[0], 1.0)], [(history[0], 1.5), (history[1], -0.5)]):
+        case = Case(state, reference, feedback=feedback, terms=terms, sparsity=0.9)
+        assert_same_everywhere(case)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"step": 0.01, "sparsity": 0.5},
+        {"bits": 1},
+        {"bits": 8, "sparsity": 0.5},
+        {"max_bytes": 500},
+        {"max_error": 0.5},
+        {"exclude": ("conv*",)},
+        {"dense": ("fc.bias",), "dense_bits": 5},
+    ],
+)
+def test_options(config: dict[str, Any], rng: np.random.Generator) -> None:
+    assert_same_everywhere(Case(*cnn_pair(rng), **config))
+
+
+@pytest.mark.parametrize("n", [31, 32, 33, 4095, 4096, 4097, 8193])
+def test_sizes_around_tiles(n: int) -> None:
+    assert_same_everywhere(Case(*random_pair({"a": (n, 1), "b": (1, n)}), sparsity=0.9))
+
+
+@pytest.mark.parametrize("k", [1, 63, 64, 65, 2047, 2048, 2049, 3071, 3072, 3073])
+def test_counts_around_slices(k: int) -> None:
+    state, reference = random_pair({"a": (100, 101)})
+    case = Case(state, reference)
+    case.options.k_matrix = k
+    assert_same_everywhere(case)
+
+
+@pytest.mark.parametrize("slice_log2", [6, 12])
+def test_slice_sizes(slice_log2: int) -> None:
+    case = Case(*random_pair(SHAPES), sparsity=0.7)
+    case.options.slice_log2 = slice_log2
+    assert_same_everywhere(case)
+
+
+@pytest.mark.parametrize("sparsity", [0.999, 0.99, 0.7])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_estimated_threshold(dtype: Any, sparsity: float) -> None:
+    """From about 131,000 elements on the threshold is estimated from a sample."""
+    assert_same_everywhere(Case(*random_pair({"a": (300, 700)}, dtype), sparsity=sparsity))
+
+
+@pytest.mark.parametrize("sparsity", [0.99, 0.4])
+def test_more_equal_residuals_than_there_is_room_for(sparsity: float) -> None:
+    """The estimate catches all of them, so that the exact threshold must be found instead."""
+    state, reference = {"a": np.zeros((600, 1000), "f4")}, {"a": np.zeros((600, 1000), "f4")}
+    state["a"].flat[::2] = 1
+    state["a"].flat[::3] = -1
+    assert_same_everywhere(Case(state, reference, sparsity=sparsity))
+    state, reference = random_pair({"a": (300, 1000), "b": (7, 1001)}, grid=0.02)
+    assert_same_everywhere(Case(state, reference, sparsity=sparsity))
+
+
+def test_symbols_that_take_many_decisions() -> None:
+    """Lone spikes of all sizes: more decisions than areas have room for at first."""
+    rng = np.random.default_rng(5)
+    state = {"a": np.zeros((1000, 1000), np.float32)}
+    at = rng.choice(10**6, 4000, replace=False)
+    state["a"].flat[at] = np.exp(rng.uniform(0, 15, 4000)) * rng.choice([-1, 1], 4000)
+    reference = {"a": np.zeros((1000, 1000), np.float32)}
+    assert_same_everywhere(Case(state, reference, sparsity=0.996, step=5.0))
+
+
+def test_unaligned_tensors() -> None:
+    """Views that begin anywhere in their memory are read element by element."""
+    state, reference = random_pair({"a": (50, 101)}, np.float16)
+    case = Case(state, reference, sparsity=0.9)
+    expected = case.encode(on_device=False)
+    size = case.base[0].size
+    moved = []
+    for array in (case.current[0], case.base[0]):
+        padded = to_device(np.concatenate([np.zeros(1, np.float16), array.ravel()]))
+        moved.append(padded.flat(1, size))
+        assert moved[-1].pointer == padded.pointer + 2
+    out = to_device(np.zeros_like(case.base[0]))
+    row = (moved[0], moved[1], out, size, 2, 1, 0)
+    assert _native.encode_on_device([row], case.options, 0, 0) == expected.payload
+    assert bytes_of([out]) == expected.model
+
+
+def test_one_tensor_in_many() -> None:
+    shapes = {f"{i:03}": (1 + i % 7, 1 + i % 5) for i in range(700)}
+    assert_same_everywhere(Case(*random_pair(shapes), sparsity=0.9))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["conv.weight", "fc.weight", "fc.bias", "norm.running_var"])
+def test_not_finite(name: str, value: float, rng: np.random.Generator) -> None:
+    for sparsity in (0.99, 1.0):
+        state, reference = cnn_pair(rng)
+        state[name].flat[state[name].size // 2 :] = value
+        result = assert_same_everywhere(Case(state, reference, sparsity=sparsity))
+        assert result.error[2] == state[name].size // 2
+    state, reference = random_pair({"a": (600, 1000)})
+    state["a"].flat[[399_999, 500_000]] = value
+    assert assert_same_everywhere(Case(state, reference)).error == (40, 0, 399_999)
+
+
+def test_damaged_slices_change_nothing(rng: np.random.Generator) -> None:
+    """The same errors as on the CPU, and nothing written; checksums are made right again."""
+    case = Case(*cnn_pair(rng), sparsity=0.5)
+    payload = case.encode(on_device=False).payload
+    before = bytes_of([np.zeros_like(array) for array in case.base])
+    n_errors = 0
+    for position in range(30, len(payload) - 4, 97):
+        forged = bytearray(payload)
+        forged[position] ^= 1 << position % 8
+        forged[-4:] = _native.crc32c(bytes(forged[:-4])).to_bytes(4, "little")
+        expected = case.decode(bytes(forged), on_device=False)
+        result = case.decode(bytes(forged), on_device=True)
+        assert bool(result.error) == bool(expected.error)
+        if expected.error:
+            n_errors += 1
+            assert result.model == before
+            assert result.error[0] == expected.error[0]
+    assert n_errors > 10
+
+
+def test_wrong_reference(rng: np.random.Generator) -> None:
+    state, reference = cnn_pair(rng)
+    payload = Case(state, reference).encode(on_device=False).payload
+    other = {**reference, "conv.weight": reference["conv.weight"] + np.float32(1)}
+    case = Case(state, other)
+    result = case.decode(payload, on_device=True, in_place=True)
+    assert result.error[0] == 21
+    assert result.model == bytes_of(case.base)
+
+
+def test_calls_in_turn_grow_and_shrink(rng: np.random.Generator) -> None:
+    for shape in ((4, 5), (300, 700), (40, 50), (500, 300)):
+        assert_same_everywhere(Case(*random_pair({"a": shape, "b": (9,)}), sparsity=0.9))
+        if shape == (40, 50):
+            _native.release_workspace()
+
+
+@pytest.mark.skipif(
+    not rfc.cuda_available() or not _native.cuda_is_emulated(), reason="a real device"
+)
+def test_out_of_memory_changes_nothing() -> None:
+    case = Case(*random_pair({"a": (300, 700), "b": (9,)}), feedback=True)
+    expected = case.encode(on_device=False)
+    before = bytes_of(case.base)
+    _native.release_workspace()
+    failures = 0
+    for limit in range(200_000, 8_000_000, 200_000):
+        _native.set_device_memory_limit(limit)
+        try:
+            result = case.encode(on_device=True, in_place=True)
+        except _native.NativeError:  # no room for the model itself
+            continue
+        finally:
+            _native.set_device_memory_limit(2**62)
+        if not result.error:
+            break
+        assert result.error[0] == 61
+        assert result.model == before
+        failures += 1
+    assert failures > 0
+    assert result == expected
+
+
+def test_real_residuals(snapshots: dict[str, State]) -> None:
+    for sparsity in (0.95, 0.99):
+        assert_same_everywhere(Case(snapshots["l0_7"], snapshots["g6"], sparsity=sparsity))

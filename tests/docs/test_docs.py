@@ -1,0 +1,29 @@
+"""The Python code in these pages runs as it stands, and prints what stands below it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from printed import BLOCK, outputs
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/quickstart.md", "docs/guide.md", "docs/implementers.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run_in_order_and_print_what_is_said(page: str) -> None:
+    text = (ROOT / page).read_text()
+    stated = [block[2] for block in BLOCK.finditer(text)]
+    assert stated, "there is no code"
+    for said, printed in zip(stated, outputs(text, page), strict=True):
+        if said is not None:
+            assert said == printed
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_the_two_commands_exist(target: str) -> None:
+    assert f"make {target}" in (ROOT / "README.md").read_text()
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

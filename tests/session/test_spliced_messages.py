@@ -1,0 +1,178 @@
+"""Sound messages in wrong places: of another client, round, run or layout, and parts of several.
+
+All checksums are right. Each ends in a result, or in an error of the codec that changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import resfed_codec as rfc
+from federation import RULES, Federation
+from published_rules import moved
+from resfed_codec.stream.message import Message, is_message, read_message, write_message
+from snapshots import snapshot
+from test_corruption import sealed
+
+REMEMBERED = ("no update waits to be sent again", "global model has been replaced here")
+"""What answer() of a client says when it could only take in how the server stands."""
+
+Ends = dict[str, Any]
+
+
+class Recorded(Federation):
+    """A federation that keeps all that its ends have said, and copies of the ends as they were."""
+
+    def __init__(
+        self, rules: tuple[str, str], feedback: bool | None = None, **arguments: Any
+    ) -> None:
+        wanted = rules == RULES["default"] if feedback is None else feedback
+        super().__init__(rules, wanted, **arguments)
+        self.said: list[bytes] = []
+        self.first: tuple[bytes, ...] = ()
+        self.clients = {"a": self.new_client(), "b": self.new_client(client_id="b")}
+        self.past: list[Ends] = []
+        for round_ in range(4):
+            self.past.append(copy.deepcopy({"server": self.server, **self.clients}))
+            payload = self.server.update(moved(self.server.state, self.rng))
+            self.said += [payload] if payload else []
+            for name, client in self.clients.items():
+                if (round_, name) == (1, "b"):
+                    client.send(moved(client.state, self.rng))
+                    continue
+                self.exchange(name, client)
+
+    def exchange(self, name: str, client: rfc.ClientSession) -> None:
+        message = self.server.send(name)
+        client.receive(message)
+        uplink = client.send(moved(client.state, self.rng))
+        self.said += [message, uplink, client.acknowledge()]
+        self.first = self.first or (message, uplink)
+        self.server.receive(name, uplink)
+        for call in (
+            lambda: client.receive(self.first[0]),
+            lambda: self.server.receive(name, self.first[1]),
+            lambda: self.server.receive("never seen", uplink),
+        ):
+            try:
+                call()
+            except rfc.StateMismatchError as error:
+                self.said += [error.request] if error.request else []
+
+
+def deliveries(ends: Ends) -> Iterator[tuple[str, Callable[[Any, bytes], Any]]]:
+    for name in ("a", "b", "new"):
+        yield "server", lambda end, m, n=name: end.receive(n, m)
+        yield "server", lambda end, m, n=name: end.answer(n, m)
+        yield "server", lambda end, m, n=name: end.acknowledged(n, m)
+        yield "server", lambda end, m, n=name: end.receive_into(n, m, end.aggregator())
+    for name in ends:
+        if name != "server":
+            yield name, lambda end, m: end.receive(m)
+            yield name, lambda end, m: end.answer(m)
+
+
+def delivered(ends: Ends, messages: list[bytes]) -> tuple[int, int]:
+    """How many deliveries of these messages were accepted, and refused without a trace."""
+    n_accepted = n_refused = 0
+    for name, deliver in deliveries(ends):
+        end = copy.deepcopy(ends[name])
+        before = snapshot(end)
+        for message in messages:
+            try:
+                deliver(end, message)
+            except rfc.CodecError as error:
+                n_refused += 1
+                if any(text in str(error) for text in REMEMBERED):
+                    end = copy.deepcopy(ends[name])
+                else:
+                    same = snapshot(end) == before
+                    assert same, f"it changed the state: {error}"  # noqa: PT017 -- may go well, too
+            else:
+                n_accepted += 1
+                end = copy.deepcopy(ends[name])
+    return n_accepted, n_refused
+
+
+def goes_on(fed: Recorded) -> None:
+    fed.server = fed.past[-1]["server"]
+    for name in ("a", "b"):
+        fed.rounds(fed.past[-1][name], 2, name)
+
+
+@pytest.mark.parametrize("rules", [RULES["default"], RULES["own history"], RULES["all"]], ids=str)
+def test_messages_of_other_clients_rounds_and_runs(rules: tuple[str, str]) -> None:
+    fed = Recorded(rules)
+    other_run = Recorded(rules, run="another")
+    for ends in fed.past[1:]:
+        n_accepted, n_refused = delivered(ends, fed.said[::2])
+        assert n_accepted > 0
+        assert n_refused > n_accepted
+    *_, last = fed.past
+    messages = [m for m in other_run.said if is_message(m)]
+    assert delivered(last, messages)[0] == 0, "of another run"
+    bare = [m for m in other_run.said if not is_message(m)]
+    assert delivered(last, bare)[0] == 0, "of another run"
+    goes_on(fed)
+
+
+def spliced(messages: list[Message], rng: np.random.Generator, n: int) -> Iterator[bytes]:
+    """Messages with each field from one of several."""
+    fields = Message._fields
+    for _ in range(n):
+        parts = [messages[i] for i in rng.integers(len(messages), size=2)]
+        from_second = set(rng.choice(fields, 1 + rng.integers(3), replace=False))
+        values = {f: getattr(parts[f in from_second], f) for f in fields}
+        yield write_message(Message(**values))
+
+
+def payloads_of(messages: list[bytes]) -> list[bytes]:
+    inner = [[m] if not is_message(m) else list(read_message(m).payloads) for m in messages if m]
+    return list(dict.fromkeys(itertools.chain.from_iterable(inner)))
+
+
+def cut_together(payloads: list[bytes], rng: np.random.Generator, n: int) -> Iterator[bytes]:
+    """Payloads with the digest, the link or the rest of another one."""
+    for _ in range(n):
+        a, b = (payloads[i] for i in rng.integers(len(payloads), size=2))
+        n_a, n_b = (18 + rfc.inspect(p).link_bytes for p in (a, b))
+        kind = rng.integers(3)
+        if kind == 0:
+            yield sealed(a[:6] + b[6:14] + a[14:-4])
+        elif kind == 1:
+            yield sealed(a[:18] + b[18:n_b] + a[n_a:-4])
+        else:
+            yield sealed(a[:n_a] + b[n_b:-4])
+
+
+@pytest.mark.parametrize("rules", [RULES["default"], RULES["own history"], RULES["all"]], ids=str)
+def test_parts_of_several_messages(rules: tuple[str, str], rng: np.random.Generator) -> None:
+    fed = Recorded(rules)
+    parsed = [read_message(m) for m in fed.said if is_message(m)]
+    payloads = payloads_of(fed.said)
+    cut = list(cut_together(payloads, rng, 40))
+    wrapped = [
+        write_message(parsed[i]._replace(payloads=(data,), keyframes=(), head=None))
+        for i, data in zip(rng.integers(len(parsed), size=len(cut)), cut, strict=True)
+    ]
+    for ends in (fed.past[1], fed.past[3]):
+        n_accepted, n_refused = delivered(ends, [*spliced(parsed, rng, 60), *cut, *wrapped])
+        assert n_refused > n_accepted
+    goes_on(fed)
+
+
+def test_runs_and_layouts_told_apart_from_damage() -> None:
+    """A message of another run is not said to be damaged, nor a damaged one of another run."""
+    fed, other = Recorded(RULES["default"]), Recorded(RULES["default"], run="another")
+    client = fed.past[-1]["a"]
+    message = other.server.send("a")
+    with pytest.raises(rfc.StateMismatchError, match="of another run"):
+        client.receive(message)
+    with pytest.raises(rfc.PayloadError, match="damaged"):
+        client.receive(message[:-1] + bytes([message[-1] ^ 1]))
