@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks.federated run | report``."""
+"""Command line: ``python -m benchmarks.federated run | report | chart``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, stamp
+from benchmarks.federated.chart import OVER, draw
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.jobs import run_all
 from benchmarks.federated.methods import make
@@ -32,7 +33,8 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True)
     _add_run(commands.add_parser("run", help="train, and write a JSON line per round"))
-    _add_report(commands.add_parser("report", help="figures and tables of finished trainings"))
+    _add_report(commands.add_parser("report", help="tables of finished trainings"))
+    _add_chart(commands.add_parser("chart", help="a chart of finished trainings"))
     args = parser.parse_args()
     try:
         args.action(args)
@@ -70,15 +72,27 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_report)
-    parser.add_argument("folder", type=Path, help="what run wrote; figures go beside it")
+    parser.add_argument("folder", type=Path, help="what run wrote; the tables go to FOLDER.md")
     parser.add_argument(
         "--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7, or losses"
     )
-    parser.add_argument("--only", nargs="+", default=["*"], help="labels, e.g. 'codec*' stc")
+    _add_unfinished(parser)
+
+
+def _add_chart(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(action=_chart)
+    parser.add_argument("folder", type=Path, help="what run wrote")
+    parser.add_argument("file", type=Path, help="what to write, an .svg or .png")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names, e.g. 'ours*' 'STC*'")
+    parser.add_argument("--over", choices=OVER, default="total", help="default: total megabytes")
+    parser.add_argument("--title", default="")
+    _add_unfinished(parser)
+
+
+def _add_unfinished(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unfinished", action="store_true", help="also what there is of unfinished trainings"
     )
-    parser.add_argument("--name", help="of the files written (default: the folder's)")
 
 
 def configs_of(args: argparse.Namespace) -> list[RunConfig]:
@@ -105,7 +119,7 @@ def _check(config: RunConfig) -> None:
     try:
         make(config.method, config.options, SMALL_STATE, config.clients, config.seed)
     except TypeError as error:
-        raise ValueError(f"{config.label}: {error}") from error
+        raise ValueError(f"method {config.method!r}: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -130,8 +144,18 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    name = args.name or args.folder.name
-    print(write(args.folder, args.targets, name, args.only, unfinished=args.unfinished))
+    print(write(args.folder, args.targets, unfinished=args.unfinished))
+
+
+def _chart(args: argparse.Namespace) -> None:
+    draw(
+        args.folder,
+        args.file,
+        args.only,
+        over=args.over,
+        title=args.title,
+        unfinished=args.unfinished,
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from benchmarks.federated.names import name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +39,20 @@ class RunConfig:
     seed: int = 0
 
     @property
-    def label(self) -> str:
-        """The method with its options, e.g. ``codec sparsity=0.95 up=res1``."""
-        return " ".join(
-            [self.method, *(f"{k}={_text(v)}" for k, v in sorted(self.options.items()))]
-        )
+    def name(self) -> str:
+        """The method with its options, for readers."""
+        return name_of(self.method, self.options)
 
     @property
-    def file_name(self) -> str:
-        """A name for the result; the same for the same label and seed."""
-        return re.sub(r"[^A-Za-z0-9.=_+-]+", "_", f"{self.label}_seed={self.seed}") + ".jsonl"
+    def id(self) -> str:
+        """Names the run among those of a suite: the method, a digest of its options, the seed."""
+        text = json.dumps(self.options, sort_keys=True)
+        digest = [hashlib.sha256(text.encode()).hexdigest()[:4]] if self.options else []
+        return "-".join([self.method, *digest, str(self.seed)])
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for the header of a result."""
         return asdict(self)
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def parse_method(spec: str) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from benchmarks.federated.config import RunConfig
 from benchmarks.federated.data import Data, load
-from benchmarks.federated.runner import Line, is_finished, run
+from benchmarks.federated.runner import is_finished, run
+from benchmarks.federated.runs import Line
 from benchmarks.federated.text import TEXTS, Text, load_text
 
 
@@ -30,7 +31,7 @@ def _data(name: str, folder: Path | None) -> Data | Text:
 def _end_with_parent() -> None:
     """End this process, in the midst of what it does, as soon as the one that started it is gone.
 
-    It would otherwise train on, and write to the files of a command that was given again.
+    It would otherwise train on, and write to the file of a command that was given again.
     """
 
     def watch() -> None:
@@ -45,7 +46,7 @@ def _end_with_parent() -> None:
 def _work(
     config: RunConfig,
     folder: Path | None,
-    path: Path,
+    out: Path,
     stamp: dict[str, str],
     queue: Queue[tuple[RunConfig, Line]],
     **options: Any,
@@ -53,7 +54,7 @@ def _work(
     """One training, in a process that may do several, one after another."""
     torch.set_num_threads(1)  # several clients at a time instead: they need not wait for each other
     data = _data(config.data, folder)
-    return run(config, data, path, stamp, on_round=lambda x: queue.put((config, x)), **options)
+    return run(config, data, out, stamp, on_round=lambda x: queue.put((config, x)), **options)
 
 
 def run_all(
@@ -72,7 +73,7 @@ def run_all(
     Returns:
         How many of ``configs`` are finished now.
     """
-    todo = [c for c in configs if not is_finished(out / c.file_name, c)]
+    todo = [c for c in configs if not is_finished(out, c)]
     if not todo:
         return len(configs)
     for name in {config.data for config in todo}:
@@ -87,16 +88,14 @@ def run_all(
     ):
         queue = manager.Queue()
         options = {"device": device, "threads": threads, "deadline": deadline}
-        futures = [
-            pool.submit(_work, c, folder, out / c.file_name, stamp, queue, **options) for c in todo
-        ]
+        futures = [pool.submit(_work, c, folder, out, stamp, queue, **options) for c in todo]
         totals: dict[str, list[float]] = {}
         while wait_for(futures, timeout=0).not_done or not queue.empty():
             try:
                 config, line = queue.get(timeout=0.5)
             except Empty:
                 continue
-            _show(bar, config, line, totals.setdefault(config.file_name, [0.0, 0.0]))
+            _show(bar, config, line, totals.setdefault(config.id, [0.0, 0.0]))
         return len(configs) - len(todo) + sum(future.result() for future in futures)
 
 
@@ -109,4 +108,4 @@ def _show(bar: tqdm[Any], config: RunConfig, line: Line, total: list[float]) -> 
     bar.set_postfix_str(text)
     bar.update()
     if line["round"] == config.rounds:
-        bar.write(f"{config.label}, seed {config.seed}: {text}")
+        bar.write(f"{config.name}, seed {config.seed}: {text}")

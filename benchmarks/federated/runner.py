@@ -16,39 +16,34 @@ from benchmarks.federated.clients import Clients, make_clients
 from benchmarks.federated.config import RunConfig
 from benchmarks.federated.data import Data
 from benchmarks.federated.methods import Method, State, make
+from benchmarks.federated.runs import FILE, Line, append, read_runs
 from benchmarks.federated.text import Text
-
-Line = dict[str, Any]
 
 CHECKPOINT_EVERY = 5  # rounds
 CHECKPOINT_SECONDS = 60
 """After so long a checkpoint is written even before it is its round's turn."""
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The header and the rounds; a last line that was not finished does not count."""
-    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
-
-
-def is_finished(path: Path, config: RunConfig) -> bool:
-    """Whether ``path`` holds all rounds of this very training.
+def is_finished(folder: Path, config: RunConfig) -> bool:
+    """Whether ``folder`` holds all rounds of this very training.
 
     Raises:
-        ValueError: It holds another one.
+        ValueError: It holds another one under its id.
     """
-    if not path.exists():
+    found = read_runs(folder).get(config.id)
+    if found is None:
         return False
-    header, *lines = read_lines(path)
-    found = RunConfig(**header["config"])  # a setting that is newer than the file has its default
-    if json.dumps(found.as_dict()) != json.dumps(config.as_dict()):
-        raise ValueError(f"{path}: of another configuration; move it away or name another folder")
-    return len(lines) == config.rounds
+    if json.dumps(found.config.as_dict()) != json.dumps(config.as_dict()):
+        raise ValueError(
+            f"{folder / FILE}: {config.id} is of another configuration; name another folder"
+        )
+    return found.is_finished
 
 
 def run(
     config: RunConfig,
     data: Data | Text,
-    path: Path,
+    folder: Path,
     stamp: dict[str, str],
     *,
     device: str = "cpu",
@@ -56,7 +51,7 @@ def run(
     deadline: float = float("inf"),
     on_round: Callable[[Line], None] = lambda line: None,
 ) -> bool:
-    """Train, and write a header line and one line per round to ``path``.
+    """Train, and append a header line and one line per round to ``folder``'s ``runs.jsonl``.
 
     ``accuracy``, or ``loss`` of a language model, is that of the model which clients hold after the
     round (client 0's, where they differ; the method's docstring says where it is another), and
@@ -64,9 +59,8 @@ def run(
     from training images (:meth:`Trainer.recomputed`), where it has some; ``up`` and ``down`` are
     the bytes of all clients in this round; a method may add notes of its own.
 
-    A run that was stopped, however suddenly, goes on from its last checkpoint and writes the same
-    lines that it would have written without the stop. Checkpoints are pickles beside ``path``: go
-    on from nobody else's.
+    A stopped run continues from its last checkpoint and produces the same lines as without the
+    stop. A checkpoint is a pickle in ``folder``: continue from nobody else's.
 
     Args:
         data: All of the data set; the run takes its subset.
@@ -78,38 +72,44 @@ def run(
     Returns:
         Whether all rounds are done.
     """
-    if is_finished(path, config):
+    if is_finished(folder, config):
         return True
     if time.time() >= deadline:
         return False
-    checkpoint = path.with_suffix(".checkpoint")
+    checkpoint = folder / f"{config.id}.checkpoint"
     clients = make_clients(config, data, device, threads)
     method: Method
     lines: list[Line]
-    if path.exists() and checkpoint.exists():
-        header, lines, method, memory = pickle.loads(checkpoint.read_bytes())
+    found = read_runs(folder).get(config.id)
+    if found and checkpoint.exists():
+        lines, method, memory = pickle.loads(checkpoint.read_bytes())
         clients.remember(memory)
+        written = found.rounds
     else:
-        header = {**stamp, **clients.about(), "config": config.as_dict()}
+        append(folder, config.id, {**stamp, **clients.about(), "config": config.as_dict()})
         first = clients.state()
         method = make(config.method, config.options, first, config.clients, config.seed)
-        lines = []
-    _write(path, [header, *lines])
-    for line in lines:
+        lines, written = [], {}
+
+    def keep(line: Line) -> None:
+        """Write a line, unless the file has it from before a stop."""
+        if written.get(line["round"]) != line:
+            append(folder, config.id, line)
         on_round(line)
+
+    for line in lines:
+        keep(line)
     saved = time.monotonic()
     while len(lines) < config.rounds:
         if time.time() >= deadline:
-            _save(checkpoint, (header, lines, method, clients.memory()))
+            _save(checkpoint, (lines, method, clients.memory()))
             return False
         line = _round(len(lines) + 1, clients, method)
         lines.append(line)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        on_round(line)
+        keep(line)
         is_due = time.monotonic() - saved > CHECKPOINT_SECONDS
         if (is_due or len(lines) % CHECKPOINT_EVERY == 0) and len(lines) < config.rounds:
-            _save(checkpoint, (header, lines, method, clients.memory()))
+            _save(checkpoint, (lines, method, clients.memory()))
             saved = time.monotonic()
     checkpoint.unlink(missing_ok=True)
     return True
@@ -133,20 +133,11 @@ def _round(number: int, clients: Clients, method: Method) -> Line:
     return {"round": number, **found, "up": bytes_up, "down": bytes_down, **method.notes()}
 
 
-def _write(path: Path, lines: list[Line]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
 def _save(path: Path, content: object) -> None:
-    _replace(path, pickle.dumps(content))
-
-
-def _replace(path: Path, content: bytes) -> None:
     """Write a file such that it is never seen half written."""
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("wb") as file:
-        file.write(content)
+        pickle.dump(content, file)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

@@ -31,7 +31,6 @@ def rules(*sparsities: float) -> list[str]:
 
 
 SETTINGS = (
-    BOTH.format(0.99),
     BOTH.format(0.995),
     "codec:max_bytes=1600,up_feedback=True,down_feedback=True",
     BOTH.format(0.99) + ",up=adaptive",
@@ -135,9 +134,11 @@ PAPER_ROW = (
 
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
-    "cpu": (CIFAR_SUBSET, ["uncompressed", *rules(0.95, 0.99)], [0, 1, 2]),
-    "settings": (CIFAR_SUBSET, [*SETTINGS], [0, 1, 2]),
-    "peers": (CIFAR_SUBSET, ["uncompressed", *PEERS], [0, 1, 2]),
+    "cpu": (
+        CIFAR_SUBSET,
+        ["uncompressed", *rules(0.95, 0.99), *SETTINGS, *PEERS],
+        [0, 1, 2],
+    ),
     "iid": (replace(CIFAR_SUBSET, split="iid", rounds=30), [*SPLITS], [0, 1, 2]),
     "dirichlet": (replace(CIFAR_SUBSET, split="dirichlet:0.3", rounds=30), [*SPLITS], [0, 1, 2]),
     "batchnorm": (

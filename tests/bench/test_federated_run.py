@@ -19,12 +19,16 @@ pytest.importorskip("torch")
 
 import torch
 from benchmarks.federated.__main__ import main
+from benchmarks.federated.chart import OVER, draw
 from benchmarks.federated.config import RunConfig, parse_method
+from benchmarks.federated.curves import read
 from benchmarks.federated.data import load
 from benchmarks.federated.methods import Method, State, make
 from benchmarks.federated.models import build
-from benchmarks.federated.report import read, write
+from benchmarks.federated.names import name_of
+from benchmarks.federated.report import write
 from benchmarks.federated.runner import CHECKPOINT_EVERY, CHECKPOINT_SECONDS, is_finished, run
+from benchmarks.federated.runs import FILE, append, read_runs
 from benchmarks.federated.suites import SUITES
 from benchmarks.federated.train import Trainer
 
@@ -50,8 +54,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def rounds_of(folder: Path, config: RunConfig = SMALL) -> list[dict]:
+    return read_runs(folder)[config.id].lines
 
 
 class StoppedError(Exception):
@@ -72,30 +76,32 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 ) -> None:
     config = replace(SMALL, method=method, options=options)
     data = load("digits", None)
-    assert run(config, data, tmp_path / "whole.jsonl", STAMP)
+    assert run(config, data, tmp_path / "whole", STAMP)
 
     def stop(line: dict) -> None:
         if line["round"] == at:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        run(config, data, tmp_path / "torn.jsonl", STAMP, on_round=stop)
-    assert not is_finished(tmp_path / "torn.jsonl", config)
+        run(config, data, tmp_path / "torn", STAMP, on_round=stop)
+    assert not is_finished(tmp_path / "torn", config)
     seen: list[dict] = []
-    assert run(config, data, tmp_path / "torn.jsonl", STAMP, on_round=seen.append)
-    whole, torn = ((tmp_path / f"{name}.jsonl").read_bytes() for name in ("whole", "torn"))
-    assert torn == whole
-    assert seen == lines_of(tmp_path / "whole.jsonl")[1:]
-    assert not list(tmp_path.glob("*.checkpoint"))
+    assert run(config, data, tmp_path / "torn", STAMP, on_round=seen.append)
+    whole, torn = ((tmp_path / name / FILE).read_bytes() for name in ("whole", "torn"))
+    assert torn.endswith(whole)
+    assert (torn == whole) == (at > CHECKPOINT_EVERY)  # else it began anew
+    assert read_runs(tmp_path / "torn") == read_runs(tmp_path / "whole")
+    assert seen == rounds_of(tmp_path / "whole", config)
+    assert [path.name for path in (tmp_path / "torn").iterdir()] == [FILE]
 
 
 def test_lines_say_what_happened(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
     config = replace(SMALL, method="uncompressed", options={})
-    assert run(config, load("digits", None), path, STAMP)
-    header, *lines = lines_of(path)
-    assert RunConfig(**header["config"]) == config
-    assert header["commit"] == "-"
+    assert run(config, load("digits", None), tmp_path, STAMP)
+    (found,) = read_runs(tmp_path).values()
+    lines = found.lines
+    assert found.config == config
+    assert found.header["commit"] == "-"
     assert [line["round"] for line in lines] == list(range(1, 9))
     assert {(line["up"], line["down"]) for line in lines} == {(3 * 4 * 9178, 3 * 4 * 9178)}
     assert lines[0]["accuracy"] < 0.6 < lines[-1]["accuracy"] <= 1
@@ -142,7 +148,7 @@ def test_the_model_tested_is_the_one_that_clients_hold(
             assert all(np.array_equal(state[name], held[name]) for name in held)
         rounds.append(({name: value.copy() for name, value in held.items()}, line))
 
-    assert run(config, load("digits", None), tmp_path / "run.jsonl", STAMP, on_round=after)
+    assert run(config, load("digits", None), tmp_path, STAMP, on_round=after)
     monkeypatch.undo()
     assert len(tested) == 2 * len(rounds) == 6
     data = load("digits", None).subset(config.images, config.test_images, 0)
@@ -163,79 +169,122 @@ def test_lines_do_not_depend_on_threads_and_say_the_precision(tmp_path: Path) ->
     config = replace(SMALL, rounds=2, precision="bf16")
     data = load("digits", None)
     for threads in (1, 3):
-        assert run(config, data, tmp_path / f"{threads}.jsonl", STAMP, threads=threads)
-    one, three = ((tmp_path / f"{threads}.jsonl").read_bytes() for threads in (1, 3))
+        assert run(config, data, tmp_path / f"{threads}", STAMP, threads=threads)
+    one, three = ((tmp_path / f"{threads}" / FILE).read_bytes() for threads in (1, 3))
     assert one == three
-    assert lines_of(tmp_path / "1.jsonl")[0]["config"]["precision"] == "bf16"
+    assert read_runs(tmp_path / "1")[config.id].config.precision == "bf16"
     with pytest.raises(ValueError, match="of another configuration"):
-        run(replace(config, precision="float32"), data, tmp_path / "1.jsonl", STAMP)
+        run(replace(config, precision="float32"), data, tmp_path / "1", STAMP)
 
 
 def test_a_file_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
     config = replace(SMALL, rounds=1)
-    assert run(config, load("digits", None), path, STAMP)
-    header, *lines = lines_of(path)
-    del header["config"]["precision"]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
-    assert is_finished(path, config)
+    assert run(config, load("digits", None), tmp_path, STAMP)
+    header, *lines = (tmp_path / FILE).read_text().splitlines(True)
+    old = json.loads(header)
+    del old["config"]["precision"]
+    (tmp_path / FILE).write_text("".join([json.dumps(old) + "\n", *lines]))
+    assert is_finished(tmp_path, config)
     with pytest.raises(ValueError, match="of another configuration"):
-        is_finished(path, replace(config, precision="bf16"))
+        is_finished(tmp_path, replace(config, precision="bf16"))
 
 
 def test_a_slow_run_is_saved_before_its_fifth_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, data = tmp_path / "run.jsonl", load("digits", None)
+    data = load("digits", None)
     clock = iter(range(0, 100 * CHECKPOINT_SECONDS, CHECKPOINT_SECONDS - 1))
     monkeypatch.setattr("benchmarks.federated.runner.time.monotonic", lambda: next(clock))
     saved = []
 
     def stop(line: dict) -> None:
-        saved.append(path.with_suffix(".checkpoint").exists())
+        saved.append((tmp_path / f"{SMALL.id}.checkpoint").exists())
         if line["round"] == 3:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        run(SMALL, data, path, STAMP, on_round=stop)
+        run(SMALL, data, tmp_path, STAMP, on_round=stop)
     assert saved == [False, False, True]
 
 
 def test_a_deadline_stops_between_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, data = tmp_path / "run.jsonl", load("digits", None)
+    data = load("digits", None)
     clock = iter(range(100))
     monkeypatch.setattr("benchmarks.federated.runner.time.time", lambda: next(clock))
-    assert not run(SMALL, data, path, STAMP, deadline=3)  # asked at 0 and before every round
-    assert len(lines_of(path)) == 1 + 2
-    assert not run(SMALL, data, tmp_path / "late.jsonl", STAMP, deadline=3)
-    assert not (tmp_path / "late.jsonl").exists()
-    assert run(SMALL, data, path, STAMP)
+    assert not run(SMALL, data, tmp_path, STAMP, deadline=3)  # asked at 0 and before every round
+    assert len(rounds_of(tmp_path)) == 2
+    assert not run(SMALL, data, tmp_path / "late", STAMP, deadline=3)
+    assert not (tmp_path / "late").exists()
+    assert run(SMALL, data, tmp_path, STAMP)
 
 
 def test_what_a_sudden_end_can_leave_behind(tmp_path: Path) -> None:
     """A line that is not whole, or a checkpoint whose lines were taken away by hand."""
-    path, data = tmp_path / "run.jsonl", load("digits", None)
-    assert run(SMALL, data, path, STAMP)
-    whole = path.read_bytes()
+    path, data = tmp_path / FILE, load("digits", None)
+    assert run(SMALL, data, tmp_path, STAMP)
+    whole, lines = path.read_bytes(), rounds_of(tmp_path)
     path.write_bytes(whole[:-10])
-    assert not is_finished(path, SMALL)
-    assert run(SMALL, data, path, STAMP)
-    assert path.read_bytes() == whole
+    assert not is_finished(tmp_path, SMALL)
+    assert run(SMALL, data, tmp_path, STAMP)
+    assert path.read_bytes() == whole[:-10] + b"\n" + whole
+    assert rounds_of(tmp_path) == lines
 
     path.unlink()
-    path.with_suffix(".checkpoint").write_bytes(b"of something else")
-    assert run(SMALL, data, path, STAMP)
+    (tmp_path / f"{SMALL.id}.checkpoint").write_bytes(b"of something else")
+    assert run(SMALL, data, tmp_path, STAMP)
     assert path.read_bytes() == whole
+
+
+def test_a_line_lost_before_the_checkpoint_is_written_again(tmp_path: Path) -> None:
+    data = load("digits", None)
+
+    def stop(line: dict) -> None:
+        if line["round"] == CHECKPOINT_EVERY + 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(SMALL, data, tmp_path, STAMP, on_round=stop)
+    kept = (tmp_path / FILE).read_text().splitlines(True)
+    (tmp_path / FILE).write_text("".join(kept[:3]) + kept[3][:9])
+    assert run(SMALL, data, tmp_path, STAMP)
+    again = rounds_of(tmp_path)
+    assert run(SMALL, data, tmp_path / "whole", STAMP)
+    assert again == rounds_of(tmp_path / "whole")
 
 
 def test_another_configuration_is_not_overwritten(tmp_path: Path) -> None:
-    path, data = tmp_path / "run.jsonl", load("digits", None)
+    data = load("digits", None)
     short = replace(SMALL, rounds=1)
-    assert run(short, data, path, STAMP)
-    before = path.read_bytes()
+    assert run(short, data, tmp_path, STAMP)
+    before = (tmp_path / FILE).read_bytes()
     with pytest.raises(ValueError, match="of another configuration"):
-        run(replace(short, lr=0.1), data, path, STAMP)
-    assert path.read_bytes() == before
+        run(replace(short, lr=0.1), data, tmp_path, STAMP)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
+    """Each writes a run of its own; none of their lines is lost or mixed with another."""
+    n_processes, n_lines = 4, 300
+    program = f"""
+import sys
+from pathlib import Path
+from benchmarks.federated.config import RunConfig
+from benchmarks.federated.runs import append
+config = RunConfig(method="stc", seed=int(sys.argv[1]), rounds={n_lines})
+folder = Path({str(tmp_path)!r})
+append(folder, config.id, {{"config": config.as_dict()}})
+for i in range({n_lines}):
+    append(folder, config.id, {{"round": i + 1, "note": "x" * i}})
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, f"{seed}"], cwd=ROOT)
+        for seed in range(n_processes)
+    ]
+    assert [process.wait() for process in processes] == [0] * n_processes
+    runs = read_runs(tmp_path)
+    assert len(runs) == n_processes
+    for found in runs.values():
+        assert found.lines == [{"round": i + 1, "note": "x" * i} for i in range(n_lines)]
 
 
 @pytest.mark.parametrize("kill_all", [True, False])
@@ -245,33 +294,37 @@ def test_a_killed_command_goes_on(kill_all: bool, tmp_path: Path) -> None:
     words += ["--images", "300", "--test-images", "50", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.federated", "run", *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    path = tmp_path / "codec_sparsity=0.9_up_feedback=True_seed=0.jsonl"
+    config = replace(SMALL, options={"sparsity": 0.9, "up_feedback": True}, rounds=20)
+    config = replace(config, lr=RunConfig().lr, batch=RunConfig().batch, test_images=50)
+
+    def n_rounds() -> int:
+        found = read_runs(tmp_path).get(config.id)
+        return len(found.lines) if found else 0
 
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, start_new_session=True, stderr=subprocess.DEVNULL
     )
-    while not (path.exists() and len(path.read_text().splitlines()) > CHECKPOINT_EVERY + 2):
+    while n_rounds() <= CHECKPOINT_EVERY + 1:
         assert process.poll() is None
         time.sleep(0.01)
     (os.killpg if kill_all else os.kill)(process.pid, signal.SIGKILL)
     process.wait()
-    n_lines = len(lines_of(path))
+    n_before = n_rounds()
     time.sleep(2)
-    assert len(lines_of(path)) <= n_lines + 1 < 21
+    assert n_rounds() <= n_before + 1 < 20
 
     subprocess.run(command, cwd=ROOT, env=env, check=True, stderr=subprocess.DEVNULL)
-    header, *lines = lines_of(path)
-    config = RunConfig(**header["config"])
-    assert config.rounds == len(lines) == 20
-    assert run(config, load("digits", None), tmp_path / "whole.jsonl", STAMP)
-    assert lines == lines_of(tmp_path / "whole.jsonl")[1:]
+    (found,) = read_runs(tmp_path).values()
+    assert found.is_finished
+    assert run(found.config, load("digits", None), tmp_path / "whole", STAMP)
+    assert found.lines == rounds_of(tmp_path / "whole", found.config)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--suite", "cpu"], "no CIFAR-10 in"),
-        (["--method", "eden", "--method", "codec:colour=1"], "codec colour=1: .*'colour'"),
+        (["--method", "eden", "--method", "codec:colour=1"], "method 'codec': .*'colour'"),
         (["--method", "zip"], "method 'zip': must be one of"),
         pytest.param(
             ["--device", "cuda"],
@@ -310,13 +363,14 @@ def test_method_from_words() -> None:
 def test_suites_name_methods_that_exist(name: str) -> None:
     base, methods, seeds = SUITES[name]
     assert len(seeds) == len(set(seeds)) > 0
-    labels = set()
+    configs = []
     for spec in methods:
         method, options = parse_method(spec)
         initial = {name: np.zeros((8, 8), np.float32) for name in ("fc", "norm.running_var")}
         make(method, options, initial, base.clients, 0)
-        labels.add(replace(base, method=method, options=options).file_name)
-    assert len(labels) == len(methods)
+        configs.append(replace(base, method=method, options=options))
+    assert len({config.id for config in configs}) == len(methods)
+    assert len({config.name for config in configs}) == len(methods)
 
 
 def write_run(folder: Path, config: RunConfig, accuracy: list[float], up: int) -> None:
@@ -325,8 +379,8 @@ def write_run(folder: Path, config: RunConfig, accuracy: list[float], up: int) -
     lines = [
         {"round": i, "accuracy": a, "up": up, "down": 2 * up} for i, a in enumerate(accuracy, 1)
     ]
-    text = "".join(json.dumps(line) + "\n" for line in [header, *lines])
-    (folder / config.file_name).write_text(text)
+    for line in [header, *lines]:
+        append(folder, config.id, line)
 
 
 def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
@@ -339,20 +393,18 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
     write_run(folder, replace(config, method="eden", rounds=9), [0.1, 0.1], up=1)  # not finished
 
     groups = read(folder)
-    assert list(groups) == ["topk", "stc"]
-    assert list(read(folder, ["s*"])) == ["stc"]
-    first = groups["topk"][0]
+    assert list(groups) == ["top-k", "STC"]
+    assert list(read(folder, ["S*"])) == ["STC"]
+    first = groups["top-k"][0]
     assert first.until(0.4) == {"rounds": 2, "up": 3, "down": 6, "total": 9}
     assert first.until(0.7) is None
-    text = write(folder, [0.4, 0.55], "trial")
-    assert "| topk | 2 of 2 | 2.5 ± 0.71 | 3.75 ± 1.1 | 7.5 ± 2.1 | 11.2 ± 3.2 | 90 |" in text
-    assert "| topk | 1 of 2 | 4 | 6 | 12 | 18 | 144 |" in text
-    assert "Never: stc." in text
+    text = write(folder, [0.4, 0.55])
+    assert "| top-k | 2 of 2 | 2.5 ± 0.71 | 3.75 ± 1.1 | 7.5 ± 2.1 | 11.2 ± 3.2 | 90 |" in text
+    assert "| top-k | 1 of 2 | 4 | 6 | 12 | 18 | 144 |" in text
+    assert "Never: STC." in text
     assert "- command: `run --suite cpu --jobs 2`\n" in text
-    assert "eden" not in text
-    assert (tmp_path / "trial.md").read_text() == text + "\n"
-    for kind in ("round", "up", "down", "total"):
-        assert (tmp_path / f"trial_{kind}.png").stat().st_size > 1000
+    assert "EDEN" not in text
+    assert (tmp_path / "trial.md").read_text() == text
 
 
 def test_report_of_trainings_that_ran_out_of_time(
@@ -369,11 +421,11 @@ def test_report_of_trainings_that_ran_out_of_time(
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--unfinished", "--targets", "0.4", "0.5"])
     main()
     text = capsys.readouterr().out
-    assert "| topk (3 of 4 rounds) | 1 | 26.7 | 4.5 | 9 | 13.5 | - |" in text
-    assert "| topk (3 of 4 rounds) | 1 of 1 | 2 | 3 | 6 | 9 | 72 |" in text
-    assert "Not so far: topk (3 of 4 rounds)." in text
+    assert "| top-k (3 of 4 rounds) | 1 | 26.7 | 4.5 | 9 | 13.5 | - |" in text
+    assert "| top-k (3 of 4 rounds) | 1 of 1 | 2 | 3 | 6 | 9 | 72 |" in text
+    assert "Not so far: top-k (3 of 4 rounds)." in text
     assert "Never" not in text
-    assert "stc" not in text
+    assert "STC" not in text
 
 
 def test_report_shows_errors_where_runs_have_them(tmp_path: Path) -> None:
@@ -381,14 +433,14 @@ def test_report_shows_errors_where_runs_have_them(tmp_path: Path) -> None:
     config = replace(
         SMALL, method="codec_select", options={"sparsity": 0.9, "feedback": True}, rounds=2
     )
-    assert run(config, load("digits", None), folder / config.file_name, STAMP)
-    lines = lines_of(folder / config.file_name)[1:]
+    assert run(config, load("digits", None), folder, STAMP)
+    lines = rounds_of(folder, config)
     up, down = (np.mean([line[f"error_{name}"] for line in lines]) for name in ("up", "down"))
     write_run(folder, replace(config, method="stc", options={}), [0.1, 0.1], up=1)
-    text = write(folder, [0.05], "trial")
+    text = write(folder, [0.05])
     assert "| error up | error down | commit |" in text
     assert f"| {up:.3g} | {down:.3g} |" in text
-    assert "| stc | 1 | 10.0 | 6.67e-07 | 1.33e-06 | 2e-06 |  |  | - |" in text
+    assert "| STC | 1 | 10.0 | 6.67e-07 | 1.33e-06 | 2e-06 |  |  | - |" in text
 
 
 def test_report_does_not_mix_trainings(tmp_path: Path) -> None:
@@ -400,3 +452,38 @@ def test_report_does_not_mix_trainings(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(FileNotFoundError, match="no finished training"):
         read(tmp_path / "none")
+
+
+@pytest.mark.parametrize("over", OVER)
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_chart_is_the_same_each_time(over: str, suffix: str, tmp_path: Path) -> None:
+    config = RunConfig(method="topk", rounds=3, clients=2)
+    write_run(tmp_path, config, [0.1, 0.4, 0.3], up=3_000_000)
+    write_run(tmp_path, replace(config, seed=1), [0.2, 0.3, 0.5], up=3_000_000)
+    write_run(tmp_path, replace(config, method="codec"), [0.1, 0.4, 0.3], up=1_000)
+    paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for path in paths:
+        draw(tmp_path, path, over=over, title="title")
+    one, two = (path.read_bytes() for path in paths)
+    assert one == two
+    assert len(one) > 1000
+
+
+def test_names_say_what_options_mean() -> None:
+    assert [name_of(*parse_method(spec)) for spec in (
+        "codec:sparsity=0.99,up_feedback=True,down_feedback=True",
+        "codec:sparsity=0.95,up=res1,down_feedback=True",
+        "codec:max_bytes=1600,keyframe=True,exclude=*mean+*var",
+        "codec_select:sparsity=0.99,rule=rate,feedback=True",
+        "resfed:sparsity=0.99",
+        "qsgd:bits=4",
+        "uncompressed",
+    )] == [
+        "ours 0.99, feedback both ways",
+        "ours 0.95, feedback down, predictor up res1",
+        "ours, no feedback, lossless *mean *var, keyframe, max_bytes 1600",
+        "ours (selection) 0.99, feedback both ways, rule rate",
+        "ResFed paper's scheme 0.99",
+        "QSGD, bits 4",
+        "uncompressed",
+    ]  # fmt: skip

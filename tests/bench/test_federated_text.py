@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,13 @@ import torch
 from benchmarks.federated import language
 from benchmarks.federated.clients import make_clients
 from benchmarks.federated.config import RunConfig, parse_method
+from benchmarks.federated.curves import read
 from benchmarks.federated.data import load
 from benchmarks.federated.gpt import add_adapters, build_gpt
 from benchmarks.federated.language import base_model, rate_at
-from benchmarks.federated.report import read, write
+from benchmarks.federated.report import write
 from benchmarks.federated.runner import run
+from benchmarks.federated.runs import FILE, append, read_runs
 from benchmarks.federated.suites import SUITES
 from benchmarks.federated.text import Text, load_text
 
@@ -185,24 +186,26 @@ def test_a_run_learns_and_goes_on_where_it_stopped(
 ) -> None:
     """With the means that its workers keep."""
     config = replace(SMALL, method=method)
-    assert run(config, python, tmp_path / "whole.jsonl", STAMP)
+    assert run(config, python, tmp_path / "whole", STAMP)
 
     def stop(line: dict) -> None:
         if line["round"] == 6:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        run(config, python, tmp_path / "torn.jsonl", STAMP, on_round=stop)
-    assert (tmp_path / "torn.checkpoint").exists()
-    assert run(config, python, tmp_path / "torn.jsonl", STAMP)
-    assert (tmp_path / "torn.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    header, *lines = map(json.loads, (tmp_path / "whole.jsonl").read_text().splitlines())
-    assert header["text"] == python.subset(60_000, 4_000).digest
+        run(config, python, tmp_path / "torn", STAMP, on_round=stop)
+    assert (tmp_path / "torn" / f"{config.id}.checkpoint").exists()
+    assert run(config, python, tmp_path / "torn", STAMP)
+    torn, whole = ((tmp_path / name / FILE).read_bytes() for name in ("torn", "whole"))
+    assert torn == whole
+    (found,) = read_runs(tmp_path / "whole").values()
+    lines = found.lines
+    assert found.header["text"] == python.subset(60_000, 4_000).digest
     losses = [line["loss"] for line in lines]
     assert min(losses) < np.log(256) - 0.7
-    whole = 4 * 3 * sum(p.numel() for p in build_gpt("gpt_tiny", 0).parameters())
-    assert (lines[0]["up"] == whole) == (method == "diloco")
-    assert all(line["up"] < whole / 50 for line in lines) or method == "diloco"
+    model = 4 * 3 * sum(p.numel() for p in build_gpt("gpt_tiny", 0).parameters())
+    assert (lines[0]["up"] == model) == (method == "diloco")
+    assert all(line["up"] < model / 50 for line in lines) or method == "diloco"
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +238,10 @@ def test_adapters_travel_alone(spec: str, base: Path, tmp_path: Path) -> None:
     method, options = parse_method(spec)
     config = replace(SUITES["lora"][0], method=method, options=options, model="gpt_tiny_lora")
     config = replace(config, clients=3, rounds=3, images=40_000, test_images=4_000, lr=1e-2)
-    path = tmp_path / "run.jsonl"
-    assert run(config, load_text("topics"), path, STAMP)
-    header, *lines = map(json.loads, path.read_text().splitlines())
-    assert len(header["base"]) == 16
+    assert run(config, load_text("topics"), tmp_path, STAMP)
+    (found,) = read_runs(tmp_path).values()
+    lines = found.lines
+    assert len(found.header["base"]) == 16
     n = 2 * 16 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32)
     assert all(0 < line[way] <= 3 * 4 * n for line in lines for way in ("up", "down"))
     assert (lines[0]["up"] == 3 * 4 * n) == (method == "uncompressed")
@@ -251,8 +254,8 @@ def test_adapters_travel_alone(spec: str, base: Path, tmp_path: Path) -> None:
 def write_run(folder: Path, method: str, rows: list[dict]) -> None:
     config = replace(SMALL, method=method, rounds=len(rows), clients=2)
     lines = [{"round": i, **row} for i, row in enumerate(rows, 1)]
-    text = "".join(json.dumps(x) + "\n" for x in [{**STAMP, "config": config.as_dict()}, *lines])
-    (folder / config.file_name).write_text(text)
+    for line in [{**STAMP, "config": config.as_dict()}, *lines]:
+        append(folder, config.id, line)
 
 
 def test_report_of_losses(tmp_path: Path) -> None:
@@ -263,18 +266,18 @@ def test_report_of_losses(tmp_path: Path) -> None:
     packed = {"up_packed": 3_000_000}
     write_run(folder, "sparseloco", [{"loss": loss, **size, **packed} for loss in (5, 4, 2.5)])
     groups = read(folder)
-    assert list(groups) == ["diloco", "sparseloco", "sparseloco, as packed"]
-    assert groups["sparseloco, as packed"][0].until(4) == {
+    assert list(groups) == ["DiLoCo", "SparseLoCo", "SparseLoCo, as packed"]
+    assert groups["SparseLoCo, as packed"][0].until(4) == {
         "rounds": 2,
         "up": 3,
         "down": 21,
         "total": 24,
     }
-    text = write(folder, [3], "trial")
+    text = write(folder, [3])
     assert "# Loss against bytes: trial" in text
-    assert "| diloco | 1 of 1 | 2 | 2 | 14 | 16 | 128 |" in text
-    assert "| sparseloco, as packed | 1 of 1 | 3 | 4.5 | 31.5 | 36 | 288 |" in text
-    assert "| diloco | 1 | 3.3333 | 3 | 21 | 24 | - |" in text
+    assert "| DiLoCo | 1 of 1 | 2 | 2 | 14 | 16 | 128 |" in text
+    assert "| SparseLoCo, as packed | 1 of 1 | 3 | 4.5 | 31.5 | 36 | 288 |" in text
+    assert "| DiLoCo | 1 | 3.3333 | 3 | 21 | 24 | - |" in text
 
 
 def test_report_shows_both_readings(tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_report_shows_both_readings(tmp_path: Path) -> None:
     folder.mkdir()
     both = {"accuracy": 0.1, "accuracy_recomputed": 0.5, "up": 2_000_000, "down": 2_000_000}
     write_run(folder, "stc", [both, {**both, "accuracy": 0.3}])
-    text = write(folder, [0.3], "trial")
-    assert "| stc | 1 of 1 | 2 | 2 | 2 | 4 | 32 |" in text
-    assert "| stc, statistics recomputed | 1 of 1 | 1 | 1 | 1 | 2 | 16 |" in text
-    assert "| stc, statistics recomputed | 1 | 50.0 |" in text
+    text = write(folder, [0.3])
+    assert "| STC | 1 of 1 | 2 | 2 | 2 | 4 | 32 |" in text
+    assert "| STC, statistics recomputed | 1 of 1 | 1 | 1 | 1 | 2 | 16 |" in text
+    assert "| STC, statistics recomputed | 1 | 50.0 |" in text
