@@ -27,3 +27,9 @@ def test_blocks_run_in_order_and_print_what_is_said(page: str) -> None:
 def test_the_two_commands_exist(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text()
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_each_term_is_defined_once() -> None:
+    terms = re.findall(r"\*\*(.+?)\*\*", (ROOT / "docs" / "concepts.md").read_text())
+    assert {"Slice", "Chunk", "Lane"} < set(terms)
+    assert len(terms) == len({term.lower() for term in terms})
