@@ -239,28 +239,28 @@ def code_length(slices: list[Slice], variant: Variant) -> dict[str, float]:
     states = SLICE_STATES if variant.trained else ()
     for period, block, nonzeros in slices:
         table: dict[Key, State] = {i: (256 * p, 256 * p, n) for i, (p, n) in enumerate(states)}
-        decide = partial(pay, table, variant.rates)
+        code_bit = partial(pay, table, variant.rates)
         if variant.period != "never":
-            gaps += decide(787, int(period > 0)) + (4 + period.bit_length() if period else 0)
+            gaps += code_bit(787, int(period > 0)) + (4 + period.bit_length() if period else 0)
         if variant.blocks != "never" and not period:
-            gaps += decide(788, int(block > 0)) + (6 + (block - 1).bit_length() if block else 0)
+            gaps += code_bit(788, int(block > 0)) + (6 + (block - 1).bit_length() if block else 0)
         for x in nonzeros:
             repeats = variant.asks and x.likely == x.gap
             if variant.asks and x.likely:
-                gaps += decide(x.repeat_key(), int(repeats))
+                gaps += code_bit(x.repeat_key(), int(repeats))
             if not repeats:
                 for i in range(x.e + 1):
-                    gaps += decide(variant.gap(x, i), int(i < x.e))
+                    gaps += code_bit(variant.gap(x, i), int(i < x.e))
                 for i in reversed(range(x.e)):
                     key = variant.mantissa(x, i)
-                    gaps += 1 if key is None else decide(key, x.gap >> i & 1)
-            signs += decide(variant.sign(x), int((x.level > 0) == (x.above >= 0)))
+                    gaps += 1 if key is None else code_bit(key, x.gap >> i & 1)
+            signs += code_bit(variant.sign(x), int((x.level > 0) == (x.above >= 0)))
             level = abs(x.level)
             for i in range(min(level, 14)):
-                levels += decide(variant.level(x, i), int(level > i + 1))
+                levels += code_bit(variant.level(x, i), int(level > i + 1))
             if level > 14:
                 size = (level - 14).bit_length() - 1
-                levels += size + sum(decide(565 + i, int(i < size)) for i in range(size + 1))
+                levels += size + sum(code_bit(565 + i, int(i < size)) for i in range(size + 1))
     total = gaps + signs + levels
     return {"bytes": total / 8, "gap": gaps / 8, "sign": signs / 8, "level": levels / 8}
 

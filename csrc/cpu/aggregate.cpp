@@ -24,7 +24,7 @@ Group group_of(const std::vector<Tensor>& tensors, const std::vector<bool>& is_f
   Group group;
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (is_float[i] != floats || tensors[i].n_elems == 0) continue;
-    group.pieces.push_back({&tensors[i], i, group.n_elems});
+    group.members.push_back({&tensors[i], i, group.n_elems});
     group.n_elems += tensors[i].n_elems;
   }
   return group;
@@ -61,7 +61,7 @@ Aggregator::Aggregator(std::vector<Tensor> tensors, std::vector<bool> is_signed,
       float_sums_(floats_.n_elems),
       integer_sums_(integers_.n_elems) {
   for (const Group* group : {&floats_, &integers_}) {
-    for (const Piece& piece : group->pieces) begin_[piece.ordinal] = piece.begin;
+    for (const Member& member : group->members) begin_[member.ordinal] = member.begin;
   }
   bytes_.push_back(0);
   for (const Tensor& t : tensors_) bytes_.push_back(bytes_.back() + t.n_elems * t.elem_bytes);
@@ -73,9 +73,9 @@ namespace {
 template <class Visit>
 void for_lossless(const Update& u, Visit visit) {
   for_each_change(u.groups.lossless, u.changes,
-                  [&](const Piece& piece, uint64_t element, size_t i) {
-                    visit(piece.ordinal, element,
-                          load_element(u.restored.bits.at(i), 0, piece.tensor->elem_bytes));
+                  [&](const Member& member, uint64_t element, size_t i) {
+                    visit(member.ordinal, element,
+                          load_element(u.restored.bits.at(i), 0, member.tensor->elem_bytes));
                   });
 }
 
@@ -113,12 +113,12 @@ std::unique_ptr<Contribution> Aggregator::prepare(const std::vector<const void*>
   c->model.resize(bytes_.back());
   std::mutex mutex;
   for (const Group* group : {&floats_, &integers_}) {
-    parallel_for(n_segments(*group), [&](size_t s) {
-      for_each_part(*group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-        const uint64_t begin = first * piece.tensor->elem_bytes;
-        std::memcpy(c->model.data() + bytes_[piece.ordinal] + begin,
-                    static_cast<const uint8_t*>(model[piece.ordinal]) + begin,
-                    n * piece.tensor->elem_bytes);
+    parallel_for(n_chunks(*group), [&](size_t s) {
+      for_each_member(*group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+        const uint64_t begin = first * member.tensor->elem_bytes;
+        std::memcpy(c->model.data() + bytes_[member.ordinal] + begin,
+                    static_cast<const uint8_t*>(model[member.ordinal]) + begin,
+                    n * member.tensor->elem_bytes);
       });
       Bounds own;
       for_changed(*c, *group, s, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
@@ -132,14 +132,14 @@ std::unique_ptr<Contribution> Aggregator::prepare(const std::vector<const void*>
 }
 
 template <class Visit>
-void Aggregator::for_changed(const Contribution& c, const Group& group, size_t segment,
+void Aggregator::for_changed(const Contribution& c, const Group& group, size_t chunk,
                              const Visit& visit) const {
-  for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-    const Tensor& t = *piece.tensor;
-    const uint8_t* const model = c.model.data() + bytes_[piece.ordinal];
+  for_each_member(group, chunk, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+    const Tensor& t = *member.tensor;
+    const uint8_t* const model = c.model.data() + bytes_[member.ordinal];
     for (uint64_t i = first; i < first + n; ++i) {
       const uint64_t after = load_element(model, i, t.elem_bytes);
-      if (after != load_element(t.reference, i, t.elem_bytes)) visit(piece.ordinal, i, after);
+      if (after != load_element(t.reference, i, t.elem_bytes)) visit(member.ordinal, i, after);
     }
   });
 }
@@ -169,7 +169,7 @@ void Aggregator::touch(const Contribution& c) {
   const auto one = [&](uint64_t ordinal, uint64_t element, uint64_t) { touch(ordinal, element); };
   if (c.is_model) {
     for (const Group* group : {&floats_, &integers_}) {
-      parallel_for(n_segments(*group), [&](size_t s) { for_changed(c, *group, s, one); });
+      parallel_for(n_chunks(*group), [&](size_t s) { for_changed(c, *group, s, one); });
     }
     return;
   }
@@ -182,7 +182,7 @@ void Aggregator::touch(const Contribution& c) {
 
 // Refuses what is too large by itself; sums that might overflow by it are carried over.
 void Aggregator::make_room(const Bounds& bounds) {
-  const auto room = [](const Largest& largest, double limit, Sums& sums, double& bound) {
+  const auto room = [](const MaxMagnitude& largest, double limit, Sums& sums, double& bound) {
     // Negated: a NaN is refused.
     if (!(largest.value() < limit)) throw Failure{Code::kSumTooLarge, largest.ordinal};
     if (bound + largest.value() < 2 * limit) return;
@@ -205,7 +205,7 @@ void Aggregator::apply(const Contribution& c, int sign) {
   };
   if (c.is_model) {
     for (const Group* group : {&floats_, &integers_}) {
-      parallel_for(n_segments(*group), [&](size_t s) { for_changed(c, *group, s, one); });
+      parallel_for(n_chunks(*group), [&](size_t s) { for_changed(c, *group, s, one); });
     }
     return;
   }
@@ -226,14 +226,14 @@ uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer
   parallel_for(n_tasks(sent), [&](size_t task) {
     Bounds own;
     uint32_t own_check = 0;
-    for_each_run(group, sent, task, [&](const Run& run) {
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
       uint64_t most = 0;
       own_check +=
-          recover_run(run, sent, quantizer, [&](size_t i, uint64_t, auto before, auto after) {
+          recover_range(range, sent, quantizer, [&](size_t i, uint64_t, auto before, auto after) {
             values[i] = weight * (as_double(after) - as_double(before));
             most = std::max(most, magnitude_bits(values[i]));
           });
-      own.floats.see(most, run.piece.ordinal);
+      own.floats.see(most, range.member.ordinal);
     });
     const std::lock_guard lock(mutex);
     bounds.add(own);
@@ -244,9 +244,9 @@ uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer
 
 void Aggregator::touch(const Group& group, SentSymbols sent) {
   for (size_t task = 0; task < n_tasks(sent); ++task) {
-    for_each_run(group, sent, task, [&](const Run& run) {
-      const uint64_t place = begin_[run.piece.ordinal] - run.first;
-      float_sums_.touch(place + sent[run.begin].index(), place + sent[run.end - 1].index());
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+      const uint64_t place = begin_[range.member.ordinal] - range.first;
+      float_sums_.touch(place + sent[range.begin].index(), place + sent[range.end - 1].index());
     });
   }
 }
@@ -258,9 +258,9 @@ void Aggregator::touch(uint64_t ordinal, uint64_t element) {
 
 void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* values, int sign) {
   parallel_for(n_tasks(sent), [&](size_t task) {
-    for_each_run(group, sent, task, [&](const Run& run) {
-      const uint64_t place = begin_[run.piece.ordinal] - run.first;
-      for (size_t i = run.begin; i < run.end; ++i) {
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+      const uint64_t place = begin_[range.member.ordinal] - range.first;
+      for (size_t i = range.begin; i < range.end; ++i) {
         float_sums_.at(place + sent[i].index()) += to_units(sign * values[i]);
       }
     });
@@ -309,32 +309,32 @@ void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after,
 
 void Aggregator::result(const std::vector<void*>& out, double total_weight) const {
   const DefaultFloatMode mode;
-  parallel_for(n_segments(floats_), [&](size_t s) {
-    for_each_part(floats_, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      write_floats(piece, first, n, out[piece.ordinal], total_weight);
+  parallel_for(n_chunks(floats_), [&](size_t s) {
+    for_each_member(floats_, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+      write_floats(member, first, n, out[member.ordinal], total_weight);
     });
   });
-  parallel_for(n_segments(integers_), [&](size_t s) {
-    for_each_part(integers_, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      write_integers(piece, first, n, out[piece.ordinal]);
+  parallel_for(n_chunks(integers_), [&](size_t s) {
+    for_each_member(integers_, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+      write_integers(member, first, n, out[member.ordinal]);
     });
   });
 }
 
-// Parts of a piece lie in one segment of the sums, for both are cut alike.
-void Aggregator::write_floats(const Piece& piece, uint64_t first, uint64_t n, void* out,
+// A member's elements in one chunk of the group lie in one chunk of the sums: both are cut alike.
+void Aggregator::write_floats(const Member& member, uint64_t first, uint64_t n, void* out,
                               double total_weight) const {
-  const uint64_t place = piece.begin + first;
-  const int128* sums = float_sums_.segment(place);
-  with_reference(*piece.tensor, [&](const auto* reference) {
+  const uint64_t place = member.begin + first;
+  const int128* sums = float_sums_.chunk(place);
+  with_reference(*member.tensor, [&](const auto* reference) {
     using T = std::remove_cvref_t<decltype(*reference)>;
     T* const mean = static_cast<T*>(out) + first;
     std::memcpy(mean, reference + first, n * sizeof(T));
     if (sums == nullptr) return;
-    sums += place % kSegment;
+    sums += place % kChunkElems;
     const int64_t* const carries = float_sums_.carries(place);
     for (uint64_t i = 0; i < n; ++i) {
-      const int64_t carry = carries != nullptr ? carries[place % kSegment + i] : 0;
+      const int64_t carry = carries != nullptr ? carries[place % kChunkElems + i] : 0;
       if (sums[i] == 0 && carry == 0) continue;
       const double change = nearest_double(carry, sums[i]) * kFloatUnit / total_weight;
       round_to(as_double(reference[first + i]) + change, mean + i);
@@ -342,16 +342,16 @@ void Aggregator::write_floats(const Piece& piece, uint64_t first, uint64_t n, vo
   });
 }
 
-void Aggregator::write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const {
-  const Tensor& t = *piece.tensor;
-  const uint64_t place = piece.begin + first;
-  const int128* const sums = integer_sums_.segment(place);
+void Aggregator::write_integers(const Member& member, uint64_t first, uint64_t n, void* out) const {
+  const Tensor& t = *member.tensor;
+  const uint64_t place = member.begin + first;
+  const int128* const sums = integer_sums_.chunk(place);
   const int64_t* const carries = integer_sums_.carries(place);
   for (uint64_t i = 0; i < n; ++i) {
     const uint64_t before = load_element(t.reference, first + i, t.elem_bytes);
-    const int128 base = integer_value(before, t.elem_bytes, is_signed_[piece.ordinal]);
-    const int128 sum = sums != nullptr ? sums[place % kSegment + i] : 0;
-    const int64_t carry = carries != nullptr ? carries[place % kSegment + i] : 0;
+    const int128 base = integer_value(before, t.elem_bytes, is_signed_[member.ordinal]);
+    const int128 sum = sums != nullptr ? sums[place % kChunkElems + i] : 0;
+    const int64_t carry = carries != nullptr ? carries[place % kChunkElems + i] : 0;
     const auto mean =
         static_cast<uint64_t>(base + rounded_quotient(carry, sum, integer_weight_, base));
     std::memcpy(static_cast<uint8_t*>(out) + (first + i) * t.elem_bytes, &mean, t.elem_bytes);

@@ -13,7 +13,7 @@
 namespace resfed {
 
 // The largest magnitude, and the first tensor that has one as large.
-struct Largest {
+struct MaxMagnitude {
   uint64_t magnitude = 0;
   uint64_t ordinal = 0;
 
@@ -27,7 +27,7 @@ struct Largest {
 
 // What is about to be added at most, to float and to integer sums.
 struct Bounds {
-  Largest floats, integers;
+  MaxMagnitude floats, integers;
 
   void add(const Bounds& other) {
     floats.see(other.floats.magnitude, other.floats.ordinal);
@@ -91,13 +91,13 @@ class Aggregator {
   void apply(const Contribution& contribution, int sign);
   // Calls visit(ordinal, element, bits after) for the elements that a model's copy changes.
   template <class Visit>
-  void for_changed(const Contribution& contribution, const Group& group, size_t segment,
+  void for_changed(const Contribution& contribution, const Group& group, size_t chunk,
                    const Visit& visit) const;
   double float_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
   int128 integer_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
-  void write_floats(const Piece& piece, uint64_t first, uint64_t n, void* out,
+  void write_floats(const Member& member, uint64_t first, uint64_t n, void* out,
                     double total_weight) const;
-  void write_integers(const Piece& piece, uint64_t first, uint64_t n, void* out) const;
+  void write_integers(const Member& member, uint64_t first, uint64_t n, void* out) const;
 
   std::vector<Tensor> tensors_;
   std::vector<bool> is_signed_, is_float_;

@@ -1,4 +1,5 @@
-// The fused pass over one stretch of a tensor: its logic once, for kernels of any instruction set.
+// The fused pass over consecutive elements of a tensor: its logic once, for kernels of any
+// instruction set.
 #pragma once
 
 #include <bit>

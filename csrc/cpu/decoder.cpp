@@ -37,8 +37,8 @@ void assign_roles(std::vector<Tensor>& tensors, const Frame& frame) {
 void check_counts(const Frame& frame, const Groups& groups) {
   if (frame.n_matrix != groups.matrix.n_elems || frame.n_vector != groups.vector.n_elems ||
       frame.n_dense != groups.dense.n_elems || frame.n_lossless != groups.lossless.n_elems ||
-      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.pieces.size()) ||
-      (frame.k_dense > 0 && frame.dense_exponents.size() != groups.dense.pieces.size())) {
+      (frame.k_vector > 0 && frame.exponents.size() != groups.vector.members.size()) ||
+      (frame.k_dense > 0 && frame.dense_exponents.size() != groups.dense.members.size())) {
     throw Failure{Code::kBadField, kFixedHeaderBytes, frame.n_matrix};
   }
 }
@@ -162,11 +162,11 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
   }
   const auto add = [](const Group& group, const Quantizer& quantizer, SentSymbols sent) {
     for (size_t task = 0; task < n_tasks(sent); ++task) {
-      for_each_run(group, sent, task, [&](const Run& run) {
-        float* const feedback = run.piece.tensor->feedback;
-        const Values values(quantizer, run.piece);
-        for (size_t i = run.begin; i < run.end; ++i) {
-          feedback[sent[i].index() - run.first] += values.of(sent[i].level());
+      for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+        float* const feedback = range.member.tensor->feedback;
+        const Values values(quantizer, range.member);
+        for (size_t i = range.begin; i < range.end; ++i) {
+          feedback[sent[i].index() - range.first] += values.of(sent[i].level());
         }
       });
     }

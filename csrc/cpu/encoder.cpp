@@ -19,8 +19,9 @@ namespace resfed {
 namespace {
 
 // All but what is recovered.
-Coded quantize_group(const Group& group, const Segments& selected, const StepRule& rule) {
-  Coded coded;
+EncodedGroup quantize_group(const Group& group, const CandidateChunks& selected,
+                            const StepRule& rule) {
+  EncodedGroup coded;
   coded.k = selected.count();
   if (coded.k == 0) return coded;
   coded.quantizer = fit_quantizer(selected, rule);
@@ -28,7 +29,7 @@ Coded quantize_group(const Group& group, const Segments& selected, const StepRul
   return coded;
 }
 
-void recover_group(const Group& group, Coded* coded, ExactSquares* error) {
+void recover_group(const Group& group, EncodedGroup* coded, ExactSquares* error) {
   if (coded->k > 0) coded->recovered = recover_all(group, coded->sent, coded->quantizer, error);
 }
 
@@ -36,16 +37,16 @@ void recover_group(const Group& group, Coded* coded, ExactSquares* error) {
 // by the power of two below the root mean square of its residual, so they share one quantizer.
 std::vector<int8_t> choose_exponents(const Group& group) {
   std::vector<int8_t> exponents;
-  for (const Piece& piece : group.pieces) {
+  for (const Member& member : group.members) {
     ExactSquares squares;
-    with_elements(*piece.tensor, 0, [&](const auto& elements) {
-      for (uint64_t i = 0; i < piece.tensor->n_elems; ++i) {
+    with_elements(*member.tensor, 0, [&](const auto& elements) {
+      for (uint64_t i = 0; i < member.tensor->n_elems; ++i) {
         const float r = elements.residual_at(i);
-        if (!is_finite_key(magnitude_key(r))) throw Failure{Code::kNonFinite, piece.ordinal, i};
+        if (!is_finite_key(magnitude_key(r))) throw Failure{Code::kNonFinite, member.ordinal, i};
         squares.add(r);
       }
     });
-    const double mean = squares.value() / static_cast<double>(piece.tensor->n_elems);
+    const double mean = squares.value() / static_cast<double>(member.tensor->n_elems);
     const int exponent = mean > 0 ? std::ilogb(mean) >> 1 : 0;  // floor(log2(mean) / 2)
     exponents.push_back(static_cast<int8_t>(std::clamp(exponent, kMinExponent, kMaxExponent)));
   }
@@ -68,12 +69,12 @@ Scratch<SentSymbol> keep_from_negative(const Group& group, SentSymbols sent,
   Scratch<SentSymbol> kept;
   kept.reserve(sent.size());
   size_t next = 0;
-  for (const Piece& piece : group.pieces) {
-    const Values values(quantizer, piece);
-    const bool guarded = none_negative(*piece.tensor);
-    with_elements(*piece.tensor, 0, [&](const auto& elements) {
-      for (uint64_t i = 0; i < piece.tensor->n_elems; ++i) {
-        const uint64_t index = group.base + piece.begin + i;
+  for (const Member& member : group.members) {
+    const Values values(quantizer, member);
+    const bool guarded = none_negative(*member.tensor);
+    with_elements(*member.tensor, 0, [&](const auto& elements) {
+      for (uint64_t i = 0; i < member.tensor->n_elems; ++i) {
+        const uint64_t index = group.base + member.begin + i;
         int32_t level = 0;
         if (next < sent.size() && sent[next].index() == index) level = sent[next++].level();
         if (guarded) {
@@ -92,13 +93,13 @@ Scratch<SentSymbol> keep_from_negative(const Group& group, SentSymbols sent,
 
 // All of the group that a uniform quantizer does not round to nothing. The scale is that of the
 // tensor, so the step is the same for all.
-Coded code_dense(const Group& group, unsigned bits) {
-  Coded coded;
+EncodedGroup code_dense(const Group& group, unsigned bits) {
+  EncodedGroup coded;
   if (group.n_elems == 0) return coded;
   coded.quantizer.step = power_of_two(2 - static_cast<int>(bits));
   coded.quantizer.threshold = coded.quantizer.step / 2;
-  const Segments selected = collect(group, magnitude_key(coded.quantizer.threshold),
-                                    [](size_t, Candidates found) { return found.n; });
+  const CandidateChunks selected = collect(group, magnitude_key(coded.quantizer.threshold),
+                                           [](size_t, Candidates found) { return found.n; });
   coded.sent = quantize_all(group, selected, &coded.quantizer);
   coded.sent = keep_from_negative(group, coded.sent, coded.quantizer);
   coded.k = coded.sent.size();
@@ -112,7 +113,7 @@ class Selector {
  public:
   explicit Selector(const Group& group) : group_(group) {}
 
-  Segments top(uint64_t k) {
+  CandidateChunks top(uint64_t k) {
     if (!held_ || (k > k_held_ && candidates_.count() >= k_held_)) {
       candidates_ = select_top(group_, k);
       k_held_ = k;
@@ -123,7 +124,7 @@ class Selector {
 
  private:
   const Group& group_;
-  Segments candidates_{0};
+  CandidateChunks candidates_{0};
   uint64_t k_held_ = 0;
   bool held_ = false;
 };
@@ -156,17 +157,18 @@ double error_limit(const Group& group, double max_error, double all) {
 }
 
 // The smallest selection found whose relative error is within the bound.
-Coded code_within_error(const Group& group, StepRule rule, double max_error, double* reached) {
+EncodedGroup code_within_error(const Group& group, StepRule rule, double max_error,
+                               double* reached) {
   rule.automatic = false;  // the step must be free to follow the threshold down
   const ExactSquares all = residual_squares(group);
   const double limit = error_limit(group, max_error, all.value());
   Selector selector(group);
-  Coded best;
+  EncodedGroup best;
   const auto holds = [&](uint64_t k) {
-    const Segments selected = selector.top(k);
+    const CandidateChunks selected = selector.top(k);
     ExactSquares error = all;
     error.subtract(residual_squares(group, selected));
-    Coded coded = quantize_group(group, selected, rule);
+    EncodedGroup coded = quantize_group(group, selected, rule);
     recover_group(group, &coded, &error);
     *reached = std::sqrt(error.value() / all.value());
     if (error.value() > limit) return false;
@@ -187,9 +189,9 @@ Coded code_within_error(const Group& group, StepRule rule, double max_error, dou
 RowLengths rows_of(const Group& matrix, const EncodeOptions& options) {
   RowLengths rows;
   if (options.row_lengths.empty()) return rows;
-  for (const Piece& piece : matrix.pieces) {
-    const uint64_t block = options.blocks.empty() ? 0 : options.blocks.at(piece.ordinal);
-    rows.push_back({piece.begin, options.row_lengths.at(piece.ordinal), block});
+  for (const Member& member : matrix.members) {
+    const uint64_t block = options.blocks.empty() ? 0 : options.blocks.at(member.ordinal);
+    rows.push_back({member.begin, options.row_lengths.at(member.ordinal), block});
   }
   rows.push_back({matrix.n_elems, 0, 0});
   return rows;
@@ -198,14 +200,14 @@ RowLengths rows_of(const Group& matrix, const EncodeOptions& options) {
 __extension__ using WideUint = unsigned __int128;
 
 // The slices of all lossy symbols; nothing if they take more than max_bytes.
-std::optional<std::vector<Slice>> code_slices(const Parts& parts, uint64_t max_bytes) {
-  return encode_slices(parts.matrix.sent, parts.vector.sent, parts.dense.sent, parts.rows,
-                       parts.frame.slice_log2, max_bytes);
+std::optional<std::vector<Slice>> code_slices(const EncodeState& state, uint64_t max_bytes) {
+  return encode_slices(state.matrix.sent, state.vector.sent, state.dense.sent, state.rows,
+                       state.frame.slice_log2, max_bytes);
 }
 
-std::vector<uint8_t> assemble(const Parts& parts) {
-  const std::vector<Slice> slices = *code_slices(parts, std::numeric_limits<uint64_t>::max());
-  return assemble(parts, {slices.begin(), slices.end()});
+std::vector<uint8_t> assemble(const EncodeState& state) {
+  const std::vector<Slice> slices = *code_slices(state, std::numeric_limits<uint64_t>::max());
+  return assemble(state, {slices.begin(), slices.end()});
 }
 
 // How many of a group's elements are sent when `t` of `total` are, at `share` times that density.
@@ -268,26 +270,26 @@ class BudgetSearch {
 };
 
 // The payload of as many elements as fit into max_bytes.
-std::vector<uint8_t> fill_budget(const EncodeOptions& options, Parts* parts) {
-  const Groups& groups = parts->groups;
+std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* state) {
+  const Groups& groups = state->groups;
   Selector matrices(groups.matrix), vectors(groups.vector);
   const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
   const uint64_t total = n_matrix + n_vector;
   BudgetSearch search(options.max_bytes, total);
-  Coded best_matrix, best_vector;
+  EncodedGroup best_matrix, best_vector;
   std::vector<Slice> best_slices;
   // What is recovered stands in the payload as a check of fixed length, so it can wait.
   const auto size_of = [&](uint64_t t) {
     const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
     const uint64_t k_vector = proportional(n_vector, t, total, options.vector_share);
-    parts->matrix = quantize_group(groups.matrix, matrices.top(k_matrix), options.step);
-    parts->vector = quantize_group(groups.vector, vectors.top(k_vector), options.step);
-    auto slices = code_slices(*parts, t > 0 ? search.most_size() : BudgetSearch::kBeyond);
+    state->matrix = quantize_group(groups.matrix, matrices.top(k_matrix), options.step);
+    state->vector = quantize_group(groups.vector, vectors.top(k_vector), options.step);
+    auto slices = code_slices(*state, t > 0 ? search.most_size() : BudgetSearch::kBeyond);
     if (!slices) return BudgetSearch::kBeyond;
-    const uint64_t size = assemble(*parts, {slices->begin(), slices->end()}).size();
+    const uint64_t size = assemble(*state, {slices->begin(), slices->end()}).size();
     if (size <= options.max_bytes) {
-      best_matrix = std::move(parts->matrix);
-      best_vector = std::move(parts->vector);
+      best_matrix = std::move(state->matrix);
+      best_vector = std::move(state->vector);
       best_slices = *std::move(slices);
     }
     return size;
@@ -296,30 +298,30 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, Parts* parts) {
   if (least > options.max_bytes) throw Failure{Code::kBudgetTooSmall, 0, least};
   search.fits(least);
   search.run(size_of);
-  parts->matrix = std::move(best_matrix);
-  parts->vector = std::move(best_vector);
-  recover_group(groups.matrix, &parts->matrix, nullptr);
-  recover_group(groups.vector, &parts->vector, nullptr);
-  return assemble(*parts, {best_slices.begin(), best_slices.end()});
+  state->matrix = std::move(best_matrix);
+  state->vector = std::move(best_vector);
+  recover_group(groups.matrix, &state->matrix, nullptr);
+  recover_group(groups.vector, &state->vector, nullptr);
+  return assemble(*state, {best_slices.begin(), best_slices.end()});
 }
 
 }  // namespace
 
-std::vector<uint8_t> assemble(const Parts& parts,
+std::vector<uint8_t> assemble(const EncodeState& state,
                               const std::vector<std::span<const uint8_t>>& lossy_slices) {
-  Frame frame = parts.frame;
-  frame.k_matrix = parts.matrix.k;
-  frame.matrix = parts.matrix.quantizer;
-  frame.k_vector = parts.vector.k;
-  frame.vector = parts.vector.quantizer;
-  frame.k_dense = parts.dense.k;
-  frame.dense = parts.dense.quantizer;
-  frame.n_changed = parts.changes.size();
-  frame.reference_check = parts.matrix.recovered.check + parts.vector.recovered.check +
-                          parts.dense.recovered.check + parts.restored.check;
+  Frame frame = state.frame;
+  frame.k_matrix = state.matrix.k;
+  frame.matrix = state.matrix.quantizer;
+  frame.k_vector = state.vector.k;
+  frame.vector = state.vector.quantizer;
+  frame.k_dense = state.dense.k;
+  frame.dense = state.dense.quantizer;
+  frame.n_changed = state.changes.size();
+  frame.reference_check = state.matrix.recovered.check + state.vector.recovered.check +
+                          state.dense.recovered.check + state.restored.check;
 
   std::vector<std::span<const uint8_t>> slices = lossy_slices;
-  slices.insert(slices.end(), parts.lossless_slices.begin(), parts.lossless_slices.end());
+  slices.insert(slices.end(), state.lossless_slices.begin(), state.lossless_slices.end());
   for (const auto& slice : slices) frame.slice_bytes.push_back(slice.size());
 
   ByteWriter out;
@@ -330,11 +332,11 @@ std::vector<uint8_t> assemble(const Parts& parts,
   return std::move(bytes);
 }
 
-Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
-  Parts parts;
-  parts.groups = make_groups(tensors);
-  Groups& groups = parts.groups;
-  Frame& frame = parts.frame;
+EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
+  EncodeState state;
+  state.groups = make_groups(tensors);
+  Groups& groups = state.groups;
+  Frame& frame = state.frame;
   frame.slice_log2 = options.slice_log2;
   frame.digest = options.digest;
   frame.link = options.link;
@@ -349,61 +351,61 @@ Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& op
   frame.dense_exponents = choose_exponents(groups.dense);
   apply_exponents(groups.dense, frame.dense_exponents);
 
-  parts.rows = rows_of(groups.matrix, options);
-  parts.changes = find_changes(groups.lossless);
-  parts.restored = restore_changes(groups.lossless, parts.changes);
-  parts.lossless_slices = encode_slices(parts.changes, frame.slice_log2);
-  parts.dense = code_dense(groups.dense, options.dense_bits);
-  return parts;
+  state.rows = rows_of(groups.matrix, options);
+  state.changes = find_changes(groups.lossless);
+  state.restored = restore_changes(groups.lossless, state.changes);
+  state.lossless_slices = encode_slices(state.changes, frame.slice_log2);
+  state.dense = code_dense(groups.dense, options.dense_bits);
+  return state;
 }
 
-Coded code_top(const Group& group, uint64_t k, const StepRule& rule) {
-  Coded coded = quantize_group(group, select_top(group, k), rule);
+EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule) {
+  EncodedGroup coded = quantize_group(group, select_top(group, k), rule);
   recover_group(group, &coded, nullptr);
   return coded;
 }
 
-void prepare_results(Parts* parts) {
-  for (const auto& [group, coded] : {std::pair(&parts->groups.matrix, &parts->matrix),
-                                     std::pair(&parts->groups.vector, &parts->vector)}) {
+void prepare_results(EncodeState* state) {
+  for (const auto& [group, coded] : {std::pair(&state->groups.matrix, &state->matrix),
+                                     std::pair(&state->groups.vector, &state->vector)}) {
     coded->left = left_of_sent(*group, coded->sent, coded->recovered);
   }
 }
 
-void write_results(const Parts& parts) {
-  const Groups& groups = parts.groups;
-  update_feedback(groups.matrix, parts.matrix.sent, parts.matrix.left);
-  update_feedback(groups.vector, parts.vector.sent, parts.vector.left);
+void write_results(const EncodeState& state) {
+  const Groups& groups = state.groups;
+  update_feedback(groups.matrix, state.matrix.sent, state.matrix.left);
+  update_feedback(groups.vector, state.vector.sent, state.vector.left);
   write_predictions(groups);
-  write_recovered(groups.matrix, parts.matrix.sent, parts.matrix.recovered);
-  write_recovered(groups.vector, parts.vector.sent, parts.vector.recovered);
-  write_recovered(groups.dense, parts.dense.sent, parts.dense.recovered);
-  write_changes(groups.lossless, parts.changes, parts.restored);
+  write_recovered(groups.matrix, state.matrix.sent, state.matrix.recovered);
+  write_recovered(groups.vector, state.vector.sent, state.vector.recovered);
+  write_recovered(groups.dense, state.dense.sent, state.dense.recovered);
+  write_changes(groups.lossless, state.changes, state.restored);
 }
 
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
-  Parts parts = begin_encoding(tensors, options);
-  const Groups& groups = parts.groups;
+  EncodeState state = begin_encoding(tensors, options);
+  const Groups& groups = state.groups;
   std::vector<uint8_t> payload;
 
   if (options.max_error >= 0) {
     double reached = 0;
     select_top(groups.matrix, 0);  // finds what is not finite, in the order of the tensors
-    parts.matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
-    parts.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
-    payload = assemble(parts);
+    state.matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
+    state.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
+    payload = assemble(state);
   } else if (options.max_bytes > 0) {
-    payload = fill_budget(options, &parts);
+    payload = fill_budget(options, &state);
   } else {
-    parts.matrix = code_top(groups.matrix, options.k_matrix, options.step);
-    parts.vector = code_top(groups.vector, options.k_vector, options.step);
-    payload = assemble(parts);
+    state.matrix = code_top(groups.matrix, options.k_matrix, options.step);
+    state.vector = code_top(groups.vector, options.k_vector, options.step);
+    payload = assemble(state);
   }
-  prepare_results(&parts);
+  prepare_results(&state);
   if (before_writing) before_writing(payload);
-  write_results(parts);
+  write_results(state);
   return payload;
 }
 

@@ -1,4 +1,4 @@
-// The parts of encode() on the CPU, for backends that leave some of the groups to it.
+// The state of encode() on the CPU, for backends that leave some of the groups to it.
 #pragma once
 
 #include <span>
@@ -10,7 +10,7 @@
 namespace resfed {
 
 // One group on its way into the payload.
-struct Coded {
+struct EncodedGroup {
   uint64_t k = 0;  // really sent
   Quantizer quantizer;
   Scratch<SentSymbol> sent;
@@ -18,30 +18,30 @@ struct Coded {
   Scratch<float> left;  // of sent residuals; see prepare_results
 };
 
-struct Parts {
+struct EncodeState {
   Groups groups;  // point into the tensors of the call
   Frame frame;    // without what the lossy groups send
   RowLengths rows;
   std::vector<ChangedElement> changes;
   RestoredElements restored;
   std::vector<Slice> lossless_slices;
-  Coded matrix, vector, dense;
+  EncodedGroup matrix, vector, dense;
 };
 
 // Everything but matrices and vectors. Throws Failure.
-Parts begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options);
+EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options);
 
 // The group's best k elements, coded. Throws Failure.
-Coded code_top(const Group& group, uint64_t k, const StepRule& rule);
+EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
 
 // The payload, given the slices of all lossy symbols.
-std::vector<uint8_t> assemble(const Parts& parts,
+std::vector<uint8_t> assemble(const EncodeState& state,
                               const std::vector<std::span<const uint8_t>>& lossy_slices);
 
 // What is left to compute; after it nothing can fail.
-void prepare_results(Parts* parts);
+void prepare_results(EncodeState* state);
 
 // Recovered tensors and feedback of all groups to where they are wanted.
-void write_results(const Parts& parts);
+void write_results(const EncodeState& state);
 
 }  // namespace resfed

@@ -36,8 +36,9 @@ struct Chunk {
 std::vector<Chunk> chunks_of(const std::vector<Tensor>& tensors) {
   std::vector<Chunk> chunks;
   for (const Tensor& t : tensors) {
-    for (uint64_t first = 0; first < t.n_elems; first += kChunkElems) {
-      chunks.push_back({&t, first, static_cast<uint32_t>(min_of(kChunkElems, t.n_elems - first))});
+    for (uint64_t first = 0; first < t.n_elems; first += kKeyframeChunkElems) {
+      chunks.push_back(
+          {&t, first, static_cast<uint32_t>(min_of(kKeyframeChunkElems, t.n_elems - first))});
     }
   }
   return chunks;
@@ -47,7 +48,7 @@ std::vector<Chunk> chunks_of(const std::vector<Tensor>& tensors) {
 size_t chunks_per_thread(const std::vector<Chunk>& chunks) {
   uint64_t n_elems = 0;
   for (const Chunk& chunk : chunks) n_elems += chunk.n_elems;
-  const uint64_t n_full = max_of<uint64_t>(n_elems / kChunkElems, 1);
+  const uint64_t n_full = max_of<uint64_t>(n_elems / kKeyframeChunkElems, 1);
   return max_of<size_t>(chunks.size() / n_full, 1);
 }
 
@@ -257,17 +258,18 @@ size_t check_header(const uint8_t* payload, size_t n_bytes, uint64_t layout_dige
 std::vector<uint8_t> encode_keyframe(const std::vector<Tensor>& tensors, uint64_t layout_digest,
                                      unsigned mantissa_bits) {
   const std::vector<Chunk> chunks = chunks_of(tensors);
-  std::vector<std::vector<Plane>> parts((chunks.size() + kChunksPerTask - 1) / kChunksPerTask);
+  std::vector<std::vector<Plane>> planes_of_tasks((chunks.size() + kChunksPerTask - 1) /
+                                                  kChunksPerTask);
   parallel_for(
-      parts.size(),
-      [&](size_t part) {
-        const size_t end = min_of(chunks.size(), (part + 1) * kChunksPerTask);
-        for (size_t c = part * kChunksPerTask; c < end; ++c) {
+      planes_of_tasks.size(),
+      [&](size_t task) {
+        const size_t end = min_of(chunks.size(), (task + 1) * kChunksPerTask);
+        for (size_t c = task * kChunksPerTask; c < end; ++c) {
           with_width(chunks[c].tensor->elem_bytes, [&](auto width) {
-            append_planes<decltype(width)>(chunks[c], mantissa_bits, &parts[part]);
+            append_planes<decltype(width)>(chunks[c], mantissa_bits, &planes_of_tasks[task]);
           });
         }
-        encode_recorded(&parts[part]);
+        encode_recorded(&planes_of_tasks[task]);
       },
       max_of<size_t>(chunks_per_thread(chunks) / kChunksPerTask, 1));
 
@@ -276,12 +278,12 @@ std::vector<uint8_t> encode_keyframe(const std::vector<Tensor>& tensors, uint64_
   out.fixed(kKeyframeVersion);
   out.fixed(layout_digest);
   size_t n_bytes = kChecksumBytes;
-  for (const auto& planes : parts) {
+  for (const auto& planes : planes_of_tasks) {
     for (const Plane& plane : planes) out.varint(plane.mode), n_bytes += plane.bytes.size();
   }
   std::vector<uint8_t>& bytes = out.bytes();
   bytes.reserve(bytes.size() + n_bytes);
-  for (const auto& planes : parts) {
+  for (const auto& planes : planes_of_tasks) {
     for (const Plane& plane : planes)
       bytes.insert(bytes.end(), plane.bytes.begin(), plane.bytes.end());
   }

@@ -25,10 +25,10 @@ uint64_t apply_change(uint64_t before, uint64_t change, uint32_t elem_bytes) {
 }  // namespace
 
 std::vector<ChangedElement> find_changes(const Group& group) {
-  std::vector<std::vector<ChangedElement>> found(n_segments(group));
+  std::vector<std::vector<ChangedElement>> found(n_chunks(group));
   parallel_for(found.size(), [&](size_t s) {
-    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      const Tensor& t = *piece.tensor;
+    for_each_member(group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+      const Tensor& t = *member.tensor;
       const size_t offset = first * t.elem_bytes;
       if (std::memcmp(static_cast<const uint8_t*>(t.current) + offset,
                       static_cast<const uint8_t*>(t.reference) + offset, n * t.elem_bytes) == 0) {
@@ -38,7 +38,7 @@ std::vector<ChangedElement> find_changes(const Group& group) {
         const uint64_t change =
             change_between(load_element(t.reference, i, t.elem_bytes),
                            load_element(t.current, i, t.elem_bytes), t.elem_bytes);
-        if (change != 0) found[s].push_back({piece.begin + i, change});
+        if (change != 0) found[s].push_back({member.begin + i, change});
       }
     });
   });
@@ -50,11 +50,11 @@ std::vector<ChangedElement> find_changes(const Group& group) {
 RestoredElements restore_changes(const Group& group, const std::vector<ChangedElement>& changes) {
   RestoredElements restored;
   restored.bits = ElementBits(group, changes.size());
-  for_each_change(group, changes, [&](const Piece& piece, uint64_t element, size_t i) {
-    const uint32_t elem_bytes = piece.tensor->elem_bytes;
+  for_each_change(group, changes, [&](const Member& member, uint64_t element, size_t i) {
+    const uint32_t elem_bytes = member.tensor->elem_bytes;
     if (changes[i].change > width_mask(elem_bytes))
       throw Failure{Code::kBadSlice, i, changes[i].change};
-    const uint64_t before = load_element(piece.tensor->reference, element, elem_bytes);
+    const uint64_t before = load_element(member.tensor->reference, element, elem_bytes);
     const uint64_t after = apply_change(before, changes[i].change, elem_bytes);
     std::memcpy(restored.bits.at(i), &after, elem_bytes);
     restored.check += check_term(changes[i].index, before, after);
@@ -64,8 +64,8 @@ RestoredElements restore_changes(const Group& group, const std::vector<ChangedEl
 
 void write_changes(const Group& group, const std::vector<ChangedElement>& changes,
                    const RestoredElements& restored) {
-  for_each_change(group, changes, [&](const Piece& piece, uint64_t element, size_t i) {
-    const Tensor& t = *piece.tensor;
+  for_each_change(group, changes, [&](const Member& member, uint64_t element, size_t i) {
+    const Tensor& t = *member.tensor;
     if (t.out == nullptr) return;
     std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, restored.bits.at(i),
                 t.elem_bytes);

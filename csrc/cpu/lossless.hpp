@@ -23,13 +23,13 @@ inline uint64_t load_element(const void* data, uint64_t element, uint32_t elem_b
   return bits;
 }
 
-// Walks sorted changes and pieces together: visit(piece, element, which).
+// Walks sorted changes and members together: visit(member, element, which).
 template <class Visit>
 void for_each_change(const Group& group, const std::vector<ChangedElement>& changes, Visit visit) {
   size_t at = 0;
   for (size_t i = 0; i < changes.size(); ++i) {
-    while (changes[i].index - group.pieces[at].begin >= group.pieces[at].tensor->n_elems) ++at;
-    visit(group.pieces[at], changes[i].index - group.pieces[at].begin, i);
+    while (changes[i].index - group.members[at].begin >= group.members[at].tensor->n_elems) ++at;
+    visit(group.members[at], changes[i].index - group.members[at].begin, i);
   }
 }
 

@@ -8,15 +8,15 @@
 namespace resfed {
 namespace {
 
-// predict() for n <= kStretch elements, term by term so that the compiler can use vectors; every
+// predict() for n <= kBatch elements, term by term so that the compiler can use vectors; every
 // element sees the same operations in the same order. Returns where they are: in `out`, or in the
 // tensor's reference if they are that.
 template <class T>
-const T* predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
+const T* predict_batch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
   const Prediction& prediction = tensor.prediction;
   if (prediction.n_terms == 0) return static_cast<const T*>(tensor.reference) + first;
   using Wide = decltype(wide(T{}));
-  Wide sum[kStretch];
+  Wide sum[kBatch];
   for (unsigned j = 0; j < prediction.n_terms; ++j) {
     const T* const term = static_cast<const T*>(prediction.terms[j]) + first;
     const Wide coefficient = static_cast<Wide>(prediction.coefficients[j]);
@@ -33,9 +33,9 @@ const T* predict_stretch(const Tensor& tensor, uint64_t first, size_t n, T* out)
 
 // Calls visit(first element, count) for a part in stretches.
 template <class Visit>
-void for_each_stretch(uint64_t first, uint64_t n, Visit visit) {
-  for (uint64_t done = 0; done < n; done += kStretch) {
-    visit(first + done, static_cast<size_t>(std::min<uint64_t>(kStretch, n - done)));
+void for_each_batch(uint64_t first, uint64_t n, Visit visit) {
+  for (uint64_t done = 0; done < n; done += kBatch) {
+    visit(first + done, static_cast<size_t>(std::min<uint64_t>(kBatch, n - done)));
   }
 }
 
@@ -48,9 +48,9 @@ void write_prediction(const Tensor& t, uint64_t first, uint64_t n) {
     return;
   }
   with_elements(t, 0, [&]<class T>(const Elements<T>&) {
-    for_each_stretch(first, n, [&](uint64_t at, size_t count) {
-      T values[kStretch];
-      predict_stretch(t, at, count, values);
+    for_each_batch(first, n, [&](uint64_t at, size_t count) {
+      T values[kBatch];
+      predict_batch(t, at, count, values);
       std::memcpy(static_cast<T*>(t.out) + at, values, count * sizeof(T));
     });
   });
@@ -72,17 +72,17 @@ bool fill(float* values, size_t n, ValueOf value_of) {
 }
 
 bool has_feedback(const Group& group) {
-  return std::any_of(group.pieces.begin(), group.pieces.end(),
-                     [](const Piece& piece) { return piece.tensor->feedback != nullptr; });
+  return std::any_of(group.members.begin(), group.members.end(),
+                     [](const Member& member) { return member.tensor->feedback != nullptr; });
 }
 
 }  // namespace
 
-bool residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
+bool residual_batch(const Tensor& tensor, uint64_t first, size_t n, float* residuals) {
   bool finite = true;
   with_elements(tensor, first, [&]<class T>(const Elements<T>& elements) {
-    T room[kStretch];
-    const T* const predicted = predict_stretch(tensor, first, n, room);
+    T room[kBatch];
+    const T* const predicted = predict_batch(tensor, first, n, room);
     const T* const current = static_cast<const T*>(tensor.current) + first;
     const auto change = [&](size_t i) { return difference(current[i], predicted[i]); };
     if (tensor.feedback == nullptr) {
@@ -99,9 +99,9 @@ bool residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* res
 
 void write_predictions(const Groups& groups) {
   for (const Group* group : {&groups.matrix, &groups.vector, &groups.dense, &groups.lossless}) {
-    parallel_for(n_segments(*group), [&](size_t s) {
-      for_each_part(*group, s, [](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-        write_prediction(*piece.tensor, first, n);
+    parallel_for(n_chunks(*group), [&](size_t s) {
+      for_each_member(*group, s, [](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+        write_prediction(*member.tensor, first, n);
       });
     });
   }
@@ -112,12 +112,12 @@ Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovere
   Scratch<float> left(sent.size());
   float* const values = left.data();
   parallel_for(n_tasks(sent), [&](size_t task) {
-    for_each_run(group, sent, task, [&](const Run& run) {
-      with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>& elements) {
-        for (size_t i = run.begin; i < run.end; ++i) {
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+      with_elements(*range.member.tensor, 0, [&]<class T>(const Elements<T>& elements) {
+        for (size_t i = range.begin; i < range.end; ++i) {
           T after;
           std::memcpy(&after, recovered.bits.at(i), sizeof after);
-          const float rest = elements.residual_to(sent[i].index() - run.first, after);
+          const float rest = elements.residual_to(sent[i].index() - range.first, after);
           values[i] = finite_or_nothing(rest);
         }
       });
@@ -128,13 +128,13 @@ Scratch<float> left_of_sent(const Group& group, SentSymbols sent, const Recovere
 
 void update_feedback(const Group& group, SentSymbols sent, const Scratch<float>& left) {
   if (!has_feedback(group)) return;
-  parallel_for(n_segments(group), [&](size_t s) {
-    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      float* const feedback = piece.tensor->feedback;
+  parallel_for(n_chunks(group), [&](size_t s) {
+    for_each_member(group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+      float* const feedback = member.tensor->feedback;
       if (feedback == nullptr) return;
-      for_each_stretch(first, n, [&](uint64_t at, size_t count) {
-        float residuals[kStretch];
-        if (!residual_stretch(*piece.tensor, at, count, residuals)) {
+      for_each_batch(first, n, [&](uint64_t at, size_t count) {
+        float residuals[kBatch];
+        if (!residual_batch(*member.tensor, at, count, residuals)) {
           for (size_t i = 0; i < count; ++i) residuals[i] = finite_or_nothing(residuals[i]);
         }
         std::memcpy(feedback + at, residuals, count * sizeof(float));
@@ -142,12 +142,12 @@ void update_feedback(const Group& group, SentSymbols sent, const Scratch<float>&
     });
   });
   parallel_for(n_tasks(sent), [&](size_t task) {
-    for_each_run(group, sent, task, [&](const Run& run) {
-      float* const feedback = run.piece.tensor->feedback;
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+      float* const feedback = range.member.tensor->feedback;
       if (feedback == nullptr) return;
-      const float* value = left.data() + run.begin;
-      for (const SentSymbol& symbol : sent.subspan(run.begin, run.end - run.begin)) {
-        feedback[symbol.index() - run.first] = *value++;
+      const float* value = left.data() + range.begin;
+      for (const SentSymbol& symbol : sent.subspan(range.begin, range.end - range.begin)) {
+        feedback[symbol.index() - range.first] = *value++;
       }
     });
   });
@@ -162,7 +162,7 @@ struct Sums {
   double of[kMaxFunctions * (kMaxFunctions + 1) / 2] = {};
 };
 
-// Products of one stretch: eight lanes, then their sum in order.
+// Products of one batch: eight lanes, then their sum in order.
 double sum_of_products(const float* a, const float* b, size_t n) {
   double lanes[kLanes] = {};
   size_t i = 0;
@@ -179,15 +179,15 @@ double sum_of_products(const float* a, const float* b, size_t n) {
   return sum;
 }
 
-Sums segment_moments(const Tensor& tensor, uint64_t first, uint64_t n) {
+Sums chunk_moments(const Tensor& tensor, uint64_t first, uint64_t n) {
   const Prediction& prediction = tensor.prediction;
   const size_t n_functions = prediction.n_terms;
   Sums sums;
   with_elements(tensor, 0, [&]<class T>(const Elements<T>&) {
-    float f[kMaxFunctions][kStretch];
+    float f[kMaxFunctions][kBatch];
     const T* const last = static_cast<const T*>(prediction.terms[prediction.n_terms - 1]);
-    for_each_stretch(first, n, [&](uint64_t at, size_t count) {
-      residual_stretch(tensor, at, count, f[0]);
+    for_each_batch(first, n, [&](uint64_t at, size_t count) {
+      residual_batch(tensor, at, count, f[0]);
       for (size_t j = 1; j < n_functions; ++j) {
         const T* const term = static_cast<const T*>(prediction.terms[j - 1]);
         for (size_t i = 0; i < count; ++i) f[j][i] = residual(term[at + i], last[at + i]);
@@ -214,15 +214,15 @@ std::vector<std::vector<double>> moments(const std::vector<Tensor>& tensors) {
   std::vector<Task> tasks;
   for (size_t t = 0; t < tensors.size(); ++t) {
     if (tensors[t].role == Role::kLossless || tensors[t].prediction.n_terms == 0) continue;
-    for (uint64_t first = 0; first < tensors[t].n_elems; first += kSegment) {
+    for (uint64_t first = 0; first < tensors[t].n_elems; first += kChunkElems) {
       tasks.push_back({t, first});
     }
   }
   std::vector<Sums> parts(tasks.size());
   parallel_for(tasks.size(), [&](size_t i) {
     const auto [t, first] = tasks[i];
-    const uint64_t n = std::min<uint64_t>(kSegment, tensors[t].n_elems - first);
-    parts[i] = segment_moments(tensors[t], first, n);
+    const uint64_t n = std::min<uint64_t>(kChunkElems, tensors[t].n_elems - first);
+    parts[i] = chunk_moments(tensors[t], first, n);
   });
   std::vector<std::vector<double>> totals(tensors.size());
   for (size_t i = 0; i < tasks.size(); ++i) {

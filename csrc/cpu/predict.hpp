@@ -1,4 +1,4 @@
-// Predictions and error feedback on the CPU, a stretch of elements at a time: a prediction is never
+// Predictions and error feedback on the CPU, a batch of elements at a time: a prediction is never
 // an array as large as the model unless it is written to `out`.
 #pragma once
 
@@ -8,11 +8,11 @@
 namespace resfed {
 
 // Elements worked on at once: a few arrays of this length stay in the first-level cache.
-constexpr size_t kStretch = 1024;
+constexpr size_t kBatch = 1024;
 
-// Residuals of n <= kStretch elements from `first` on, feedback included. Whether no difference was
+// Residuals of n <= kBatch elements from `first` on, feedback included. Whether no difference was
 // infinite or NaN; else some residuals may be.
-bool residual_stretch(const Tensor& tensor, uint64_t first, size_t n, float* residuals);
+bool residual_batch(const Tensor& tensor, uint64_t first, size_t n, float* residuals);
 
 // Fills every `out` with its prediction, ready for the recovered values to be written over it.
 void write_predictions(const Groups& groups);

@@ -13,7 +13,7 @@ namespace resfed {
 namespace {
 
 // Least and greatest magnitude, as keys, and the sum of squares but for rounding.
-struct Magnitudes {
+struct MagnitudeRange {
   uint32_t least = kFirstNonFiniteKey, most = 0;
   double squares = 0;
 
@@ -22,14 +22,14 @@ struct Magnitudes {
     most = std::max(most, magnitude_key(residual));
     squares += static_cast<double>(residual) * static_cast<double>(residual);
   }
-  void add(const Magnitudes& other) {
+  void add(const MagnitudeRange& other) {
     least = std::min(least, other.least);
     most = std::max(most, other.most);
     squares += other.squares;
   }
 };
 
-double exact_squares(const Segments& selected) {
+double exact_squares(const CandidateChunks& selected) {
   ExactSquares squares;
   for (size_t s = 0; s < selected.size(); ++s) {
     const Candidates c = selected[s];
@@ -54,8 +54,8 @@ Total sum_over(size_t n, const Part& part) {
 
 // Whether anybody asks for the recovered values.
 bool is_wanted(const Group& group) {
-  return std::any_of(group.pieces.begin(), group.pieces.end(), [](const Piece& piece) {
-    return piece.tensor->out != nullptr || piece.tensor->feedback != nullptr;
+  return std::any_of(group.members.begin(), group.members.end(), [](const Member& member) {
+    return member.tensor->out != nullptr || member.tensor->feedback != nullptr;
   });
 }
 
@@ -71,9 +71,9 @@ struct CheckAndError {
 
 }  // namespace
 
-Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
+Quantizer fit_quantizer(const CandidateChunks& selected, const StepRule& rule) {
   const auto [least, most, squares] =
-      sum_over<Magnitudes>(selected.size(), [&](size_t s, Magnitudes& own) {
+      sum_over<MagnitudeRange>(selected.size(), [&](size_t s, MagnitudeRange& own) {
         const Candidates c = selected[s];
         for (size_t i = 0; i < c.n; ++i) own.add(c.residuals[i]);
       });
@@ -86,7 +86,7 @@ Quantizer fit_quantizer(const Segments& selected, const StepRule& rule) {
   return fit_quantizer(rule, threshold, float_from_bits(most), finest);
 }
 
-Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
+Scratch<SentSymbol> quantize_all(const Group& group, const CandidateChunks& selected,
                                  Quantizer* quantizer) {
   std::vector<size_t> begin(selected.size() + 1, 0);
   for (size_t s = 0; s < selected.size(); ++s) begin[s + 1] = begin[s] + selected[s].n;
@@ -99,7 +99,7 @@ Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
       const Quantized quantized = quantize(*quantizer, float_from_bits(magnitude_key(residual)));
       own.add(quantized);
       const int32_t magnitude = static_cast<int32_t>(quantized.level);
-      *out++ = {group.base + s * kSegment + c.offsets[i],
+      *out++ = {group.base + s * kChunkElems + c.offsets[i],
                 std::signbit(residual) ? -magnitude : magnitude};
     }
   });
@@ -115,16 +115,17 @@ Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& qua
   const bool with_bits = !bits.empty();
   const bool with_error = error != nullptr;
   const auto total = sum_over<CheckAndError>(n_tasks(sent), [&](size_t task, CheckAndError& own) {
-    for_each_run(group, sent, task, [&](const Run& run) {
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
       const auto keep = [&bits, with_bits](size_t i, uint64_t, auto, auto after) {
         if (with_bits) std::memcpy(bits.at(i), &after, sizeof after);
       };
       const auto measure = [&](size_t i, uint64_t element, auto before, auto after) {
         keep(i, element, before, after);
-        own.error.add(Elements<decltype(after)>{*run.piece.tensor, element}.residual_to(0, after));
+        own.error.add(
+            Elements<decltype(after)>{*range.member.tensor, element}.residual_to(0, after));
       };
-      own.check += with_error ? recover_run(run, sent, quantizer, measure)
-                              : recover_run(run, sent, quantizer, keep);
+      own.check += with_error ? recover_range(range, sent, quantizer, measure)
+                              : recover_range(range, sent, quantizer, keep);
     });
   });
   if (error != nullptr) error->add(total.error);
@@ -135,12 +136,12 @@ Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& qua
 void write_recovered(const Group& group, SentSymbols sent, const Recovered& recovered) {
   if (recovered.bits.empty()) return;
   parallel_for(n_tasks(sent), [&](size_t task) {
-    for_each_run(group, sent, task, [&](const Run& run) {
-      if (run.piece.tensor->out == nullptr) return;
-      with_elements(*run.piece.tensor, 0, [&]<class T>(const Elements<T>&) {
-        T* const out = static_cast<T*>(run.piece.tensor->out);
-        for (size_t i = run.begin; i < run.end; ++i) {
-          std::memcpy(out + (sent[i].index() - run.first), recovered.bits.at(i), sizeof(T));
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+      if (range.member.tensor->out == nullptr) return;
+      with_elements(*range.member.tensor, 0, [&]<class T>(const Elements<T>&) {
+        T* const out = static_cast<T*>(range.member.tensor->out);
+        for (size_t i = range.begin; i < range.end; ++i) {
+          std::memcpy(out + (sent[i].index() - range.first), recovered.bits.at(i), sizeof(T));
         }
       });
     });
@@ -148,23 +149,23 @@ void write_recovered(const Group& group, SentSymbols sent, const Recovered& reco
 }
 
 ExactSquares residual_squares(const Group& group) {
-  return sum_over<ExactSquares>(n_segments(group), [&](size_t s, ExactSquares& own) {
-    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      with_elements(*piece.tensor, first, [&](const auto& elements) {
+  return sum_over<ExactSquares>(n_chunks(group), [&](size_t s, ExactSquares& own) {
+    for_each_member(group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+      with_elements(*member.tensor, first, [&](const auto& elements) {
         for (uint64_t i = 0; i < n; ++i) own.add(elements.residual_at(i));
       });
     });
   });
 }
 
-ExactSquares residual_squares(const Group& group, const Segments& selected) {
+ExactSquares residual_squares(const Group& group, const CandidateChunks& selected) {
   return sum_over<ExactSquares>(selected.size(), [&](size_t s, ExactSquares& own) {
     const Candidates c = selected[s];
     size_t i = 0;
-    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t at) {
+    for_each_member(group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t at) {
       for (; i < c.n && c.offsets[i] - at < n; ++i) {
         const uint64_t element = first + (c.offsets[i] - at);
-        with_elements(*piece.tensor, element,
+        with_elements(*member.tensor, element,
                       [&](const auto& elements) { own.add(elements.residual_at(0)); });
       }
     });
@@ -172,16 +173,16 @@ ExactSquares residual_squares(const Group& group, const Segments& selected) {
 }
 
 Changes float64_changes(const Group& group) {
-  return sum_over<Changes>(n_segments(group), [&](size_t s, Changes& own) {
-    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-      if (piece.tensor->dtype != DType::kFloat64) return;
-      const Elements<double> elements{*piece.tensor, first};
+  return sum_over<Changes>(n_chunks(group), [&](size_t s, Changes& own) {
+    for_each_member(group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+      if (member.tensor->dtype != DType::kFloat64) return;
+      const Elements<double> elements{*member.tensor, first};
       uint64_t count = 0;
       for (uint64_t i = 0; i < n; ++i) {
         const double now = elements.current(i), before = elements.predicted(i);
         count += now != before && double_bits(now) != double_bits(before) ? 1 : 0;
       }
-      if (count > 0) own.add({count, piece.ordinal});
+      if (count > 0) own.add({count, member.ordinal});
     });
   });
 }

@@ -23,40 +23,40 @@ inline size_t n_tasks(SentSymbols sent) {
 }
 
 // Threshold and step for a selection that is not empty.
-Quantizer fit_quantizer(const Segments& selected, const StepRule& rule);
+Quantizer fit_quantizer(const CandidateChunks& selected, const StepRule& rule);
 
 // Levels of all selected residuals; completes the quantizer with the means found.
-Scratch<SentSymbol> quantize_all(const Group& group, const Segments& selected,
+Scratch<SentSymbol> quantize_all(const Group& group, const CandidateChunks& selected,
                                  Quantizer* quantizer);
 
-// The symbols [begin, end) of a task, all in one piece: symbol i is its element index - first.
-struct Run {
-  const Piece& piece;
+// The symbols [begin, end) of a task, all in one member: symbol i is its element index - first.
+struct SymbolRange {
+  const Member& member;
   size_t begin, end;
   uint64_t first;
 };
 
 template <class Visit>
-void for_each_run(const Group& group, SentSymbols sent, size_t task, Visit visit) {
+void for_each_symbol_range(const Group& group, SentSymbols sent, size_t task, Visit visit) {
   const auto last = sent.begin() + std::min(sent.size(), (task + 1) * kSymbolsPerTask);
   for (auto begin = sent.begin() + task * kSymbolsPerTask; begin != last;) {
-    const Piece& piece = piece_at(group, begin->index() - group.base);
-    const uint64_t first = group.base + piece.begin;
+    const Member& member = member_at(group, begin->index() - group.base);
+    const uint64_t first = group.base + member.begin;
     const auto lies_in = [&](SentSymbol symbol) {
-      return symbol.index() - first < piece.tensor->n_elems;
+      return symbol.index() - first < member.tensor->n_elems;
     };
     const auto end = lies_in(last[-1]) ? last : std::partition_point(begin, last, lies_in);
-    visit(Run{piece, static_cast<size_t>(begin - sent.begin()),
-              static_cast<size_t>(end - sent.begin()), first});
+    visit(SymbolRange{member, static_cast<size_t>(begin - sent.begin()),
+                      static_cast<size_t>(end - sent.begin()), first});
     begin = end;
   }
 }
 
-// Values of a piece's levels; those of the lowest, which are nearly all, are computed once.
+// Values of a member's levels; those of the lowest, which are nearly all, are computed once.
 class Values {
  public:
-  Values(const Quantizer& quantizer, const Piece& piece)
-      : quantizer_(quantizer), unscale_(piece.unscale) {
+  Values(const Quantizer& quantizer, const Member& member)
+      : quantizer_(quantizer), unscale_(member.unscale) {
     for (int32_t level = -kTabled; level <= kTabled; ++level) {
       if (level != 0) table_[level + kTabled] = compute(level);
     }
@@ -82,14 +82,15 @@ class Values {
 // Calls visit(which symbol, element, before, after) for a run's elements; returns its part of the
 // reference check.
 template <class Visit>
-uint32_t recover_run(const Run& run, SentSymbols sent, const Quantizer& quantizer, Visit visit) {
+uint32_t recover_range(const SymbolRange& range, SentSymbols sent, const Quantizer& quantizer,
+                       Visit visit) {
   uint32_t check = 0;
-  const Values values(quantizer, run.piece);
-  const Tensor& tensor = *run.piece.tensor;
+  const Values values(quantizer, range.member);
+  const Tensor& tensor = *range.member.tensor;
   const auto recover_from = [&](const auto* read, const auto& predicted) {
     const SentSymbol* const symbols = sent.data();
-    const uint64_t first = run.first, begin = run.piece.begin;
-    for (size_t i = run.begin, end = run.end; i < end; ++i) {
+    const uint64_t first = range.first, begin = range.member.begin;
+    for (size_t i = range.begin, end = range.end; i < end; ++i) {
       // Sent elements lie far apart and are touched for a moment: without this each of them would
       // be waited for.
       constexpr size_t kAhead = 32;
@@ -131,7 +132,7 @@ void write_recovered(const Group& group, SentSymbols sent, const Recovered& reco
 
 // Squares of the unscaled residuals: of the whole group, and of a selection.
 ExactSquares residual_squares(const Group& group);
-ExactSquares residual_squares(const Group& group, const Segments& selected);
+ExactSquares residual_squares(const Group& group, const CandidateChunks& selected);
 
 // How many elements of float64 tensors changed, before the change is rounded to float32; and the
 // first tensor, among all of the call, that has one.

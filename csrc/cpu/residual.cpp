@@ -21,18 +21,18 @@ size_t collect_scalar(const void* current, const void* reference, size_t n, floa
   return collect_one_by_one(x, p, 0, n, scale, base, min_key, out);
 }
 
-// The same for tensors with terms or feedback: their residuals are computed a stretch at a time and
+// The same for tensors with terms or feedback: their residuals are computed a batch at a time and
 // then collected as differences from zero.
-size_t collect_predicted(const CollectKernels& kernels, const Piece& piece, uint64_t first,
+size_t collect_predicted(const CollectKernels& kernels, const Member& member, uint64_t first,
                          uint64_t count, uint32_t at, uint32_t min_key, Candidates out) {
-  static const float zeros[kStretch] = {};
-  float residuals[kStretch];
+  static const float zeros[kBatch] = {};
+  float residuals[kBatch];
   const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(DType::kFloat32)];
   size_t n = 0;
-  for (uint64_t done = 0; done < count; done += kStretch) {
-    const size_t now = std::min<uint64_t>(kStretch, count - done);
-    residual_stretch(*piece.tensor, first + done, now, residuals);
-    n += kernel(residuals, zeros, now, piece.scale, at + static_cast<uint32_t>(done), min_key,
+  for (uint64_t done = 0; done < count; done += kBatch) {
+    const size_t now = std::min<uint64_t>(kBatch, count - done);
+    residual_batch(*member.tensor, first + done, now, residuals);
+    n += kernel(residuals, zeros, now, member.scale, at + static_cast<uint32_t>(done), min_key,
                 out.from(n));
   }
   return n;
@@ -40,16 +40,16 @@ size_t collect_predicted(const CollectKernels& kernels, const Piece& piece, uint
 
 // Takes out what is not finite and yet did not change: an infinity or a NaN that both ends hold.
 // Returns how many are left; throws kNonFinite for the first that did change.
-size_t without_unchanged(const Piece& piece, uint64_t first, uint32_t at, Candidates c) {
+size_t without_unchanged(const Member& member, uint64_t first, uint32_t at, Candidates c) {
   size_t n = 0;
   while (n < c.n && is_finite_key(magnitude_key(c.residuals[n]))) ++n;
   if (n == c.n) return n;  // nearly always
-  with_elements(*piece.tensor, first, [&](const auto& elements) {
+  with_elements(*member.tensor, first, [&](const auto& elements) {
     for (size_t i = n; i < c.n; ++i) {
       const uint64_t element = c.offsets[i] - at;
       if (!is_finite_key(magnitude_key(c.residuals[i]))) {
         if (magnitude_key(elements.residual_at(element)) == 0) continue;
-        throw Failure{Code::kNonFinite, piece.ordinal, first + element};
+        throw Failure{Code::kNonFinite, member.ordinal, first + element};
       }
       c.offsets[n] = c.offsets[i];
       c.residuals[n++] = c.residuals[i];
@@ -98,17 +98,17 @@ bool choose_kernels(const char* name) {
   return false;
 }
 
-Segments::Segments(const Segments& other) : segments_(other.size()) {
+CandidateChunks::CandidateChunks(const CandidateChunks& other) : chunks_(other.size()) {
   for (size_t s = 0; s < size(); ++s) put(s, other[s]);
 }
 
-uint64_t Segments::count() const {
+uint64_t CandidateChunks::count() const {
   uint64_t n = 0;
-  for (const Candidates& segment : segments_) n += segment.n;
+  for (const Candidates& chunk : chunks_) n += chunk.n;
   return n;
 }
 
-void Segments::put(size_t s, Candidates candidates) {
+void CandidateChunks::put(size_t s, Candidates candidates) {
   const size_t n = candidates.n;
   if (n == 0) return;
   Candidates place;
@@ -126,40 +126,41 @@ void Segments::put(size_t s, Candidates candidates) {
   }
   std::copy_n(candidates.offsets, n, place.offsets);
   std::copy_n(candidates.residuals, n, place.residuals);
-  segments_[s] = place;
+  chunks_[s] = place;
 }
 
-Segments collect(const Group& group, uint32_t min_key, const Refine& refine) {
-  Segments segments(n_segments(group));
-  collect(group, 0, segments.size(), min_key, refine, &segments);
-  return segments;
+CandidateChunks collect(const Group& group, uint32_t min_key, const Refine& refine) {
+  CandidateChunks chunks(n_chunks(group));
+  collect(group, 0, chunks.size(), min_key, refine, &chunks);
+  return chunks;
 }
 
-void collect(const Group& group, size_t first_segment, size_t last_segment, uint32_t min_key,
-             const Refine& refine, Segments* segments) {
+void collect(const Group& group, size_t first_chunk, size_t last_chunk, uint32_t min_key,
+             const Refine& refine, CandidateChunks* chunks) {
   const CollectKernels& kernels = collect_kernels();
-  parallel_for(last_segment - first_segment, [&](size_t which) {
-    const size_t s = first_segment + which;
-    Scratch<uint16_t> offsets(kSegment + kKernelSlack);
-    Scratch<float> residuals(kSegment + kKernelSlack);
+  parallel_for(last_chunk - first_chunk, [&](size_t which) {
+    const size_t s = first_chunk + which;
+    Scratch<uint16_t> offsets(kChunkElems + kKernelSlack);
+    Scratch<float> residuals(kChunkElems + kKernelSlack);
     Candidates found{offsets.data(), residuals.data(), 0};
     size_t& n = found.n;
-    for_each_part(group, s, [&](const Piece& piece, uint64_t first, uint64_t count, uint32_t at) {
-      const Tensor& t = *piece.tensor;
-      const Candidates here = found.from(n);
-      size_t n_here;
-      if (t.plain()) {
-        const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(t.dtype)];
-        n_here = kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
-                        static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
-                        piece.scale, at, min_key, here);
-      } else {
-        n_here = collect_predicted(kernels, piece, first, count, at, min_key, here);
-      }
-      n += without_unchanged(piece, first, at, {here.offsets, here.residuals, n_here});
-    });
+    for_each_member(
+        group, s, [&](const Member& member, uint64_t first, uint64_t count, uint32_t at) {
+          const Tensor& t = *member.tensor;
+          const Candidates here = found.from(n);
+          size_t n_here;
+          if (t.plain()) {
+            const CollectKernel kernel = kernels.by_dtype[static_cast<size_t>(t.dtype)];
+            n_here = kernel(static_cast<const uint8_t*>(t.current) + first * t.elem_bytes,
+                            static_cast<const uint8_t*>(t.reference) + first * t.elem_bytes, count,
+                            member.scale, at, min_key, here);
+          } else {
+            n_here = collect_predicted(kernels, member, first, count, at, min_key, here);
+          }
+          n += without_unchanged(member, first, at, {here.offsets, here.residuals, n_here});
+        });
     n = refine(s, found);
-    segments->put(s, found);
+    chunks->put(s, found);
   });
 }
 

@@ -15,7 +15,7 @@
 
 namespace resfed {
 
-// Elements that may be sent, ascending: where in their segment, and what.
+// Elements that may be sent, ascending: where in their chunk, and what.
 struct Candidates {
   uint16_t* offsets = nullptr;
   float* residuals = nullptr;
@@ -24,16 +24,18 @@ struct Candidates {
   Candidates from(size_t first) const { return {offsets + first, residuals + first, n - first}; }
 };
 
-// The group is worked on in segments of this many elements, whatever the number of threads.
-constexpr uint64_t kSegment = 1u << 16;  // offsets have 16 bits
-inline uint64_t n_segments(const Group& group) { return (group.n_elems + kSegment - 1) / kSegment; }
+// The group is worked on in chunks of this many elements, whatever the number of threads.
+constexpr uint64_t kChunkElems = 1u << 16;  // offsets have 16 bits
+inline uint64_t n_chunks(const Group& group) {
+  return (group.n_elems + kChunkElems - 1) / kChunkElems;
+}
 
 // Elements of a group as they lie in memory, each in as many bytes as the widest type takes.
 class ElementBits {
  public:
   ElementBits() = default;
   ElementBits(const Group& group, size_t n) {
-    for (const Piece& piece : group.pieces) width_ = std::max(width_, piece.tensor->elem_bytes);
+    for (const Member& member : group.members) width_ = std::max(width_, member.tensor->elem_bytes);
     memory_.resize(n * width_);
   }
   bool empty() const { return memory_.empty(); }
@@ -45,22 +47,22 @@ class ElementBits {
   Scratch<uint8_t> memory_;
 };
 
-// Candidates by segment.
-class Segments {
+// Candidates by chunk.
+class CandidateChunks {
  public:
-  explicit Segments(size_t n_segments) : segments_(n_segments) {}
-  Segments(const Segments& other);
-  Segments(Segments&&) = default;
-  Segments& operator=(Segments&&) = default;
+  explicit CandidateChunks(size_t n_chunks) : chunks_(n_chunks) {}
+  CandidateChunks(const CandidateChunks& other);
+  CandidateChunks(CandidateChunks&&) = default;
+  CandidateChunks& operator=(CandidateChunks&&) = default;
 
-  size_t size() const { return segments_.size(); }
-  Candidates operator[](size_t s) const { return segments_[s]; }
+  size_t size() const { return chunks_.size(); }
+  Candidates operator[](size_t s) const { return chunks_[s]; }
   uint64_t count() const;
 
-  // Several threads may put at a time, each another segment, once.
+  // Several threads may put at a time, each another chunk, once.
   void put(size_t s, Candidates candidates);
-  // Keeps the first n of a segment.
-  void shrink(size_t s, size_t n) { segments_[s].n = n; }
+  // Keeps the first n of a chunk.
+  void shrink(size_t s, size_t n) { chunks_[s].n = n; }
 
  private:
   struct Block {
@@ -69,23 +71,23 @@ class Segments {
   };
   static constexpr size_t kBlock = 1u << 15;
 
-  std::vector<Candidates> segments_;
-  std::vector<Block> blocks_;  // what the segments point into
+  std::vector<Candidates> chunks_;
+  std::vector<Block> blocks_;  // what the chunks point into
   size_t left_ = 0;            // of the last block
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
 };
 
-// Calls visit(piece, first element in the piece, count, offset in the segment) for a segment's
+// Calls visit(member, first element in the member, count, offset in the chunk) for a chunk's
 // parts.
 template <class Visit>
-void for_each_part(const Group& group, uint64_t segment, Visit visit) {
-  const uint64_t begin = segment * kSegment;
-  const uint64_t end = std::min(begin + kSegment, group.n_elems);
-  const Piece* piece = &piece_at(group, begin);
-  for (uint64_t at = begin; at < end; ++piece) {
-    const uint64_t first = at - piece->begin;
-    const uint64_t count = std::min(piece->tensor->n_elems - first, end - at);
-    visit(*piece, first, count, static_cast<uint32_t>(at - begin));
+void for_each_member(const Group& group, uint64_t chunk, Visit visit) {
+  const uint64_t begin = chunk * kChunkElems;
+  const uint64_t end = std::min(begin + kChunkElems, group.n_elems);
+  const Member* member = &member_at(group, begin);
+  for (uint64_t at = begin; at < end; ++member) {
+    const uint64_t first = at - member->begin;
+    const uint64_t count = std::min(member->tensor->n_elems - first, end - at);
+    visit(*member, first, count, static_cast<uint32_t>(at - begin));
     at += count;
   }
 }
@@ -144,13 +146,13 @@ extern const CollectKernels kCollectNeon;
 const CollectKernels& collect_kernels();
 bool choose_kernels(const char* name);
 
-// All elements with key >= min_key, each segment's passed through `refine`, which runs in any order
+// All elements with key >= min_key, each chunk's passed through `refine`, which runs in any order
 // and returns how many are left at the front of `found`. Throws kNonFinite for the first residual
 // that is not finite. What is found is the call's own: other threads may write to the model.
-using Refine = std::function<size_t(size_t segment, Candidates found)>;
-Segments collect(const Group& group, uint32_t min_key, const Refine& refine);
-// The same for some of the segments: adds to those of the group.
-void collect(const Group& group, size_t first_segment, size_t last_segment, uint32_t min_key,
-             const Refine& refine, Segments* segments);
+using Refine = std::function<size_t(size_t chunk, Candidates found)>;
+CandidateChunks collect(const Group& group, uint32_t min_key, const Refine& refine);
+// The same for some of the chunks: adds to those of the group.
+void collect(const Group& group, size_t first_chunk, size_t last_chunk, uint32_t min_key,
+             const Refine& refine, CandidateChunks* chunks);
 
 }  // namespace resfed

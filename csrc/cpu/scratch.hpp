@@ -1,6 +1,6 @@
 // Memory for one call that is kept for the next: fresh pages cost more to map than to fill.
 //
-// Scratch<T> is a std::vector whose memory comes from a common stock, and whose new elements are
+// Scratch<T> is a std::vector whose memory comes from a common pool, and whose new elements are
 // not initialized by resize(). All functions are safe to call from several threads.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace resfed {
 
 // Uninitialized memory, aligned for any scalar type. What is given back is kept, as far as the
-// stock has room; release takes the size that was asked for.
+// pool has room; release takes the size that was asked for.
 void* take_scratch(size_t n_bytes);
 void give_back_scratch(void* memory, size_t n_bytes) noexcept;
 

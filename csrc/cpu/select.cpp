@@ -36,23 +36,23 @@ uint32_t kth_largest_key(uint64_t k, ForEachKey for_each_key, uint64_t* ties) {
   return found;
 }
 
-// Segments of candidates that one task works on.
-constexpr size_t kSegmentsPerTask = 32;
+// Chunks of candidates that one task works on.
+constexpr size_t kChunksPerTask = 32;
 
 template <class Visit>
-void for_each_in_parallel(const Segments& candidates, Visit visit) {
-  const size_t n_tasks = (candidates.size() + kSegmentsPerTask - 1) / kSegmentsPerTask;
+void for_each_in_parallel(const CandidateChunks& candidates, Visit visit) {
+  const size_t n_tasks = (candidates.size() + kChunksPerTask - 1) / kChunksPerTask;
   parallel_for(
       n_tasks,
       [&](size_t task) {
-        const size_t end = std::min((task + 1) * kSegmentsPerTask, candidates.size());
-        visit(task * kSegmentsPerTask, end);
+        const size_t end = std::min((task + 1) * kChunksPerTask, candidates.size());
+        visit(task * kChunksPerTask, end);
       },
       1);
 }
 
 // The same among candidates: all are read twice, and then only those of the right high digit.
-uint32_t kth_largest_of(const Segments& candidates, uint64_t k, uint64_t* ties) {
+uint32_t kth_largest_of(const CandidateChunks& candidates, uint64_t k, uint64_t* ties) {
   using Histogram = std::array<uint64_t, 1u << kDigitBits>;
   Histogram histogram{};
   std::mutex mutex;
@@ -117,10 +117,10 @@ size_t drop_ties(Candidates c, uint32_t key, uint64_t ties) {
 }
 
 template <class Visit>
-void for_each_key_of_segment(const Group& group, uint64_t segment, Visit visit) {
-  for_each_part(group, segment, [&](const Piece& piece, uint64_t first, uint64_t n, uint32_t) {
-    with_elements(*piece.tensor, first, [&](const auto& elements) {
-      for (uint64_t i = 0; i < n; ++i) visit(magnitude_key(elements.residual_at(i) * piece.scale));
+void for_each_key_of_chunk(const Group& group, uint64_t chunk, Visit visit) {
+  for_each_member(group, chunk, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {
+    with_elements(*member.tensor, first, [&](const auto& elements) {
+      for (uint64_t i = 0; i < n; ++i) visit(magnitude_key(elements.residual_at(i) * member.scale));
     });
   });
 }
@@ -131,16 +131,16 @@ class Sample {
   Sample(const Group& group, uint64_t k)
       : plan_(sample_plan(group.n_elems, k)), n_elems_(group.n_elems), keys_(plan_.n_samples) {
     if (keys_.empty()) return;
-    const uint64_t stretch = group.n_elems / plan_.n_samples;
+    const uint64_t interval = group.n_elems / plan_.n_samples;
     constexpr uint64_t kPerTask = 1024;
     parallel_for((plan_.n_samples + kPerTask - 1) / kPerTask,
                  [&](size_t task) {
                    const uint64_t end = std::min<uint64_t>(plan_.n_samples, (task + 1) * kPerTask);
                    for (uint64_t j = task * kPerTask; j < end; ++j) {
-                     const uint64_t index = sampled_index(stretch, j);
-                     const Piece& piece = piece_at(group, index);
-                     with_elements(*piece.tensor, index - piece.begin, [&](const auto& elements) {
-                       keys_[j] = magnitude_key(elements.residual_at(0) * piece.scale);
+                     const uint64_t index = sampled_index(interval, j);
+                     const Member& member = member_at(group, index);
+                     with_elements(*member.tensor, index - member.begin, [&](const auto& elements) {
+                       keys_[j] = magnitude_key(elements.residual_at(0) * member.scale);
                      });
                    }
                  },
@@ -173,33 +173,33 @@ class Sample {
 
 // What a group's candidates may take, whatever the ties.
 uint64_t room_for(const Group& group, uint64_t k) {
-  return 4 * k + group.n_elems / 1024 + kSegment;
+  return 4 * k + group.n_elems / 1024 + kChunkElems;
 }
 
 // All that reach the key, if there is room: then all of it is counted, and only some kept.
 struct Found {
-  Segments candidates;
+  CandidateChunks candidates;
   uint64_t count;
 };
 Found find(const Group& group, uint32_t min_key, uint64_t room) {
   std::atomic<uint64_t> n_found{0};
-  Segments candidates = collect(group, min_key, [&](size_t, Candidates found) {
+  CandidateChunks candidates = collect(group, min_key, [&](size_t, Candidates found) {
     return n_found.fetch_add(found.n) + found.n > room ? 0 : found.n;
   });
   return {std::move(candidates), n_found};
 }
 
 // The k largest if the k-th has this key, or a greater one with not too many above it. The ties are
-// looked for from the first segment on, no further than needed.
-std::optional<Segments> select_with_ties(const Group& group, uint64_t k, uint32_t key) {
+// looked for from the first chunk on, no further than needed.
+std::optional<CandidateChunks> select_with_ties(const Group& group, uint64_t k, uint32_t key) {
   const uint64_t room = room_for(group, k);
   Found above = find(group, std::min(key + 1, kFirstNonFiniteKey), room);
   if (above.count > room) return std::nullopt;
   if (above.count >= k) return keep_top(std::move(above.candidates), k);
 
   const uint64_t ties = k - above.count;
-  uint64_t n_ties = 0;  // in the segments so far
-  Segments selected(above.candidates.size());
+  uint64_t n_ties = 0;  // in the chunks so far
+  CandidateChunks selected(above.candidates.size());
   std::vector<uint64_t> n_equal(selected.size());
   size_t next = 0;
   for (size_t step = 1; n_ties < ties; step = std::min<size_t>(2 * step, 64)) {
@@ -226,24 +226,24 @@ std::optional<Segments> select_with_ties(const Group& group, uint64_t k, uint32_
   return selected;
 }
 
-// Without an estimate: exact threshold from histograms, then one segment after another so that
+// Without an estimate: exact threshold from histograms, then one chunk after another so that
 // ties cost no memory.
-Segments select_by_histogram(const Group& group, uint64_t k) {
+CandidateChunks select_by_histogram(const Group& group, uint64_t k) {
   uint64_t ties = 0;
   const auto for_each_key = [&](auto visit) {
-    for (uint64_t s = 0; s < n_segments(group); ++s) for_each_key_of_segment(group, s, visit);
+    for (uint64_t s = 0; s < n_chunks(group); ++s) for_each_key_of_chunk(group, s, visit);
   };
   uint32_t key = kth_largest_key(k, for_each_key, &ties);
   const bool all_nonzero = key == 0;
   if (all_nonzero) key = 1, ties = k;
-  std::vector<uint64_t> ties_before(n_segments(group) + 1, 0);
-  parallel_for(n_segments(group), [&](size_t s) {
+  std::vector<uint64_t> ties_before(n_chunks(group) + 1, 0);
+  parallel_for(n_chunks(group), [&](size_t s) {
     uint64_t n = 0;
-    for_each_key_of_segment(group, s, [&](uint32_t own) { n += own == key; });
+    for_each_key_of_chunk(group, s, [&](uint32_t own) { n += own == key; });
     ties_before[s + 1] = n;
   });
   std::partial_sum(ties_before.begin(), ties_before.end(), ties_before.begin());
-  Segments selected = collect(group, key, [&](size_t s, Candidates found) {
+  CandidateChunks selected = collect(group, key, [&](size_t s, Candidates found) {
     const uint64_t left = ties - std::min(ties, ties_before[s]);
     uint64_t n_equal = 0;
     found.n = keep(found, key, &n_equal);
@@ -257,7 +257,7 @@ Segments select_by_histogram(const Group& group, uint64_t k) {
 
 }  // namespace
 
-Segments keep_top(Segments candidates, uint64_t k) {
+CandidateChunks keep_top(CandidateChunks candidates, uint64_t k) {
   if (candidates.count() <= k) return candidates;
   uint64_t ties = 0;
   uint32_t key = kFirstNonFiniteKey;
@@ -275,7 +275,7 @@ Segments keep_top(Segments candidates, uint64_t k) {
   return candidates;
 }
 
-Segments select_top(const Group& group, uint64_t k) {
+CandidateChunks select_top(const Group& group, uint64_t k) {
   k = std::min(k, group.n_elems);
   if (k == 0) return collect(group, kFirstNonFiniteKey, [](size_t, auto) { return 0; });
   const uint64_t room = room_for(group, k);

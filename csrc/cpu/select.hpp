@@ -16,9 +16,9 @@ namespace resfed {
 
 // The k largest of the group (fewer if fewer residuals differ from zero). Throws kNonFinite, also
 // when k is 0, and kChangedDuringCall.
-Segments select_top(const Group& group, uint64_t k);
+CandidateChunks select_top(const Group& group, uint64_t k);
 
 // The k largest among candidates, which must hold the group's k largest. Consumes them.
-Segments keep_top(Segments candidates, uint64_t k);
+CandidateChunks keep_top(CandidateChunks candidates, uint64_t k);
 
 }  // namespace resfed

@@ -63,16 +63,16 @@ struct Recorder : RecordingCoder<NextDecision> {
 // before the one that is coded must stand in front of it, with indices from any common origin.
 struct LossyCode {
   using Symbol = SentSymbol;
-  using Parameter = Rhythm;
+  using Parameter = SlicePattern;
   static constexpr uint32_t kContexts = kSliceContexts;
   static constexpr InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
 
   static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
-    return choose_rhythm(begin, end, rows.data(), rows.size());
+    return choose_pattern(begin, end, rows.data(), rows.size());
   }
   template <class Coder, class Body>
-  static void with_code(Coder& coder, const Symbol* first, Parameter rhythm, Body body) {
-    with_nonzero_code(coder, first, rhythm, body);
+  static void with_code(Coder& coder, const Symbol* first, Parameter pattern, Body body) {
+    with_nonzero_code(coder, first, pattern, body);
   }
 };
 
@@ -117,7 +117,7 @@ uint64_t index_of(const SentSymbol& symbol) { return symbol.index(); }
 uint64_t index_of(const ChangedElement& change) { return change.index; }
 
 // Several lists as one.
-struct Joined {
+struct Concatenation {
   SentSymbols lists[3];
   size_t size() const { return lists[0].size() + lists[1].size() + lists[2].size(); }
   const SentSymbol& operator[](size_t i) const {
@@ -128,8 +128,8 @@ struct Joined {
 };
 
 // Where the symbols [begin, end) stand one after the other; `copy` serves those from several lists.
-const SentSymbol* stretch(const Joined& symbols, uint64_t begin, uint64_t end,
-                          Scratch<SentSymbol>* copy) {
+const SentSymbol* contiguous(const Concatenation& symbols, uint64_t begin, uint64_t end,
+                             Scratch<SentSymbol>* copy) {
   uint64_t first = 0;  // of the list, among all
   for (const SentSymbols list : symbols.lists) {
     if (begin >= first && end <= first + list.size()) return list.data() + (begin - first);
@@ -138,8 +138,8 @@ const SentSymbol* stretch(const Joined& symbols, uint64_t begin, uint64_t end,
   for (uint64_t i = begin; i < end; ++i) copy->push_back(symbols[i]);
   return copy->data();
 }
-const ChangedElement* stretch(const std::vector<ChangedElement>& changes, uint64_t begin, uint64_t,
-                              Scratch<SentSymbol>*) {
+const ChangedElement* contiguous(const std::vector<ChangedElement>& changes, uint64_t begin,
+                                 uint64_t, Scratch<SentSymbol>*) {
   return changes.data() + begin;
 }
 
@@ -148,7 +148,7 @@ template <class Code, class Symbols, class Coder>
 void encode_symbols(const Symbols& symbols, const RowLengths& rows, uint64_t begin, uint64_t end,
                     Coder& coder) {
   Scratch<SentSymbol> copy;
-  const auto* const first = stretch(symbols, begin, end, &copy);
+  const auto* const first = contiguous(symbols, begin, end, &copy);
   const auto* const last = first + (end - begin);
   const uint64_t before = begin == 0 ? 0 : index_of(symbols[begin - 1]) + 1;
   Code::with_code(coder, first, Code::choose(first, last, rows), [&](auto code) {
@@ -266,7 +266,7 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 std::optional<std::vector<Slice>> encode_slices(SentSymbols matrix, SentSymbols vector,
                                                 SentSymbols dense, const RowLengths& rows,
                                                 unsigned slice_log2, uint64_t max_bytes) {
-  return encode_all<LossyCode>(Joined{{matrix, vector, dense}}, rows, slice_log2, max_bytes);
+  return encode_all<LossyCode>(Concatenation{{matrix, vector, dense}}, rows, slice_log2, max_bytes);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
@@ -290,18 +290,18 @@ std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& row
   struct Tracer {
     std::vector<uint16_t>& decisions;
     void begin_symbol() {}
-    bool decide(uint32_t context, bool bit) { return decide_blindly(context, bit) != 0; }
-    uint32_t decide_blindly(uint32_t context, uint32_t bit) {
+    bool code_bit(uint32_t context, bool bit) { return code_bit_branchless(context, bit) != 0; }
+    uint32_t code_bit_branchless(uint32_t context, uint32_t bit) {
       decisions.push_back(static_cast<uint16_t>(context << 1 | bit));
       return bit;
     }
-    uint32_t decide_number(uint32_t number, unsigned) { return number; }
+    uint32_t code_bypass(uint32_t number, unsigned) { return number; }
   };
   std::vector<uint16_t> decisions;
   Tracer tracer{decisions};
   const Partition p = partition(symbols.size(), slice_log2);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
-    const Joined all{symbols, {}};
+    const Concatenation all{symbols, {}};
     encode_symbols<LossyCode>(all, rows, slice_begin(p, s), slice_begin(p, s + 1), tracer);
     ends->push_back(decisions.size());
   }

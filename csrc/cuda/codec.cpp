@@ -31,7 +31,7 @@ uint64_t most_symbols(const Groups& groups, const EncodeOptions& options) {
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             int device, cuda::Stream stream, const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
-  cuda::Turn turn(device, stream);
+  cuda::WorkspaceLease turn(device, stream);
   std::vector<Tensor> staged = tensors;
   if (options.max_bytes > 0 || options.max_error >= 0 || !has_matrix_elements(tensors)) {
     cuda::Staging staging(turn, &staged, any);
@@ -45,18 +45,18 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   cuda::MatrixEncoder matrices(turn, groups.matrix, options);
   matrices.start(most_symbols(groups, options));
   staging.wait();
-  Parts parts = begin_encoding(staged, options);
-  parts.vector = code_top(parts.groups.vector, options.k_vector, options.step);
-  const auto coded = matrices.finish(parts.vector.sent, parts.dense.sent, parts.rows);
-  parts.matrix.k = coded.k;
-  parts.matrix.quantizer = coded.quantizer;
-  parts.matrix.recovered.check = coded.check;
-  std::vector<uint8_t> payload = assemble(parts, coded.slices);
-  parts.groups.matrix = {};  // what follows leaves it to the device
-  prepare_results(&parts);
+  EncodeState state = begin_encoding(staged, options);
+  state.vector = code_top(state.groups.vector, options.k_vector, options.step);
+  const auto coded = matrices.finish(state.vector.sent, state.dense.sent, state.rows);
+  state.matrix.k = coded.k;
+  state.matrix.quantizer = coded.quantizer;
+  state.matrix.recovered.check = coded.check;
+  std::vector<uint8_t> payload = assemble(state, coded.slices);
+  state.groups.matrix = {};  // what follows leaves it to the device
+  prepare_results(&state);
   if (before_writing) before_writing(payload);
   matrices.write();
-  write_results(parts);
+  write_results(state);
   staging.flush();
   return payload;
 }
@@ -67,7 +67,7 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   const DefaultFloatMode mode;
   Update u;
   open_update(payload, n_bytes, digest, tensors, &u);
-  cuda::Turn turn(device, stream);
+  cuda::WorkspaceLease turn(device, stream);
   if (u.groups.matrix.n_elems == 0) {
     std::vector<Tensor> staged = tensors;
     cuda::Staging staging(turn, &staged, any);

@@ -11,9 +11,9 @@
 
 namespace resfed::cuda {
 
-// A tensor is read in tiles of so many elements; a tile lies in one tensor.
-constexpr uint32_t kTile = 4096;
-RESFED_HD uint64_t n_tiles(uint64_t n_elems) { return (n_elems + kTile - 1) / kTile; }
+// A tensor is read in chunks of so many elements; a chunk lies in one tensor.
+constexpr uint32_t kChunkElems = 4096;
+RESFED_HD uint64_t n_chunks(uint64_t n_elems) { return (n_elems + kChunkElems - 1) / kChunkElems; }
 
 // The last of n ascending numbers that is at most `wanted`; the first is.
 template <class At>
@@ -35,22 +35,24 @@ inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
   return min_of(n_elems, static_cast<uint64_t>(part * static_cast<double>(n_elems)) + 131072);
 }
 
-// Slices are coded one by a warp, each in an area for its decisions. An area begins with room for
-// the coder's state, and ends with room for the decisions of one more symbol.
-constexpr uint64_t kAreaHead = kSliceStateBytes / sizeof(uint16_t);
+// Slices are coded one by a warp, each in a buffer for its decisions. A buffer begins with room
+// for the coder's state, and ends with room for the decisions of one more symbol.
+constexpr uint64_t kDecisionBufferHead = kSliceStateBytes / sizeof(uint16_t);
 // A slice has at most 1.5 times the nominal size, or all there are.
 inline uint64_t longest_slice(uint64_t n_symbols, unsigned slice_log2) {
   return min_of<uint64_t>(n_symbols, 3ull << (slice_log2 - 1));
 }
-inline uint64_t area_entries(uint64_t n_symbols, unsigned slice_log2, uint64_t per_symbol) {
+inline uint64_t decision_buffer_entries(uint64_t n_symbols, unsigned slice_log2,
+                                        uint64_t per_symbol) {
   const uint64_t longest = longest_slice(n_symbols, slice_log2);
-  return (kAreaHead + longest * per_symbol + kMostDecisionsPerSymbol + 7) / 8 * 8;
+  return (kDecisionBufferHead + longest * per_symbol + kMostDecisionsPerSymbol + 7) / 8 * 8;
 }
-// As many areas as slices, but not more memory than this part of the model, or this much.
-constexpr uint64_t kAreaPart = 50;
-constexpr uint64_t kAreaBytes = uint64_t{32} << 20;
-inline uint64_t n_areas(uint64_t n_slices, uint64_t entries, uint64_t model_bytes) {
-  const uint64_t most = max_of(model_bytes / kAreaPart, kAreaBytes) / (entries * sizeof(uint16_t));
+// As many buffers as slices, but not more memory than the model divided by this, or this much.
+constexpr uint64_t kDecisionBufferShare = 50;
+constexpr uint64_t kDecisionBufferBytes = uint64_t{32} << 20;
+inline uint64_t n_decision_buffers(uint64_t n_slices, uint64_t entries, uint64_t model_bytes) {
+  const uint64_t most = max_of(model_bytes / kDecisionBufferShare, kDecisionBufferBytes) /
+                        (entries * sizeof(uint16_t));
   return max_of<uint64_t>(min_of(n_slices, most), n_slices > 0 ? 1 : 0);
 }
 
@@ -72,10 +74,10 @@ struct SliceNeed {
   }
 };
 
-// Deals out aligned parts of one piece of memory. Of none (base 0) it counts what is needed.
-class Carver {
+// Hands out aligned arrays from one allocation. Without one (base 0) it counts what is needed.
+class BumpAllocator {
  public:
-  explicit Carver(void* base) : base_(static_cast<uint8_t*>(base)) {}
+  explicit BumpAllocator(void* base) : base_(static_cast<uint8_t*>(base)) {}
   template <class T>
   T* take(uint64_t n) {
     n_bytes_ = (n_bytes_ + 255) / 256 * 256;

@@ -77,10 +77,10 @@ __device__ inline uint64_t sum_of_lanes_below(uint64_t value) {
 }
 
 // What one thread of a block that deals with all of n takes: consecutive ones.
-struct Share {
+struct ThreadRange {
   uint64_t begin, end;
 };
-__device__ inline Share share_of_thread(uint64_t n) {
+__device__ inline ThreadRange range_of_thread(uint64_t n) {
   const uint64_t each = (n + blockDim.x - 1) / blockDim.x;
   return {min_of(n, threadIdx.x * each), min_of(n, (threadIdx.x + 1) * each)};
 }

@@ -1,4 +1,4 @@
-// What the kernels of the matrices' pipeline share: the tensors, the tiles, and the one record of
+// What the kernels of the matrices' pipeline share: the tensors, the chunks, and the one record of
 // numbers through which stages tell each other what the host need not know.
 #pragma once
 
@@ -12,38 +12,38 @@
 namespace resfed::cuda {
 
 // A tensor of the group, as kernels see it.
-struct DevicePiece {
+struct DeviceMember {
   const void* current;
   const void* reference;
   void* out;
   float* feedback;
   Prediction prediction;
-  uint64_t begin;       // index of its first element in the group
-  uint64_t n_elems;     // >= 1
-  uint64_t first_tile;  // among all tiles of the group
+  uint64_t begin;        // index of its first element in the group
+  uint64_t n_elems;      // >= 1
+  uint64_t first_chunk;  // among all chunks of the group
   DType dtype;
   bool plain;    // neither terms nor feedback
   bool aligned;  // four elements together can be loaded
   bool writes_prediction;
 };
 struct DeviceGroup {
-  const DevicePiece* pieces;
-  uint64_t n_pieces;
+  const DeviceMember* members;
+  uint64_t n_members;
   uint64_t n_elems;
-  uint64_t n_tiles;
+  uint64_t n_chunks;
 
-  __device__ const DevicePiece& piece_of_tile(uint64_t tile) const {
-    const DevicePiece* const p = pieces;
-    return p[last_at_most(n_pieces, tile, [=](uint64_t i) { return p[i].first_tile; })];
+  __device__ const DeviceMember& member_of_chunk(uint64_t chunk) const {
+    const DeviceMember* const p = members;
+    return p[last_at_most(n_members, chunk, [=](uint64_t i) { return p[i].first_chunk; })];
   }
-  __device__ const DevicePiece& piece_at(uint64_t index) const {
-    const DevicePiece* const p = pieces;
-    return p[last_at_most(n_pieces, index, [=](uint64_t i) { return p[i].begin; })];
+  __device__ const DeviceMember& member_at(uint64_t index) const {
+    const DeviceMember* const p = members;
+    return p[last_at_most(n_members, index, [=](uint64_t i) { return p[i].begin; })];
   }
 };
 
-// Where a tile's candidates lie, and what becomes of them.
-struct Tile {
+// Where a chunk's candidates lie, and what becomes of them.
+struct Chunk {
   uint64_t first_candidate;
   uint64_t first_sent;  // of its elements among all that are sent
   uint32_t n_candidates;
@@ -52,14 +52,14 @@ struct Tile {
   uint32_t ties_to_keep;  // of the equal ones, the first so many
 };
 struct Candidates {
-  uint16_t* offsets;  // in the tile
+  uint16_t* offsets;  // in the chunk
   float* residuals;
   uint64_t room;
 };
 
 // What went wrong, and is tried again in another way.
 constexpr uint32_t kCandidatesLackRoom = 1;  // too many, or too few
-constexpr uint32_t kAreasLackRoom = 2;
+constexpr uint32_t kDecisionsOverflow = 2;
 constexpr uint32_t kSlicesLackRoom = 4;
 
 constexpr unsigned kBins = 1u << kDigitBits;
@@ -111,11 +111,11 @@ __device__ inline bool is_last_block(Progress* progress) {
 }
 
 template <class T>
-__device__ float residual_at(const DevicePiece& piece, uint64_t i) {
-  return residual_to(piece, i, predicted_at<T>(piece, i));
+__device__ float residual_at(const DeviceMember& member, uint64_t i) {
+  return residual_to(member, i, predicted_at<T>(member, i));
 }
 
-// Calls visit(T{}) for the type of a piece's elements.
+// Calls visit(T{}) for the type of a member's elements.
 template <class Visit>
 __device__ void with_type(DType dtype, Visit visit) {
   switch (dtype) {
@@ -142,12 +142,12 @@ struct Stage {
 void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples);
 void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* samples);
 // The exact threshold of the k among all elements, k <= n_elems, for a collection of just these.
-void find_threshold(const Stage& stage, uint64_t k, Tile* tiles);
-void collect(const Stage& stage, Candidates candidates, bool exactly, Tile* tiles);
+void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks);
+void collect(const Stage& stage, Candidates candidates, bool exactly, Chunk* chunks);
 // `all_nonzero`: all that differ from zero were to be collected.
 void select_top(const Stage& stage, Candidates candidates, uint64_t k, bool all_nonzero,
-                bool exactly, const StepRule& rule, Tile* tiles);
-void quantize_candidates(const Stage& stage, Candidates candidates, const Tile* tiles,
+                bool exactly, const StepRule& rule, Chunk* chunks);
+void quantize_candidates(const Stage& stage, Candidates candidates, const Chunk* chunks,
                          SentSymbol* symbols);
 // What the sent elements become, and what is left of them for feedback, where that is not null.
 // Adds to the reference check. `quantizer` and number of symbols are the progress's.
@@ -163,7 +163,7 @@ struct SliceTable {
   uint64_t* n_bytes;
   uint64_t* places;  // in `packed`
 };
-struct Areas {
+struct DecisionBuffers {
   uint16_t* entries;
   uint64_t n_entries;  // of each
   unsigned n;
@@ -181,7 +181,7 @@ struct Rows {
 // slices in the order in which they are done.
 void encode_slices(const Stage& stage, SentSymbol* symbols, const SentSymbol* others,
                    uint64_t n_others, Rows rows, unsigned slice_log2, const Probability* initial,
-                   Areas areas, Bytes coded, SliceTable table, uint8_t* packed);
+                   DecisionBuffers buffers, Bytes coded, SliceTable table, uint8_t* packed);
 // Symbols with their indices among n_elems. `offsets` has one more entry than there are slices, and
 // so has `bases`, which is for the stage's own use.
 void decode_slices(const Stage& stage, const uint8_t* slices, const uint64_t* offsets, Partition p,

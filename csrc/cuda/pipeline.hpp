@@ -18,7 +18,7 @@ struct Progress;
 class MatrixEncoder {
  public:
   // `group` has device addresses and at least one element.
-  MatrixEncoder(Turn& turn, const Group& group, const EncodeOptions& options);
+  MatrixEncoder(WorkspaceLease& turn, const Group& group, const EncodeOptions& options);
   ~MatrixEncoder();
 
   void start(uint64_t n_others);  // symbols of other groups there may be at most
@@ -41,7 +41,7 @@ class MatrixEncoder {
   void begin(const Progress& progress);
   void make_room(const Progress& found);
 
-  Turn& turn_;
+  WorkspaceLease& lease_;
   const Group& group_;
   const EncodeOptions& options_;
   std::unique_ptr<MatrixPlan> plan_;
@@ -50,7 +50,8 @@ class MatrixEncoder {
 class MatrixDecoder {
  public:
   // `group` has device addresses and at least one element; `slices` are the lossy ones.
-  MatrixDecoder(Turn& turn, const Group& group, const Frame& frame, const uint8_t* slices);
+  MatrixDecoder(WorkspaceLease& turn, const Group& group, const Frame& frame,
+                const uint8_t* slices);
   ~MatrixDecoder();
 
   void start();
@@ -64,7 +65,7 @@ class MatrixDecoder {
   void write();
 
  private:
-  Turn& turn_;
+  WorkspaceLease& lease_;
   const Group& group_;
   const Frame& frame_;
   const uint8_t* slices_;

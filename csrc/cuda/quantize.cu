@@ -19,15 +19,15 @@ __device__ LevelMeans means_of_warp(LevelMeans means) {
   return means;
 }
 
-// A warp takes a tile's candidates 32 at a time and writes those that are sent, in order.
-__device__ void quantize_tile(const Tile& tile, uint64_t first_index, Candidates candidates,
-                              const Progress& progress, SentSymbol* symbols, LevelMeans* means) {
-  uint64_t at = tile.first_sent;
-  uint32_t ties_left = tile.ties_to_keep;
-  for (uint32_t i = 0; i < tile.n_candidates; i += kWarp) {
+// A warp takes a chunk's candidates 32 at a time and writes those that are sent, in order.
+__device__ void quantize_chunk(const Chunk& chunk, uint64_t first_index, Candidates candidates,
+                               const Progress& progress, SentSymbol* symbols, LevelMeans* means) {
+  uint64_t at = chunk.first_sent;
+  uint32_t ties_left = chunk.ties_to_keep;
+  for (uint32_t i = 0; i < chunk.n_candidates; i += kWarp) {
     const uint32_t mine = i + lane_of_thread();
-    const bool there = mine < tile.n_candidates;
-    const float r = there ? candidates.residuals[tile.first_candidate + mine] : 0.0f;
+    const bool there = mine < chunk.n_candidates;
+    const float r = there ? candidates.residuals[chunk.first_candidate + mine] : 0.0f;
     const uint32_t key = magnitude_key(r);
     const bool equal = there && key == progress.key;
     const unsigned equals = __ballot_sync(kAllLanes, equal);
@@ -39,7 +39,7 @@ __device__ void quantize_tile(const Tile& tile, uint64_t first_index, Candidates
       const Quantized quantized = quantize(progress.quantizer, float_from_bits(key));
       means->add(quantized);
       const int32_t level = static_cast<int32_t>(quantized.level);
-      const uint64_t index = first_index + candidates.offsets[tile.first_candidate + mine];
+      const uint64_t index = first_index + candidates.offsets[chunk.first_candidate + mine];
       symbols[at + static_cast<unsigned>(__popc(ballot & lanes_below()))] = {
           index, float_bits(r) >> 31 != 0 ? -level : level};
     }
@@ -49,17 +49,17 @@ __device__ void quantize_tile(const Tile& tile, uint64_t first_index, Candidates
 }
 
 __global__ void __launch_bounds__(kThreads)
-    quantize_tiles(DeviceGroup group, Candidates candidates, const Tile* tiles, SentSymbol* symbols,
-                   Progress* progress) {
+    quantize_chunks(DeviceGroup group, Candidates candidates, const Chunk* chunks,
+                    SentSymbol* symbols, Progress* progress) {
   __shared__ LevelMeans of_warps[kThreads / kWarp];
   LevelMeans means{};
   const uint64_t n_warps = static_cast<uint64_t>(gridDim.x) * (kThreads / kWarp);
-  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < group.n_tiles;
+  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < group.n_chunks;
        t += n_warps) {
-    if (tiles[t].n_above + tiles[t].ties_to_keep == 0) continue;
-    const DevicePiece& piece = group.piece_of_tile(t);
-    const uint64_t first_index = piece.begin + (t - piece.first_tile) * kTile;
-    quantize_tile(tiles[t], first_index, candidates, *progress, symbols, &means);
+    if (chunks[t].n_above + chunks[t].ties_to_keep == 0) continue;
+    const DeviceMember& member = group.member_of_chunk(t);
+    const uint64_t first_index = member.begin + (t - member.first_chunk) * kChunkElems;
+    quantize_chunk(chunks[t], first_index, candidates, *progress, symbols, &means);
   }
   means = means_of_warp(means);
   if (lane_of_thread() == 0) of_warps[threadIdx.x / kWarp] = means;
@@ -93,16 +93,16 @@ __global__ void __launch_bounds__(kThreads)
       progress->outside = 1;
       continue;
     }
-    const DevicePiece& piece = group.piece_at(index);
+    const DeviceMember& member = group.member_at(index);
     const uint32_t magnitude = static_cast<uint32_t>(level < 0 ? -level : level);
     const float value = dequantize_magnitude(progress->quantizer, magnitude);
-    const uint64_t element = index - piece.begin;
-    with_type(piece.dtype, [&]<class T>(T) {
-      const T before = predicted_at<T>(piece, element);
+    const uint64_t element = index - member.begin;
+    with_type(member.dtype, [&]<class T>(T) {
+      const T before = predicted_at<T>(member, element);
       const T after = recover(before, level < 0 ? -value : value);
       check += check_term(index, element_bits(before), element_bits(after));
       if (bits != nullptr) bits[i] = element_bits(after);
-      if (left != nullptr) left[i] = residual_to(piece, element, after);
+      if (left != nullptr) left[i] = residual_to(member, element, after);
     });
   }
   check = sum_of_warp(check);
@@ -111,16 +111,16 @@ __global__ void __launch_bounds__(kThreads)
 
 // Feedback and predictions of all elements.
 __global__ void __launch_bounds__(kThreads) write_all(DeviceGroup group) {
-  for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
-    const DevicePiece& piece = group.piece_of_tile(t);
-    if (piece.feedback == nullptr && !piece.writes_prediction) continue;
-    const uint64_t first = (t - piece.first_tile) * kTile;
-    const uint64_t last = min_of<uint64_t>(first + kTile, piece.n_elems);
-    with_type(piece.dtype, [&]<class T>(T) {
+  for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
+    const DeviceMember& member = group.member_of_chunk(t);
+    if (member.feedback == nullptr && !member.writes_prediction) continue;
+    const uint64_t first = (t - member.first_chunk) * kChunkElems;
+    const uint64_t last = min_of<uint64_t>(first + kChunkElems, member.n_elems);
+    with_type(member.dtype, [&]<class T>(T) {
       for (uint64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
-        const T predicted = predicted_at<T>(piece, i);
-        if (piece.feedback != nullptr) piece.feedback[i] = residual_to(piece, i, predicted);
-        if (piece.writes_prediction) static_cast<T*>(piece.out)[i] = predicted;
+        const T predicted = predicted_at<T>(member, i);
+        if (member.feedback != nullptr) member.feedback[i] = residual_to(member, i, predicted);
+        if (member.writes_prediction) static_cast<T*>(member.out)[i] = predicted;
       }
     });
   }
@@ -131,20 +131,20 @@ __global__ void __launch_bounds__(kThreads)
                const float* left, const Progress* progress) {
   for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
        i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    const DevicePiece& piece = group.piece_at(symbols[i].index());
-    const uint64_t element = symbols[i].index() - piece.begin;
-    with_type(piece.dtype, [&]<class T>(T) {
-      if (piece.out != nullptr) from_bits(bits[i], static_cast<T*>(piece.out) + element);
+    const DeviceMember& member = group.member_at(symbols[i].index());
+    const uint64_t element = symbols[i].index() - member.begin;
+    with_type(member.dtype, [&]<class T>(T) {
+      if (member.out != nullptr) from_bits(bits[i], static_cast<T*>(member.out) + element);
     });
-    if (piece.feedback != nullptr) piece.feedback[element] = left[i];
+    if (member.feedback != nullptr) member.feedback[element] = left[i];
   }
 }
 
 }  // namespace
 
-void quantize_candidates(const Stage& stage, Candidates candidates, const Tile* tiles,
+void quantize_candidates(const Stage& stage, Candidates candidates, const Chunk* chunks,
                          SentSymbol* symbols) {
-  launch(quantize_tiles, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, tiles,
+  launch(quantize_chunks, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, chunks,
          symbols, stage.progress);
 }
 

@@ -1,33 +1,33 @@
-// Stage 1 on the device: the fused pass over model and reference. Every tile's candidates lie
-// together and in order; the tiles' lie as they come, and a table says where.
+// Stage 1 on the device: the fused pass over model and reference. Every chunk's candidates lie
+// together and in order; the chunks' lie as they come, and a table says where.
 #include "cuda/pipeline.cuh"
 
 namespace resfed::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
-constexpr unsigned kPerLoad = 4;                            // elements of a thread
-constexpr unsigned kLoads = kTile / (kThreads * kPerLoad);  // by every thread
-constexpr unsigned kPerWarp = kTile / (kThreads / kWarp);   // consecutive elements
-static_assert(kTile == kThreads * kPerLoad * kLoads && kTile <= 1u << 16);
+constexpr unsigned kPerLoad = 4;                                  // elements of a thread
+constexpr unsigned kLoads = kChunkElems / (kThreads * kPerLoad);  // by every thread
+constexpr unsigned kPerWarp = kChunkElems / (kThreads / kWarp);   // consecutive elements
+static_assert(kChunkElems == kThreads * kPerLoad * kLoads && kChunkElems <= 1u << 16);
 
 template <class T>
 struct alignas(sizeof(T) * kPerLoad > 16 ? 16 : sizeof(T) * kPerLoad) Four {
   T of[kPerLoad];
 };
 
-// Where in its tile a thread's elements of a load begin.
+// Where in its chunk a thread's elements of a load begin.
 __device__ unsigned offset_of(unsigned load) {
   return threadIdx.x / kWarp * kPerWarp + load * kWarp * kPerLoad + lane_of_thread() * kPerLoad;
 }
 
-// The thread's residuals of a tile; zero beyond the tensor's end.
+// The thread's residuals of a chunk; zero beyond the tensor's end.
 template <class T>
-__device__ void load_residuals(const DevicePiece& piece, uint64_t first,
+__device__ void load_residuals(const DeviceMember& member, uint64_t first,
                                float (&residuals)[kLoads][kPerLoad]) {
-  if (piece.plain && piece.aligned && first + kTile <= piece.n_elems) {
-    const T* const x = static_cast<const T*>(piece.current) + first;
-    const T* const p = static_cast<const T*>(piece.reference) + first;
+  if (member.plain && member.aligned && first + kChunkElems <= member.n_elems) {
+    const T* const x = static_cast<const T*>(member.current) + first;
+    const T* const p = static_cast<const T*>(member.reference) + first;
     Four<T> of_x[kLoads], of_p[kLoads];
     RESFED_UNROLL
     for (unsigned load = 0; load < kLoads; ++load) {  // all are under way before one is needed
@@ -48,12 +48,12 @@ __device__ void load_residuals(const DevicePiece& piece, uint64_t first,
     RESFED_UNROLL
     for (unsigned j = 0; j < kPerLoad; ++j) {
       const uint64_t i = first + offset_of(load) + j;
-      residuals[load][j] = i < piece.n_elems ? residual_at<T>(piece, i) : 0.0f;
+      residuals[load][j] = i < member.n_elems ? residual_at<T>(member, i) : 0.0f;
     }
   }
 }
 
-// Which elements a tile sends on: keys above the least, and those equal to it up to an offset.
+// Which elements a chunk sends on: keys above the least, and those equal to it up to an offset.
 struct Wanted {
   uint32_t key;
   uint32_t end_of_equal;
@@ -62,14 +62,14 @@ struct Wanted {
   }
 };
 
-// The offset that ends the first `ties` elements of the tile with this key; by one warp.
+// The offset that ends the first `ties` elements of the chunk with this key; by one warp.
 template <class T>
-__device__ uint32_t end_of_ties(const DevicePiece& piece, uint64_t first, uint32_t key,
+__device__ uint32_t end_of_ties(const DeviceMember& member, uint64_t first, uint32_t key,
                                 uint32_t ties) {
   uint32_t seen = 0;
-  for (uint32_t offset = 0; offset < kTile; offset += kWarp) {
+  for (uint32_t offset = 0; offset < kChunkElems; offset += kWarp) {
     const uint64_t i = first + offset + lane_of_thread();
-    const bool equal = i < piece.n_elems && magnitude_key(residual_at<T>(piece, i)) == key;
+    const bool equal = i < member.n_elems && magnitude_key(residual_at<T>(member, i)) == key;
     const unsigned ballot = __ballot_sync(kAllLanes, equal);
     const unsigned here = static_cast<unsigned>(__popc(ballot));
     if (seen + here > ties) {  // it ends here: at the first too many
@@ -79,21 +79,21 @@ __device__ uint32_t end_of_ties(const DevicePiece& piece, uint64_t first, uint32
     }
     seen += here;
   }
-  return kTile;
+  return kChunkElems;
 }
 
 template <class T>
-__device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidates candidates,
-                             Tile* tile, bool exactly, Progress* progress) {
+__device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candidates candidates,
+                              Chunk* chunk, bool exactly, Progress* progress) {
   __shared__ uint64_t shared_place;
   __shared__ uint32_t shared_end;
   __shared__ unsigned warp_counts[kThreads / kWarp];
   const unsigned warp = threadIdx.x / kWarp;
 
-  Wanted wanted{progress->min_key, kTile};
-  if (exactly && tile->ties_to_keep < tile->n_equal) {
+  Wanted wanted{progress->min_key, kChunkElems};
+  if (exactly && chunk->ties_to_keep < chunk->n_equal) {
     if (warp == 0) {
-      const uint32_t end = end_of_ties<T>(piece, first, wanted.key, tile->ties_to_keep);
+      const uint32_t end = end_of_ties<T>(member, first, wanted.key, chunk->ties_to_keep);
       if (lane_of_thread() == 0) shared_end = end;
     }
     __syncthreads();
@@ -101,7 +101,7 @@ __device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidate
   }
 
   float residuals[kLoads][kPerLoad];
-  load_residuals<T>(piece, first, residuals);
+  load_residuals<T>(member, first, residuals);
   unsigned hits = 0;  // a bit for each residual
   RESFED_UNROLL
   for (unsigned load = 0; load < kLoads; ++load) {
@@ -111,7 +111,7 @@ __device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidate
       const uint32_t offset = offset_of(load) + j;
       if (wanted(key, offset)) hits |= 1u << (load * kPerLoad + j);
       if (!is_finite_key(key)) {
-        lower_atomically(&progress->first_not_finite, piece.begin + first + offset);
+        lower_atomically(&progress->first_not_finite, member.begin + first + offset);
       }
     }
   }
@@ -126,8 +126,8 @@ __device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidate
   if (threadIdx.x == 0) {
     shared_place = all == 0 ? 0 : add_atomically(&progress->n_found, all);
     const bool fits = shared_place + all <= candidates.room;
-    tile->first_candidate = shared_place;
-    tile->n_candidates = fits ? all : 0;
+    chunk->first_candidate = shared_place;
+    chunk->n_candidates = fits ? all : 0;
   }
   __syncthreads();
   if (n_hits == 0 || shared_place + all > candidates.room) return;
@@ -154,26 +154,26 @@ __device__ void collect_tile(const DevicePiece& piece, uint64_t first, Candidate
 }
 
 __global__ void __launch_bounds__(kThreads)
-    collect_tiles(DeviceGroup group, Candidates candidates, Tile* tiles, bool exactly,
-                  Progress* progress) {
-  for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
-    const DevicePiece& piece = group.piece_of_tile(t);
-    const uint64_t first = (t - piece.first_tile) * kTile;
-    with_type(piece.dtype, [&]<class T>(T) {
-      collect_tile<T>(piece, first, candidates, &tiles[t], exactly, progress);
+    collect_chunks(DeviceGroup group, Candidates candidates, Chunk* chunks, bool exactly,
+                   Progress* progress) {
+  for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
+    const DeviceMember& member = group.member_of_chunk(t);
+    const uint64_t first = (t - member.first_chunk) * kChunkElems;
+    with_type(member.dtype, [&]<class T>(T) {
+      collect_chunk<T>(member, first, candidates, &chunks[t], exactly, progress);
     });
-    __syncthreads();  // the next tile writes what this one shares
+    __syncthreads();  // the next chunk writes what this one shares
   }
 }
 
 __global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* samples) {
-  const uint64_t stretch = group.n_elems / n_samples;
+  const uint64_t interval = group.n_elems / n_samples;
   for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < n_samples;
        j += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    const uint64_t index = sampled_index(stretch, j);
-    const DevicePiece& piece = group.piece_at(index);
-    with_type(piece.dtype, [&]<class T>(T) {
-      samples[j] = magnitude_key(residual_at<T>(piece, index - piece.begin));
+    const uint64_t index = sampled_index(interval, j);
+    const DeviceMember& member = group.member_at(index);
+    with_type(member.dtype, [&]<class T>(T) {
+      samples[j] = magnitude_key(residual_at<T>(member, index - member.begin));
     });
   }
 }
@@ -185,8 +185,8 @@ void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples) {
          n_samples, samples);
 }
 
-void collect(const Stage& stage, Candidates candidates, bool exactly, Tile* tiles) {
-  launch(collect_tiles, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, tiles,
+void collect(const Stage& stage, Candidates candidates, bool exactly, Chunk* chunks) {
+  launch(collect_chunks, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, chunks,
          exactly, stage.progress);
 }
 

@@ -1,5 +1,5 @@
 // Stage 2 on the device: exact top-k by radix selection, the highest digit of the keys first, and
-// what threshold and step follow from it. Ties are counted by tile, so that the lower index wins.
+// what threshold and step follow from it. Ties are counted by chunk, so that the lower index wins.
 #include "cuda/pipeline.cuh"
 
 namespace resfed::cuda {
@@ -68,15 +68,15 @@ __global__ void __launch_bounds__(kThreads)
   finish_histogram(histogram, digit, progress);
 }
 
-// Calls visit(key) for all elements of a tile.
+// Calls visit(key) for all elements of a chunk.
 template <class Visit>
 __device__ void for_each_key(const DeviceGroup& group, uint64_t t, Visit visit) {
-  const DevicePiece& piece = group.piece_of_tile(t);
-  const uint64_t first = (t - piece.first_tile) * kTile;
-  const uint64_t n = min_of<uint64_t>(kTile, piece.n_elems - first);
-  with_type(piece.dtype, [&]<class T>(T) {
+  const DeviceMember& member = group.member_of_chunk(t);
+  const uint64_t first = (t - member.first_chunk) * kChunkElems;
+  const uint64_t n = min_of<uint64_t>(kChunkElems, member.n_elems - first);
+  with_type(member.dtype, [&]<class T>(T) {
     for (uint64_t i = threadIdx.x; i < n; i += blockDim.x) {
-      visit(magnitude_key(residual_at<T>(piece, first + i)));
+      visit(magnitude_key(residual_at<T>(member, first + i)));
     }
   });
 }
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads)
   for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) histogram[bin] = 0;
   __syncthreads();
   const uint32_t known_bits = progress->known_bits, known = progress->key;
-  for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
+  for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
     for_each_key(group, t, [&](uint32_t key) {
       if ((key & known_bits) == known) atomicAdd(&histogram[digit_of(key, digit)], 1u);
     });
@@ -97,31 +97,31 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    count_all_equal(DeviceGroup group, Tile* tiles, const Progress* progress) {
+    count_all_equal(DeviceGroup group, Chunk* chunks, const Progress* progress) {
   const uint32_t wanted = max_of(progress->key, 1u);
-  for (uint64_t t = blockIdx.x; t < group.n_tiles; t += gridDim.x) {
+  for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
     uint64_t n = 0, total = 0;
     for_each_key(group, t, [&](uint32_t key) { n += key == wanted ? 1 : 0; });
     sum_of_threads_below(n, &total);
-    if (threadIdx.x == 0) tiles[t].n_equal = static_cast<uint32_t>(total);
+    if (threadIdx.x == 0) chunks[t].n_equal = static_cast<uint32_t>(total);
   }
 }
 
-// Deals the ties to the tiles in order; by one block.
-__device__ void deal_ties(Tile* tiles, uint64_t n, uint64_t ties) {
-  const Share mine = share_of_thread(n);
+// Deals the ties to the chunks in order; by one block.
+__device__ void deal_ties(Chunk* chunks, uint64_t n, uint64_t ties) {
+  const ThreadRange mine = range_of_thread(n);
   uint64_t n_equal = 0, total = 0;
-  for (uint64_t t = mine.begin; t < mine.end; ++t) n_equal += tiles[t].n_equal;
+  for (uint64_t t = mine.begin; t < mine.end; ++t) n_equal += chunks[t].n_equal;
   uint64_t before = sum_of_threads_below(n_equal, &total);
   for (uint64_t t = mine.begin; t < mine.end; ++t) {
     const uint64_t left = ties - min_of(ties, before);
-    tiles[t].ties_to_keep = static_cast<uint32_t>(min_of<uint64_t>(left, tiles[t].n_equal));
-    before += tiles[t].n_equal;
+    chunks[t].ties_to_keep = static_cast<uint32_t>(min_of<uint64_t>(left, chunks[t].n_equal));
+    before += chunks[t].n_equal;
   }
 }
 
 __global__ void __launch_bounds__(kScanThreads)
-    deal_all_ties(Tile* tiles, uint64_t n, uint64_t k, Progress* progress) {
+    deal_all_ties(Chunk* chunks, uint64_t n, uint64_t k, Progress* progress) {
   __shared__ uint64_t ties;
   if (threadIdx.x == 0) {
     if (progress->key == 0) progress->ties = k;  // all that differ from zero
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kScanThreads)
     ties = progress->ties;
   }
   __syncthreads();
-  deal_ties(tiles, n, ties);
+  deal_ties(chunks, n, ties);
 }
 
 // Whether there is anything to choose among the candidates, and if so, that they serve.
@@ -149,19 +149,19 @@ __global__ void look_at_candidates(Candidates candidates, uint64_t k, bool all_n
   if (k == 0 || p.problems != 0 || exactly || n <= k) p.known_bits = kAllBits;
 }
 
-// Of each tile, by a warp: how many candidates lie above the threshold and on it.
+// Of each chunk, by a warp: how many candidates lie above the threshold and on it.
 __global__ void __launch_bounds__(kThreads)
-    count_sent(Candidates candidates, Tile* tiles, uint64_t n_tiles, Progress* progress) {
+    count_sent(Candidates candidates, Chunk* chunks, uint64_t n_chunks, Progress* progress) {
   const uint64_t n_warps = static_cast<uint64_t>(gridDim.x) * (kThreads / kWarp);
   const uint32_t threshold = progress->key;
   uint32_t least = kFirstNonFiniteKey, most = 0;
   double squares = 0;
-  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < n_tiles;
+  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < n_chunks;
        t += n_warps) {
-    Tile& tile = tiles[t];
+    Chunk& chunk = chunks[t];
     uint32_t n_above = 0, n_equal = 0;
-    for (uint32_t i = lane_of_thread(); i < tile.n_candidates; i += kWarp) {
-      const float r = candidates.residuals[tile.first_candidate + i];
+    for (uint32_t i = lane_of_thread(); i < chunk.n_candidates; i += kWarp) {
+      const float r = candidates.residuals[chunk.first_candidate + i];
       const uint32_t key = magnitude_key(r);
       n_equal += key == threshold ? 1 : 0;
       if (key <= threshold) continue;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     n_above = sum_of_warp(n_above);
     n_equal = sum_of_warp(n_equal);
-    if (lane_of_thread() == 0) tile.n_above = n_above, tile.n_equal = n_equal;
+    if (lane_of_thread() == 0) chunk.n_above = n_above, chunk.n_equal = n_equal;
   }
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     least = min_of(least, __shfl_xor_sync(kAllLanes, least, distance));
@@ -186,22 +186,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Where each tile's elements go, and how many are sent; by one block.
+// Where each chunk's elements go, and how many are sent; by one block.
 __global__ void __launch_bounds__(kScanThreads)
-    place_tiles(Tile* tiles, uint64_t n, Progress* progress) {
+    place_chunks(Chunk* chunks, uint64_t n, Progress* progress) {
   const uint64_t ties = progress->ties;
-  deal_ties(tiles, n, ties);
-  const Share mine = share_of_thread(n);
+  deal_ties(chunks, n, ties);
+  const ThreadRange mine = range_of_thread(n);
   uint64_t n_sent = 0, n_equal = 0, total = 0, total_equal = 0;
   for (uint64_t t = mine.begin; t < mine.end; ++t) {
-    n_equal += tiles[t].ties_to_keep;
-    n_sent += tiles[t].n_above + tiles[t].ties_to_keep;
+    n_equal += chunks[t].ties_to_keep;
+    n_sent += chunks[t].n_above + chunks[t].ties_to_keep;
   }
   uint64_t before = sum_of_threads_below(n_sent, &total);
   sum_of_threads_below(n_equal, &total_equal);
   for (uint64_t t = mine.begin; t < mine.end; ++t) {
-    tiles[t].first_sent = before;
-    before += tiles[t].n_above + tiles[t].ties_to_keep;
+    chunks[t].first_sent = before;
+    before += chunks[t].n_above + chunks[t].ties_to_keep;
   }
   if (threadIdx.x != 0) return;
   Progress& p = *progress;
@@ -261,24 +261,24 @@ void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* sa
          stage.progress);
 }
 
-void find_threshold(const Stage& stage, uint64_t k, Tile* tiles) {
+void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks) {
   const auto& [group, progress, n_blocks, stream] = stage;
   for (unsigned digit = 0; digit < kDigits; ++digit) {
     launch(count_all_digits, n_blocks, kThreads, stream, group, digit, progress);
   }
-  launch(count_all_equal, n_blocks, kThreads, stream, group, tiles, progress);
-  launch(deal_all_ties, 1, kScanThreads, stream, tiles, group.n_tiles, k, progress);
+  launch(count_all_equal, n_blocks, kThreads, stream, group, chunks, progress);
+  launch(deal_all_ties, 1, kScanThreads, stream, chunks, group.n_chunks, k, progress);
 }
 
 void select_top(const Stage& stage, Candidates candidates, uint64_t k, bool all_nonzero,
-                bool exactly, const StepRule& rule, Tile* tiles) {
+                bool exactly, const StepRule& rule, Chunk* chunks) {
   const auto& [group, progress, n_blocks, stream] = stage;
   launch(look_at_candidates, 1, 1, stream, candidates, k, all_nonzero, exactly, progress);
   for (unsigned digit = 0; digit < kDigits; ++digit) {
     launch(count_digits, n_blocks, kThreads, stream, candidates, digit, progress);
   }
-  launch(count_sent, n_blocks, kThreads, stream, candidates, tiles, group.n_tiles, progress);
-  launch(place_tiles, 1, kScanThreads, stream, tiles, group.n_tiles, progress);
+  launch(count_sent, n_blocks, kThreads, stream, candidates, chunks, group.n_chunks, progress);
+  launch(place_chunks, 1, kScanThreads, stream, chunks, group.n_chunks, progress);
   launch(fit_step, n_blocks, kThreads, stream, candidates, rule, progress);
 }
 

@@ -9,25 +9,25 @@ namespace {
 constexpr unsigned kScanThreads = 1024;
 constexpr unsigned kCopyThreads = 128;
 
-// A slice's decisions in its area, where the words of the backward pass take their places from the
-// end: every decision becomes one word at most, and is read before.
-struct DecisionArea {
+// A slice's decisions in its buffer, where the words of the backward pass take their places from
+// the end: every decision becomes one word at most, and is read before.
+struct DecisionBuffer {
   uint16_t* entries;  // after the head
   uint64_t n = 0;
   __device__ void put(Decision d) { entries[n++] = packed_slots(d); }
 };
 
-// Bytes of the slice, at the end of the area's first kAreaHead + *n_decisions entries; 0 if it does
-// not fit.
+// Bytes of the slice, at the end of the buffer's first kDecisionBufferHead + *n_decisions entries;
+// 0 if it does not fit.
 __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64_t end, Rows rows,
-                               Probability* contexts, uint16_t* area, uint64_t n_entries,
+                               Probability* contexts, uint16_t* buffer, uint64_t n_entries,
                                uint64_t* first, uint64_t* n_decisions) {
-  DecisionArea decisions{area + kAreaHead};
-  const uint64_t room = n_entries - kAreaHead - kMostDecisionsPerSymbol;
-  RecordingCoder<DecisionArea> coder{contexts, decisions};
+  DecisionBuffer decisions{buffer + kDecisionBufferHead};
+  const uint64_t room = n_entries - kDecisionBufferHead - kMostDecisionsPerSymbol;
+  RecordingCoder<DecisionBuffer> coder{contexts, decisions};
   bool fits = true;
-  const Rhythm rhythm = choose_rhythm(symbols + begin, symbols + end, rows.data, rows.n);
-  with_nonzero_code(coder, symbols + begin, rhythm, [&](auto code) {
+  const SlicePattern pattern = choose_pattern(symbols + begin, symbols + end, rows.data, rows.n);
+  with_nonzero_code(coder, symbols + begin, pattern, [&](auto code) {
     uint64_t covered = begin == 0 ? 0 : symbols[begin - 1].index() + 1;
     for (const SentSymbol* symbol = symbols + begin; symbol != symbols + end; ++symbol) {
       fits = decisions.n <= room;
@@ -39,16 +39,16 @@ __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64
   });
   if (!fits) return 0;
   *n_decisions = decisions.n;
-  uint64_t at = kAreaHead + decisions.n;  // words are written below this
+  uint64_t at = kDecisionBufferHead + decisions.n;  // words are written below this
   uint32_t state = kRansLow;
   for (uint64_t left = decisions.n; left > 0; --left) {
     uint16_t word;
-    if (rans_put(state, unpacked_slots(decisions.entries[left - 1]), &word)) area[--at] = word;
+    if (rans_put(state, unpacked_slots(decisions.entries[left - 1]), &word)) buffer[--at] = word;
   }
-  area[--at] = static_cast<uint16_t>(state >> 16);
-  area[--at] = static_cast<uint16_t>(state);
+  buffer[--at] = static_cast<uint16_t>(state >> 16);
+  buffer[--at] = static_cast<uint16_t>(state);
   *first = at;
-  return (kAreaHead + decisions.n - at) * sizeof(uint16_t);
+  return (kDecisionBufferHead + decisions.n - at) * sizeof(uint16_t);
 }
 
 __device__ void load_contexts(Probability* contexts, const Probability* initial) {
@@ -58,20 +58,20 @@ __device__ void load_contexts(Probability* contexts, const Probability* initial)
 
 __global__ void __launch_bounds__(kWarp)
     encode_each(const SentSymbol* symbols, uint64_t n_others, Rows rows, unsigned slice_log2,
-                const Probability* initial, Areas areas, Bytes coded, SliceTable table,
+                const Probability* initial, DecisionBuffers buffers, Bytes coded, SliceTable table,
                 Progress* progress) {
   __shared__ Probability contexts[kSliceContexts];
-  uint16_t* const area = areas.entries + blockIdx.x * areas.n_entries;
+  uint16_t* const buffer = buffers.entries + blockIdx.x * buffers.n_entries;
   const Partition p = partition(progress->n_sent + n_others, slice_log2);
   for (uint64_t slice = blockIdx.x; slice < p.n_slices; slice += gridDim.x) {
     load_contexts(contexts, initial);
     uint64_t first = 0, n_decisions = 0, n_bytes = 0, place = 0;
     if (lane_of_thread() == 0) {
       n_bytes = code_slice(symbols, slice_begin(p, slice), slice_begin(p, slice + 1), rows,
-                           contexts, area, areas.n_entries, &first, &n_decisions);
+                           contexts, buffer, buffers.n_entries, &first, &n_decisions);
       atomicMax(&progress->most_decisions, static_cast<uint32_t>(n_decisions));
       place = add_atomically(&progress->n_slice_bytes, n_bytes);
-      if (n_bytes == 0) atomicOr(&progress->problems, kAreasLackRoom);
+      if (n_bytes == 0) atomicOr(&progress->problems, kDecisionsOverflow);
       if (place + n_bytes > coded.room) atomicOr(&progress->problems, kSlicesLackRoom);
       table.offsets[slice] = place;
       table.n_bytes[slice] = n_bytes;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kWarp)
     place = __shfl_sync(kAllLanes, place, 0);
     if (place + n_bytes <= coded.room) {
       auto* const to = reinterpret_cast<uint16_t*>(coded.data + place);
-      for (uint64_t i = lane_of_thread(); i < n_bytes / 2; i += kWarp) to[i] = area[first + i];
+      for (uint64_t i = lane_of_thread(); i < n_bytes / 2; i += kWarp) to[i] = buffer[first + i];
     }
     __syncwarp();
   }
@@ -100,7 +100,7 @@ __global__ void append(SentSymbol* symbols, const SentSymbol* others, uint64_t n
 __global__ void __launch_bounds__(kScanThreads)
     place_slices(uint64_t n_others, unsigned slice_log2, SliceTable table, Progress* progress) {
   const uint64_t n = partition(progress->n_sent + n_others, slice_log2).n_slices;
-  const auto [begin, end] = share_of_thread(n);
+  const auto [begin, end] = range_of_thread(n);
   uint64_t mine = 0, total = 0;
   for (uint64_t i = begin; i < end; ++i) mine += table.n_bytes[i];
   uint64_t place = sum_of_threads_below(mine, &total);
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kWarp)
 // From how much each slice covers to where it begins; by one block.
 __global__ void __launch_bounds__(kScanThreads)
     sum_bases(uint64_t n, uint64_t n_elems, uint64_t* bases, Progress* progress) {
-  const auto [begin, end] = share_of_thread(n);
+  const auto [begin, end] = range_of_thread(n);
   uint64_t mine = 0, total = 0;
   for (uint64_t i = begin; i < end; ++i) mine += bases[i + 1];
   uint64_t base = sum_of_threads_below(mine, &total);
@@ -187,13 +187,13 @@ __global__ void __launch_bounds__(kCopyThreads)
 
 void encode_slices(const Stage& stage, SentSymbol* symbols, const SentSymbol* others,
                    uint64_t n_others, Rows rows, unsigned slice_log2, const Probability* initial,
-                   Areas areas, Bytes coded, SliceTable table, uint8_t* packed) {
+                   DecisionBuffers buffers, Bytes coded, SliceTable table, uint8_t* packed) {
   const auto& [group, progress, n_blocks, stream] = stage;
   if (n_others > 0) {
     launch(append, n_blocks, kCopyThreads, stream, symbols, others, n_others, progress);
   }
-  launch(encode_each, areas.n, kWarp, stream, symbols, n_others, rows, slice_log2, initial, areas,
-         coded, table, progress);
+  launch(encode_each, buffers.n, kWarp, stream, symbols, n_others, rows, slice_log2, initial,
+         buffers, coded, table, progress);
   launch(place_slices, 1, kScanThreads, stream, n_others, slice_log2, table, progress);
   launch(pack, n_blocks, kCopyThreads, stream, table, coded, packed, progress);
 }

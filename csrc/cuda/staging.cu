@@ -7,13 +7,13 @@ namespace resfed::cuda {
 namespace {
 
 constexpr unsigned kThreads = 256;
-constexpr uint64_t kPart = 1u << 16;  // bytes that a block moves at a time
+constexpr uint64_t kMoveBytes = 1u << 16;  // bytes that a block moves at a time
 constexpr size_t kAlign = 16;
 
 struct DeviceMove {
   const uint8_t* from;
   uint8_t* to;
-  uint64_t n_bytes;  // at most kPart
+  uint64_t n_bytes;  // at most kMoveBytes
 };
 
 __global__ void __launch_bounds__(kThreads) move_bytes(const DeviceMove* moves, uint64_t n_moves) {
@@ -35,13 +35,13 @@ __global__ void __launch_bounds__(kThreads) move_bytes(const DeviceMove* moves, 
 
 size_t aligned(size_t n_bytes) { return (n_bytes + kAlign - 1) / kAlign * kAlign; }
 
-uint64_t n_parts(uint64_t n_bytes) { return (n_bytes + kPart - 1) / kPart; }
+uint64_t n_moves_of(uint64_t n_bytes) { return (n_bytes + kMoveBytes - 1) / kMoveBytes; }
 
 }  // namespace
 
-Staging::Staging(Turn& turn, std::vector<Tensor>* tensors,
+Staging::Staging(WorkspaceLease& turn, std::vector<Tensor>* tensors,
                  const std::function<bool(const Tensor&)>& chosen)
-    : turn_(turn) {
+    : lease_(turn) {
   // Fields that hold an address to be replaced: first what is read, then what is written.
   struct Field {
     const void** reads;
@@ -75,7 +75,7 @@ Staging::Staging(Turn& turn, std::vector<Tensor>* tensors,
   uint64_t n_moves = 0;
   for (const Field& field : fields) {
     n_bytes += aligned(field.n_bytes);
-    n_moves += n_parts(field.n_bytes);
+    n_moves += n_moves_of(field.n_bytes);
   }
   const size_t n_all = n_bytes + 2 * n_moves * sizeof(DeviceMove) + kAlign;  // and two lists
   auto* const host = static_cast<uint8_t*>(turn.host_staged(n_all));
@@ -114,15 +114,16 @@ void Staging::move_all(const std::vector<Move>& moves, size_t table_at) {
   auto* const table = reinterpret_cast<DeviceMove*>(host_ + table_at);
   size_t n = 0;
   for (const Move& move : moves) {
-    for (uint64_t done = 0; done < move.n_bytes; done += kPart) {
+    for (uint64_t done = 0; done < move.n_bytes; done += kMoveBytes) {
       table[n++] = {static_cast<const uint8_t*>(move.from) + done,
-                    static_cast<uint8_t*>(move.to) + done, std::min(kPart, move.n_bytes - done)};
+                    static_cast<uint8_t*>(move.to) + done,
+                    std::min(kMoveBytes, move.n_bytes - done)};
     }
   }
   if (n == 0) return;
-  turn_.copy_in(device_ + table_at, table, n * sizeof(DeviceMove));
-  launch(move_bytes, static_cast<unsigned>(std::min<uint64_t>(n, turn_.n_blocks())), kThreads,
-         turn_.stream(), reinterpret_cast<const DeviceMove*>(device_ + table_at), n);
+  lease_.copy_in(device_ + table_at, table, n * sizeof(DeviceMove));
+  launch(move_bytes, static_cast<unsigned>(std::min<uint64_t>(n, lease_.n_blocks())), kThreads,
+         lease_.stream(), reinterpret_cast<const DeviceMove*>(device_ + table_at), n);
   table_end_ = table_at + n * sizeof(DeviceMove);
 }
 
@@ -130,7 +131,7 @@ void Staging::wait() { check(cudaEventSynchronize(static_cast<cudaEvent_t>(ready
 
 void Staging::flush() {
   if (writes_.empty()) return;
-  turn_.copy_in(device_, host_, n_bytes_);
+  lease_.copy_in(device_, host_, n_bytes_);
   move_all(writes_, aligned(std::max(table_end_, n_bytes_)));
 }
 

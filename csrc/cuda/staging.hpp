@@ -14,7 +14,7 @@ class Staging {
  public:
   // Replaces the addresses of those tensors that are `chosen` by host addresses; starts to copy
   // what they are read from.
-  Staging(Turn& turn, std::vector<Tensor>* tensors,
+  Staging(WorkspaceLease& turn, std::vector<Tensor>* tensors,
           const std::function<bool(const Tensor&)>& chosen);
   ~Staging();
 
@@ -30,7 +30,7 @@ class Staging {
   // Starts to copy; the list goes to the device at this place behind what is staged.
   void move_all(const std::vector<Move>& moves, size_t table_at);
 
-  Turn& turn_;
+  WorkspaceLease& lease_;
   uint8_t* host_ = nullptr;
   uint8_t* device_ = nullptr;
   size_t n_bytes_ = 0;    // staged

@@ -35,12 +35,12 @@ Allocator& allocator() {
 }
 
 // Memory that calls keep.
-struct Kept {
+struct CachedAllocation {
   std::shared_ptr<void> data;
   size_t n_bytes = 0;
 
-  Kept() = default;
-  Kept(int device, size_t n) : n_bytes(n) {
+  CachedAllocation() = default;
+  CachedAllocation(int device, size_t n) : n_bytes(n) {
     if (allocator()) data = allocator()(device, n);
     if (data == nullptr) data = allocate(device, n);
   }
@@ -59,7 +59,7 @@ struct Workspace {
     for (const InitialState state : kInitialSliceStates) {
       contexts.push_back(initial_probability(state));
     }
-    initial = Kept(device, contexts.size() * sizeof(Probability));
+    initial = CachedAllocation(device, contexts.size() * sizeof(Probability));
     copy_to_device(initial.data.get(), contexts.data(), initial.n_bytes, device, stream);
     check(cudaEventCreateWithFlags(&idle, cudaEventDisableTiming));
   }
@@ -68,7 +68,7 @@ struct Workspace {
   std::mutex mutex;
   unsigned n_blocks = 0;
   SliceNeed slice_need;
-  Kept initial, scratch, tables, staged;
+  CachedAllocation initial, scratch, tables, staged;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -100,10 +100,10 @@ void* forgotten(void* memory, [[maybe_unused]] size_t n_bytes) {
   return memory;
 }
 
-void* grown(Kept& memory, size_t n_bytes, int device) {
+void* grown(CachedAllocation& memory, size_t n_bytes, int device) {
   if (memory.n_bytes < n_bytes) {
-    memory = Kept();
-    memory = Kept(device, rounded(n_bytes));
+    memory = CachedAllocation();
+    memory = CachedAllocation(device, rounded(n_bytes));
   }
   return forgotten(memory.data.get(), n_bytes);
 }
@@ -118,7 +118,8 @@ void* grown(PinnedMemory& memory, size_t n_bytes) {
 
 }  // namespace
 
-Turn::Turn(int device, Stream stream) : device_(device), stream_(stream), current_(device) {
+WorkspaceLease::WorkspaceLease(int device, Stream stream)
+    : device_(device), stream_(stream), current_(device) {
   refuse_capture(device, stream);
   workspace_ = workspace_of(device, stream);
   workspace_->mutex.lock();
@@ -128,24 +129,24 @@ Turn::Turn(int device, Stream stream) : device_(device), stream_(stream), curren
   }
 }
 
-Turn::~Turn() {
+WorkspaceLease::~WorkspaceLease() {
   if (cudaEventRecord(workspace_->idle, native(stream_)) != cudaSuccess) {
     cudaStreamSynchronize(native(stream_));
   }
   workspace_->mutex.unlock();
 }
 
-unsigned Turn::n_blocks() const { return workspace_->n_blocks; }
-const Probability* Turn::initial() const {
+unsigned WorkspaceLease::n_blocks() const { return workspace_->n_blocks; }
+const Probability* WorkspaceLease::initial() const {
   return static_cast<const Probability*>(workspace_->initial.data.get());
 }
-SliceNeed& Turn::slice_need() { return workspace_->slice_need; }
+SliceNeed& WorkspaceLease::slice_need() { return workspace_->slice_need; }
 
-void* Turn::scratch(size_t n_bytes, size_t n_kept) {
-  Kept& memory = workspace_->scratch;
+void* WorkspaceLease::scratch(size_t n_bytes, size_t n_kept) {
+  CachedAllocation& memory = workspace_->scratch;
   if (n_kept == 0) return grown(memory, n_bytes, device_);
   if (memory.n_bytes < n_bytes) {
-    Kept larger(device_, rounded(n_bytes));
+    CachedAllocation larger(device_, rounded(n_bytes));
     check(cudaMemcpyAsync(larger.data.get(), memory.data.get(), n_kept, cudaMemcpyDeviceToDevice,
                           native(stream_)));
     wait();
@@ -153,19 +154,25 @@ void* Turn::scratch(size_t n_bytes, size_t n_kept) {
   }
   return memory.data.get();
 }
-void* Turn::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
-void* Turn::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }
-void* Turn::host_tables(size_t n_bytes) { return grown(workspace_->host_tables, n_bytes); }
-void* Turn::host_staged(size_t n_bytes) { return grown(workspace_->host_staged, n_bytes); }
-void* Turn::host_results(size_t n_bytes) { return grown(workspace_->host_results, n_bytes); }
+void* WorkspaceLease::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
+void* WorkspaceLease::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }
+void* WorkspaceLease::host_tables(size_t n_bytes) {
+  return grown(workspace_->host_tables, n_bytes);
+}
+void* WorkspaceLease::host_staged(size_t n_bytes) {
+  return grown(workspace_->host_staged, n_bytes);
+}
+void* WorkspaceLease::host_results(size_t n_bytes) {
+  return grown(workspace_->host_results, n_bytes);
+}
 
-void Turn::copy_in(void* device, const void* host, size_t n_bytes) {
+void WorkspaceLease::copy_in(void* device, const void* host, size_t n_bytes) {
   check(cudaMemcpyAsync(device, host, n_bytes, cudaMemcpyHostToDevice, native(stream_)));
 }
-void Turn::copy_out(void* host, const void* device, size_t n_bytes) {
+void WorkspaceLease::copy_out(void* host, const void* device, size_t n_bytes) {
   check(cudaMemcpyAsync(host, device, n_bytes, cudaMemcpyDeviceToHost, native(stream_)));
 }
-void Turn::wait() { check(cudaStreamSynchronize(native(stream_))); }
+void WorkspaceLease::wait() { check(cudaStreamSynchronize(native(stream_))); }
 
 void release_workspace() {
   std::map<int, std::shared_ptr<Workspace>> released;

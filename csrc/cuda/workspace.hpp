@@ -37,12 +37,12 @@ struct Workspace;
 
 // One call's use of a device's workspace. Waits until the calls before are through with it, on
 // whatever stream they were; makes the device the thread's current one.
-class Turn {
+class WorkspaceLease {
  public:
-  Turn(int device, Stream stream);
-  ~Turn();
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
+  WorkspaceLease(int device, Stream stream);
+  ~WorkspaceLease();
+  WorkspaceLease(const WorkspaceLease&) = delete;
+  WorkspaceLease& operator=(const WorkspaceLease&) = delete;
 
   int device() const { return device_; }
   Stream stream() const { return stream_; }

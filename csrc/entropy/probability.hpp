@@ -26,20 +26,20 @@ struct InitialState {
   uint8_t count;
 };
 
-// `youth` falls by one with each decision until it is kMature: kMature + kMaxCount - count.
+// `warmup` falls by one with each decision until it is kWarmedUp: kWarmedUp + kMaxCount - count.
 struct alignas(8) Probability {
   uint16_t fast;
   uint16_t slow;
-  uint16_t youth;
+  uint16_t warmup;
   uint16_t unused;
 };
 static_assert(sizeof(Probability) == 8);  // one shift to address
 
-constexpr size_t kMature = 32767;
+constexpr size_t kWarmedUp = 32767;
 
 RESFED_HD constexpr Probability initial_probability(InitialState s) {
   const uint16_t p = static_cast<uint16_t>(s.probability * 256u);
-  return {p, p, static_cast<uint16_t>(kMature + kMaxCount - s.count), 0};
+  return {p, p, static_cast<uint16_t>(kWarmedUp + kMaxCount - s.count), 0};
 }
 
 // Probability of a 1 in 1/kProbOne. Never 0 and never certain: see stays_uncertain() below.
@@ -48,25 +48,26 @@ RESFED_HD constexpr uint32_t prob_of_one(const Probability& p) {
 }
 
 // How far an estimate moves, in 1/65536 of the distance: 1/(count + 1.5), or the rate if that is
-// more. Youth falls by the same arithmetic: 2/65536 of anything above kMature is 1, of kMature 0.
+// more. `warmup` falls by the same arithmetic: 2/65536 of anything above kWarmedUp is 1, of
+// kWarmedUp 0.
 struct alignas(8) Rates {
   uint16_t fast;
   uint16_t slow;
-  uint16_t youth;
+  uint16_t warmup;
   uint16_t unused;
 };
-RESFED_HD constexpr Rates rates_at(size_t youth) {
-  const auto count = static_cast<uint32_t>(kMature + kMaxCount - youth);
-  const uint32_t young = 131072u / (2u * count + 3u);
-  return {static_cast<uint16_t>(young > kFastRate ? young : kFastRate),
-          static_cast<uint16_t>(young > kSlowRate ? young : kSlowRate), 2, 0};
+RESFED_HD constexpr Rates rates_at(size_t warmup) {
+  const auto count = static_cast<uint32_t>(kWarmedUp + kMaxCount - warmup);
+  const uint32_t early = 131072u / (2u * count + 3u);
+  return {static_cast<uint16_t>(early > kFastRate ? early : kFastRate),
+          static_cast<uint16_t>(early > kSlowRate ? early : kSlowRate), 2, 0};
 }
 #if !defined(__CUDA_ARCH__)
 // The same as a table: a load instead of a division.
 struct RateTable {
   Rates of[kMaxCount + 1];
   constexpr RateTable() : of() {
-    for (uint32_t i = 0; i <= kMaxCount; ++i) of[i] = rates_at(kMature + i);
+    for (uint32_t i = 0; i <= kMaxCount; ++i) of[i] = rates_at(kWarmedUp + i);
   }
 };
 inline constexpr RateTable kRateTable;
@@ -81,25 +82,25 @@ RESFED_HD constexpr uint16_t move_towards(uint32_t target, uint16_t estimate, ui
 RESFED_HD constexpr Probability moved_towards(uint32_t target, const Probability& p,
                                               const Rates& rates) {
   return {move_towards(target, p.fast, rates.fast), move_towards(target, p.slow, rates.slow),
-          move_towards(0, p.youth, rates.youth), 0};
+          move_towards(0, p.warmup, rates.warmup), 0};
 }
 RESFED_HD constexpr uint32_t target_of(bool bit) { return bit ? ~0u : 0u; }
 
 RESFED_HD void update_towards(uint32_t target, Probability& p) {
 #if defined(__CUDA_ARCH__)
-  p = moved_towards(target, p, rates_at(p.youth));
+  p = moved_towards(target, p, rates_at(p.warmup));
 #elif defined(__SSE2__)
   // moved_towards(), all of it at once.
   const auto load = [](const auto& four) {
     return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&four));
   };
   const __m128i targets = _mm_cvtsi32_si128(static_cast<int>(target));  // of fast and slow
-  const __m128i rates = load(kRateTable.of[p.youth - kMature]);
+  const __m128i rates = load(kRateTable.of[p.warmup - kWarmedUp]);
   const __m128i distance = _mm_xor_si128(load(p), targets);
   const __m128i left = _mm_sub_epi16(distance, _mm_mulhi_epu16(distance, rates));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(&p), _mm_xor_si128(left, targets));
 #else
-  p = moved_towards(target, p, kRateTable.of[p.youth - kMature]);
+  p = moved_towards(target, p, kRateTable.of[p.warmup - kWarmedUp]);
 #endif
 }
 RESFED_HD void update(Probability& p, bool bit) { update_towards(target_of(bit), p); }
@@ -111,8 +112,8 @@ constexpr bool stays_uncertain(InitialState state) {
   for (const bool bit : {false, true}) {
     Probability p = initial_probability(state);
     for (bool moves = true; moves;) {
-      const Probability next = moved_towards(target_of(bit), p, rates_at(p.youth));
-      moves = next.fast != p.fast || next.slow != p.slow || next.youth != p.youth;
+      const Probability next = moved_towards(target_of(bit), p, rates_at(p.warmup));
+      moves = next.fast != p.fast || next.slow != p.slow || next.warmup != p.warmup;
       p = next;
       if (prob_of_one(p) < 1 || prob_of_one(p) > kProbOne - 1) return false;
     }

@@ -23,8 +23,8 @@ static_assert(kRansLow >= kProbOne, "every slot must be reachable");
 constexpr unsigned kMaxRawBits = kProbBits;  // of one number
 
 struct Slots {
-  uint16_t first;
-  uint16_t n;  // 1 <= n < kProbOne
+  uint16_t start;
+  uint16_t freq;  // 1 <= freq < kProbOne
 };
 RESFED_HD constexpr Slots slots_of_bit(bool bit, uint32_t prob_one) {
   return bit ? Slots{0, static_cast<uint16_t>(prob_one)}
@@ -34,7 +34,7 @@ RESFED_HD Slots slots_by_mask(uint32_t one, uint32_t prob_one) {  // all bits se
   const uint32_t n = (prob_one & one) | ((kProbOne - prob_one) & ~one);
   return {static_cast<uint16_t>(prob_one & ~one), static_cast<uint16_t>(n)};
 }
-RESFED_HD constexpr Slots slots_of_number(uint32_t number, unsigned n_bits) {  // n_bits >= 1
+RESFED_HD constexpr Slots slots_of_bypass(uint32_t number, unsigned n_bits) {  // n_bits >= 1
   return {static_cast<uint16_t>(number << (kProbBits - n_bits)),
           static_cast<uint16_t>(1u << (kProbBits - n_bits))};
 }
@@ -42,15 +42,15 @@ RESFED_HD constexpr Slots slots_of_number(uint32_t number, unsigned n_bits) {  /
 // The same in 16 bits, where memory is dear: [1 bit] 0, [14] probability of a 1, [1] the bit; or
 // [1 bit] 1, [15] the number behind a leading one. Slots that both can express are the same.
 RESFED_HD uint16_t packed_slots(Slots slots) {
-  if (slots.first == 0) return static_cast<uint16_t>(slots.n << 1 | 1);
-  if (slots.first + slots.n == kProbOne) return static_cast<uint16_t>(slots.first << 1);
-  const unsigned shift = floor_log2(slots.n);
-  return static_cast<uint16_t>(0x8000u | 1u << (kProbBits - shift) | slots.first >> shift);
+  if (slots.start == 0) return static_cast<uint16_t>(slots.freq << 1 | 1);
+  if (slots.start + slots.freq == kProbOne) return static_cast<uint16_t>(slots.start << 1);
+  const unsigned shift = floor_log2(slots.freq);
+  return static_cast<uint16_t>(0x8000u | 1u << (kProbBits - shift) | slots.start >> shift);
 }
 RESFED_HD Slots unpacked_slots(uint16_t packed) {
   if (packed < 0x8000u) return slots_of_bit((packed & 1u) != 0, packed >> 1);
   const unsigned n_bits = floor_log2(packed & 0x7fffu);
-  return slots_of_number((packed & 0x7fffu) ^ 1u << n_bits, n_bits);
+  return slots_of_bypass((packed & 0x7fffu) ^ 1u << n_bits, n_bits);
 }
 
 // A state below this is not full: it takes a decision with n slots without overflow.
@@ -87,12 +87,12 @@ static_assert(quotients_are_exact());
 
 // Puts one decision on the state; returns true when *word must be written first.
 RESFED_HD bool rans_put(uint32_t& state, Slots slots, uint16_t* word) {
-  const bool full = state >= rans_limit(slots.n);
+  const bool full = state >= rans_limit(slots.freq);
   if (full) {
     *word = static_cast<uint16_t>(state);
     state >>= kRansWordBits;
   }
-  state += rans_quotient(state, slots.n) * (kProbOne - slots.n) + slots.first;
+  state += rans_quotient(state, slots.freq) * (kProbOne - slots.freq) + slots.start;
   return full;
 }
 
@@ -107,7 +107,7 @@ RESFED_HD bool rans_take(uint32_t& state, uint32_t prob_one) {
 }
 
 // The same without a branch; returns all bits set for a 1.
-RESFED_HD uint32_t rans_take_blindly(uint32_t& state, uint32_t prob_one) {
+RESFED_HD uint32_t rans_take_branchless(uint32_t& state, uint32_t prob_one) {
   const uint32_t slot = state & (kProbOne - 1);
   const uint32_t ones = prob_one * (state >> kProbBits);
   const uint32_t one = mask_of(slot < prob_one);
@@ -116,7 +116,7 @@ RESFED_HD uint32_t rans_take_blindly(uint32_t& state, uint32_t prob_one) {
 }
 
 // The same for a number of n_bits raw bits.
-RESFED_HD uint32_t rans_take_number(uint32_t& state, unsigned n_bits) {
+RESFED_HD uint32_t rans_take_bypass(uint32_t& state, unsigned n_bits) {
   const unsigned shift = kProbBits - n_bits;
   const uint32_t slot = state & (kProbOne - 1);
   state = (state >> kProbBits << shift) | (slot & ((1u << shift) - 1));

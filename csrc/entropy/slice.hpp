@@ -43,7 +43,7 @@ struct RecordingCoder {
   Probability* contexts;
   Sink& sink;
 
-  RESFED_HD bool decide(uint32_t context, bool bit) {
+  RESFED_HD bool code_bit(uint32_t context, bool bit) {
     Probability& p = contexts[context];
     if (bit) {  // as in DecodingCoder
       sink.put(slots_of_bit(true, prob_of_one(p)));
@@ -54,15 +54,15 @@ struct RecordingCoder {
     }
     return bit;
   }
-  RESFED_HD uint32_t decide_blindly(uint32_t context, uint32_t bit) {
+  RESFED_HD uint32_t code_bit_branchless(uint32_t context, uint32_t bit) {
     Probability& p = contexts[context];
     const uint32_t one = mask_of(bit != 0);
     sink.put(slots_by_mask(one, prob_of_one(p)));
     update_towards(one, p);
     return bit;
   }
-  RESFED_HD uint32_t decide_number(uint32_t number, unsigned n_bits) {
-    sink.put(slots_of_number(number, n_bits));
+  RESFED_HD uint32_t code_bypass(uint32_t number, unsigned n_bits) {
+    sink.put(slots_of_bypass(number, n_bits));
     return number;
   }
 };
@@ -74,7 +74,7 @@ struct DecodingCoder {
   const uint8_t* end;
   bool underrun = false;
 
-  RESFED_HD bool decide(uint32_t context, bool) {
+  RESFED_HD bool code_bit(uint32_t context, bool) {
     Probability& p = contexts[context];
     const bool bit = rans_take(state, prob_of_one(p));
     if (bit) {  // all that follows on either side; else compilers branch, and select once more
@@ -86,15 +86,15 @@ struct DecodingCoder {
     }
     return bit;
   }
-  RESFED_HD uint32_t decide_blindly(uint32_t context, uint32_t) {
+  RESFED_HD uint32_t code_bit_branchless(uint32_t context, uint32_t) {
     Probability& p = contexts[context];
-    const uint32_t one = rans_take_blindly(state, prob_of_one(p));
+    const uint32_t one = rans_take_branchless(state, prob_of_one(p));
     refill();
     update_towards(one, p);
     return one & 1u;
   }
-  RESFED_HD uint32_t decide_number(uint32_t, unsigned n_bits) {
-    const uint32_t number = rans_take_number(state, n_bits);
+  RESFED_HD uint32_t code_bypass(uint32_t, unsigned n_bits) {
+    const uint32_t number = rans_take_bypass(state, n_bits);
     refill();
     return number;
   }

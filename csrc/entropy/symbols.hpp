@@ -54,14 +54,14 @@ RESFED_HD RowLength row_length_at(const RowLength* rows, size_t n_rows, uint64_t
 }
 
 // What a slice tells before its nonzeros: a period, or blocks, or neither.
-struct Rhythm {
+struct SlicePattern {
   uint64_t period = 0;
   Block block = {0, 0};
 };
 
 // The row length where the slice's middle nonzero lies, or the blocks there, if that pays.
-RESFED_HD Rhythm choose_rhythm(const SentSymbol* begin, const SentSymbol* end,
-                               const RowLength* rows, size_t n_rows) {
+RESFED_HD SlicePattern choose_pattern(const SentSymbol* begin, const SentSymbol* end,
+                                      const RowLength* rows, size_t n_rows) {
   const uint64_t middle = begin[(end - begin) / 2].index();
   const RowLength here = row_length_at(rows, n_rows, middle);
   const uint64_t length = here.length;
@@ -72,7 +72,7 @@ RESFED_HD Rhythm choose_rhythm(const SentSymbol* begin, const SentSymbol* end,
   const uint64_t back = (middle - begin->index()) % here.block;
   const Block block = {static_cast<uint32_t>(here.block),
                        static_cast<uint32_t>((place + here.block - back) % here.block)};
-  return runs_end_with_blocks(begin, end, block) ? Rhythm{0, block} : Rhythm{};
+  return runs_end_with_blocks(begin, end, block) ? SlicePattern{0, block} : SlicePattern{};
 }
 
 // Symbol after symbol of a slice; those before the one that is coded must stand in front of it,
@@ -104,12 +104,13 @@ struct NonzeroCode {
 };
 
 // Codes what comes before the symbols of a slice, of which `first` is the first, and calls
-// body(code) with a code for all of them. A decoder ignores `rhythm`.
+// body(code) with a code for all of them. A decoder ignores `pattern`.
 template <class Coder, class Body>
-RESFED_HD void with_nonzero_code(Coder& coder, const SentSymbol* first, Rhythm rhythm, Body body) {
-  const uint64_t period = code_period(coder, rhythm.period);
+RESFED_HD void with_nonzero_code(Coder& coder, const SentSymbol* first, SlicePattern pattern,
+                                 Body body) {
+  const uint64_t period = code_period(coder, pattern.period);
   if (period != 0) return body(NonzeroCode<Above<SentSymbol>>{{first, period}, {}});
-  const Block block = code_block(coder, rhythm.block);
+  const Block block = code_block(coder, pattern.block);
   if (block.size != 0) return body(NonzeroCode<InBlock>{InBlock{block}, {}});
   body(NonzeroCode<NoAbove>{{}, {}});
 }

@@ -7,7 +7,7 @@
 namespace resfed {
 
 // The lossy elements of one role, laid end to end in the order of the tensors.
-struct Piece {
+struct Member {
   const Tensor* tensor;
   uint64_t ordinal;      // among all tensors of the call
   uint64_t begin;        // index of its first element in the group
@@ -15,19 +15,19 @@ struct Piece {
   float unscale = 1.0f;  // ... and values by this
 };
 struct Group {
-  std::vector<Piece> pieces;  // none empty
+  std::vector<Member> members;  // none empty
   uint64_t n_elems = 0;
   uint64_t base = 0;  // index of its first element among all lossy elements of a payload
 };
 
-// The piece that holds an element of the group.
-inline const Piece& piece_at(const Group& group, uint64_t element) {
-  size_t low = 0, high = group.pieces.size();  // last piece that begins at or before it
+// The member that holds an element of the group.
+inline const Member& member_at(const Group& group, uint64_t element) {
+  size_t low = 0, high = group.members.size();  // last member that begins at or before it
   while (high - low > 1) {
     const size_t middle = (low + high) / 2;
-    (group.pieces[middle].begin <= element ? low : high) = middle;
+    (group.members[middle].begin <= element ? low : high) = middle;
   }
-  return group.pieces[low];
+  return group.members[low];
 }
 
 struct Groups {
@@ -44,7 +44,7 @@ inline Groups make_groups(const std::vector<Tensor>& tensors) {
                    : t.role == Role::kVector ? groups.vector
                    : t.role == Role::kDense  ? groups.dense
                                              : groups.lossless;
-    group.pieces.push_back({&t, i, group.n_elems});
+    group.members.push_back({&t, i, group.n_elems});
     group.n_elems += t.n_elems;
   }
   groups.vector.base = groups.matrix.n_elems;
@@ -55,9 +55,9 @@ inline Groups make_groups(const std::vector<Tensor>& tensors) {
 }
 
 inline void apply_exponents(Group& group, const std::vector<int8_t>& exponents) {
-  for (size_t i = 0; i < group.pieces.size(); ++i) {
-    group.pieces[i].scale = power_of_two(-exponents[i]);
-    group.pieces[i].unscale = power_of_two(exponents[i]);
+  for (size_t i = 0; i < group.members.size(); ++i) {
+    group.members[i].scale = power_of_two(-exponents[i]);
+    group.members[i].unscale = power_of_two(exponents[i]);
   }
 }
 

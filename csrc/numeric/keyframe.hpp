@@ -13,7 +13,7 @@
 
 namespace resfed {
 
-constexpr uint64_t kChunkElems = 65536;  // elements of one tensor that are coded together
+constexpr uint64_t kKeyframeChunkElems = 65536;  // elements of one tensor that are coded together
 constexpr uint32_t kByteContexts = 256;  // nodes 1..255 of a binary tree; number 0 is unused
 constexpr InitialState kInitialByteState = {128, 0};
 constexpr unsigned kMaxMantissaBits = 52;
@@ -76,7 +76,7 @@ template <class Coder>
 RESFED_HD uint8_t code_byte(Coder& coder, uint8_t byte) {
   uint32_t node = 1;
   for (unsigned below = 8; below-- > 0;) {
-    node = (node << 1) | (coder.decide(node, (byte >> below) & 1u) ? 1u : 0u);
+    node = (node << 1) | (coder.code_bit(node, (byte >> below) & 1u) ? 1u : 0u);
   }
   return static_cast<uint8_t>(node);
 }

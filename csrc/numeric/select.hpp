@@ -27,7 +27,7 @@ RESFED_HD uint32_t digit_of(uint32_t key, unsigned which) {
   return (key >> digit_shift(which)) & (which == 0 ? 2047u : 1023u);
 }
 
-// How the threshold is estimated: from one element of each of n_samples equal stretches, as the key
+// How the threshold is estimated: from one element of each of n_samples equal intervals, as the key
 // of this rank among them. No samples: every nonzero is a candidate.
 struct SamplePlan {
   uint32_t n_samples = 0;
@@ -43,9 +43,9 @@ inline SamplePlan sample_plan(uint64_t n_elems, uint64_t k) {
   return {static_cast<uint32_t>(n_samples), static_cast<uint32_t>(rank)};
 }
 
-// Which element stands for a stretch, by a counter-based generator.
-RESFED_HD uint64_t sampled_index(uint64_t stretch_length, uint64_t which) {
-  return which * stretch_length + mix64(which) % stretch_length;
+// Which element stands for an interval, by a counter-based generator.
+RESFED_HD uint64_t sampled_index(uint64_t interval_length, uint64_t which) {
+  return which * interval_length + mix64(which) % interval_length;
 }
 
 }  // namespace resfed

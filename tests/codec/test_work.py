@@ -23,11 +23,11 @@ class Counting:
     def __init__(self) -> None:
         self.n_adaptive = self.n_raw = 0
 
-    def decide(self, context: int, bit: int) -> int:
+    def code_bit(self, context: int, bit: int) -> int:
         self.n_adaptive += 1
         return 0 if 589 <= context < 685 else bit
 
-    def decide_number(self, number: int, _: int) -> int:
+    def code_bypass(self, number: int, _: int) -> int:
         self.n_raw += 1
         return number
 

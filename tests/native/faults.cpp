@@ -84,7 +84,7 @@ void fail_each(const char* name, const std::function<void()>& prepare,
   std::fflush(stdout);
 }
 
-// All roles, and several slices; with many rows several segments, too. `whole` is for all calls,
+// All roles, and several slices; with many rows several chunks, too. `whole` is for all calls,
 // else only encode and decode, without a search.
 void fail_all(uint64_t n_rows, bool whole) {
   const Layout layout = {matrix(n_rows, 200), vector(90), matrix(6, 50, DType::kFloat16),

@@ -16,9 +16,9 @@ using namespace resfed::cuda;
     }                                                               \
   } while (false)
 
-static void tiles() {
-  EXPECT(n_tiles(1) == 1 && n_tiles(kTile) == 1 && n_tiles(kTile + 1) == 2);
-  EXPECT(n_tiles(uint64_t{1} << 39) == (uint64_t{1} << 39) / kTile);
+static void chunks() {
+  EXPECT(n_chunks(1) == 1 && n_chunks(kChunkElems) == 1 && n_chunks(kChunkElems + 1) == 2);
+  EXPECT(n_chunks(uint64_t{1} << 39) == (uint64_t{1} << 39) / kChunkElems);
   const std::vector<uint64_t> begins = {0, 1, 5, 6, 100};
   for (uint64_t wanted = 0; wanted < 120; ++wanted) {
     uint64_t expected = 0;
@@ -43,42 +43,42 @@ static void samples() {
   }
 }
 
-static void areas() {
+static void buffers() {
   for (unsigned slice_log2 = kMinSliceLog2; slice_log2 <= kMaxSliceLog2; ++slice_log2) {
     for (uint64_t n = 1; n < uint64_t{1} << 33; n = 2 * n + 1) {
       const Partition p = partition(n, slice_log2);
       const uint64_t longest = slice_begin(p, 1);  // longer ones come first
-      const uint64_t entries = area_entries(n, slice_log2, kMostDecisionsPerSymbol);
-      EXPECT(entries >= kAreaHead + (longest + 1) * kMostDecisionsPerSymbol);
+      const uint64_t entries = decision_buffer_entries(n, slice_log2, kMostDecisionsPerSymbol);
+      EXPECT(entries >= kDecisionBufferHead + (longest + 1) * kMostDecisionsPerSymbol);
       EXPECT(entries * sizeof(uint16_t) % 16 == 0);
     }
   }
-  EXPECT(n_areas(0, 100, 0) == 0);
-  EXPECT(n_areas(5, 100, 0) == 5);
+  EXPECT(n_decision_buffers(0, 100, 0) == 0);
+  EXPECT(n_decision_buffers(5, 100, 0) == 5);
   const uint64_t model = uint64_t{4} << 30, entries = 24'000;
-  const uint64_t n = n_areas(1'000'000, entries, model);
-  EXPECT(n * entries * sizeof(uint16_t) <= model / kAreaPart);
-  EXPECT((n + 1) * entries * sizeof(uint16_t) > model / kAreaPart);
-  EXPECT(n_areas(10, uint64_t{1} << 40, 0) == 1);  // one at least
+  const uint64_t n = n_decision_buffers(1'000'000, entries, model);
+  EXPECT(n * entries * sizeof(uint16_t) <= model / kDecisionBufferShare);
+  EXPECT((n + 1) * entries * sizeof(uint16_t) > model / kDecisionBufferShare);
+  EXPECT(n_decision_buffers(10, uint64_t{1} << 40, 0) == 1);  // one at least
 }
 
 static void carving() {
-  const auto carve = [](Carver& carver) {
+  const auto carve = [](BumpAllocator& allocator) {
     std::vector<void*> parts;
-    parts.push_back(carver.take<uint8_t>(3));
-    parts.push_back(carver.take<uint64_t>(5));
-    const uint64_t mark = carver.mark();
-    parts.push_back(carver.take<uint16_t>(1000));
-    carver.rewind(mark);
-    parts.push_back(carver.take<float>(7));
+    parts.push_back(allocator.take<uint8_t>(3));
+    parts.push_back(allocator.take<uint64_t>(5));
+    const uint64_t mark = allocator.mark();
+    parts.push_back(allocator.take<uint16_t>(1000));
+    allocator.rewind(mark);
+    parts.push_back(allocator.take<float>(7));
     return parts;
   };
-  Carver counting(nullptr);
+  BumpAllocator counting(nullptr);
   carve(counting);
   std::vector<uint8_t> memory(counting.n_bytes());
-  Carver carver(memory.data());
-  const std::vector<void*> parts = carve(carver);
-  EXPECT(carver.n_bytes() == counting.n_bytes());
+  BumpAllocator allocator(memory.data());
+  const std::vector<void*> parts = carve(allocator);
+  EXPECT(allocator.n_bytes() == counting.n_bytes());
   for (const void* part : parts) {
     const auto offset = static_cast<const uint8_t*>(part) - memory.data();
     EXPECT(offset >= 0 && offset % 256 == 0 && static_cast<size_t>(offset) < memory.size());
@@ -88,8 +88,8 @@ static void carving() {
 }
 
 int main() {
-  tiles();
+  chunks();
   samples();
-  areas();
+  buffers();
   carving();
 }

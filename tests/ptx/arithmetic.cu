@@ -42,22 +42,22 @@ struct Coding {
       digest.add(rans_put(state, slots, &word));
       digest.add(word);
       digest.add(state);
-      digest.add(bit != 0 ? rans_take(taken, p) : rans_take_blindly(taken, p));
+      digest.add(bit != 0 ? rans_take(taken, p) : rans_take_branchless(taken, p));
       digest.add(taken);
       const auto count = static_cast<uint32_t>((random >> 40) % (kMaxCount + 1));
       Probability context{static_cast<uint16_t>(4 * p), static_cast<uint16_t>(random >> 48),
-                          static_cast<uint16_t>(kMature + count), 0};
+                          static_cast<uint16_t>(kWarmedUp + count), 0};
       update(context, bit != 0);
       digest.add(context.fast);
       digest.add(context.slow);
-      digest.add(context.youth);
+      digest.add(context.warmup);
     }
     const unsigned n_bits = 1 + static_cast<uint32_t>(random) % kMaxRawBits;
     uint32_t state = full;
-    digest.add(rans_take_number(state, n_bits));
+    digest.add(rans_take_bypass(state, n_bits));
     digest.add(state);
     const auto bits = static_cast<uint32_t>(random >> 20) % (1u << n_bits);
-    const Slots number = slots_of_number(bits, n_bits);
+    const Slots number = slots_of_bypass(bits, n_bits);
     const Slots kept = unpacked_slots(packed_slots(number));
     digest.add(kept.first);
     digest.add(kept.n);

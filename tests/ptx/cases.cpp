@@ -241,7 +241,7 @@ Counting count_decisions(const Model& model, const Bytes& payload) {
     RecordingCoder<Counting> coder{contexts, counting};
     const SentSymbol* const begin = u.symbols.data() + slice_begin(p, s);
     const SentSymbol* const end = u.symbols.data() + slice_begin(p, s + 1);
-    with_nonzero_code(coder, begin, Rhythm{}, [&](auto code) {
+    with_nonzero_code(coder, begin, SlicePattern{}, [&](auto code) {
       uint64_t covered = s == 0 ? 0 : begin[-1].index() + 1;
       for (const SentSymbol* symbol = begin; symbol != end; ++symbol) {
         code.encode(coder, symbol->index() + 1 - covered, *symbol);
@@ -289,7 +289,7 @@ Model mixed(Spec spec, size_t n_elems, const std::function<float(size_t)>& resid
   return model;
 }
 constexpr size_t kFew = 500,
-                 kMany = 4200;  // with many a threshold is estimated, and tiles are whole
+                 kMany = 4200;  // with many a threshold is estimated, and chunks are whole
 
 void plain() { check(mixed({}, kMany)); }
 void unaligned() {

@@ -143,13 +143,13 @@ def test_a_place_beyond_its_block(
     state["b.conv"][0, 0, 0, 0] = 1e6  # so that the first nonzero has place 0
     usual = slow.encode(state, reference, sparsity=0.95)
     told: list[int] = []
-    plain = Encoder.decide_number
+    plain = Encoder.code_bypass
 
     def nine_more(self: Encoder, number: int, n_bits: int) -> int:
         told.append(n_bits)
         return plain(self, number + 9 if told == [6, 4] else number, n_bits)
 
-    monkeypatch.setattr(Encoder, "decide_number", nine_more)
+    monkeypatch.setattr(Encoder, "code_bypass", nine_more)
     forged = slow.encode(state, reference, sparsity=0.95)
     assert told[:2] == [6, 4]
     assert forged != usual
@@ -236,7 +236,7 @@ def test_the_pieces() -> None:
     bits = [0, 1, 1, 0, 1] * 40
     encoder = Encoder(Contexts([(20, 5)]))
     for bit in bits:
-        encoder.decide(0, bit)
+        encoder.code_bit(0, bit)
     decoder = Decoder(Contexts([(20, 5)]), encoder.finish())
-    assert [decoder.decide(0, 0) for _ in bits] == bits
+    assert [decoder.code_bit(0, 0) for _ in bits] == bits
     decoder.finish()

@@ -72,7 +72,7 @@ def sign_first(bits: Bits, width: int, mantissa_bits: int) -> Bits:
 def code_byte(coder: Coder, byte: int) -> int:
     node = 1
     for i in reversed(range(8)):
-        node = node << 1 | coder.decide(node, byte >> i & 1)
+        node = node << 1 | coder.code_bit(node, byte >> i & 1)
     return node - 256
 
 

@@ -44,13 +44,13 @@ class Encoder:
         self.contexts = contexts
         self.decisions: list[tuple[int, int]] = []
 
-    def decide(self, context: int, bit: int) -> int:
+    def code_bit(self, context: int, bit: int) -> int:
         p = self.contexts.probability(context)
         self.decisions.append((p, 0) if bit else (2**14 - p, p))
         self.contexts.update(context, bit)
         return bit
 
-    def decide_number(self, number: int, n_bits: int) -> int:
+    def code_bypass(self, number: int, n_bits: int) -> int:
         self.decisions.append((2 ** (14 - n_bits), number << (14 - n_bits)))
         return number
 
@@ -77,14 +77,14 @@ class Decoder:
         if self.state < 2**16:
             raise PayloadError("payload: a slice in an impossible state")
 
-    def decide(self, context: int, _: int) -> int:
+    def code_bit(self, context: int, _: int) -> int:
         p = self.contexts.probability(context)
         bit = int(self.state % 2**14 < p)
         self.take(*((p, 0) if bit else (2**14 - p, p)))
         self.contexts.update(context, bit)
         return bit
 
-    def decide_number(self, _: int, n_bits: int) -> int:
+    def code_bypass(self, _: int, n_bits: int) -> int:
         number = self.state % 2**14 >> (14 - n_bits)
         self.take(2 ** (14 - n_bits), number << (14 - n_bits))
         return number
@@ -116,7 +116,7 @@ def rows_at(rows: Rows, index: int) -> tuple[int, int, int]:
 
 def code_unary(coder: Coder, value: int, context: Callable[[int], int], most: int) -> int:
     position = 0
-    while coder.decide(context(position), int(position < value)):
+    while coder.code_bit(context(position), int(position < value)):
         position += 1
         if position > most:
             raise PayloadError("payload: a number in a slice is too large")
@@ -127,7 +127,7 @@ def code_mantissa(coder: Coder, value: int, n_bits: int, leading: int = 1) -> in
     while n_bits:
         n = min(n_bits, 14)
         n_bits -= n
-        leading = leading << n | coder.decide_number(value >> n_bits & (2**n - 1), n)
+        leading = leading << n | coder.code_bypass(value >> n_bits & (2**n - 1), n)
     return leading
 
 
@@ -206,7 +206,7 @@ class NonzeroCode:
         begin, length, size = rows_at(rows, middle)
         if not Period(length).pays(symbols):
             length = 0
-        if coder.decide(787, int(length > 0)):
+        if coder.code_bit(787, int(length > 0)):
             n_bits = code_mantissa(coder, log2(max(length, 1)), 5, 0)
             length = code_mantissa(coder, length, n_bits)
         self.period = Period(length)
@@ -215,17 +215,17 @@ class NonzeroCode:
         place = -block.left(first) % size if size and not length and block.pays(symbols) else -1
         self.block_size = 0
         self.block: Block | None = None  # until there is a nonzero
-        if not length and coder.decide(788, int(place >= 0)):
-            self.block_size = 1 + coder.decide_number((size - 1) % 64, 6)
+        if not length and coder.code_bit(788, int(place >= 0)):
+            self.block_size = 1 + coder.code_bypass((size - 1) % 64, 6)
             n_bits = max(1, (self.block_size - 1).bit_length())
-            self.place = coder.decide_number(max(place, 0), n_bits) % self.block_size
+            self.place = coder.code_bypass(max(place, 0), n_bits) % self.block_size
 
     def code(self, coder: Coder, gap: int, level: int) -> tuple[int, int]:
         likely, repeat = self.period.gap(self.last), 0
         if likely:
             often = sum(self.repeats >= limit for limit in (1, 3, 8))
             context = 589 + (often * 6 + min(log2(likely), 5)) * 4 + self.agreed
-            repeat = coder.decide(context, int(gap == likely))
+            repeat = coder.code_bit(context, int(gap == likely))
             self.repeats = min(self.repeats + 1, 15) if repeat else self.repeats // 2
         if repeat:
             gap, e = likely, log2(likely)
@@ -235,16 +235,16 @@ class NonzeroCode:
 
         above = self.period.level(self.last)
         if above:
-            agrees = coder.decide(685 + self.agreed, int((level > 0) == (above > 0)))
+            agrees = coder.code_bit(685 + self.agreed, int((level > 0) == (above > 0)))
             self.agreed = min(self.agreed + 1, 3) if agrees else 0
             positive = int((above > 0) == bool(agrees))
             base = 689 + (min(abs(above), 7) - 1) * 14
         else:
-            positive = coder.decide(262 + self.sign * 3 + min(e, 2), int(level > 0))
+            positive = coder.code_bit(262 + self.sign * 3 + min(e, 2), int(level > 0))
             base = 271 + ((min(self.level, 7) - 1) * 3 + min(e, 2)) * 14
 
         wanted, reached = abs(level), 1
-        while reached <= 14 and coder.decide(base + reached - 1, int(reached < wanted)):
+        while reached <= 14 and coder.code_bit(base + reached - 1, int(reached < wanted)):
             reached += 1
         if reached > 14:
             rest = max(wanted - 14, 1)
@@ -271,11 +271,11 @@ class NonzeroCode:
         e = code_unary(coder, log2(gap), lambda i: block + i if i < 3 else base + min(i, 15), 62)
         if e == 0:
             return 1, 0
-        top = 2 | coder.decide(192 + min(e, 24) - 1, gap >> (e - 1) & 1)
+        top = 2 | coder.code_bit(192 + min(e, 24) - 1, gap >> (e - 1) & 1)
         if e == 1:
             return top, 1
         context = 216 + 2 * (min(e, 24) - 2) + top % 2
-        top = 2 * top + coder.decide(context, gap >> (e - 2) & 1)
+        top = 2 * top + coder.code_bit(context, gap >> (e - 2) & 1)
         return code_mantissa(coder, gap, e - 2, top), e
 
 
@@ -294,13 +294,13 @@ class ChangeCode:
         gap = code_mantissa(coder, gap, e)
         repeats = 0
         if self.last:
-            repeats = coder.decide(32 + self.repeated, int(change == self.last))
+            repeats = coder.code_bit(32 + self.repeated, int(change == self.last))
         if repeats:
             change = self.last
         else:
             size, node = log2(max(change, 1)), 1
             for i in reversed(range(6)):
-                node = 2 * node + coder.decide(34 + node, size >> i & 1)
+                node = 2 * node + coder.code_bit(34 + node, size >> i & 1)
             change = code_mantissa(coder, change, node - 64)
         self.scattered, self.repeated, self.last = int(gap > 1), repeats, change
         return gap, change
