@@ -172,12 +172,11 @@ py::object encode_on_device(const py::sequence& rows, const EncodeOptions& optio
   Commit commit(plan);
   const Unlocked unlocked;
   const WaitAtTheEnd wait(elsewhere, device, stream);
-  hybrid::encode(tensors, options, device, stream_of(stream),
-                 [&](const std::vector<uint8_t>& bytes) {
-                   const Locked locked;
-                   payload = to_bytes(bytes);
-                   commit(payload);
-                 });
+  cuda::encode(tensors, options, device, stream_of(stream), [&](const std::vector<uint8_t>& bytes) {
+    const Locked locked;
+    payload = to_bytes(bytes);
+    commit(payload);
+  });
   return payload;
 }
 
@@ -190,11 +189,11 @@ void decode_on_device(const py::bytes& payload, uint64_t digest, const py::seque
   Commit commit(plan);
   const Unlocked unlocked;
   const WaitAtTheEnd wait(elsewhere, device, stream);
-  hybrid::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
-                 device, stream_of(stream), [&] {
-                   const Locked locked;
-                   commit();
-                 });
+  cuda::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
+               device, stream_of(stream), [&] {
+                 const Locked locked;
+                 commit();
+               });
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include "cuda/pipeline.hpp"
 #include "cuda/staging.hpp"
 
-namespace resfed::hybrid {
+namespace resfed::cuda {
 namespace {
 
 bool any(const Tensor&) { return true; }
@@ -29,20 +29,20 @@ uint64_t most_symbols(const Groups& groups, const EncodeOptions& options) {
 }  // namespace
 
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
-                            int device, cuda::Stream stream, const BeforeWriting& before_writing) {
+                            int device, Stream stream, const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
-  cuda::WorkspaceLease turn(device, stream);
+  WorkspaceLease lease(device, stream);
   std::vector<Tensor> staged = tensors;
   if (options.max_bytes > 0 || options.max_error >= 0 || !has_matrix_elements(tensors)) {
-    cuda::Staging staging(turn, &staged, any);
+    Staging staging(lease, &staged, any);
     staging.wait();
     std::vector<uint8_t> payload = resfed::encode(staged, options, before_writing);
     staging.flush();
     return payload;
   }
-  cuda::Staging staging(turn, &staged, no_matrix);
+  Staging staging(lease, &staged, no_matrix);
   const Groups groups = make_groups(staged);
-  cuda::MatrixEncoder matrices(turn, groups.matrix, options);
+  MatrixEncoder matrices(lease, groups.matrix, options);
   matrices.start(most_symbols(groups, options));
   staging.wait();
   EncodeState state = begin_encoding(staged, options);
@@ -62,22 +62,22 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
 }
 
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, cuda::Stream stream,
+            const std::vector<Tensor>& tensors, int device, Stream stream,
             const std::function<void()>& before_writing) {
   const DefaultFloatMode mode;
   Update u;
   open_update(payload, n_bytes, digest, tensors, &u);
-  cuda::WorkspaceLease turn(device, stream);
+  WorkspaceLease lease(device, stream);
   if (u.groups.matrix.n_elems == 0) {
     std::vector<Tensor> staged = tensors;
-    cuda::Staging staging(turn, &staged, any);
+    Staging staging(lease, &staged, any);
     staging.wait();
     resfed::decode(payload, n_bytes, digest, staged, before_writing);
     staging.flush();
     return;
   }
-  cuda::Staging staging(turn, &u.tensors, no_matrix);
-  cuda::MatrixDecoder matrices(turn, u.groups.matrix, u.frame, payload + u.frame.slices_offset);
+  Staging staging(lease, &u.tensors, no_matrix);
+  MatrixDecoder matrices(lease, u.groups.matrix, u.frame, payload + u.frame.slices_offset);
   matrices.start();
   const auto decoded = matrices.finish();
   u.symbols.assign(decoded.others.begin(), decoded.others.end());
@@ -97,4 +97,4 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   staging.flush();
 }
 
-}  // namespace resfed::hybrid
+}  // namespace resfed::cuda

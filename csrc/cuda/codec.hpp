@@ -10,18 +10,18 @@
 #include "api.hpp"
 #include "cuda/device.hpp"
 
-namespace resfed::hybrid {
+namespace resfed::cuda {
 
 // Waits for the stream, as a rule once; twice where very many residuals are equal, or slices need
 // more room than any before. Throws Failure.
 // All or nothing, as in api.hpp, but for what a device reports while results are written.
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
-                            int device, cuda::Stream stream,
+                            int device, Stream stream,
                             const BeforeWriting& before_writing = nullptr);
 
 // All or nothing. Waits for the stream once. Throws Failure.
 void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, cuda::Stream stream,
+            const std::vector<Tensor>& tensors, int device, Stream stream,
             const std::function<void()>& before_writing = nullptr);
 
-}  // namespace resfed::hybrid
+}  // namespace resfed::cuda

@@ -100,8 +100,9 @@ constexpr size_t kProgressRoom = (sizeof(Progress) + 255) / 256 * 256;
 
 }  // namespace
 
-MatrixEncoder::MatrixEncoder(WorkspaceLease& turn, const Group& group, const EncodeOptions& options)
-    : lease_(turn), group_(group), options_(options), plan_(new MatrixPlan) {}
+MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
+                             const EncodeOptions& options)
+    : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {}
 MatrixEncoder::~MatrixEncoder() = default;
 
 void MatrixEncoder::start(uint64_t n_others) {
@@ -264,9 +265,9 @@ void MatrixEncoder::make_room(const Progress& found) {
 
 void MatrixEncoder::write() { cuda::write(*plan_, group_); }
 
-MatrixDecoder::MatrixDecoder(WorkspaceLease& turn, const Group& group, const Frame& frame,
+MatrixDecoder::MatrixDecoder(WorkspaceLease& lease, const Group& group, const Frame& frame,
                              const uint8_t* slices)
-    : lease_(turn), group_(group), frame_(frame), slices_(slices), plan_(new MatrixPlan) {}
+    : lease_(lease), group_(group), frame_(frame), slices_(slices), plan_(new MatrixPlan) {}
 MatrixDecoder::~MatrixDecoder() = default;
 
 void MatrixDecoder::start() {

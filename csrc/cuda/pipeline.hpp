@@ -18,7 +18,7 @@ struct Progress;
 class MatrixEncoder {
  public:
   // `group` has device addresses and at least one element.
-  MatrixEncoder(WorkspaceLease& turn, const Group& group, const EncodeOptions& options);
+  MatrixEncoder(WorkspaceLease& lease, const Group& group, const EncodeOptions& options);
   ~MatrixEncoder();
 
   void start(uint64_t n_others);  // symbols of other groups there may be at most
@@ -27,7 +27,7 @@ class MatrixEncoder {
     uint64_t k = 0;
     Quantizer quantizer;
     uint32_t check = 0;
-    std::vector<std::span<const uint8_t>> slices;  // until the workspace's next turn
+    std::vector<std::span<const uint8_t>> slices;  // until the workspace is leased again
   };
   // With the symbols of the other groups behind the matrices'. Throws kNonFinite.
   Result finish(std::span<const SentSymbol> vector, std::span<const SentSymbol> dense,
@@ -50,7 +50,7 @@ class MatrixEncoder {
 class MatrixDecoder {
  public:
   // `group` has device addresses and at least one element; `slices` are the lossy ones.
-  MatrixDecoder(WorkspaceLease& turn, const Group& group, const Frame& frame,
+  MatrixDecoder(WorkspaceLease& lease, const Group& group, const Frame& frame,
                 const uint8_t* slices);
   ~MatrixDecoder();
 
@@ -58,7 +58,7 @@ class MatrixDecoder {
 
   struct Result {
     uint32_t check = 0;
-    std::span<const SentSymbol> others;  // of the other groups, until the workspace's next turn
+    std::span<const SentSymbol> others;  // of the other groups, until the workspace is leased again
   };
   Result finish();  // throws kBadSlice
 

@@ -39,9 +39,9 @@ uint64_t n_moves_of(uint64_t n_bytes) { return (n_bytes + kMoveBytes - 1) / kMov
 
 }  // namespace
 
-Staging::Staging(WorkspaceLease& turn, std::vector<Tensor>* tensors,
+Staging::Staging(WorkspaceLease& lease, std::vector<Tensor>* tensors,
                  const std::function<bool(const Tensor&)>& chosen)
-    : lease_(turn) {
+    : lease_(lease) {
   // Fields that hold an address to be replaced: first what is read, then what is written.
   struct Field {
     const void** reads;
@@ -78,8 +78,8 @@ Staging::Staging(WorkspaceLease& turn, std::vector<Tensor>* tensors,
     n_moves += n_moves_of(field.n_bytes);
   }
   const size_t n_all = n_bytes + 2 * n_moves * sizeof(DeviceMove) + kAlign;  // and two lists
-  auto* const host = static_cast<uint8_t*>(turn.host_staged(n_all));
-  auto* const device = static_cast<uint8_t*>(turn.staged(n_all));
+  auto* const host = static_cast<uint8_t*>(lease.host_staged(n_all));
+  auto* const device = static_cast<uint8_t*>(lease.staged(n_all));
   host_ = host;
   device_ = device;
   n_bytes_ = n_bytes;
@@ -101,11 +101,11 @@ Staging::Staging(WorkspaceLease& turn, std::vector<Tensor>* tensors,
     with_feedback[i]->feedback = static_cast<float*>(feedbacks[i]);
   }
   move_all(reads, n_bytes);
-  if (n_bytes > 0) turn.copy_out(host, device, n_bytes);
+  if (n_bytes > 0) lease.copy_out(host, device, n_bytes);
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   ready_ = event;
-  check(cudaEventRecord(event, native(turn.stream())));
+  check(cudaEventRecord(event, native(lease.stream())));
 }
 
 Staging::~Staging() { cudaEventDestroy(static_cast<cudaEvent_t>(ready_)); }

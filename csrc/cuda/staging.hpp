@@ -14,7 +14,7 @@ class Staging {
  public:
   // Replaces the addresses of those tensors that are `chosen` by host addresses; starts to copy
   // what they are read from.
-  Staging(WorkspaceLease& turn, std::vector<Tensor>* tensors,
+  Staging(WorkspaceLease& lease, std::vector<Tensor>* tensors,
           const std::function<bool(const Tensor&)>& chosen);
   ~Staging();
 

@@ -1,4 +1,4 @@
-// What calls keep on a device for the next ones, and whose turn it is to use it. No CUDA headers.
+// What calls keep on a device for the next ones, and the lease of it for one call. No CUDA headers.
 #pragma once
 
 #include <functional>

@@ -18,10 +18,10 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.sh"
     ("signature", "name"),
     [
         (
-            "resfed::cuda::(anonymous namespace)::collect_tiles(resfed::cuda::DeviceGroup, bool)",
-            "collect_tiles",
+            "resfed::cuda::(anonymous namespace)::collect_chunks(resfed::cuda::DeviceGroup, bool)",
+            "collect_chunks",
         ),
-        ("resfed::cuda::<unnamed>::place_tiles(Tile*, unsigned long)", "place_tiles"),
+        ("resfed::cuda::<unnamed>::place_chunks(Chunk*, unsigned long)", "place_chunks"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::Add<float> >(int)",
          "vectorized_elementwise_kernel"),
         ("Memcpy DtoH (Device -> Pinned)", "Memcpy DtoH (Device -> Pinned)"),

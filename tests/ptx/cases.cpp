@@ -1,4 +1,4 @@
-// Models through hybrid::encode and hybrid::decode, kernels simulated, against the CPU codec, bit
+// Models through cuda::encode and cuda::decode, kernels simulated, against the CPU codec, bit
 // for bit. `cases NAME` runs one.
 #include <cstdio>
 #include <cstring>
@@ -201,7 +201,7 @@ Outcome check_decode(const Model& model, const Bytes& payload) {
   for_decoding(there);
   const Outcome want = outcome_of([&] { decode(payload.data(), payload.size(), 0, tensors); });
   const Outcome got =
-      outcome_of([&] { hybrid::decode(payload.data(), payload.size(), 0, there, 0, nullptr); });
+      outcome_of([&] { cuda::decode(payload.data(), payload.size(), 0, there, 0, nullptr); });
   cuda::wait(0, nullptr);
   expect(same(got, want), "decode: host and device come to the same");
   if (!same(got, want)) {
@@ -264,7 +264,7 @@ Bytes check(const Model& model) {
   const Outcome on_host =
       outcome_of([&] { want = encode(model.tensors(host, same_place), model.options); });
   const Outcome on_device =
-      outcome_of([&] { got = hybrid::encode(device.tensors(model), model.options, 0, nullptr); });
+      outcome_of([&] { got = cuda::encode(device.tensors(model), model.options, 0, nullptr); });
   cuda::wait(0, nullptr);
   expect(same(on_device, on_host), "encode: host and device come to the same");
   expect(got == want, "encode: payload");
@@ -453,7 +453,7 @@ void no_memory() {
   cuda::release_workspace();
   ptx::refuse_memory(true);
   const Outcome got =
-      outcome_of([&] { hybrid::encode(device.tensors(model), model.options, 0, nullptr); });
+      outcome_of([&] { cuda::encode(device.tensors(model), model.options, 0, nullptr); });
   ptx::refuse_memory(false);
   expect(got && got->code == Code::kDeviceMemory, "encode: says that memory ran out");
   expect(device.equals(model.memory), "encode: nothing has changed");
