@@ -29,7 +29,7 @@ import resfed_codec as rfc
 from benchmarks.common import Model, is_matrix, load_snapshots, write_results
 from resfed_codec.stream.link import Link, version_digest
 from resfed_codec.stream.predictor import predictor_of
-from resfed_codec.stream.update_encoder import Coder
+from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version, at_place
 from resfed_codec.tensors.device import Memory, on_host
 from resfed_codec.tensors.layout import Layout
@@ -46,7 +46,7 @@ class Direction:
     """One direction's encoder and the versions it may predict from, newest first."""
 
     name: str
-    coder: Coder
+    encoder: UpdateEncoder
     history: list[Version] = field(default_factory=list)
 
     def push(self, model: list[Memory], digest: int) -> None:
@@ -87,7 +87,7 @@ def run(
     layout = Layout(snapshots["g4"], "g4")
     config = rfc.CodecConfig(sparsity=sparsity, dense=())
     up, down = (
-        Direction(name, Coder(layout, config, predictor_of(rules[name]), two_way=two_way))
+        Direction(name, UpdateEncoder(layout, config, predictor_of(rules[name]), two_way=two_way))
         for name, two_way in (("up", True), ("down", rules["down"] in ("res1", "res2")))
     )
     for direction in (up, down):
@@ -99,12 +99,12 @@ def run(
             current = layout.model_of(snapshots[name], name)
             own, others = direction.history, other.history
             out = layout.empty()
-            payload = direction.coder.encode(
+            payload = direction.encoder.encode(
                 current,
                 tag=0,
                 number=number,
                 base=own[0],
-                other=others[0] if direction.coder.two_way else None,
+                other=others[0] if direction.encoder.two_way else None,
                 keep=1,
                 out=out,
                 feedback=None,

@@ -1,4 +1,4 @@
-"""Calls that take turns: streams and sessions may be used from several threads."""
+"""One lock per object: several threads may call the methods of a stream or session."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from resfed_codec.tensors.torch_tensors import untraced
 
 
-class TakesTurns:
-    """An object whose methods take turns. Copies and pickles take one too.
+class Synchronized:
+    """Base of objects with a reentrant lock, which :func:`synchronized` methods hold.
 
-    Calls write into the object's arrays in place, so a copy shares nothing with it, a shallow one
-    neither.
+    Copying and pickling hold the lock, too. Methods write into the object's arrays in place, so a
+    shallow copy is a deep one.
     """
 
     def __init__(self) -> None:
-        self._turn = threading.RLock()  # in C: no interrupt between taking it and the with block
+        self._lock = threading.RLock()  # in C: no interrupt between taking it and the with block
 
     def __copy__(self: Self) -> Self:
         return deepcopy(self)
@@ -31,30 +31,30 @@ class TakesTurns:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return self._copied({})  # pickle reads it after the turn has been given back
+        return self._copied({})  # pickle reads it after the lock has been released
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _turn=threading.RLock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def _copied(self, memo: dict[int, Any]) -> dict[str, Any]:
-        with self._turn:
-            return deepcopy({k: v for k, v in self.__dict__.items() if k != "_turn"}, memo)
+        with self._lock:
+            return deepcopy({k: v for k, v in self.__dict__.items() if k != "_lock"}, memo)
 
 
-Self = TypeVar("Self", bound=TakesTurns)
+Self = TypeVar("Self", bound=Synchronized)
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 
-def in_turn(
+def synchronized(
     method: Callable[Concatenate[Self, Args], Result],
 ) -> Callable[Concatenate[Self, Args], Result]:
-    """A method that waits until no other one of the same object is at work."""
+    """Decorator: the method holds the object's lock, and torch does not trace it."""
 
     @wraps(method)
     @untraced
     def call(self: Self, /, *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        with self._turn:
+        with self._lock:
             return method(self, *args, **kwargs)
 
     return call

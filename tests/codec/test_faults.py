@@ -185,10 +185,10 @@ def test_a_server_with_many_threads() -> None:
     assert sorted(server.clients) == list(range(len(clients)))  # type: ignore[type-var]
 
 
-def test_copies_and_pickles_have_turns_of_their_own() -> None:
+def test_copies_and_pickles_have_locks_of_their_own() -> None:
     ends = Ends()
     for end in (ends.encoder, ends.decoder, ends.server, ends.client):
-        with end._turn:  # type: ignore[attr-defined]
+        with end._lock:  # type: ignore[attr-defined]
             again = [copy.deepcopy(end), pickle.loads(pickle.dumps(end))]
             with ThreadPoolExecutor(1) as pool:
                 for other in again:
@@ -199,15 +199,15 @@ class Probe:
     """Says, when it is copied, whether another thread could have called its owner meanwhile."""
 
     def __init__(self, end: Any) -> None:
-        self.turn, self.was_free = end._turn, []  # type: ignore[var-annotated]
+        self.lock, self.was_free = end._lock, []  # type: ignore[var-annotated]
 
     def __deepcopy__(self, memo: object) -> None:
         with ThreadPoolExecutor(1) as pool:
-            self.was_free.append(pool.submit(self.turn.acquire, False).result())
+            self.was_free.append(pool.submit(self.lock.acquire, False).result())
 
 
 @pytest.mark.parametrize("made", [copy.deepcopy, copy.copy, pickle.dumps])
-def test_copies_and_pickles_take_a_turn(made: Callable[[Any], object]) -> None:
+def test_copies_and_pickles_wait_for_the_lock(made: Callable[[Any], object]) -> None:
     """Calls write in place, so nobody may call while a copy is made; and it shares nothing."""
     ends = Ends()
     for end in (ends.encoder, ends.decoder, ends.server, ends.client):

@@ -22,7 +22,7 @@ from resfed_codec.reference import update as slow
 from resfed_codec.reference.frame import read_frame as slow_read_frame
 from resfed_codec.reference.stream import read_link as slow_read_link
 from resfed_codec.stream.message import MAX_PAYLOADS, Ack, Message, read_message, write_message
-from resfed_codec.stream.versions import Opened
+from resfed_codec.stream.versions import ParsedPayload
 from resfed_codec.stream.wire import varint
 from test_corruption import sealed
 
@@ -211,7 +211,7 @@ def test_the_second_implementation_refuses_the_same(what: str, n: int, first: in
         data = payload(0, bytes([100, 5, 0, 0, 1]) + QUANTIZER + varint(n) + bytes(n + 4))
     try:
         if what == "link":
-            Opened(data, rfc.ServerSession(MODEL)._layout)
+            ParsedPayload(data, rfc.ServerSession(MODEL)._layout)
         else:
             rfc.decode(data, MODEL)
         fast = False

@@ -201,7 +201,9 @@ def session_cases(ends: Ends) -> dict[str, Callable[[Ends], Any]]:
     local = step(client)
     uplink = client.send(local)
     message = server.send("a")
-    new = rfc.ClientSession(step(server), *(c.config for c in (server._up, server._down_coder)))
+    new = rfc.ClientSession(
+        step(server), *(c.config for c in (server._uplink_encoder, server._downlink_encoder))
+    )
     unknown = new.send(step(new))
     server.update(step(server))
     later = server.send("a")

@@ -15,8 +15,8 @@ from models import State, assert_same, clustered
 from resfed_codec.reference import stream as slow
 from resfed_codec.reference.frame import read_frame
 from resfed_codec.stream.predictor import Predictor, predictor_of
-from resfed_codec.stream.update_encoder import Coder
-from resfed_codec.stream.versions import Opened, Version, model_of
+from resfed_codec.stream.update_encoder import UpdateEncoder
+from resfed_codec.stream.versions import ParsedPayload, Version, model_of
 from resfed_codec.tensors.layout import Layout
 
 DTYPES = ("float32", "float16", "float64", ml_dtypes.bfloat16)
@@ -76,9 +76,9 @@ def test_agree(
     base, other = (history(layout, n, models) for n in (own_numbers, other_numbers))
     assert other is not None
     config = rfc.CodecConfig(sparsity=0.8, exclude=exclude, dense=dense)
-    coder = Coder(layout, config, PREDICTORS[predictor], two_way=True)
+    encoder = UpdateEncoder(layout, config, PREDICTORS[predictor], two_way=True)
     out = layout.empty()
-    payload = coder.encode(
+    payload = encoder.encode(
         layout.model_of(state, "state"),
         tag=12,
         number=9,
@@ -104,10 +104,10 @@ def test_agree(
     differ = next((i for i, (a, b) in enumerate(zip(made, payload)) if a != b), None)  # noqa: B905
     assert made == payload, f"first difference at byte {differ}: {len(made)} and {len(payload)}"
 
-    opened = Opened(payload, layout)
+    parsed = ParsedPayload(payload, layout)
     again = layout.empty()
-    assert opened.builds_on(12, base, other)
-    opened.decode(layout, base, other, again)
+    assert parsed.builds_on(12, base, other)
+    parsed.decode(layout, base, other, again)
     for spec, a, b in zip(layout.specs, again, out, strict=True):
         assert a.tobytes() == b.tobytes(), spec.name
     with pytest.raises(rfc.StateMismatchError):
@@ -120,9 +120,11 @@ def test_the_first_version_stands_in_both_directions(rng: np.random.Generator) -
     layout = Layout(initial, "initial")
     version = history(layout, [0], [initial])
     assert version is not None
-    coder = Coder(layout, rfc.CodecConfig(sparsity=1.0), predictor_of("res1"), two_way=True)
+    encoder = UpdateEncoder(
+        layout, rfc.CodecConfig(sparsity=1.0), predictor_of("res1"), two_way=True
+    )
     out = layout.empty()
-    coder.encode(
+    encoder.encode(
         layout.model_of(initial, "initial"),
         tag=0,
         number=1,

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 import resfed_codec as rfc
 from models import State, assert_same
-from resfed_codec.stream.versions import Opened, model_of
+from resfed_codec.stream.versions import ParsedPayload, model_of
 
 SHAPES = {"weight": (6, 20), "bias": (6,), "steps": ()}
 NAMES = ["a", "b"]
@@ -120,7 +120,7 @@ class Channel(RuleBasedStateMachine):
         if model is None:
             model = client._layout.empty()
             bare = client._sent[max(client._sent)].payload
-            Opened(bare, client._layout).decode(client._layout, None, client._down, model)
+            ParsedPayload(bare, client._layout).decode(client._layout, None, client._down, model)
         self.locals[payload] = client._layout.state_of([array.copy() for array in model])
         self.up[name].append(payload)
 

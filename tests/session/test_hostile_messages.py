@@ -26,7 +26,7 @@ from resfed_codec.stream.message import (
     write_message,
 )
 from resfed_codec.stream.predictor import predictor_of
-from resfed_codec.stream.update_encoder import Coder
+from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version
 from snapshots import refused
 
@@ -142,7 +142,7 @@ def test_a_downlink_that_builds_on_an_uplink() -> None:
     client.send(moved(client.state, fed.rng))
     sent = client._sent[max(client._sent)].version
     config = rfc.CodecConfig(sparsity=0.8)
-    coder = Coder(fed.server._layout, config, predictor_of("global"), two_way=True)
+    coder = UpdateEncoder(fed.server._layout, config, predictor_of("global"), two_way=True)
     base = client._down
     other = Version(sent.number, sent.digest, base.model)
     payload = coder.encode(

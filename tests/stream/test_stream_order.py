@@ -202,13 +202,13 @@ def test_keyframe_before_anything() -> None:
 @pytest.mark.parametrize("n_ahead", [1, 3])
 def test_encoder_restarts_from_an_old_state(pair: Pair, n_ahead: int, feedback: bool) -> None:
     """What it sends then has numbers that have been used for something else."""
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._coder.predictor, feedback))
+    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.payloads = [pair.encode() for _ in range(2)]
     pair.deliver(1, 2)
     saved = pair.enc.state_dict()
     for _ in range(n_ahead):
         pair.dec.decode(pair.encode())
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._coder.predictor, feedback))
+    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.enc.load_state_dict(saved)
     request = pair.refused(pair.encode(), f"held here, version {2 + n_ahead} ")
     pair.heal(request)
@@ -255,7 +255,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("feedback", [False, True])
 def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> None:
     """A copy goes on as the original does, and neither moves the other."""
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._coder.predictor, feedback))
+    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
     enc, dec = copied(pair.enc), copied(pair.dec)
@@ -276,10 +276,10 @@ def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> Non
 def test_state_dict(
     pair: Pair, feedback: bool, save: Callable[[Any, Path], Any], tmp_path: Path
 ) -> None:
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._coder.predictor, feedback))
+    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
-    enc = rfc.Encoder(pair.initial, config(pair.enc._coder.predictor, feedback))
+    enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     dec = rfc.Decoder(pair.initial)
     enc.load_state_dict(save(pair.enc.state_dict(), tmp_path / "enc"))
     dec.load_state_dict(save(pair.dec.state_dict(), tmp_path / "dec"))

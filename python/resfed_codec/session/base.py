@@ -12,14 +12,14 @@ import numpy as np
 
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import StateMismatchError
-from resfed_codec.locking import TakesTurns, in_turn
+from resfed_codec.locking import Synchronized, synchronized
 from resfed_codec.stream.identity import Identity
 from resfed_codec.stream.link import digest64
 from resfed_codec.stream.message import Message, read_message
 from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, text_of
 from resfed_codec.stream.schema import Tensors
 from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
-from resfed_codec.stream.update_encoder import Coder
+from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version, initial_version, run_digest, run_name
 from resfed_codec.tensors.layout import Layout, State, plain_text
 
@@ -28,7 +28,7 @@ ClientId: TypeAlias = "str | int"
 LOW32 = 0xFFFFFFFF
 
 
-class Session(TakesTurns):
+class Session(Synchronized):
     """Base of both sessions: the initial model, both directions' coders, what follows from them.
 
     With predictors that look at the client's models the downlink is different for every client;
@@ -64,11 +64,13 @@ class Session(TakesTurns):
         self._identity = Identity(run, self._run_digest, self._layout.specs)
         up, down = check_rules(uplink, downlink)
         self._broadcast = serves_all(down)
-        self._up = Coder(self._layout, uplink, up, two_way=True)
-        self._down_coder = Coder(self._layout, downlink, down, two_way=not self._broadcast)
+        self._uplink_encoder = UpdateEncoder(self._layout, uplink, up, two_way=True)
+        self._downlink_encoder = UpdateEncoder(
+            self._layout, downlink, down, two_way=not self._broadcast
+        )
         # How many models back each direction's history must reach; an uplink may need none.
-        self._keep_down = max(1, self._down_coder.own_depth, self._up.other_depth)
-        self._keep_up = max(self._up.own_depth, self._down_coder.other_depth)
+        self._keep_down = max(1, self._downlink_encoder.own_depth, self._uplink_encoder.other_depth)
+        self._keep_up = max(self._uplink_encoder.own_depth, self._downlink_encoder.other_depth)
         self._down_root = digest64(b"downlink", self._initial.digest.to_bytes(8, "little"))
         self._up_root = digest64(b"uplink", self._initial.digest.to_bytes(8, "little"))
 
@@ -89,8 +91,8 @@ class Session(TakesTurns):
             "layout": layout_of(self._layout.specs),
             "run": self._run,
             "initial_state": self._initial.digest,
-            "predictor of uplink": text_of(self._up.predictor),
-            "predictor of downlink": text_of(self._down_coder.predictor),
+            "predictor of uplink": text_of(self._uplink_encoder.predictor),
+            "predictor of downlink": text_of(self._downlink_encoder.predictor),
             "history": self._history,
         }
 
@@ -102,14 +104,14 @@ class Session(TakesTurns):
         """The ``_state`` that :meth:`_fields` was made from, all of it checked."""
         raise NotImplementedError
 
-    @in_turn
+    @synchronized
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain tensors of the host (torch if the initial state held
         any)."""
         kind, as_torch = type(self).__name__, self._layout.uses_torch
         return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
 
-    @in_turn
+    @synchronized
     def load_state_dict(self, state_dict: Any) -> None:
         """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
 

@@ -11,7 +11,7 @@ from resfed_codec.codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.codec.update import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
-from resfed_codec.locking import in_turn
+from resfed_codec.locking import synchronized
 from resfed_codec.session.base import LOW32, ClientId, Session, client_tag, open_request
 from resfed_codec.stream.link import digest64, version_digest
 from resfed_codec.stream.message import (
@@ -42,7 +42,7 @@ from resfed_codec.stream.stream import open_keyframes
 from resfed_codec.stream.versions import (
     OWN,
     Feedback,
-    Opened,
+    ParsedPayload,
     Version,
     differences,
     filled,
@@ -170,12 +170,14 @@ class ClientSession(Session):
         tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
         self._given_tag, first = tag, self._first_downlink()
         self._state = ClientState(tag, tag > 0, first, {0: first}, self._first_uplink(), {})
-        wanted = self._up.config.error_feedback
-        if wanted or (wanted is None and self._up.own_depth == 0):
-            feedback = new_feedback(self._layout, self._up.roles)
+        wanted = self._uplink_encoder.config.error_feedback
+        if wanted or (wanted is None and self._uplink_encoder.own_depth == 0):
+            feedback = new_feedback(self._layout, self._uplink_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
         # Where the prediction is the global model itself, the payload is what it contributes.
-        self._needs_models = self._state.feedback is not None and not self._up.copies_other
+        self._needs_models = (
+            self._state.feedback is not None and not self._uplink_encoder.copies_other
+        )
 
     @property
     def _tag(self) -> int:
@@ -199,14 +201,14 @@ class ClientSession(Session):
         return self._down.number
 
     @property
-    @in_turn
+    @synchronized
     def state(self) -> Any:
         """A copy of the recovered global model, of the initial state's kind."""
         return self._layout.state_of(self._layout.copy_of(model_of(self._down)))
 
     # ---- downlink
 
-    @in_turn
+    @synchronized
     def receive(self, message: bytes, *, copy: bool = True, out: Any = None) -> Any:
         """The recovered global model, after a message of :meth:`ServerSession.send`.
 
@@ -283,12 +285,12 @@ class ClientSession(Session):
             if m.head is None or m.head.digest != current.digest:
                 raise self._mismatch(m.head.version if m.head else 0, "the message brings nothing")
             return unchanged
-        opened = [Opened(payload, self._layout) for payload in m.payloads]
-        if opened[-1].digest == current.digest:
+        parsed = [ParsedPayload(payload, self._layout) for payload in m.payloads]
+        if parsed[-1].digest == current.digest:
             return unchanged
-        newer = [o for o in opened if o.link.version > current.number]
+        newer = [o for o in parsed if o.link.version > current.number]
         if not newer:
-            raise self._mismatch(opened[-1].link.version, "that is not newer")
+            raise self._mismatch(parsed[-1].link.version, "that is not newer")
         version, decode = self._apply(newer[0], m.tag, current, alone=len(newer) == 1)
         for o in newer[1:]:
             decode(None)
@@ -297,7 +299,7 @@ class ClientSession(Session):
         return Following(version, oldest, decode)
 
     def _apply(
-        self, o: Opened, tag: int, latest: Version, *, alone: bool
+        self, o: ParsedPayload, tag: int, latest: Version, *, alone: bool
     ) -> tuple[Version, Callable[[Plan | None], None]]:
         """The version that a payload makes, and what decodes it."""
         link = o.link
@@ -344,7 +346,7 @@ class ClientSession(Session):
         digest = version_digest(refused) & LOW32
         return write_message(self._says_what_is_held()._replace(refused=digest))
 
-    @in_turn
+    @synchronized
     def acknowledge(self) -> bytes:
         """What is held, for :meth:`ServerSession.acknowledged`.
 
@@ -367,7 +369,7 @@ class ClientSession(Session):
 
     # ---- uplink
 
-    @in_turn
+    @synchronized
     def send(self, local_state: State) -> bytes:
         """A payload for :meth:`ServerSession.receive` that carries ``local_state``.
 
@@ -399,7 +401,7 @@ class ClientSession(Session):
                 return payload
             return write_message(self._message(before.tag)._replace(payloads=(payload,)))
 
-        payload = self._up.encode(
+        payload = self._uplink_encoder.encode(
             current,
             tag=before.tag,
             number=number,
@@ -474,7 +476,7 @@ class ClientSession(Session):
             return feedback
         if not self._needs_models:
             return with_values(self._layout, [sent.payload for sent in lost], feedback)
-        layout, roles = self._layout, self._up.roles
+        layout, roles = self._layout, self._uplink_encoder.roles
         changes = (
             differences(layout, roles, model_of(s.version), model_of(s.start))
             for s in lost
@@ -482,7 +484,7 @@ class ClientSession(Session):
         )
         return sum_of(feedback, changes)
 
-    @in_turn
+    @synchronized
     def answer(self, request: bytes) -> bytes:
         """What a server that refused an uplink can receive instead.
 
@@ -543,7 +545,7 @@ class ClientSession(Session):
                     "payload: a request for an update whose global model has been replaced here"
                 )
             model = self._layout.empty()
-            Opened(last.payload, self._layout).decode(self._layout, None, self._down, model)
+            ParsedPayload(last.payload, self._layout).decode(self._layout, None, self._down, model)
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)
@@ -558,7 +560,7 @@ class ClientSession(Session):
     def _depends(self) -> dict[str, Any]:
         return {
             **super()._depends(),
-            **self._up.depends(self._state.feedback is not None),
+            **self._uplink_encoder.depends(self._state.feedback is not None),
         }
 
     def _fields(self) -> dict[str, Any]:
@@ -579,7 +581,7 @@ class ClientSession(Session):
         }
 
     def _checked(self, saved: Any, tensors: Tensors) -> ClientState:
-        roles, has_feedback = self._up.roles, self._state.feedback is not None
+        roles, has_feedback = self._uplink_encoder.roles, self._state.feedback is not None
 
         def own_version(value: Any, where: str) -> Version:
             has_model = isinstance(value, Version) and value.model is not None
@@ -632,8 +634,8 @@ class ClientSession(Session):
         Raises:
             CodecError, ValueError: It cannot.
         """
-        opened = Opened(sent.payload, self._layout)
-        made = (opened.link.version, opened.digest)
+        parsed = ParsedPayload(sent.payload, self._layout)
+        made = (parsed.link.version, parsed.digest)
         if is_message(sent.message):
             m = read_message(sent.message)
             made = m.keyframes[-1][:2] if m.keyframes else made
@@ -646,8 +648,8 @@ class ClientSession(Session):
         if has_model or wanted or (self._keep_up and is_last):
             require(has_model and (wanted or self._keep_up > 0), "version")
         if self._state.feedback is not None and not wanted:
-            require(special_of(opened.frame) == self._up.special, "payload")
-            nothing = new_feedback(self._layout, self._up.roles)
+            require(special_of(parsed.frame) == self._uplink_encoder.special, "payload")
+            nothing = new_feedback(self._layout, self._uplink_encoder.roles)
             with_values(self._layout, [sent.payload], nothing)
 
 

@@ -12,7 +12,7 @@ from resfed_codec.codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.codec.update import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import CodecError, PayloadError, StateMismatchError
-from resfed_codec.locking import in_turn
+from resfed_codec.locking import synchronized
 from resfed_codec.session.base import (
     LOW32,
     ClientId,
@@ -21,13 +21,13 @@ from resfed_codec.session.base import (
     client_tag,
     open_request,
 )
-from resfed_codec.session.client_state import (
+from resfed_codec.session.client_record import (
     ClientRecord,
     check_record,
     records_check,
     records_to_fields,
 )
-from resfed_codec.session.uplink import Arrived, open_uplink, parse_uplink
+from resfed_codec.session.uplink import PendingUplink, open_uplink, parse_uplink
 from resfed_codec.stream.link import digest64, version_digest
 from resfed_codec.stream.message import (
     MAX_PAYLOADS,
@@ -51,7 +51,7 @@ from resfed_codec.stream.versions import (
     OTHER,
     Feedback,
     Model,
-    Opened,
+    ParsedPayload,
     Version,
     model_of,
     new_feedback,
@@ -158,9 +158,9 @@ class ServerSession(Session):
         history: int = 4,
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
-        coder = self._down_coder
-        sparsity = coder.config.sparsity
-        if coder.predictor == RULES["res2"] and sparsity is not None and sparsity >= 0.99:
+        encoder = self._downlink_encoder
+        sparsity = encoder.config.sparsity
+        if encoder.predictor == RULES["res2"] and sparsity is not None and sparsity >= 0.99:
             warnings.warn(
                 f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'
                 ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe',
@@ -169,8 +169,8 @@ class ServerSession(Session):
             )
         first = self._first_downlink()
         self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})
-        if self._down_coder.config.error_feedback:
-            feedback = new_feedback(self._layout, self._down_coder.roles)
+        if self._downlink_encoder.config.error_feedback:
+            feedback = new_feedback(self._layout, self._downlink_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
         self._keyframe_cache: dict[int, bytes] = {}  # by digest
         self._made = Made(None)
@@ -194,7 +194,7 @@ class ServerSession(Session):
         return state.current.number if self._broadcast else state.target_number
 
     @property
-    @in_turn
+    @synchronized
     def state(self) -> Any:
         """A copy of the global model, as all clients recover it.
 
@@ -205,12 +205,12 @@ class ServerSession(Session):
         return self._layout.state_of(self._layout.copy_of(model))
 
     @property
-    @in_turn
+    @synchronized
     def clients(self) -> list[ClientId]:
         """The clients that something was sent to or received from."""
         return list(self._clients)
 
-    @in_turn
+    @synchronized
     def forget(self, client_id: ClientId) -> None:
         """Drop what is kept of a client; if it comes back it is brought up by a keyframe.
 
@@ -230,7 +230,7 @@ class ServerSession(Session):
         ((clients, name, record),) = self._entry(client_id, client)
         clients[name] = record
 
-    @in_turn
+    @synchronized
     def memory(self) -> dict[str, int]:
         """Bytes held, by what for; docs/guide.md says what to expect.
 
@@ -260,7 +260,7 @@ class ServerSession(Session):
 
     # ---- downlink
 
-    @in_turn
+    @synchronized
     def update(self, global_state: State) -> bytes:
         """Take a new global model; it is encoded once for all clients.
 
@@ -293,7 +293,7 @@ class ServerSession(Session):
             after = before.after(version, payload, self._history, self._layout.n_bytes)
             return [(self, "_state", after)]
 
-        return self._down_coder.encode(
+        return self._downlink_encoder.encode(
             current,
             tag=0,
             number=base.number + 1,
@@ -305,7 +305,7 @@ class ServerSession(Session):
             commit=commit,
         )
 
-    @in_turn
+    @synchronized
     def send(self, client_id: ClientId, *, fresh: bool = False) -> bytes:
         """A message for :meth:`ClientSession.receive` that brings the client up to date.
 
@@ -380,7 +380,7 @@ class ServerSession(Session):
 
     def _keyframes(self, replaces: int) -> tuple[Keyframe, ...]:
         """The current version, and the history that the next payload needs."""
-        versions = self._current.lineage(max(1, self._down_coder.own_depth))
+        versions = self._current.lineage(max(1, self._downlink_encoder.own_depth))
         self._keyframe_cache = {
             v.digest: self._keyframe_cache.get(v.digest)
             or encode_keyframe(self._layout.state_of(model_of(v)))
@@ -424,7 +424,7 @@ class ServerSession(Session):
             is_first = base.number == other.number == 0
             shared = made.first_downlink if is_first else None
             out = shared or self._layout.empty()
-            sent = self._down_coder.encode(
+            sent = self._downlink_encoder.encode(
                 target,
                 tag=client.tag,
                 number=number,
@@ -452,7 +452,7 @@ class ServerSession(Session):
             return client
         return client._replace(downlinks={0: self._first_downlink()}, sent=b"")
 
-    @in_turn
+    @synchronized
     def answer(self, client_id: ClientId, request: bytes) -> bytes:
         """A message that heals a client that refused one: the missing chain, or a keyframe.
 
@@ -473,7 +473,7 @@ class ServerSession(Session):
         self._enter(client_id, client)
         return data
 
-    @in_turn
+    @synchronized
     def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
         """Take in what :meth:`ClientSession.acknowledge` returned: what the client holds.
 
@@ -511,7 +511,7 @@ class ServerSession(Session):
 
     # ---- uplink
 
-    @in_turn
+    @synchronized
     def receive(self, client_id: ClientId, payload: bytes, *, out: Any = None) -> Any:
         """The recovered local model, after a payload of :meth:`ClientSession.send`.
 
@@ -537,17 +537,17 @@ class ServerSession(Session):
         layout = self._layout
         targets = writable_views(out, layout.specs, layout.device) if out is not None else None
         try:
-            arrived = self._open(client, uplink)
-            model = self._decode(client, arrived)
+            pending = self._open(client, uplink)
+            model = self._decode(client, pending)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         theirs = layout.copy_of(model) if self._keep_up and targets is None else model
-        self._enter(client_id, self._after(client, arrived, model))
+        self._enter(client_id, self._after(client, pending, model))
         if targets is not None:
             return copy_into(targets, model, out)
         return layout.state_of(theirs)
 
-    @in_turn
+    @synchronized
     def aggregator(self) -> Aggregator:
         """An empty :class:`Aggregator` whose reference is the global model."""
         aggregator = Aggregator(self.state)
@@ -555,7 +555,7 @@ class ServerSession(Session):
             aggregator._set_origin(self._current.digest)
         return aggregator
 
-    @in_turn
+    @synchronized
     def receive_into(
         self,
         client_id: ClientId,
@@ -598,26 +598,26 @@ class ServerSession(Session):
         if uplink.payloads and client.seen[:1] == (version_digest(uplink.payloads[0]),):
             return False  # also if what it builds on is no longer held
         try:
-            arrived = self._open(client, uplink)
-            if client.has_last(arrived.number, arrived.digest):
+            pending = self._open(client, uplink)
+            if client.has_last(pending.number, pending.digest):
                 return False
-            content, other = arrived.content, arrived.other
+            content, other = pending.content, pending.other
             on_reference = other is not None and other.digest == aggregator._origin
             model = None
-            if on_reference and isinstance(content, Opened) and content.copies(OTHER):
+            if on_reference and isinstance(content, ParsedPayload) and content.copies(OTHER):
                 source = again = of_payload(content.payload, content.frame["digest"])
             else:
-                model = self._decode(client, arrived)
+                model = self._decode(client, pending)
                 source = of_model(self._layout.state_of(model))
-                again = self._decoding(arrived)
-            entry = self._entry(client_id, self._after(client, arrived, model))
+                again = self._decoding(pending)
+            entry = self._entry(client_id, self._after(client, pending, model))
             name = entry[0][1] if repeated == "replace" else None
             aggregator._add_from(name, source, again, weight, len(data), entry)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         return True
 
-    def _open(self, client: ClientRecord, uplink: Message) -> Arrived:
+    def _open(self, client: ClientRecord, uplink: Message) -> PendingUplink:
         versions = self._versions if self._broadcast else client.downlinks
         return open_uplink(uplink, self._layout, client, versions)
 
@@ -630,30 +630,32 @@ class ServerSession(Session):
         )
         return write_message(request)
 
-    def _decode(self, client: ClientRecord, arrived: Arrived) -> Model:
-        if self._keep_up and client.has_last(arrived.number, arrived.digest):
-            return model_of(client.uplinks[arrived.number])
+    def _decode(self, client: ClientRecord, pending: PendingUplink) -> Model:
+        if self._keep_up and client.has_last(pending.number, pending.digest):
+            return model_of(client.uplinks[pending.number])
         model = self._layout.empty()
-        arrived.decode(self._layout, model)
+        pending.decode(self._layout, model)
         return model
 
-    def _decoding(self, arrived: Arrived) -> Source:
+    def _decoding(self, pending: PendingUplink) -> Source:
         """An uplink's model, decoded when it is asked for; holds what it builds on."""
         layout = self._layout
 
         def prepare(core: Any, weight: float) -> Any:
             model = layout.empty()
-            arrived.decode(layout, model)
+            pending.decode(layout, model)
             return of_model(layout.state_of(model))(core, weight)
 
         return prepare
 
-    def _after(self, client: ClientRecord, arrived: Arrived, model: Model | None) -> ClientRecord:
+    def _after(
+        self, client: ClientRecord, pending: PendingUplink, model: Model | None
+    ) -> ClientRecord:
         """The client's record after an uplink, whose model is only needed where it is kept."""
-        if client.has_last(arrived.number, arrived.digest):
+        if client.has_last(pending.number, pending.digest):
             return client
-        ours = self._held_by(client, arrived.known.version)
-        client = client.with_uplink(arrived.number, arrived.digest).holding(arrived.known, ours)
+        ours = self._held_by(client, pending.known.version)
+        client = client.with_uplink(pending.number, pending.digest).holding(pending.known, ours)
         if not self._broadcast and client.known is not None:
             first = client.known.version
             client = client._replace(
@@ -661,9 +663,9 @@ class ServerSession(Session):
             )
         if not self._keep_up:
             return client
-        version = Version(arrived.number, arrived.digest, model, arrived.base)
-        uplinks = {**client.uplinks, arrived.number: version.shortened(self._keep_up)}
-        base = None if arrived.base is None else arrived.base.number
+        version = Version(pending.number, pending.digest, model, pending.base)
+        uplinks = {**client.uplinks, pending.number: version.shortened(self._keep_up)}
+        base = None if pending.base is None else pending.base.number
         uplinks = {n: v for n, v in uplinks.items() if base is None or n >= base}
         return client._replace(uplinks=_keep_newest(uplinks, self._history, base))
 
@@ -672,7 +674,7 @@ class ServerSession(Session):
     def _depends(self) -> dict[str, Any]:
         return {
             **super()._depends(),
-            **self._down_coder.depends(self._state.feedback is not None),
+            **self._downlink_encoder.depends(self._state.feedback is not None),
         }
 
     def _fields(self) -> dict[str, Any]:
@@ -699,7 +701,7 @@ class ServerSession(Session):
                 "target": optional(tensors.model),
                 "target_number": NUMBER,
                 "feedback": tensors.kept_feedback(
-                    self._down_coder.roles, self._state.feedback is not None
+                    self._downlink_encoder.roles, self._state.feedback is not None
                 ),
                 "clients": records_check(tensors, self._history, self._new_record),
             },
@@ -721,7 +723,7 @@ class ServerSession(Session):
         require(self._broadcast or current.number == 0, "current")
         try:
             for payload in chain.values():
-                Opened(payload, self._layout)
+                ParsedPayload(payload, self._layout)
             for name, client in fields["clients"].items():
                 require(client.tag == client_tag(name, self._run_digest), "tag")
                 check_record(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resfed_codec.codec.keyframe import decode_keyframe
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.session.client_state import ClientRecord
+from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.stream.identity import Identity
 from resfed_codec.stream.message import (
     Head,
@@ -17,12 +17,12 @@ from resfed_codec.stream.message import (
     is_message,
     read_message,
 )
-from resfed_codec.stream.versions import Model, Opened, Version
+from resfed_codec.stream.versions import Model, ParsedPayload, Version
 from resfed_codec.tensors.layout import Layout
 
 
 @dataclass(eq=False)
-class Arrived:
+class PendingUplink:
     """An uplink whose order and bases have been checked, not yet decoded.
 
     Attributes:
@@ -34,7 +34,7 @@ class Arrived:
     number: int
     digest: int
     known: Head
-    content: Opened | Keyframe
+    content: ParsedPayload | Keyframe
     base: Version | None = None
     other: Version | None = None
 
@@ -44,7 +44,7 @@ class Arrived:
         Raises:
             PayloadError, StateMismatchError: As :func:`resfed_codec.decode`.
         """
-        if isinstance(self.content, Opened):
+        if isinstance(self.content, ParsedPayload):
             self.content.decode(layout, self.base, self.other, out)
         else:
             state = layout.state_of(out)
@@ -69,7 +69,7 @@ def parse_uplink(data: bytes, identity: Identity) -> Message:
 
 def open_uplink(
     m: Message, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
-) -> Arrived:
+) -> PendingUplink:
     """What came from a client; ``versions`` are the global ones that it may build on.
 
     Raises:
@@ -79,9 +79,9 @@ def open_uplink(
     """
     if m.keyframes:
         return _open_keyframe(m, client)
-    opened = Opened(m.payloads[0], layout)
-    link = opened.link
-    _check_order(client, link.version, opened.digest, str(link))
+    parsed = ParsedPayload(m.payloads[0], layout)
+    link = parsed.link
+    _check_order(client, link.version, parsed.digest, str(link))
     other = versions.get(-1 if link.other is None else link.other)
     if other is None:
         raise StateMismatchError(f"payload: {link}, of which {_numbers(versions)} are held here")
@@ -90,16 +90,16 @@ def open_uplink(
         raise StateMismatchError(
             f"payload: {link}; uplinks {_numbers(client.uplinks)} are held here"
         )
-    nameless = client.newest == 0 and opened.builds_on(0, base, other)
-    if not nameless and not opened.builds_on(client.tag, base, other):
+    nameless = client.newest == 0 and parsed.builds_on(0, base, other)
+    if not nameless and not parsed.builds_on(client.tag, base, other):
         raise StateMismatchError(
             f"payload: {link}, but from another client or run, or after a restart"
         )
     known = Head(other.number, other.digest)
-    return Arrived(link.version, opened.digest, known, opened, base, other)
+    return PendingUplink(link.version, parsed.digest, known, parsed, base, other)
 
 
-def _open_keyframe(m: Message, client: ClientRecord) -> Arrived:
+def _open_keyframe(m: Message, client: ClientRecord) -> PendingUplink:
     if m.head is None:
         raise PayloadError("payload: this message is not from a client's session")
     if m.tag != client.tag and (m.tag or client.newest):
@@ -108,7 +108,7 @@ def _open_keyframe(m: Message, client: ClientRecord) -> Arrived:
     _check_order(
         client, keyframe.version, keyframe.digest, f"a keyframe of version {keyframe.version}"
     )
-    return Arrived(keyframe.version, keyframe.digest, m.head, keyframe)
+    return PendingUplink(keyframe.version, keyframe.digest, m.head, keyframe)
 
 
 def _check_order(client: ClientRecord, number: int, digest: int, text: str) -> None:

@@ -16,7 +16,7 @@ from resfed_codec.codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
 from resfed_codec.codec.update import copy_into, make_config, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.locking import TakesTurns, in_turn
+from resfed_codec.locking import Synchronized, synchronized
 from resfed_codec.stream.identity import Identity
 from resfed_codec.stream.link import digest64, version_digest
 from resfed_codec.stream.message import (
@@ -31,12 +31,12 @@ from resfed_codec.stream.message import (
 from resfed_codec.stream.predictor import predictor_of
 from resfed_codec.stream.schema import Check, Tensors, checked_fields
 from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
-from resfed_codec.stream.update_encoder import Coder
+from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import (
     OWN,
     Feedback,
     Model,
-    Opened,
+    ParsedPayload,
     Version,
     filled,
     initial_version,
@@ -77,7 +77,7 @@ class StreamState(NamedTuple):
         return self._replace(current=version.shortened(keep), spare=spare)
 
 
-class _Stream(TakesTurns):
+class _Stream(Synchronized):
     """What both ends of a direction have: the newest version, and how to name and save it."""
 
     def __init__(self, initial_state: State, run: str) -> None:
@@ -96,7 +96,7 @@ class _Stream(TakesTurns):
         return self._current.number
 
     @property
-    @in_turn
+    @synchronized
     def state(self) -> Any:
         """A copy of the recovered model, of the initial state's kind."""
         return self._layout.state_of(self._layout.copy_of(model_of(self._current)))
@@ -128,14 +128,14 @@ class _Stream(TakesTurns):
         """What :meth:`_fields` may hold."""
         return {"current": tensors.version()}
 
-    @in_turn
+    @synchronized
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain tensors of the host (torch if the initial state held
         any)."""
         kind, as_torch = type(self).__name__, self._layout.uses_torch
         return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
 
-    @in_turn
+    @synchronized
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
 
@@ -184,14 +184,14 @@ class Encoder(_Stream):
         config = make_config(config, options)
         super().__init__(initial_state, run)
         predictor = predictor_of(config.predictor or "previous")
-        self._coder = Coder(self._layout, config, predictor, two_way=False)
-        self._keep = max(1, self._coder.own_depth)
+        self._update_encoder = UpdateEncoder(self._layout, config, predictor, two_way=False)
+        self._keep = max(1, self._update_encoder.own_depth)
         self._made: dict[int, bytes] = {}  # keyframes of the current version, by digest
         if config.error_feedback:
-            feedback = new_feedback(self._layout, self._coder.roles)
+            feedback = new_feedback(self._layout, self._update_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
 
-    @in_turn
+    @synchronized
     def encode(self, state: State) -> bytes:
         """The payload that turns the receiver's current model into (nearly) ``state``.
 
@@ -204,14 +204,14 @@ class Encoder(_Stream):
         current = self._layout.model_of(state, "state")
         before, keep = self._state, self._keep
         base = before.current
-        in_place = self._coder.copies_base
+        in_place = self._update_encoder.copies_base
         out = model_of(base) if in_place else before.spare or self._layout.empty()
 
         def commit(payload: bytes) -> Assignments:
             version = Version(base.number + 1, version_digest(payload), out, base)
             return [(self, "_state", before.after(version, keep)), (self, "_made", {})]
 
-        return self._coder.encode(
+        return self._update_encoder.encode(
             current,
             tag=0,
             number=base.number + 1,
@@ -223,7 +223,7 @@ class Encoder(_Stream):
             commit=commit,
         )
 
-    @in_turn
+    @synchronized
     def keyframe(self) -> bytes:
         """The current recovered model as a whole, lossless, for a decoder that holds another.
 
@@ -231,7 +231,7 @@ class Encoder(_Stream):
         """
         return self._keyframe(replaces=0)
 
-    @in_turn
+    @synchronized
     def answer(self, request: bytes) -> bytes:
         """What brings a decoder that refused a payload to the current version: a keyframe.
 
@@ -259,13 +259,18 @@ class Encoder(_Stream):
         return write_message(message._replace(keyframes=tuple(keyframes)))
 
     def _depends(self) -> dict[str, Any]:
-        return {**super()._depends(), **self._coder.depends(self._state.feedback is not None)}
+        return {
+            **super()._depends(),
+            **self._update_encoder.depends(self._state.feedback is not None),
+        }
 
     def _fields(self) -> dict[str, Any]:
         return {**super()._fields(), "feedback": self._state.feedback}
 
     def _schema(self, tensors: Tensors) -> dict[str, Check]:
-        feedback = tensors.kept_feedback(self._coder.roles, self._state.feedback is not None)
+        feedback = tensors.kept_feedback(
+            self._update_encoder.roles, self._state.feedback is not None
+        )
         return {**super()._schema(tensors), "feedback": feedback}
 
 
@@ -282,7 +287,7 @@ class Decoder(_Stream):
     def __init__(self, initial_state: State, *, run: str = "") -> None:
         super().__init__(initial_state, run)
 
-    @in_turn
+    @synchronized
     def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
         """The model after this payload.
 
@@ -311,7 +316,7 @@ class Decoder(_Stream):
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
-            self._take_payload(Opened(data, self._layout))
+            self._take_payload(ParsedPayload(data, self._layout))
         model = model_of(self._current)
         if targets is not None:
             return copy_into(targets, model, out)
@@ -319,24 +324,24 @@ class Decoder(_Stream):
             return layout.state_of(model, read_only=True)
         return layout.state_of(filled(mine, model))
 
-    def _take_payload(self, opened: Opened) -> None:
-        before, link = self._state, opened.link
+    def _take_payload(self, parsed: ParsedPayload) -> None:
+        before, link = self._state, parsed.link
         current = before.current
-        if opened.digest == current.digest:
+        if parsed.digest == current.digest:
             return
         if link.other is not None or link.base is None:
             raise StateMismatchError("payload: belongs to a session, not to an Encoder")
-        if link.base != current.number or not opened.builds_on(0, current, None):
+        if link.base != current.number or not parsed.builds_on(0, current, None):
             raise StateMismatchError(
                 f"payload: {link}, does not follow on what is held here, {current}:"
                 f" {_why(link.version, link.base, current.number)}",
                 self._request(),
             )
         check_ahead("version", link.version, current.number)
-        in_place = opened.copies(OWN) and link.keep == 1
+        in_place = parsed.copies(OWN) and link.keep == 1
         out = model_of(current) if in_place else before.spare or self._layout.empty()
-        after = before.after(Version(link.version, opened.digest, out, current), link.keep)
-        opened.decode(self._layout, current, None, out, lambda: [(self, "_state", after)])
+        after = before.after(Version(link.version, parsed.digest, out, current), link.keep)
+        parsed.decode(self._layout, current, None, out, lambda: [(self, "_state", after)])
 
     def _take_keyframe(self, message: Message) -> None:
         if not message.keyframes:

@@ -54,7 +54,7 @@ _COEFFICIENT_BITS = 32
 """About what a tensor's three coefficients take in the link."""
 
 
-class Coder:
+class UpdateEncoder:
     """What encodes a direction: layout, configuration, predictor, and what follows from them.
 
     ``two_way`` says whether the other direction's versions may be predicted from.

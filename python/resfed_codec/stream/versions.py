@@ -204,7 +204,7 @@ def prediction_rows(
     return rows
 
 
-class Opened:
+class ParsedPayload:
     """A payload whose checksum, frame and link have been verified, not yet decoded.
 
     Args:
@@ -229,7 +229,7 @@ class Opened:
         self.digest = version_digest(payload)
 
     def builds_on(self, tag: int, base: Version | None, other: Version | None) -> bool:
-        """Whether these are what the payload names, by digest; see Coder.encode."""
+        """Whether these are what the payload names, by digest; see UpdateEncoder.encode."""
         expected = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         found: int = self.frame["digest"]
         return found == expected

@@ -21,7 +21,7 @@ from resfed_codec.stream.schema import (
     row,
     several,
 )
-from resfed_codec.stream.versions import Opened, Version
+from resfed_codec.stream.versions import ParsedPayload, Version
 from resfed_codec.tensors.layout import Layout
 
 
@@ -206,7 +206,7 @@ def check_record(
     if isinstance(r.sent, Keyframe):
         require(r.sent[:2] == (last.number, last.digest), "sent")
     elif r.sent:
-        opened = Opened(r.sent, layout)
-        require((opened.link.version, opened.digest) == (last.number, last.digest), "sent")
+        parsed = ParsedPayload(r.sent, layout)
+        require((parsed.link.version, parsed.digest) == (last.number, last.digest), "sent")
     else:
         require(r.known is None or r.known.version == last.number, "sent")
