@@ -1,8 +1,8 @@
-# `make demo` and `make test` need Python >= 3.10 with venv, a C++20 compiler and make; each makes a
-# virtual environment of its own in .venv and .venv-test. nvcc is used if it is there.
+# `make demo` and `make test` need Python >= 3.10 with venv, a C++20 compiler and make. They create
+# the virtual environments .venv and .venv-test. The build uses nvcc if it is installed.
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# pip builds in isolation; this makes the constraints hold there too.
+# Applies the constraints to pip's isolated builds, too.
 export PIP_CONSTRAINT = constraints.txt
 SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pycache__/*') \
 	CMakeLists.txt pyproject.toml constraints.txt
@@ -16,16 +16,16 @@ demo: .venv/installed
 test: .venv-test/installed
 	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
 
-# The tests marked cuda, without a GPU: a build of its own, in which the CUDA sources are compiled as
-# C++ and tests/emulator/ runs the kernels; those of kernels on some other devices, too
-# (tests/emulator/cuda_runtime.h). Where there is a GPU, `make test` runs them on it.
+# The tests marked cuda, without a GPU: a separate build compiles the CUDA sources as C++, and
+# tests/emulator/ runs the kernels. The tests of kernels run on several emulated devices
+# (tests/emulator/cuda_runtime.h). On a machine with a GPU, `make test` runs these tests on it.
 EMULATED_DEVICES ?= zeros ones,blocks stale,at-once
 test-emulated: .venv-test/installed build/emulated/installed
 	PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest -m cuda $(PYTEST_FLAGS)
 	set -e; for device in $(EMULATED_DEVICES); do \
 		echo "RESFED_EMULATOR=$$device"; \
 		RESFED_EMULATOR=$$device PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest \
-			-m cuda tests/cuda/test_device_codec.py tests/cuda/test_cuda_refusals.py $(PYTEST_FLAGS); \
+			-m cuda tests/cuda/test_device_codec.py tests/cuda/test_cuda_errors.py $(PYTEST_FLAGS); \
 	done
 
 build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
@@ -36,29 +36,29 @@ build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
 		--config-settings=cmake.define.RESFED_WERROR=$(WERROR) .
 	touch $@
 
-# Flower's and NVFLARE's own engines, over loopback. They bring many packages, so they have an
-# environment of their own; without it these tests are skipped in `make test`.
+# Runs the integrations in Flower's and NVFLARE's own engines, over loopback. The frameworks install
+# many packages, so they have their own environment. `make test` skips these tests.
 test-integration: .venv-integration/installed
 	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
 
-# The kernels as nvcc compiles them, in GPGPU-Sim; skipped, with a word, where something is missing.
-# `make test-ptx SIMULATOR=CHECKOUT`: tests/ptx/__main__.py says of what. PTX_FLAGS=--cycles: time.
+# Runs the kernels as nvcc compiles them, in GPGPU-Sim; skipped with a message if a tool is missing.
+# `make test-ptx SIMULATOR=CHECKOUT`: see tests/ptx/__main__.py. PTX_FLAGS=--cycles counts cycles.
 test-ptx:
 	$(PYTHON) tests/ptx $(PTX_FLAGS) $(SIMULATOR)
 
-# Sessions in Python, and libFuzzer on the native code, for so many seconds a target; the latter is
-# skipped, with a word, without clang. CI has FUZZ_FLAGS="--runs N --faults": a fixed seed, and every
-# allocation failing once.
+# Fuzzes sessions in Python, and the native code with libFuzzer, FUZZ_SECONDS for each target. Skips
+# the native code with a message if clang is missing. CI sets FUZZ_FLAGS="--runs N --faults": a
+# fixed seed, and every allocation fails once.
 FUZZ_SECONDS ?= 60
 FUZZ_FLAGS ?= --seconds $(FUZZ_SECONDS)
 fuzz: .venv-test/installed
 	.venv-test/bin/python tests/fuzz $(FUZZ_FLAGS)
 
-# Calls from several threads under the thread sanitizer; needs clang, too.
+# Calls the native code from several threads under the thread sanitizer; needs clang.
 races:
 	$(PYTHON) tests/fuzz --races
 
-# Style, types and warnings; what CI asks for.
+# Checks style, types and warnings, as CI does.
 lint: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
@@ -87,8 +87,8 @@ format: .venv-test/installed
 		'.[flower,nvflare]' hypothesis pytest scikit-learn
 	touch $@
 
-# What is released: an sdist, a wheel made from it without CUDA, and that wheel where there is nothing
-# but NumPy.
+# Builds the release: an sdist and, from it, a wheel without CUDA. Tests the wheel in an environment
+# with only NumPy.
 .PHONY: wheel-test docs
 wheel-test: .venv-test/installed
 	rm -rf build/wheel-test .venv-wheel
@@ -99,13 +99,13 @@ wheel-test: .venv-test/installed
 	.venv-wheel/bin/python $(PIP_INSTALL) build/wheel-test/*.whl
 	.venv-wheel/bin/python tests/support/installed.py
 
-# The pages, build/docs/index.html; a warning is an error, a link that leads nowhere is a warning.
+# Builds the documentation, build/docs/index.html. Warnings, such as broken links, are errors.
 docs: .venv-test/installed
 	.venv-test/bin/python -m sphinx --fail-on-warning --keep-going --quiet -j 2 -c docs . build/docs
 
-# NNCodec 2.1.3, for `python -m benchmarks` to compare with. Its own list of packages is long and wants
-# an older NumPy (so Python 3.10 to 3.12); this installs what coding uses: torch, numpy, pandas,
-# scikit-learn, opencv-python-headless, tqdm, nncodec. Nothing else needs this environment.
+# Installs NNCodec 2.1.3, a peer of `python -m benchmarks`. It requires an older NumPy (so Python
+# 3.10 to 3.12) and many packages. This installs only those that coding uses: torch, numpy, pandas,
+# scikit-learn, opencv-python-headless, tqdm, nncodec.
 nncodec: .venv-nncodec/installed
 
 .venv-nncodec/installed: benchmarks/peers/nncodec_requirements.txt

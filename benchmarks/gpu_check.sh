@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one go and in under 9 minutes: build, tests, speed, compute-sanitizer.
+# Runs everything that needs a GPU in under 9 minutes: build, tests, speed, compute-sanitizer.
 #
 #   benchmarks/gpu_check.sh [--wheels FOLDER] [--snapshots FILE] [--emulated] [FOLDER]
 #
-# Results go to FOLDER (benchmarks/results/gpu if not given), and together into FOLDER.tar.gz.
+# Writes results to FOLDER (default: benchmarks/results/gpu) and packs them into FOLDER.tar.gz.
 #
-# Needs nvcc, and a Python ($PYTHON, or python3) with torch for CUDA; no network. What else is
-# needed, and may be missing, comes from wheels, all of which are put beside the build (numpy and
-# torch are the machine's). On a machine with a network, for the Python of the other one:
+# Needs nvcc and a Python ($PYTHON, or python3) with torch for CUDA, but no network. Installs other
+# missing packages from the wheels in the folder of --wheels, except numpy and torch. To download
+# the wheels on a machine with a network, for the Python version of the machine with the GPU:
 #
 #   pip download --only-binary=:all: --python-version 3.12 -c constraints.txt -d wheels \
 #     cmake ninja pybind11 scikit-build-core pytest hypothesis ml_dtypes
 #
-# --snapshots names an .npz with g6 and l0_7, by default fedavg_cnn.npz of $RESFED_DATA or of the
-# checkout; without one, models are made up. --emulated rehearses the steps without a GPU, and has
-# five times the patience.
+# --snapshots names an .npz with g6 and l0_7 (default: fedavg_cnn.npz in $RESFED_DATA or in the
+# checkout). Without one, models are synthetic. --emulated tries the steps without a GPU, with time
+# limits five times as long.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-wheels='' snapshots='' cuda=ON patience=1 out=benchmarks/results/gpu
+wheels='' snapshots='' cuda=ON limit_factor=1 out=benchmarks/results/gpu
 while [ $# -gt 0 ]; do
   case $1 in
     --wheels) wheels=$2 && shift 2 ;;
     --snapshots) snapshots=$2 && shift 2 ;;
-    --emulated) cuda=EMULATED patience=5 && shift ;;
+    --emulated) cuda=EMULATED limit_factor=5 && shift ;;
     -*) echo "unknown option: $1" >&2 && exit 2 ;;
     *) out=$1 && shift ;;
   esac
@@ -35,10 +35,10 @@ mkdir -p "$out"
 begin=$SECONDS
 summary=()
 
-# step NAME SECONDS COMMAND...: runs it with a limit, keeps its output, notes how it ended. The
-# limits add up to 530 seconds.
+# step NAME SECONDS COMMAND...: runs COMMAND with a time limit, logs its output and records its exit
+# status. The limits add up to 530 seconds.
 step() {
-  local name=$1 limit=$(($2 * patience)) status=0
+  local name=$1 limit=$(($2 * limit_factor)) status=0
   shift 2
   local started=$SECONDS
   echo "== $name"
@@ -53,7 +53,7 @@ step() {
   return $status
 }
 
-# What is asked of every step, and what there is, once the run is over for whatever reason.
+# Runs at exit: prints the summary and packs the results.
 finish() {
   echo
   grep -hE '^\| (model|CNN|synthetic)' "$out/gpu.md" 2> /dev/null | cut -c1-150
@@ -88,15 +88,15 @@ import resfed_codec as rfc
 assert rfc.cuda_available(), rfc._native.cuda_unavailable_reason()
 print("CUDA available")' || exit 1
 
-# Files by name: others want packages that may not be there.
+# Names the test files: others need packages that may be missing.
 pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default)
 few="around_tiles and 4097 or around_slices and 2049 or damaged or more_equal and 0.4"
 if [ $cuda = EMULATED ]; then
-  step tests 110 "${pytest[@]}" tests/cuda/test_cuda_refusals.py tests/cuda/test_device_codec.py \
-    -k "$few or test_cuda_refusals"
+  step tests 110 "${pytest[@]}" tests/cuda/test_cuda_errors.py tests/cuda/test_device_codec.py \
+    -k "$few or test_cuda_errors"
   speed=(--device cpu --elements 400000 --turns 3)
 else
-  step tests 110 "${pytest[@]}" tests/cuda/test_device_codec.py tests/cuda/test_cuda_refusals.py \
+  step tests 110 "${pytest[@]}" tests/cuda/test_device_codec.py tests/cuda/test_cuda_errors.py \
     tests/cuda/test_cuda.py tests/cuda/test_cuda_sessions.py
   speed=()
 fi

@@ -11,7 +11,7 @@ from benchmarks.peers import OURS
 from benchmarks.peers.base import LossyPeer
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.tune import between, points, try_knob, tune
-from benchmarks.suite.turns import take_turns
+from benchmarks.suite.timing import time_interleaved
 from benchmarks.updates import Source
 
 TITLE = "Bytes and times at equal error"
@@ -51,7 +51,7 @@ def measure(
                 left_out.append(f"{peer.name}, {source.name}, sparsity {sparsity:g}: {reason}")
                 continue
             contestants[peer.name] = partial(peer.turn, update, tuned[peer.name].knob)
-        times = take_turns(contestants, turns, f"{source.name}, {sparsity:g}")
+        times = time_interleaved(contestants, turns, f"{source.name}, {sparsity:g}")
         rows += [
             {
                 "update": source.name,

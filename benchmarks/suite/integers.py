@@ -14,7 +14,7 @@ from benchmarks.peers import OURS
 from benchmarks.peers.base import Levels, LosslessPeer, Update, flat_residual, split_like
 from benchmarks.peers.integers import top_k_levels
 from benchmarks.peers.ours import Ours
-from benchmarks.suite.turns import take_turns
+from benchmarks.suite.timing import time_interleaved
 from benchmarks.updates import Source
 from resfed_codec.config import CodecConfig
 
@@ -56,7 +56,7 @@ def measure(
                 assert np.array_equal(turn.recovered[name], value), (peer.name, name)
             n_bytes[peer.name] = turn.n_bytes
             contestants[peer.name] = partial(peer.turn, levels)
-        times = take_turns(contestants, turns, f"integers, {source.name}, {sparsity:g}")
+        times = time_interleaved(contestants, turns, f"integers, {source.name}, {sparsity:g}")
         rows += [
             {
                 "update": source.name,

@@ -16,7 +16,7 @@ from benchmarks.peers import OURS
 from benchmarks.peers.base import Floats, LossyPeer, Turn, Update
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.tune import error_of, tune
-from benchmarks.suite.turns import take_turns
+from benchmarks.suite.timing import time_interleaved
 from benchmarks.updates import Source, short
 
 TITLE = "Time and bytes against the number of parameters"
@@ -107,7 +107,7 @@ def measure(
                 results[peer.name] = first.n_bytes, error_of(update, first)
                 del first
                 contestants[peer.name] = partial(peer.turn, update, knob)
-            times = take_turns(contestants, turns, f"{short(n_elems)}, {sparsity:g}")
+            times = time_interleaved(contestants, turns, f"{short(n_elems)}, {sparsity:g}")
             rows += [
                 {
                     "parameters": update.n_elems,

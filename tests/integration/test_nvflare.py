@@ -365,7 +365,7 @@ def in_one_process(n_rounds: int) -> Model:
 
 def test_simulator(tmp_path: Path) -> None:
     """The example gives bit for bit what one process gives, though its clients forget all once."""
-    job = Path(__file__).parent / "forgetful.py"
+    job = Path(__file__).parent / "restarting_clients.py"
     process = subprocess.Popen(
         [sys.executable, job, tmp_path, "--rounds", "3"],
         stdout=subprocess.DEVNULL,

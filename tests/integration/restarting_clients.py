@@ -1,6 +1,6 @@
 """The NVFLARE example with clients that once forget all they knew, as if they were restarted.
 
-python tests/integration/forgetful.py FOLDER --rounds 3
+python tests/integration/restarting_clients.py FOLDER --rounds 3
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nvflare.apis.shareable import Shareable
 from resfed_codec.integrations.nvflare import END, ClientDecoder
 
 
-class ForgetfulDecoder(ClientDecoder):
+class RestartingDecoder(ClientDecoder):
     """Forgets before the second task."""
 
     def __init__(self) -> None:
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "nvflare"))
     import job
 
-    job.ClientDecoder = ForgetfulDecoder
+    job.ClientDecoder = RestartingDecoder
     job.main()

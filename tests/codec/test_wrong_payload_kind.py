@@ -93,7 +93,7 @@ def test_command_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     pytest.importorskip("safetensors")
     from safetensors.numpy import save_file
 
-    file, old = tmp_path / "update.rfc", tmp_path / "old.safetensors"
+    file, old = tmp_path / "update.rfd", tmp_path / "old.safetensors"
     file.write_bytes(made()[kind])
     save_file(MODEL, old)
     for command in (

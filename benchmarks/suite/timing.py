@@ -11,7 +11,7 @@ from tqdm import tqdm
 from benchmarks.peers.base import Turn
 
 
-def take_turns(
+def time_interleaved(
     contestants: Mapping[str, Callable[[], Turn]], turns: int, what: str
 ) -> dict[str, dict[str, Any]]:
     """Columns of each contestant's row: milliseconds to encode and decode.
