@@ -38,7 +38,7 @@ def threads() -> Iterator[int]:
 
 def test_round_trip(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     before = files.names()
-    update, recovered = files.folder / "update.rfc", files.folder / "recovered.safetensors"
+    update, recovered = files.folder / "update.rfd", files.folder / "recovered.safetensors"
     assert main(files.encode(update)) == 0
     payload = update.read_bytes()
     assert payload == rfc.encode(model(1), model(0))
@@ -56,7 +56,7 @@ def test_round_trip(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert_same(load_file(recovered), rfc.decode(payload, model(0)))
     with safe_open(recovered, "numpy") as file:
         assert file.metadata() == METADATA
-    assert files.names() == before | {"update.rfc", "recovered.safetensors"}
+    assert files.names() == before | {"update.rfd", "recovered.safetensors"}
 
 
 @pytest.mark.parametrize(

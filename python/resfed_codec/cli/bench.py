@@ -1,4 +1,4 @@
-"""Speed of the codec on this machine: what ``resfed-codec bench`` measures and prints."""
+"""Speed of the codec on this machine: the command ``resfed-codec bench``."""
 
 from __future__ import annotations
 
@@ -20,39 +20,38 @@ from resfed_codec.tensors.layout import State, views_of
 Like: TypeAlias = Literal["transformer", "cnn"]
 COLUMNS: dict[Like, int] = {"transformer": 1024, "cnn": 1152}
 ROWS = 4096
-"""Shape of a made-up tensor, at most; a row of a CNN is 128 channels of 3x3 kernels."""
+"""Largest shape of a synthetic tensor; a row of a CNN is 128 channels of 3x3 kernels."""
 
 
 def synthetic_update(
     n_elems: int, seed: int = 0, *, like: Like = "transformer"
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """(state, reference) of a made-up model whose residual clusters as those of trainings do.
+    """(state, reference) of a synthetic model whose residual clusters as in real training.
 
-    - ``"transformer"``: rows differ in scale, log-normal (sigma 1.5), their elements are normal.
-    - ``"cnn"``: near an outer product, as a gradient is. Each row has a scale (sigma 1.5) and a
-      sign, each 3x3 kernel a scale (sigma 0.3) and one in a hundred the other sign; their product
-      varies by 0.2 and has 0.05 root mean squares of noise.
+    - ``"transformer"``: rows differ in scale, log-normal (sigma 1.5); their elements are normal.
+    - ``"cnn"``: nearly an outer product, like a gradient. Each row has a scale (sigma 1.5) and a
+      sign. Each 3x3 kernel has a scale (sigma 0.3), and one in a hundred has the opposite sign.
+      The product varies by 0.2 and has noise of 0.05 root mean squares.
 
-    Held against real updates by three measures: the share of nonzeros that follow their
-    predecessor directly, the share of close neighbours (distance at most 2) of equal sign, and bits
-    per nonzero. At sparsity 0.95 these are 0.46, 0.50 and 4.4 for ``"transformer"``, where two
-    small Transformers have 0.35 to 0.64, 0.47 to 0.52 and 4.4 to 5.0; and 0.82, over 0.99 and 1.8
-    for ``"cnn"``, where the paper's CNN has 0.81 to 0.86, 0.99 and 1.8 to 2.0. At 0.99: 0.36, 0.50
+    Three measures compare it with real updates: the share of nonzeros that directly follow their
+    predecessor, the share of close neighbours (distance at most 2) of equal sign, and bits per
+    nonzero. At sparsity 0.95 these are 0.46, 0.50 and 4.4 for ``"transformer"``, where two small
+    Transformers have 0.35 to 0.64, 0.47 to 0.52 and 4.4 to 5.0; and 0.82, over 0.99 and 1.8 for
+    ``"cnn"``, where the paper's CNN has 0.81 to 0.86, 0.99 and 1.8 to 2.0. At 0.99: 0.36, 0.50
     and 4.9 (0.30 to 0.57, 0.34 to 0.50, 3.0 to 4.9), and 0.78, over 0.99 and 1.9 (0.74 to 0.86,
-    over 0.99, 1.5 to 1.8). Rows that repeat each other, as embeddings of absent tokens do, are not
-    made.
+    over 0.99, 1.5 to 1.8). It has no repeated rows, unlike the embeddings of absent tokens.
 
     Args:
-        n_elems: Parameters wanted; what comes is rounded to whole rows of 1,024 or 1,152 (at least
-            one row, or ``n_elems`` if fewer).
-        seed: Of the generator.
-        like: What to be like.
+        n_elems: Parameters, rounded to whole rows of 1,024 or 1,152 (at least one row, or
+            ``n_elems`` if fewer).
+        seed: Seed of the random generator.
+        like: The kind of network.
 
     Returns:
-        Two dicts of float32 matrices, of at most 4,096 rows each.
+        Two dicts of float32 matrices with at most 4,096 rows each.
 
     Raises:
-        ValueError: ``n_elems`` is below 1, or there is no such ``like``.
+        ValueError: ``n_elems`` is below 1, or ``like`` is unknown.
     """
     if n_elems < 1:
         raise ValueError(f"n_elems={n_elems}: must be at least 1")
@@ -95,7 +94,7 @@ def _outer_product(shape: tuple[int, int], rng: np.random.Generator) -> NDArray[
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one task over all turns, and what follows from the median."""
+    """Milliseconds of one task over all turns, and ratios from the median."""
 
     task: str
     median_ms: float
@@ -107,7 +106,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """Result of :func:`measure`. ``n_bytes`` is the model's, ``payload_bytes`` the payload's."""
+    """Result of :func:`measure`. ``n_bytes`` is the size of the model."""
 
     n_parameters: int
     n_bytes: int
@@ -129,7 +128,7 @@ class Report:
             " smaller",
             f"{self.threads} thread{'s' if self.threads > 1 else ''}, {self.turns} turns",
             "",
-            f"{'':20}{'median ms':>12}{'least':>10}{'greatest':>10}{'ns/param':>10}{'x copy':>9}",
+            f"{'':20}{'median ms':>12}{'min':>10}{'max':>10}{'ns/param':>10}{'x copy':>9}",
         ]
         lines += [
             f"{t.task:20}{t.median_ms:12.4g}{t.least_ms:10.4g}{t.greatest_ms:10.4g}"
@@ -140,16 +139,16 @@ class Report:
 
 
 def measure(state: State, reference: State, *, sparsity: float = 0.99, turns: int = 9) -> Report:
-    """Time encoding and decoding of ``state`` beside a plain copy of its memory, taking turns.
+    """Time encoding and decoding of ``state``, interleaved with a plain copy of its memory.
 
-    ``torch.sub`` of the two models takes part where torch is installed and they are all float32.
-    The first turn warms up and does not count. Needs memory for three more models.
+    Also times ``torch.sub`` of the two models where torch is installed and all tensors are float32.
+    The first turn is a warm-up and is not counted. Needs memory for three more models.
 
     Args:
         state: The model to send, as for :func:`resfed_codec.encode`; NumPy or torch CPU tensors.
         reference: The model that the receiver holds.
         sparsity: As in :class:`resfed_codec.CodecConfig`.
-        turns: How often each task is timed, at least 1.
+        turns: Number of timed runs of each task, at least 1.
 
     Raises:
         ValueError, TypeError: As :func:`resfed_codec.encode` raises them, or ``turns`` is below 1.
@@ -169,7 +168,7 @@ def measure(state: State, reference: State, *, sparsity: float = 0.99, turns: in
     tasks |= _torch_sub(state, reference)
     tasks["encode"] = lambda: rfc.encode(state, reference, sparsity=sparsity)
     tasks["decode, new arrays"] = lambda: rfc.decode(payload, reference)
-    # Straight after a copy, which makes the target the reference again.
+    # Runs after a copy, which restores the reference in the target.
     tasks["decode, in place"] = lambda: rfc.decode(payload, target, out=target)
 
     times: dict[str, list[float]] = {task: [] for task in tasks}

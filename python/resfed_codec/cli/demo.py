@@ -1,20 +1,20 @@
-"""A small federated training, with the codec and without it, side by side.
+"""A small federated training, with and without the codec.
 
 Ten clients train one network on scikit-learn's handwritten digits. Each client holds images of
-only four of the ten digits, so that no client can learn the task alone. The same training runs
-twice from the same seed: once with every model sent through the codec, in both directions, and
-once with the raw float32 models (plain federated averaging). Both runs count every byte.
+only four of the ten digits, so no client can learn the task alone. The same training runs twice
+from the same seed: once with the codec in both directions, and once with raw float32 models (plain
+federated averaging). Both runs count every byte.
 
-Each compressed round goes as follows. All ends build the first model from a common seed, so nothing
-is sent for it.
+Server and clients build the first model from a common seed, so it is not sent. A compressed round:
 
 1. Every client trains for one local epoch from the global model that it holds and sends the result
-   through its ClientSession. What a payload leaves out is added to the next (error feedback).
-2. The server takes the payloads straight into their weighted mean and adds the mean's step to its
-   own ``model``.
-3. The server gives ``model`` to its ServerSession, which encodes it once, and sends every client
-   what it lacks. Whatever that leaves out is still in ``model`` minus what clients hold, so it goes
-   out in a later round.
+   through its ClientSession. The client adds what a payload leaves out to the next one (error
+   feedback).
+2. The server adds the payloads to their weighted mean and applies the mean's step to its own
+   ``model``.
+3. The server passes ``model`` to its ServerSession, which encodes it once, and sends every client
+   what it lacks. What that payload leaves out remains in the difference between ``model`` and the
+   clients' models, so a later round sends it.
 
 Needs the extra packages of ``pip install "resfed-codec[demo]"``.
 """
@@ -44,16 +44,16 @@ HIDDEN = 1024
 BATCH = 16
 LEARNING_RATE = np.float32(0.1)
 MOMENTUM = np.float32(0.9)
-TARGET = 0.90  # the report says how many bytes it took to reach this accuracy
+TARGET = 0.90  # the report gives the bytes sent until a run reached it
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One round, or the sum of many. Bytes are those of all clients together.
+    """One round, or the sum of several. Bytes are totals over all clients.
 
-    ``accuracy`` and ``plain_accuracy`` are the shares of test images, from 0 to 1, that the
-    clients' model gets right after the round, with the codec and without. ``plain_bytes`` is what
-    the run without the codec sent in each direction.
+    ``accuracy`` and ``plain_accuracy`` are the test accuracies, from 0 to 1, of the clients' model
+    after the round, with and without the codec. ``plain_bytes`` is what the run without the codec
+    sent in each direction.
     """
 
     number: int
@@ -71,7 +71,7 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The whole demo. Two runs with the same arguments compare equal (``seconds`` is ignored)."""
+    """Result of :func:`run`. Runs with the same arguments compare equal; ``seconds`` is ignored."""
 
     rounds: tuple[RoundResult, ...]
     clients: int
@@ -84,7 +84,7 @@ class DemoResult:
 
     @property
     def total(self) -> RoundResult:
-        """The accuracies after the last round and the bytes of all rounds."""
+        """The accuracies after the last round, and the bytes of all rounds."""
         return replace(
             self.rounds[-1],
             bytes_up=sum(r.bytes_up for r in self.rounds),
@@ -100,7 +100,7 @@ class DemoResult:
         return np.cumsum(sent) / 1e6, np.array(accuracy)
 
     def megabytes_until(self, accuracy: float, *, compressed: bool) -> float | None:
-        """Return the megabytes sent when a run first reached an accuracy; ``None`` if never."""
+        """Return the megabytes sent until a run first reached an accuracy; ``None`` if never."""
         megabytes, reached = self.curve(compressed=compressed)
         hits = np.flatnonzero(reached >= accuracy)
         return float(megabytes[hits[0]]) if len(hits) else None
@@ -120,9 +120,9 @@ def run(
     Args:
         rounds: Rounds of federated averaging, at least 1.
         clients: Number of clients, from 3 to 100.
-        sparsity: Share of the residual's entries that each message drops, passed to ``encode``.
-        seed: Fixes the data split, the first model and the order of the examples.
-        plot: Where to save the plot (the suffix picks the format); ``None`` draws nothing.
+        sparsity: Fraction of the parameters that each payload leaves out.
+        seed: Seed of the data split, the first model and the order of the examples.
+        plot: File for the plot (the suffix selects the format); ``None`` draws nothing.
         quiet: Print nothing.
 
     Raises:
@@ -161,7 +161,7 @@ def run(
         transient=True,
         disable=not console.is_terminal,
     )
-    # The matrices are small: more threads only wait for each other, badly so on busy cores.
+    # The matrices are small: more BLAS threads only wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         results = tuple(training)
     demo = DemoResult(
@@ -194,8 +194,8 @@ def _federate(
     downlink = rfc.CodecConfig(sparsity=sparsity)
     server = rfc.ServerSession(model, uplink, downlink)
     sessions = [rfc.ClientSession(model, uplink, downlink) for _ in shards]
-    held = [model for _ in shards]  # what each client trains from
-    plain = model  # what everyone holds in the uncompressed run
+    held = [model for _ in shards]  # the model that each client trains from
+    plain = model  # the global model of the uncompressed run
     examples = sum(len(shard) for shard in shards)
     plain_bytes = len(shards) * sum(a.nbytes for a in model.values())
 
@@ -248,7 +248,7 @@ class _Data:
 
 
 def _load_digits(rng: np.random.Generator) -> _Data:
-    """Load the digits that ship with scikit-learn and hold a fifth of them out for the test."""
+    """Load scikit-learn's digits and hold out a fifth of them for the test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -324,7 +324,7 @@ def _train(model: State, images: NDArray[np.float32], labels: NDArray[np.int64])
 
 
 def _accuracy(model: State, data: _Data) -> float:
-    """Return the share of test images that the model gets right."""
+    """Return the share of test images that the model classifies correctly."""
     _, logits = _forward(model, data.test_images)
     return float(np.mean(logits.argmax(axis=1) == data.test_labels))
 

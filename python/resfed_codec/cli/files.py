@@ -1,4 +1,4 @@
-"""Files of the command line: models as .safetensors, and output that appears complete or not."""
+"""Files of the command line: models as .safetensors, and atomic output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 _NUMPY_DTYPES = frozenset(
     ["BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "F32", "F64"]
 )
-"""Names in safetensors of the dtypes that both NumPy and the codec have."""
+"""safetensors names of the dtypes that NumPy and the codec both support."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A .safetensors file: its tensors, and the safetensors module to write their like."""
+    """A .safetensors file: its tensors, and the safetensors module that can write them."""
 
     tensors: dict[str, Any]
     metadata: dict[str, str] | None
@@ -34,7 +34,7 @@ def load_model(path: Path) -> Model:
             'models need the package safetensors: pip install "resfed-codec[cli]"'
         ) from None
     with path.open("rb"):
-        pass  # better errors than those of safe_open
+        pass  # its errors are clearer than safe_open's
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
@@ -42,11 +42,11 @@ def load_model(path: Path) -> Model:
         library = _library_for(path, dtypes)
         return Model(library.load_file(path), metadata, library)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: no sound safetensors file: {error}") from None
+        raise ValueError(f"{path}: not a valid safetensors file: {error}") from None
 
 
 def _library_for(path: Path, dtypes: dict[str, str]) -> Any:
-    """The safetensors module that can hold these dtypes: NumPy's unless bfloat16 needs torch."""
+    """The safetensors module for these dtypes: NumPy's, or torch's for bfloat16."""
     for name, dtype in dtypes.items():
         if dtype not in _NUMPY_DTYPES and dtype != "BF16":
             raise ValueError(f"{path}: tensor {name!r}: dtype {dtype} is not supported")
@@ -55,20 +55,20 @@ def _library_for(path: Path, dtypes: dict[str, str]) -> Any:
             return importlib.import_module("safetensors.torch")
         if find_spec("ml_dtypes") is None:
             raise ImportError(
-                f"{path}: has bfloat16 tensors, which need a further package:"
+                f"{path}: bfloat16 tensors need an extra package:"
                 " pip install torch, or pip install ml_dtypes"
             )
-        importlib.import_module("ml_dtypes")  # teaches NumPy the dtype
+        importlib.import_module("ml_dtypes")  # registers the dtype with NumPy
     return importlib.import_module("safetensors.numpy")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Make ``data`` the content of the file, or leave everything as it was and raise OSError."""
+    """Write ``data`` to the file, or raise OSError and leave everything unchanged."""
     try:
         if path.exists() and not path.is_file():
-            path.write_bytes(data)  # a device or a pipe; refused for a folder
+            path.write_bytes(data)  # a device or a pipe; fails for a folder
             return
-        target = Path(os.path.realpath(path))  # a link stays a link
+        target = Path(os.path.realpath(path))  # keep a link a link
         temporary = target.with_name(f".resfed-codec-{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as file:

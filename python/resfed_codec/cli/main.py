@@ -1,4 +1,4 @@
-"""The command line ``resfed-codec``: encode, decode, inspect files; measure; run the demo."""
+"""The command line ``resfed-codec``: encode, decode and inspect files, benchmark, run the demo."""
 
 from __future__ import annotations
 
@@ -18,86 +18,87 @@ from resfed_codec.cli.files import load_model, write_atomically
 from resfed_codec.config import DEFAULT_DENSE_BITS
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
-"""Exit codes; 0 is success and argparse itself has 2 for wrong usage."""
+"""Exit codes. 0 is success; argparse uses 2 for wrong usage."""
 
 _DEMO_DEFAULTS: dict[str, Any] = demo.run.__kwdefaults__ or {}
-"""Every argument of the demo has a default; they are written down only there."""
+"""The defaults of the demo's arguments; ``demo.run`` defines them."""
 
 DESCRIPTION = """\
 Compression codec for federated learning.
 
 Sender and receiver hold the same reference model. "encode" writes the
-difference between a new model and the reference as a small payload; "decode"
-turns payload and reference back into the new model, as closely as the options
-of "encode" ask. Models are .safetensors files.
+difference between a new model and the reference as a small payload. "decode"
+recovers the new model from the payload and the reference, as closely as the
+options of "encode" ask. Models are .safetensors files.
 """
 
 EPILOG = """\
 exit codes:
   0    success
-  1    the operation failed: file unreadable or damaged, payload and reference
-       do not belong together, value out of range, package missing, disk full,
-       ...; one line on standard error says what
+  1    the operation failed: file unreadable or corrupt, payload encoded
+       against another reference, value out of range, package missing, disk
+       full, ...; one line on standard error gives the reason
   2    wrong usage: unknown option, argument missing or not a number, ...
   130  interrupted with Ctrl-C
-  141  the reader of standard output went away
+  141  the reader of standard output closed the pipe
 
-Output files appear complete or not at all: after an error or Ctrl-C an existing
-file is as it was. (The demo's plot is written directly.)
+Output files are written atomically: after an error or Ctrl-C an existing file
+is unchanged. (The demo writes its plot directly.)
 
 example:
-  resfed-codec encode new.safetensors --reference old.safetensors -o update.rfc
-  resfed-codec inspect update.rfc
-  resfed-codec decode update.rfc --reference old.safetensors -o new.safetensors
+  resfed-codec encode new.safetensors --reference old.safetensors -o update.rfd
+  resfed-codec inspect update.rfd
+  resfed-codec decode update.rfd --reference old.safetensors -o new.safetensors
 """
 
 ENCODE_DESCRIPTION = """\
-Encode the model NEW as a payload, the difference against the model OLD.
+Encode the model NEW as a payload that holds its difference from the model OLD.
 
 Both are .safetensors files with tensors of the same names, shapes and dtypes.
 Floats of 16, 32 and 64 bits are coded with loss (bfloat16 too, which needs
-torch or ml_dtypes), integers and bool without. Of --sparsity, --max-bytes and
---max-error give at most one.
+torch or ml_dtypes), integers and bool without loss. Give at most one of
+--sparsity, --max-bytes and --max-error.
 """
 
 ENCODE_EPILOG = """\
 example:
   resfed-codec encode new.safetensors --reference old.safetensors \\
-      -o update.rfc --max-error 0.3 --exclude '*.bias'
+      -o update.rfd --max-error 0.3 --exclude '*.bias'
 """
 
 DECODE_DESCRIPTION = """\
-Decode a payload to the model that it encodes, as a .safetensors file.
+Decode a payload and write the model as a .safetensors file.
 
-OLD must be the reference that the payload was encoded with; another is refused.
-Metadata in the header of OLD, such as {"format": "pt"}, is carried over.
+OLD must be the reference that the payload was encoded against; decoding fails
+with any other. Metadata in the header of OLD, such as {"format": "pt"}, is
+copied to the output.
 """
 
 DECODE_EPILOG = """\
 example:
-  resfed-codec decode update.rfc --reference old.safetensors -o new.safetensors
+  resfed-codec decode update.rfd --reference old.safetensors -o new.safetensors
 """
 
 INSPECT_DESCRIPTION = """\
-Show how many bytes each part of a payload takes and what it holds. Needs no
+Show the sections of a payload, their sizes and the header's fields. Needs no
 reference.
 
-The checksum and the header are verified; the coded values are not decoded.
+Verifies the checksum and the header; does not decode the coded values.
 """
 
 INSPECT_EPILOG = """\
 example:
-  resfed-codec inspect update.rfc --json
+  resfed-codec inspect update.rfd --json
 """
 
 BENCH_DESCRIPTION = """\
 Measure how long encoding and decoding take on this machine.
 
-The model is made up, with a residual that clusters as those of trainings do,
-or a pair of .safetensors files. All tasks take turns; beside medians stand the
-least and the greatest. Measure for comparison is a plain copy of the model's
-memory in the same run, and torch.sub of the two models where torch is
-installed and all tensors are float32.
+The models are synthetic, with a residual that clusters like that of a trained
+model, or a pair of .safetensors files. Each turn runs every task once; the
+table shows the median, minimum and maximum over the turns. The same run times
+two baselines: a plain copy of the model's memory, and torch.sub of the two
+models where torch is installed and all tensors are float32.
 """
 
 BENCH_EPILOG = """\
@@ -107,10 +108,10 @@ example:
 """
 
 DEMO_DESCRIPTION = """\
-Train a small classifier with federated averaging, with the codec and without,
-and compare accuracy and bytes sent.
+Train a small classifier with federated averaging, once with the codec and once
+without, and compare accuracy and bytes sent.
 
-Needs more packages: pip install "resfed-codec[demo]".
+Needs extra packages: pip install "resfed-codec[demo]".
 """
 
 DEMO_EPILOG = """\
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         code = _run(argv)
-        sys.stdout.flush()  # here, where a failure can still be reported
+        sys.stdout.flush()  # here a failure can still be reported
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:  # standard output cannot be written to
@@ -166,8 +167,8 @@ def _fail(error: Exception) -> int:
 
 
 def _discard_stdout() -> None:
-    """Keep the interpreter from trying, and complaining, once more when it exits."""
-    with contextlib.suppress(OSError):  # raised too where stdout is no real file
+    """Redirect standard output to null, so that the interpreter's flush at exit cannot fail."""
+    with contextlib.suppress(OSError):  # fileno() raises it if stdout is not a real file
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -205,17 +206,15 @@ def _parser() -> argparse.ArgumentParser:
         "--sparsity",
         metavar="S",
         type=float,
-        help="fraction of the parameters to leave at the reference's values, from 0 to 1"
+        help="fraction of the parameters that keep the reference's values, from 0 to 1"
         f" (default: {rfc.CodecConfig().sparsity})",
     )
-    target.add_argument(
-        "--max-bytes", metavar="N", type=int, help="send what fits into a payload of N bytes"
-    )
+    target.add_argument("--max-bytes", metavar="N", type=int, help="limit the payload to N bytes")
     target.add_argument(
         "--max-error",
         metavar="E",
         type=float,
-        help="send as little as keeps the relative L2 error, norm(NEW - decoded) over"
+        help="send the fewest parameters that keep the relative L2 error, norm(NEW - decoded) /"
         " norm(NEW - OLD), at or below E; above 0, at most 1",
     )
     step = p.add_mutually_exclusive_group()
@@ -224,15 +223,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="auto|RATIO",
         type=_step,
         default="auto",
-        help="how finely values are quantized: smallest magnitude sent over quantizer step, from"
-        " 1/1024 to 1024, larger is finer (default: auto)",
+        help="ratio of the smallest magnitude sent to the quantizer step, from 1/1024 to 1024;"
+        " larger is finer (default: auto)",
     )
     step.add_argument(
         "--bits",
         metavar="B",
         type=int,
-        help="instead of --step: bits of a quantized value before entropy coding, sign included,"
-        " 1 to 16",
+        help="instead of --step: bits of a quantized value before entropy coding, including the"
+        " sign, 1 to 16",
     )
     p.add_argument(
         "--exclude",
@@ -240,27 +239,27 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action="extend",
         default=[],
-        help="carry tensors with such names without loss; * and ? are wildcards, quote them",
+        help="code tensors with these names without loss; * and ? are wildcards (quote them)",
     )
     p.add_argument(
         "--dense",
         metavar="PATTERN",
         nargs="*",
         action="extend",
-        help="send every element of tensors with such names, quantized (default: running"
-        " statistics and the like, by their names; --dense alone: none)",
+        help="send every element of tensors with these names, quantized (default: running"
+        " statistics and similar buffers, by name; --dense without patterns: none)",
     )
     p.add_argument(
         "--dense-bits",
         metavar="B",
         type=int,
         default=DEFAULT_DENSE_BITS,
-        help="how finely they are quantized, in bits an element, 2 to 12 (default: %(default)s)",
+        help="bits per element of dense tensors, 2 to 12 (default: %(default)s)",
     )
     p.add_argument("--quiet", action="store_true", help="do not report the size")
     _add_threads(p)
 
-    p = add("decode", "decode a payload to a model", DECODE_DESCRIPTION, DECODE_EPILOG)
+    p = add("decode", "decode a payload into a model", DECODE_DESCRIPTION, DECODE_EPILOG)
     p.set_defaults(command=_decode)
     p.add_argument("payload", metavar="FILE", type=Path, help="payload to decode")
     _add_reference(p, "model that the payload was encoded against (.safetensors)")
@@ -269,11 +268,11 @@ def _parser() -> argparse.ArgumentParser:
 
     p = add("inspect", "show what is in a payload", INSPECT_DESCRIPTION, INSPECT_EPILOG)
     p.set_defaults(command=_inspect)
-    p.add_argument("payload", metavar="FILE", type=Path, help="payload to look into")
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to inspect")
     p.add_argument(
         "--json",
         action="store_true",
-        help="print a JSON object, the fields of resfed_codec.PayloadInfo; sizes in bytes",
+        help="print the fields of resfed_codec.PayloadInfo as a JSON object; sizes in bytes",
     )
 
     p = add("bench", "measure speed on this machine", BENCH_DESCRIPTION, BENCH_EPILOG)
@@ -284,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         default=25_000_000,
-        help="parameters of the made-up model, float32 (default: %(default)s)",
+        help="parameters of the synthetic model, float32 (default: %(default)s)",
     )
     model.add_argument(
         "--pair",
@@ -297,28 +296,28 @@ def _parser() -> argparse.ArgumentParser:
         "--like",
         choices=list(bench.COLUMNS),
         default="transformer",
-        help="what the made-up model's residual is like; a Transformer's clusters less and takes"
-        " longer (default: %(default)s)",
+        help="network whose residual the synthetic one resembles; a Transformer's clusters less"
+        " and takes longer (default: %(default)s)",
     )
     p.add_argument(
         "--sparsity",
         metavar="S",
         type=float,
         default=rfc.CodecConfig().sparsity,
-        help="fraction of the parameters to leave at the reference's values, from 0 to 1"
+        help="fraction of the parameters that keep the reference's values, from 0 to 1"
         " (default: %(default)s)",
     )
     p.add_argument(
-        "--turns", metavar="N", type=int, default=9, help="turns that count (default: %(default)s)"
+        "--turns", metavar="N", type=int, default=9, help="measured turns (default: %(default)s)"
     )
     p.add_argument(
         "--json",
         action="store_true",
-        help="print a JSON object, the fields of resfed_codec.cli.bench.Report; times in ms",
+        help="print the fields of resfed_codec.cli.bench.Report as a JSON object; times in ms",
     )
     _add_threads(p)
 
-    p = add("demo", "see the codec at work in a small training", DEMO_DESCRIPTION, DEMO_EPILOG)
+    p = add("demo", "run a small federated training", DEMO_DESCRIPTION, DEMO_EPILOG)
     p.set_defaults(command=_demo, **_DEMO_DEFAULTS)
     p.add_argument("--rounds", metavar="N", type=int, help="rounds (default: %(default)s)")
     p.add_argument(
@@ -328,7 +327,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sparsity",
         metavar="S",
         type=float,
-        help="fraction of the parameters that a message leaves out, from 0 to 1 (default:"
+        help="fraction of the parameters that a payload leaves out, from 0 to 1 (default:"
         " %(default)s)",
     )
     p.add_argument("--seed", metavar="N", type=int, help="seed of the run (default: %(default)s)")
@@ -337,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plot",
         metavar="FILE",
         type=Path,
-        help="plot to write, accuracy over megabytes sent; .png, .svg or .pdf"
+        help="file for the plot of accuracy over megabytes sent; .png, .svg or .pdf"
         " (default: %(default)s)",
     )
     plot.add_argument(
@@ -357,14 +356,14 @@ def _add_output(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    """The global option, accepted before and after the command."""
+    """Add the global option, which is accepted before and after the command."""
     parser.add_argument(
         "--threads",
         metavar="N",
         type=int,
         default=argparse.SUPPRESS,
-        help="threads the codec may use; results never depend on it (default: OMP_NUM_THREADS, else"
-        " the processors available)",
+        help="threads for the codec; results do not depend on it (default: OMP_NUM_THREADS, else"
+        " the available processors)",
     )
 
 
@@ -384,7 +383,7 @@ def _set_threads(n: int) -> None:
         raise ValueError(f"--threads: {error}") from None
 
 
-# The commands. Each returns what is to be printed.
+# The commands. Each returns the text to print.
 
 
 def _encode(args: argparse.Namespace) -> str:
@@ -424,7 +423,7 @@ def _inspect(args: argparse.Namespace) -> str:
 
 
 def _plain(numbers: Any) -> Any:
-    """What of a PayloadInfo JSON does not know: sequences, and the terms of single tensors."""
+    """Convert fields of a PayloadInfo that JSON does not support: sequences and mappings."""
     return dict(numbers) if isinstance(numbers, Mapping) else list(numbers)
 
 
