@@ -2,11 +2,11 @@
 
     python -m benchmarks [--snapshots FILE.npz ...] [--quick]
 
-Writes tables, JSON and figures to ``benchmarks/results/``; ``peers.md`` is where to begin. Peers
-whose packages are absent are skipped, with the reason: ``pip install '.[bench]'`` brings all but
-NNCodec, for which there is ``make nncodec``. All contestants take turns, so compare times of one
-table with each other and not with those of another run. ``--quick`` takes a minute, leaves out
-memory, and writes to ``benchmarks/results/quick/``.
+Writes ``peers.md``, its figures and the rows behind them to ``benchmarks/results/``. Peers whose
+packages are absent are skipped, with the reason: ``pip install '.[bench]'`` brings all but NNCodec,
+for which there is ``make nncodec``. All contestants take turns, so compare times of one table with
+each other and not with those of another run. ``--quick`` takes a minute, leaves out memory, and
+writes to ``benchmarks/results/quick/``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, write_results
+from benchmarks.common import RESULTS
 from benchmarks.peers import available, lossless_peers, lossy_peers
 from benchmarks.peers.integers import TopK
 from benchmarks.peers.paper import Paper
 from benchmarks.suite import error, integers, memory, page, residuals, scale
+from benchmarks.suite import rows as table
 from benchmarks.updates import Source, made_up, updates_in
 
 PARTS = ("residuals", "integers", "error", "scale", "memory")
@@ -37,14 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(args)
         print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
     summary = page.make(args.out)
-    (args.out / "peers.md").write_text(str(summary))
-    if args.docs:
-        page.fill(args.docs, summary, args.out)
-    print(summary.tables)
+    (args.out / "peers.md").write_text(summary)
+    print(summary)
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run the parts that were asked for, and write their tables."""
+    """Run the parts that were asked for, and write their rows."""
     real = [source for path in args.snapshots for source in updates_in(path)]
     sources = real[:1] if args.quick else list(real)
     sources += made_up(args.made_up) if args.made_up else []
@@ -55,9 +54,8 @@ def measure(args: argparse.Namespace) -> None:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
     def write(part: str, module: Any, rows: list[dict[str, Any]], left_out: list[str]) -> None:
-        note = "\n".join([module.NOTE, *(["", "Left out:", ""] if left_out else [])])
-        note = "\n".join([note, *(f"- {line}" for line in left_out)])
-        write_results(f"peers_{part}", module.TITLE, rows, note, args.out)
+        path = args.out / f"peers_{part}.json"
+        table.write(path, module.TITLE, rows, module.NOTE, left_out)
         for line in left_out:
             print(f"left out of {part}: {line}")
 
@@ -136,10 +134,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--redraw", action="store_true", help="measure nothing: figures and page from the tables"
-    )
-    parser.add_argument(
-        "--docs", type=Path, metavar="FILE", help="put the page between the marks of this file"
+        "--redraw", action="store_true", help="measure nothing: figures and page from the rows"
     )
     args = parser.parse_args(argv)
     args.sparsities = args.sparsities or ([0.99] if args.quick else SPARSITIES)

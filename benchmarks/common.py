@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -100,14 +99,12 @@ def _git_commit() -> str:
 def write_results(
     name: str, title: str, rows: list[dict[str, Any]], note: str = "", folder: Path = RESULTS
 ) -> str:
-    """Write FOLDER/NAME.json and FOLDER/NAME.md; return the Markdown.
+    """Write FOLDER/NAME.md; return the Markdown.
 
     ``rows`` all have the same keys, which become the columns. None stands for what there is not.
     """
     where = stamp()
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"title": title, **where, "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     parts = [f"# {title}", "\n".join(f"- {key}: `{value}`" for key, value in where.items())]
     text = "\n\n".join([*parts, markdown_table(rows), *([note] if note else [])]) + "\n"
     (folder / f"{name}.md").write_text(text)

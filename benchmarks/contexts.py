@@ -11,7 +11,6 @@ the integer arithmetic of section 5.2. Only what stands earlier in a slice serve
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from bisect import bisect_right
@@ -27,7 +26,6 @@ from tqdm import tqdm
 
 import resfed_codec as rfc
 from benchmarks.common import (
-    RESULTS,
     Model,
     is_matrix,
     load_snapshots,
@@ -212,8 +210,8 @@ NOTE = f"""Gain in per cent of bytes of ideal code against "{BASE}": the context
 5.3, slices of about 2,048 nonzeros, all contexts from probability 1/2 and count 0; what follows is
 a change to that. Each column is the mean over a file's updates, one up and one down, and over
 sparsities 0.95, 0.99 and 0.9975; of "loop" files, where the codec was in the loop with
-error feedback up, over the updates at the loop's own sparsity. Bytes of each update are in
-contexts.json. The last line is the length in a real payload."""
+error feedback up, over the updates at the loop's own sparsity. The last
+line is the length in a real payload."""
 
 
 def pay(table: dict[Key, State], rates: tuple[int, int], key: Key, bit: int) -> float:
@@ -377,9 +375,6 @@ def main() -> None:
         columns["mean"] = sum(columns.values()) / len(columns)
         rows.append({"contexts": name, **{stem: f"{x:+.2f}" for stem, x in columns.items()}})
     print(write_results("contexts", "Contexts of the entropy coder", rows, NOTE))
-    path = RESULTS / "contexts.json"
-    document = json.loads(path.read_text()) | {"details": details}
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Ours(LossyCoder):
 
     def __init__(self, threads: int = 1, *, target: Floats | None = None) -> None:
         self._threads, self._target = threads, target
-        self.name = "resfed_codec"
+        self.name = "ours"
         self.name += ", in place" if target else ""
         self.name += f", {threads} threads" if threads > 1 else ""
 

@@ -1,72 +1,72 @@
-"""The page that sums the comparison up, and its figures, from the JSON files of the tables."""
+"""The page that sums the comparison up, and its figures, from the rows of its parts."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from benchmarks.common import markdown_table
 from benchmarks.peers import OURS
 from benchmarks.suite import figures, scale, targets
+from benchmarks.suite import rows as table
 
-PICTURES = (
-    "<!-- pictures, made by `python -m benchmarks --docs` -->",
-    "<!-- end of pictures -->",
-)
-TABLES = ("<!-- tables, made by `python -m benchmarks --docs` -->", "<!-- end of tables -->")
 STAMP = ("machine", "versions", "command", "commit", "date")
+LOSING = {"error": "equal error", "integers": "identical integers"}
+"""Parts that are searched for what others do better, and what the table calls them."""
+INTRO = """\
+One update of a model, coded by this codec ("ours") and by others; float32 matrices, as one model.
+A ratio in bold, above 1, says that the peer needs fewer bytes. "ResFed paper's scheme" is that of
+the paper, not this codec."""
 
 
-class Page(NamedTuple):
-    """Both as Markdown whose links are relative to the folder of the tables."""
+def make(folder: Path) -> str:
+    """Draw the figures and write the Markdown of ``peers.md``.
 
-    pictures: str
-    tables: str
-
-    def __str__(self) -> str:
-        return f"# Beside other codecs\n\n{self.pictures}\n\n{self.tables}\n"
-
-
-def make(folder: Path) -> Page:
-    """Draw the figures and sum up. Tables that are not there (``peers_*.json``) are passed over."""
+    Parts that were not measured (no ``peers_*.json``) are passed over.
+    """
     sections = {
-        "error": ("Equal error", _error),
-        "integers": ("Identical integers", _integers),
-        "scale": ("Size of the model", _scale),
-        "memory": ("Memory", _memory),
-        "residuals": ("How residuals cluster", _residuals),
+        "error": _error,
+        "integers": _integers,
+        "scale": _scale,
+        "memory": _memory,
+        "residuals": _residuals,
     }
-    pictures, tables = [], []
-    for part, (title, section) in sections.items():
+    page = []
+    losing: list[dict[str, Any]] = []
+    for part, section in sections.items():
         path = folder / f"peers_{part}.json"
         if path.exists():
-            document = json.loads(path.read_text())
+            document = table.read(path)
+            if part in LOSING:
+                losing += _losing(LOSING[part], document["rows"])
             drawn, text = section(folder, document["rows"])
-            pictures += [f"![{caption}]({name}.png)\n\n*{caption}*" for name, caption in drawn]
-            where = "; ".join(document[key] for key in STAMP)
-            source = f"All figures: [peers_{part}.md](peers_{part}.md) ({where})."
-            tables += [f"## {title}", *text, source]
-    return Page("\n\n".join(pictures), "\n\n".join(tables))
+            page += [f"## {document['title']}", document["note"]]
+            page += [f"![{caption}]({name})\n\n*{caption}*" for name, caption in drawn]
+            page += [*text, *_left_out(document["left_out"], path.name)]
+            where = "\n".join(f"- {key}: `{document[key]}`" for key in STAMP)
+            page.append(f"All rows: [{path.name}]({path.name}).\n\n{where}")
+    if losing:
+        page = ["## Where others need fewer bytes", markdown_table(losing), *page]
+    return "\n\n".join(["# Beside other codecs", INTRO, *page]) + "\n"
 
 
-def fill(document: Path, page: Page, folder: Path) -> None:
-    """Put pictures and tables between their marks in a document, with links that hold there.
+def _losing(how: str, rows: list[targets.Row]) -> list[dict[str, Any]]:
+    """The rows of all tables of means in which a peer needs fewer bytes somewhere."""
+    found = []
+    for model in dict.fromkeys(targets.model_of(r) for r in rows):
+        for row in targets.means([r for r in rows if targets.model_of(r) == model], model):
+            peer, *ratios = row.values()
+            if any(str(ratio).startswith("**") for ratio in ratios):
+                ratio_at = dict(zip(list(row)[1:], ratios, strict=True))
+                found.append({"our bytes / peer's": how, "model": model, "peer": peer, **ratio_at})
+    return found
 
-    Raises:
-        ValueError: The document lacks marks.
-    """
-    text = document.read_text()
-    place = Path(os.path.relpath(folder, document.parent)).as_posix()
-    for (begin, end), part in ((PICTURES, page.pictures), (TABLES, page.tables)):
-        head, found, rest = text.partition(begin)
-        _, found_too, tail = rest.partition(end)
-        if not found or not found_too:
-            raise ValueError(f"{document}: lacks the marks {begin} and {end}")
-        part = part.replace("](peers_", f"]({place}/peers_").replace("## ", "#### ")
-        text = f"{head}{begin}\n\n{part}\n\n{end}{tail}"
-    document.write_text(text)
+
+def _left_out(lines: list[str], source: str) -> list[str]:
+    """Who is missing and why; only how many where that would be a long list."""
+    if len(lines) > 12:
+        return [f"{len(lines)} combinations are left out; {source} has each with its reason."]
+    return ["Left out:\n\n" + "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 Section: TypeAlias = tuple[list[tuple[str, str]], list[str]]
@@ -77,8 +77,8 @@ def _error(folder: Path, rows: list[targets.Row]) -> Section:
     figures.equal_error(rows, folder / "peers_error.png")
     figures.times(rows, folder / "peers_times.png")
     drawn = [
-        ("peers_error", "Bytes over the error that is left, for each update"),
-        ("peers_times", "Times at equal error, sparsity 0.99; lines are least and greatest"),
+        ("peers_error.png", "Bytes over the error that is left, one update of each model"),
+        ("peers_times.png", "Times at equal error, sparsity 0.99; lines are least and greatest"),
     ]
     text = [*_table(targets.error_goals(rows)), *_means(rows), *_table(targets.times(rows, 0.99))]
     return drawn, text
@@ -86,7 +86,7 @@ def _error(folder: Path, rows: list[targets.Row]) -> Section:
 
 def _integers(folder: Path, rows: list[targets.Row]) -> Section:
     figures.identical_integers(rows, folder / "peers_integers.png")
-    drawn = [("peers_integers", "Our bytes over those of others, for identical integers")]
+    drawn = [("peers_integers.png", "Our bytes over those of others, for identical integers")]
     return drawn, [*_table(targets.integer_goals(rows)), *_means(rows)]
 
 
@@ -109,8 +109,8 @@ def _scale(folder: Path, rows: list[targets.Row]) -> Section:
         if len({r["parameters"] for r in rows}) > 1:
             fixed, slope = scale.fit(rows, peer, column)
             fits.append(f"{peer}: {column} = {fixed:.3g} + {factor * slope:.3g} {unit}/parameter")
-    figures.scale(rows, folder / "peers_scale.png", fits)
-    drawn = [("peers_scale", "Times and bytes over the number of parameters, sparsity 0.99")]
+    figures.scale(rows, folder / "peers_scale.png")
+    drawn = [("peers_scale.png", "Times and bytes over the number of parameters, sparsity 0.99")]
     text = [
         "Fixed cost and cost for each parameter, at sparsity 0.99, one thread:",
         "\n".join(f"- {line}" for line in fits),
@@ -124,12 +124,12 @@ def _memory(folder: Path, rows: list[targets.Row]) -> Section:
     names = dict.fromkeys(row["peer"] for row in rows)
     updates = dict.fromkeys(row["update"] for row in rows)
     found = {(row["peer"], row["update"]): row["bytes per parameter"] for row in rows}
-    table = [
+    rows = [
         {"bytes per parameter beyond the models": name}
         | {update: found.get((name, update)) for update in updates}
         for name in names
     ]
-    return [("peers_memory", "Memory of encoding, beyond the two models")], _table(table)
+    return [("peers_memory.png", "Memory of encoding, beyond the two models")], _table(rows)
 
 
 def _residuals(folder: Path, rows: list[targets.Row]) -> Section:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ from benchmarks.peers.nncodec import VARIABLE, NNCodec, NNCodecIntegers
 from benchmarks.peers.nncodec_worker import receive, send
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.tune import Tuned, between, error_of, points, tune
+from benchmarks.suite import rows as table
 from benchmarks.suite import targets
 from benchmarks.suite.integers import levels_of
-from benchmarks.suite.page import PICTURES, TABLES
 from benchmarks.suite.scale import fit
 from benchmarks.updates import Source, updates_in
 
@@ -272,30 +271,49 @@ def test_the_whole_comparison(
     main([*line.split(), "--out", f"{out}"])
     page = (out / "peers.md").read_text()
     assert capsys.readouterr().out.partition(" minutes\n")[2].strip() in page
-    assert "- NNCodec: no " in (out / "peers_integers.md").read_text()
     for name in ("residuals", "integers", "error", "scale"):
-        rows = json.loads((out / f"peers_{name}.json").read_text())["rows"]
-        assert f"(peers_{name}.md)" in page
+        document = table.read(out / f"peers_{name}.json")
+        assert f"(peers_{name}.json)" in page
+        assert document["command"] in page
         if name != "residuals":  # which has no figure
-            assert "resfed_codec" in {row["peer"] for row in rows}
+            assert any(line.startswith("NNCodec") for line in document["left_out"])
+            assert "ours" in {row["peer"] for row in document["rows"]}
             assert f"(peers_{name}.png)" in page
             assert (out / f"peers_{name}.png").stat().st_size > 1000
-    assert "resfed_codec: bytes = " in page
+    assert "ours: bytes = " in page
+    main(["--redraw", "--out", f"{out}"])
+    assert (out / "peers.md").read_text() == page
 
-    document = tmp_path / "docs" / "text.md"
-    document.parent.mkdir()
-    (begin, end), (begin_tables, end_tables) = PICTURES, TABLES
-    document.write_text(f"a\n{begin}\nold\n{end}\nb\n{begin_tables}{end_tables}\nc\n")
-    for _ in range(2):  # the second time changes nothing
-        main(["--redraw", "--out", f"{out}", "--docs", f"{document}"])
-        text = document.read_text()
-        assert (out / "peers.md").read_text() == page
-        assert text.startswith(f"a\n{begin}\n\n![")
-        assert f"\n\n{end}\nb\n{begin_tables}\n\n#### Equal error\n" in text
-        assert text.endswith(f"\n\n{end_tables}\nc\n")
-        assert "\nold\n" not in text
-        assert "(../results/peers_scale.png)" in text
-        assert "(../results/peers_scale.md)" in text
-    document.write_text("no marks")
-    with pytest.raises(ValueError, match="lacks the marks"):
-        main(["--redraw", "--out", f"{out}", "--docs", f"{document}"])
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.json"
+    written = [{"a": "x", "b": 1.23456789, "c": 123456789}, {"a": "y", "b": None, "c": 0}]
+    table.write(path, "title", written, "a note", ["a peer: absent"])
+    document = table.read(path)
+    assert document["rows"] == [{"a": "x", "b": 1.23457, "c": 123456789}, written[1]]
+    assert (document["title"], document["note"]) == ("title", "a note")
+    assert document["left_out"] == ["a peer: absent"]
+
+
+def test_page_has_a_table_of_what_others_do_better(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.suite import page
+
+    def row(peer: str, sparsity: float, ratio: float) -> dict[str, object]:
+        return {
+            "update": "net, g4 to g5",
+            "data": "real",
+            "sparsity": sparsity,
+            "peer": peer,
+            "ours / peer": ratio,
+            "encode ms": None,
+        }
+
+    ratios = [row("ours", s, 1) for s in (0.95, 0.99)]
+    ratios += [row("NNCodec", s, 0.9) for s in (0.95, 0.99)]
+    ratios += [row("zstd", 0.95, 0.8), row("zstd", 0.99, 1.25)]
+    table.write(tmp_path / "peers_integers.json", "Identical integers", ratios, "", [])
+    text = page.make(tmp_path)
+    head = "| our bytes / peer's | model | peer | 0.95 | 0.99 |"
+    worse = "| identical integers | net | zstd | 0.800 | **1.250** |"
+    assert f"{head}\n|---|---|---|---|---|\n{worse}\n\n" in text
