@@ -1,4 +1,4 @@
-"""Fixtures that all tests share, and the fixed hypothesis profile."""
+"""Shared fixtures, and the fixed hypothesis profile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resfed_codec import _native
 if TYPE_CHECKING:
     from cli_files import Files
 
-# A shell that starts this in the background ignores SIGINT, and so would all that tests start.
+# Background processes of a shell ignore SIGINT, and the processes that tests start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
@@ -33,7 +33,7 @@ settings.load_profile("fixed")
 
 @pytest.fixture(autouse=True)
 def _same_settings_after() -> Iterator[None]:
-    """A test may change threads and kernels; the next one finds them as they were."""
+    """Restore the number of threads and the kernels after each test."""
     threads, kernels = rfc.get_num_threads(), _native.kernels()
     yield
     rfc.set_num_threads(threads)
@@ -47,7 +47,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """Model files and a payload, for the command line."""
+    """Model files and a payload for the command line."""
     pytest.importorskip("safetensors")
     from cli_files import make_files
 
@@ -56,7 +56,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture(scope="session")
 def snapshots() -> dict[str, dict[str, np.ndarray]]:
-    """Models of a real federated run, by snapshot: g4 ... g8, l0_5 ... l0_8."""
+    """Models of a real federated run by name: g4 ... g8, l0_5 ... l0_8."""
     path = Path(os.environ.get("RESFED_DATA", "")) / "fedavg_cnn.npz"
     if not os.environ.get("RESFED_DATA") or not path.exists():
         pytest.skip("RESFED_DATA names no folder with fedavg_cnn.npz")

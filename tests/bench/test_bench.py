@@ -1,4 +1,4 @@
-"""The speed measurement ``resfed-codec bench``, and its made-up model."""
+"""The command ``resfed-codec bench`` and its synthetic model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_measure(rng: np.random.Generator) -> None:
     assert f"{report.payload_bytes:,} bytes" in text
 
 
-def test_torch_sub_takes_part_in_float32_alone(rng: np.random.Generator) -> None:
+def test_torch_sub_is_timed_only_for_float32(rng: np.random.Generator) -> None:
     pytest.importorskip("torch")
     floats = {"w": rng.standard_normal((20, 30)).astype(np.float32)}
     doubles = {"w": floats["w"].astype(np.float64)}

@@ -71,7 +71,7 @@ def test_three_forms_of_the_same_images(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(tmp_path, pixels)
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second load reads the cache
         data = load("cifar10", tmp_path)
         order = np.argsort(np.arange(12) % 4, kind="stable")
         mine = np.argsort(data.labels, kind="stable")
@@ -84,7 +84,7 @@ def test_three_forms_of_the_same_images(
         np.testing.assert_array_equal(data.images, data.test_images)
 
 
-def test_absent_data_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_data_raises_with_instructions(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cifar-10-python\.tar\.gz"):
         load("cifar10", tmp_path)
     with pytest.raises(FileNotFoundError, match="--data is missing"):
@@ -104,7 +104,7 @@ def test_subsets_differ_by_seed_but_not_the_test() -> None:
 
 
 @pytest.mark.parametrize("spec", ["classes:4", "classes:10", "dirichlet:0.3", "iid"])
-def test_splits_hand_out_every_image_once(spec: str) -> None:
+def test_splits_use_every_image_once(spec: str) -> None:
     shards = split(spec, LABELS, 10, seed=3)
     assert sorted(np.concatenate(shards).tolist()) == list(range(len(LABELS)))
     assert all(
@@ -120,7 +120,7 @@ def test_classes_per_client() -> None:
         assert len(shard) == 60
 
 
-def test_alpha_of_dirichlet_tells_how_uneven_clients_are() -> None:
+def test_alpha_of_dirichlet_sets_the_skew_of_clients() -> None:
     def spread(alpha: float) -> float:
         shards = split(f"dirichlet:{alpha}", LABELS, 10, 0)
         return float(np.std([np.bincount(LABELS[s], minlength=10) for s in shards]))
@@ -129,7 +129,7 @@ def test_alpha_of_dirichlet_tells_how_uneven_clients_are() -> None:
 
 
 @pytest.mark.parametrize("spec", ["classes", "classes:0", "classes:11", "dirichlet:0", "half"])
-def test_wrong_splits_are_refused(spec: str) -> None:
+def test_invalid_splits(spec: str) -> None:
     with pytest.raises(ValueError, match=r"split|classes:|alpha"):
         split(spec, LABELS, 10, 0)
 
@@ -188,7 +188,7 @@ def test_training_does_not_depend_on_the_number_of_threads(precision: str) -> No
             assert all(np.array_equal(states[i][name], alone[name]) for name in alone)
 
 
-def test_bf16_computes_otherwise_and_keeps_float32() -> None:
+def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters() -> None:
     data = load("digits", None).subset(300, 100, 0)
     torch.set_num_threads(1)
     trained, accuracies = {}, {}
@@ -203,7 +203,7 @@ def test_bf16_computes_otherwise_and_keeps_float32() -> None:
         assert rough[name].flags.c_contiguous
         assert rough[name].shape == value.shape
         assert not np.array_equal(rough[name], value)
-        # Parameters and statistics themselves are not rounded to bfloat16.
+        # Parameters and statistics are not rounded to bfloat16.
         assert (rough[name].view(np.uint32) & 0xFFFF).any()
     assert accuracies["float32"] > 0.7
     assert abs(accuracies["bf16"] - accuracies["float32"]) < 0.1
@@ -229,4 +229,4 @@ def test_recomputed_statistics_are_those_of_the_images() -> None:
     assert all(np.array_equal(mended[name], state[name]) for name in state if "running" not in name)
     assert trainer.accuracy(spoilt) < 0.5 < trainer.accuracy(mended)
     again = trainer.train(trainer.state(), np.arange(400), np.random.default_rng(0))
-    assert all(np.array_equal(again[name], state[name]) for name in state)  # momentum is as it was
+    assert all(np.array_equal(again[name], state[name]) for name in state)  # same momentum

@@ -1,4 +1,4 @@
-"""Methods of benchmarks/federated for workers that train one language model together."""
+"""Methods of benchmarks/federated for data-parallel training of a language model."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_four_bins_by_hand() -> None:
 
 @pytest.mark.parametrize(("decay", "rounds"), [(1.0, 4), (0.5, 4)])
 @pytest.mark.parametrize("name", ["sparseloco", "codec_gathered"])
-def test_what_is_left_out_comes_later_and_decays(
+def test_error_feedback_sends_later_and_decays(
     name: str, decay: float, rounds: int, initial: State, rng: np.random.Generator
 ) -> None:
     method = make(name, {"decay": decay}, initial, CLIENTS, 0)
@@ -125,16 +125,16 @@ def test_all_workers_make_the_same_outer_step(initial: State, rng: np.random.Gen
             assert all(model is method.held[0] for model in method.held)
 
 
-def test_sparseloco_counts_14_bits_and_notes_20(initial: State, rng: np.random.Generator) -> None:
+def test_sparseloco_counts_14_bits_and_records_20(initial: State, rng: np.random.Generator) -> None:
     method = make("sparseloco", {}, initial, CLIENTS, 0)
-    sent = 6 * 64 + 3 + 64 + 7  # of the matrix, of the vector, of what is neither
+    sent = 6 * 64 + 3 + 64 + 7  # of the matrix, of the vector, of the rest
     sizes = [method.up(i, moved(initial, rng))[1] for i in range(CLIENTS)]
     assert sizes == [math.ceil(sent * 14 / 8)] * CLIENTS
     assert abs(method.notes()["up_packed"] - CLIENTS * sent * 20 / 8) < CLIENTS * 2
 
 
 def test_codec_diloco_keeps_an_exact_model(initial: State, rng: np.random.Generator) -> None:
-    """What clients lack of it comes later, so that nothing is lost: when workers stop, it comes."""
+    """Later rounds send what clients lack, so they approach it after the workers stop."""
     method = make("codec_diloco", {"sparsity": 0.9}, initial, CLIENTS, 0)
     for _ in range(3):
         models = [method.up(i, moved(method.held[i], rng))[0] for i in range(CLIENTS)]

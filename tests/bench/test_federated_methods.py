@@ -1,4 +1,4 @@
-"""The methods of benchmarks/federated: what comes back, and at how many bytes."""
+"""The methods of benchmarks/federated: recovered models and bytes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def initial(rng: np.random.Generator) -> State:
 
 
 def moved(state: State, rng: np.random.Generator) -> State:
-    """The state after something like a training: heavy-tailed changes."""
+    """The state after heavy-tailed changes like those of training."""
     return {k: v + (0.01 * rng.standard_t(2, v.shape)).astype(np.float32) for k, v in state.items()}
 
 
 def one_round(method: Method, rng: np.random.Generator) -> tuple[list[State], State, list[int]]:
-    """Recovered local models, their mean, and bytes: up of each client, then down of each."""
+    """Recovered local models, their mean, and bytes: uplink and downlink of each client."""
     results = [method.up(i, moved(method.held[i], rng)) for i in range(CLIENTS)]
     models = [model for model, _ in results]
     mean = {k: np.mean([m[k] for m in models], axis=0) for k in models[0]}
@@ -46,7 +46,7 @@ def one_round(method: Method, rng: np.random.Generator) -> tuple[list[State], St
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_kind_and_shape(
+def test_every_method_keeps_dtype_and_shape(
     name: str, initial: State, rng: np.random.Generator
 ) -> None:
     method = make(name, {}, initial, CLIENTS, seed=0)
@@ -115,7 +115,7 @@ def test_topk_sends_pairs_of_32_bits(initial: State, rng: np.random.Generator) -
 
 @pytest.mark.parametrize("name", ["topk", "stc"])
 def test_error_feedback_loses_nothing(name: str, initial: State, rng: np.random.Generator) -> None:
-    """What is still missing after some rounds is exactly what feedback holds."""
+    """What has not been sent after some rounds is exactly what feedback holds."""
     method = make(name, {"sparsity": 0.9}, initial, CLIENTS, 0)
     wanted = np.zeros(N_ELEMS)
     arrived = np.zeros(N_ELEMS)
@@ -130,7 +130,7 @@ def test_error_feedback_loses_nothing(name: str, initial: State, rng: np.random.
 
 
 @pytest.mark.parametrize("name", ["topk", "stc", "qsgd", "signsgd", "eden"])
-def test_running_statistics_are_sent_as_they_are(
+def test_running_statistics_are_sent_unchanged(
     name: str, initial: State, rng: np.random.Generator
 ) -> None:
     plain = make(name, {}, initial, CLIENTS, 0)
@@ -158,8 +158,8 @@ def test_stc_decodes_what_it_counts(
     assert len(np.unique(np.abs(decoded))) == 2  # 0 and one magnitude
 
 
-def test_stc_reaches_the_length_that_its_paper_gives(initial: State) -> None:
-    """Equation (15): b* + 1 / (1 - (1 - p)^(2^b*)) bits a position, where positions are random."""
+def test_stc_has_the_code_length_of_its_paper(initial: State) -> None:
+    """Equation (15): b* + 1 / (1 - (1 - p)^(2^b*)) bits a position, for random positions."""
     method = SparseTernary(initial, CLIENTS, 0, sparsity=0.99)
     update = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
     b = 6  # 1 + floor(log2(log(golden ratio - 1) / log(0.99)))
@@ -200,7 +200,7 @@ def test_sign_majority_follows_most_clients(initial: State) -> None:
     np.testing.assert_allclose(moved_by, 0.5 * np.sign(votes.sum(axis=0)), atol=1e-6)
 
 
-def test_sign_majority_tosses_a_coin_for_draws(initial: State) -> None:
+def test_sign_majority_breaks_ties_at_random(initial: State) -> None:
     method = SignMajority(initial, CLIENTS, 0, step=0.5)
     decoded, _ = method.code(np.zeros(N_ELEMS, np.float32))
     assert 0.4 < np.mean(decoded > 0) < 0.6
@@ -275,7 +275,7 @@ def with_statistics(initial: State) -> State:
     ("statistics", "error"),
     [("dense", 0.05), ("budget", 1.0), ("float16", 2**-11), ("apart", 0.005), ("kept", 0.0)],
 )
-def test_ways_of_sending_statistics(
+def test_options_for_statistics(
     statistics: str,
     error: float,
     keyframe: bool,
@@ -303,7 +303,7 @@ def test_ways_of_sending_statistics(
         np.testing.assert_allclose(models[0][name], locals_[0][name], atol=error, rtol=0)
 
 
-def test_statistics_now_and_then(with_statistics: State, rng: np.random.Generator) -> None:
+def test_statistics_in_some_rounds(with_statistics: State, rng: np.random.Generator) -> None:
     name = "norm.running_var"
     method = Codec(with_statistics, 1, 0, sparsity=0.95, exclude=("*running*",), statistics_every=2)
     old = method.held[0]
@@ -319,13 +319,13 @@ def test_statistics_now_and_then(with_statistics: State, rng: np.random.Generato
     assert max(sizes[0], sizes[2]) < min(sizes[1], sizes[3]) - 100
 
 
-def test_statistics_cost_what_they_should(with_statistics: State, rng: np.random.Generator) -> None:
+def test_bytes_of_statistics(with_statistics: State, rng: np.random.Generator) -> None:
     start = with_statistics
     local = moved(start, rng)
     after = moved(local, rng)
 
     def n_bytes(**options: object) -> int:
-        """Of an uplink once both ends have met."""
+        """Bytes of an uplink after the first round."""
         method = make("codec", {"sparsity": 0.95, **options}, start, 1, 0)
         method.down(method.up(0, local)[0])
         return method.up(0, after)[1]
@@ -351,7 +351,7 @@ def test_selection_by_magnitude_is_the_codecs_own(initial: State, rng: np.random
 
 @pytest.mark.parametrize("rule", RULES)
 def test_selection_rules(rule: str, rng: np.random.Generator) -> None:
-    """Errors noted are those of what arrives; matrices get no more elements than asked for."""
+    """Recorded errors are those of the recovered model; matrices get at most k elements."""
     zeros = {
         "a": np.zeros((40, 40), np.float32),
         "b": np.zeros((8, 8, 3, 3), np.float32),
@@ -381,11 +381,11 @@ def test_groups_keep_nonzeros_together(rng: np.random.Generator) -> None:
     assert len(set(chosen // 9)) <= 4
 
 
-def test_rate_drops_loners_and_fills_holes() -> None:
+def test_rate_drops_isolated_elements_and_fills_gaps() -> None:
     values = np.zeros(4000, np.float32)
     values[100:140] = 1
-    values[[110, 120]] = 0.8  # holes
-    values[[1000, 2500, 3900]] = 1.0001  # loners
+    values[[110, 120]] = 0.8  # gaps
+    values[[1000, 2500, 3900]] = 1.0001  # isolated elements
     update = Matrices(values, [(40, 100)])
     chosen = RULES["rate"](update, 1 - 41 / 4000, Costs()).values
     assert np.flatnonzero(chosen).tolist() == list(range(100, 140))
@@ -393,7 +393,7 @@ def test_rate_drops_loners_and_fills_holes() -> None:
 
 
 def test_rate_sends_as_many_bytes_as_magnitude(rng: np.random.Generator) -> None:
-    """In either direction, and with less error."""
+    """In both directions, and with a smaller error."""
     zeros = {"w": np.zeros((100, 200), np.float32), "b": np.zeros(20, np.float32)}
     rows = rng.lognormal(0, 1, (100, 1)).astype(np.float32)
     sizes, errors = [], []
@@ -415,7 +415,7 @@ def test_rate_sends_as_many_bytes_as_magnitude(rng: np.random.Generator) -> None
 def test_feedback_down_is_a_server_with_the_exact_model(
     initial: State, rng: np.random.Generator
 ) -> None:
-    """Both add what the downlink left out to the next update."""
+    """Both add what the downlink leaves out to the next update."""
     ours = Codec(initial, CLIENTS, 0, down_feedback=True, sparsity=0.9)
     exact = Codec(initial, CLIENTS, 0, sparsity=0.9)
     model = initial

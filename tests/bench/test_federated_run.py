@@ -1,4 +1,4 @@
-"""Runs of benchmarks/federated: lines, resuming, the command line and the report."""
+"""Runs of benchmarks/federated: result lines, resuming, the command line and the report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMALL = RunConfig(
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """The networks are small: more threads only wait for each other."""
+    """The networks are small, so more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ class StoppedError(Exception):
         ("resfed", {}, CHECKPOINT_EVERY),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     method: str, options: dict, at: int, tmp_path: Path
 ) -> None:
     config = replace(SMALL, method=method, options=options)
@@ -89,13 +89,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert run(config, data, tmp_path / "torn", STAMP, on_round=seen.append)
     whole, torn = ((tmp_path / name / FILE).read_bytes() for name in ("whole", "torn"))
     assert torn.endswith(whole)
-    assert (torn == whole) == (at > CHECKPOINT_EVERY)  # else it began anew
+    assert (torn == whole) == (at > CHECKPOINT_EVERY)  # otherwise it started again
     assert read_runs(tmp_path / "torn") == read_runs(tmp_path / "whole")
     assert seen == rounds_of(tmp_path / "whole", config)
     assert [path.name for path in (tmp_path / "torn").iterdir()] == [FILE]
 
 
-def test_lines_say_what_happened(tmp_path: Path) -> None:
+def test_fields_of_lines(tmp_path: Path) -> None:
     config = replace(SMALL, method="uncompressed", options={})
     assert run(config, load("digits", None), tmp_path, STAMP)
     (found,) = read_runs(tmp_path).values()
@@ -121,7 +121,7 @@ def test_lines_say_what_happened(tmp_path: Path) -> None:
 def test_the_model_tested_is_the_one_that_clients_hold(
     method: str, options: dict, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the sessions of the clients have it, where there are sessions; with both readings."""
+    """The model of the clients' sessions, if the method has sessions; for both accuracies."""
     config = replace(SMALL, model="batchnorm_cnn", method=method, options=options, rounds=3)
     config = replace(config, precision=precision)
     made: list[Method] = []
@@ -165,7 +165,7 @@ def test_the_model_tested_is_the_one_that_clients_hold(
         assert line["accuracy_recomputed"] == trainer.accuracy(trainer.recomputed(held))
 
 
-def test_lines_do_not_depend_on_threads_and_say_the_precision(tmp_path: Path) -> None:
+def test_lines_do_not_depend_on_threads_and_record_the_precision(tmp_path: Path) -> None:
     config = replace(SMALL, rounds=2, precision="bf16")
     data = load("digits", None)
     for threads in (1, 3):
@@ -177,7 +177,7 @@ def test_lines_do_not_depend_on_threads_and_say_the_precision(tmp_path: Path) ->
         run(replace(config, precision="float32"), data, tmp_path / "1", STAMP)
 
 
-def test_a_file_from_before_a_setting_has_its_default(tmp_path: Path) -> None:
+def test_a_file_without_a_newer_setting_has_its_default(tmp_path: Path) -> None:
     config = replace(SMALL, rounds=1)
     assert run(config, load("digits", None), tmp_path, STAMP)
     header, *lines = (tmp_path / FILE).read_text().splitlines(True)
@@ -211,15 +211,15 @@ def test_a_deadline_stops_between_rounds(tmp_path: Path, monkeypatch: pytest.Mon
     data = load("digits", None)
     clock = iter(range(100))
     monkeypatch.setattr("benchmarks.federated.runner.time.time", lambda: next(clock))
-    assert not run(SMALL, data, tmp_path, STAMP, deadline=3)  # asked at 0 and before every round
+    assert not run(SMALL, data, tmp_path, STAMP, deadline=3)  # checked at 0 and before every round
     assert len(rounds_of(tmp_path)) == 2
     assert not run(SMALL, data, tmp_path / "late", STAMP, deadline=3)
     assert not (tmp_path / "late").exists()
     assert run(SMALL, data, tmp_path, STAMP)
 
 
-def test_what_a_sudden_end_can_leave_behind(tmp_path: Path) -> None:
-    """A line that is not whole, or a checkpoint whose lines were taken away by hand."""
+def test_partial_files_after_a_crash(tmp_path: Path) -> None:
+    """An incomplete line, or a checkpoint whose lines were deleted by hand."""
     path, data = tmp_path / FILE, load("digits", None)
     assert run(SMALL, data, tmp_path, STAMP)
     whole, lines = path.read_bytes(), rounds_of(tmp_path)
@@ -263,7 +263,7 @@ def test_another_configuration_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_several_processes_append_whole_lines(tmp_path: Path) -> None:
-    """Each writes a run of its own; none of their lines is lost or mixed with another."""
+    """Each process writes its own run; no line is lost or mixed with another."""
     n_processes, n_lines = 4, 300
     program = f"""
 import sys
@@ -288,8 +288,8 @@ for i in range({n_lines}):
 
 
 @pytest.mark.parametrize("kill_all", [True, False])
-def test_a_killed_command_goes_on(kill_all: bool, tmp_path: Path) -> None:
-    """SIGKILL in the midst of a training, to all processes or to the first, which ends the rest."""
+def test_a_killed_command_resumes(kill_all: bool, tmp_path: Path) -> None:
+    """SIGKILL during a training, to all processes or to the first, which ends the others."""
     words = ["--method", "codec:sparsity=0.9,up_feedback=True", "--clients", "3", "--rounds", "20"]
     words += ["--images", "300", "--test-images", "50", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.federated", "run", *words]
@@ -333,7 +333,7 @@ def test_a_killed_command_goes_on(kill_all: bool, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_words_give_a_message_and_train_nothing(
+def test_invalid_options_give_a_message_and_train_nothing(
     words: list[str],
     message: str,
     tmp_path: Path,
@@ -345,7 +345,7 @@ def test_wrong_words_give_a_message_and_train_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_method_from_words() -> None:
+def test_method_from_option_string() -> None:
     spec = "codec:sparsity=0.95,up=res1,up_feedback=True,exclude=*mean+*var"
     options = {
         "sparsity": 0.95,
@@ -390,7 +390,7 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
     write_run(folder, config, [0.1, 0.4, 0.3, 0.6], up=3_000_000)
     write_run(folder, replace(config, seed=1), [0.2, 0.3, 0.5, 0.5], up=3_000_000)
     write_run(folder, replace(config, method="stc"), [0.1, 0.1, 0.2, 0.2], up=1_000_000)
-    write_run(folder, replace(config, method="eden", rounds=9), [0.1, 0.1], up=1)  # not finished
+    write_run(folder, replace(config, method="eden", rounds=9), [0.1, 0.1], up=1)  # incomplete
 
     groups = read(folder)
     assert list(groups) == ["top-k", "STC"]

@@ -1,4 +1,4 @@
-"""Language models of benchmarks/federated: text, networks, clients, the report of losses."""
+"""Language models of benchmarks/federated: text, networks, clients and the report of losses."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def test_clients_do_not_depend_on_threads(python: Text, optimizer: str) -> None:
     assert not all(np.array_equal(one[0][name], one[1][name]) for name in one[0])
 
 
-def test_kept_means_are_those_of_one_long_training(python: Text) -> None:
-    """Two rounds of a lone client are as many steps of PyTorch's AdamW without a break."""
+def test_kept_optimizer_state_equals_one_long_training(python: Text) -> None:
+    """Two rounds of a single client equal the same number of uninterrupted AdamW steps."""
     config = replace(SMALL, clients=1, rounds=2, precision="float32")
     clients = make_clients(config, python, "cpu", 1)
     state = clients.state()
@@ -164,12 +164,12 @@ def test_kept_means_are_those_of_one_long_training(python: Text) -> None:
         ({"model": "tiny_cnn"}, "model 'tiny_cnn': must be one of gpt"),
     ],
 )
-def test_wrong_configurations_are_refused(python: Text, words: dict, message: str) -> None:
+def test_invalid_configurations(python: Text, words: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_clients(replace(SMALL, **words), python, "cpu", 1)
 
 
-def test_images_take_neither_adamw_nor_steps() -> None:
+def test_images_support_neither_adamw_nor_steps() -> None:
     data = load("digits", None)
     for words in ({"steps": 3}, {"optimizer": "adamw"}):
         with pytest.raises(ValueError, match="images: the optimizer must be sgd"):
@@ -181,10 +181,8 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("method", ["diloco", "sparseloco", "codec_gathered", "codec_diloco"])
-def test_a_run_learns_and_goes_on_where_it_stopped(
-    method: str, python: Text, tmp_path: Path
-) -> None:
-    """With the means that its workers keep."""
+def test_a_run_learns_and_resumes(method: str, python: Text, tmp_path: Path) -> None:
+    """Including the optimizer state that workers keep."""
     config = replace(SMALL, method=method)
     assert run(config, python, tmp_path / "whole", STAMP)
 
@@ -234,7 +232,7 @@ def test_the_base_is_trained_once(base: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("spec", SUITES["lora"][1])
-def test_adapters_travel_alone(spec: str, base: Path, tmp_path: Path) -> None:
+def test_only_adapters_are_sent(spec: str, base: Path, tmp_path: Path) -> None:
     method, options = parse_method(spec)
     config = replace(SUITES["lora"][0], method=method, options=options, model="gpt_tiny_lora")
     config = replace(config, clients=3, rounds=3, images=40_000, test_images=4_000, lr=1e-2)
@@ -280,7 +278,7 @@ def test_report_of_losses(tmp_path: Path) -> None:
     assert "| DiLoCo | 1 | 3.3333 | 3 | 21 | 24 | - |" in text
 
 
-def test_report_shows_both_readings(tmp_path: Path) -> None:
+def test_report_shows_both_losses(tmp_path: Path) -> None:
     folder = tmp_path / "trial"
     folder.mkdir()
     both = {"accuracy": 0.1, "accuracy_recomputed": 0.5, "up": 2_000_000, "down": 2_000_000}

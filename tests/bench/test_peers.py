@@ -1,4 +1,4 @@
-"""Adapters of the comparison with other codecs, and how they are brought to equal error."""
+"""Adapters of the comparison with other codecs, and tuning to equal error."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_in_place_decodes_into_the_target(update: Update) -> None:
 
 
 class Steps(LossyPeer):
-    """A stepped peer: errors and bytes by knob."""
+    """A stepped peer with given errors and bytes for each knob."""
 
     name, stepped = "steps", True
 
@@ -136,7 +136,7 @@ class Steps(LossyPeer):
         return Turn(n_bytes, 0.0, 0.0, recovered)
 
 
-def test_stepped_peers_are_tried_where_it_matters(update: Update) -> None:
+def test_stepped_peers_are_measured_near_the_target_errors(update: Update) -> None:
     peer = Steps({knob: (0.99 * 2.0 ** (knob / 8), 1000 - 10 * knob) for knob in range(-60, 1)})
     found = points(peer, update, [0.5])
     assert {t.knob for t in found} >= {-10, -9, -8, -7}
@@ -146,8 +146,8 @@ def test_stepped_peers_are_tried_where_it_matters(update: Update) -> None:
     assert tuned.n_bytes == pytest.approx(1079, abs=1)
 
 
-def test_between_takes_the_best_steps() -> None:
-    # The step of 300 bytes is worse than the one after it; that of 90 leaves too much.
+def test_between_uses_the_best_steps() -> None:
+    # The step of 300 bytes is worse than the next one; the error at 90 bytes is too large.
     tried = [
         Tuned(3, 0.8, 90), Tuned(2, 0.4, 200), Tuned(1, 0.45, 300), Tuned(0, 0.2, 800)
     ]  # fmt: skip
@@ -167,7 +167,7 @@ def test_an_error_out_of_reach(update: Update) -> None:
         tune(peer, update, 0.01)
 
 
-def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, f"{tmp_path / 'python'}")
     monkeypatch.setattr("benchmarks.peers.base.find_spec", lambda name: None)
     here, reasons = available(lossy_peers())
@@ -245,7 +245,7 @@ def test_goals() -> None:
         for kind, ratio in (("dependent quantizer", 0.4), ("plain quantizer", 0.7))
     ]
     (goal,) = targets.error_goals(rows)
-    assert (goal["reached"], goal[""]) == ("0.700", "met")  # against the better of both
+    assert (goal["reached"], goal[""]) == ("0.700", "met")  # against the better of the two
     assert targets.error_goals([r | {"data": "synthetic"} for r in rows]) == []
     (row_of_means, _) = targets.means(rows, "a")
     assert row_of_means["0.95"] == "0.400"
@@ -275,7 +275,7 @@ def test_the_whole_comparison(
         document = table.read(out / f"peers_{name}.json")
         assert f"(peers_{name}.json)" in page
         assert document["command"] in page
-        if name != "residuals":  # which has no figure
+        if name != "residuals":  # has no figure
             assert any(line.startswith("NNCodec") for line in document["left_out"])
             assert "ours" in {row["peer"] for row in document["rows"]}
             assert f"(peers_{name}.png)" in page

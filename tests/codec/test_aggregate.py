@@ -1,4 +1,4 @@
-"""Aggregator: decoding every payload and averaging, in any order, without doing so."""
+"""Aggregator: its result is the mean of the decoded payloads, in any order of adding."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def moderate_arrays(draw: st.DrawFn, dtype: str, shape: tuple[int, ...]) -> np.n
 def rounds(
     draw: st.DrawFn, dtypes: tuple[str, ...] = FLOATS + INTEGERS
 ) -> tuple[State, list[tuple[State | bytes, State, Any]]]:
-    """(reference, [(payload or model, what it decodes to, weight)])."""
+    """(reference, [(payload or model, decoded model, weight)])."""
     names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True))
     kinds = {
         name: (draw(st.sampled_from(dtypes)), draw(st.sampled_from([(), (3,), (2, 4), (0, 2)])))
@@ -82,7 +82,7 @@ def aggregated(reference: Any, contributions: list[tuple[Any, Any, Any]]) -> Any
 def assert_is_mean(
     result: State, reference: State, contributions: list[tuple[Any, State, Any]]
 ) -> None:
-    """Against rational arithmetic for integers, float64 otherwise."""
+    """Compare with rational arithmetic for integers and with float64 for floats."""
     weights = [float(weight) for _, _, weight in contributions]
     total = sum(map(Fraction, weights))
     for name, actual in result.items():
@@ -142,7 +142,7 @@ def test_extremes_of_64_bits() -> None:
 def updates(
     reference: State, rng: np.random.Generator, n: int = 4
 ) -> list[tuple[bytes, State, float]]:
-    """Payloads of models near the reference, each with other options, and weights."""
+    """Payloads of models near the reference, each with different options, and weights."""
     result = []
     for i in range(n):
         state = {
@@ -172,7 +172,7 @@ def test_threads(threads: int, rng: np.random.Generator) -> None:
 
 
 def test_many_threads_add_at_once(rng: np.random.Generator) -> None:
-    """Also while others add whole models, ask for the result, and start again."""
+    """Other threads add whole models, read the result and reset meanwhile."""
     state, reference = cnn_pair(rng)
     contributions = updates(reference, rng)
     expected = aggregated(reference, contributions * 20)
@@ -309,7 +309,7 @@ def test_weights_out_of_range(weight: Any) -> None:
 
 
 @pytest.mark.parametrize("weight", [2.0**-41, 2.0**41, 1e-300])
-def test_weights_that_units_cannot_hold(weight: float) -> None:
+def test_weights_finer_than_the_unit(weight: float) -> None:
     aggregator = rfc.Aggregator([np.zeros(3, np.float32)])
     with pytest.raises(ValueError, match=r"^weight=.* must lie in"):
         aggregator.add_state([np.ones(3, np.float32)], weight)
@@ -362,8 +362,8 @@ def test_models_without_elements(model: Any) -> None:
     assert_same(aggregated(model, [(rfc.encode(model, model), None, 1)]), model)
 
 
-def test_edges_of_numbers() -> None:
-    """Subnormals below the unit of 2^-80 are the documented loss; nothing else happens to them."""
+def test_extreme_floats() -> None:
+    """Subnormals below the unit of 2^-80 are lost, as documented; all other values are exact."""
     tiny = np.finfo(np.float32).smallest_subnormal
     result = aggregated([np.zeros(1, np.float32)], [([np.array([tiny])], None, 1)])
     assert_same(result, [np.zeros(1, np.float32)])

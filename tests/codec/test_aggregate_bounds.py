@@ -1,4 +1,4 @@
-"""Aggregator: what one client sends counts once, and keeps no other from being counted."""
+"""Aggregator: a client's uplink counts once and cannot block other clients' uplinks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def one(value: float, place: int = 0) -> list[np.ndarray]:
     return model
 
 
-# ---- sums have no bound
+# ---- sums of any size
 
 
 @given(
@@ -56,7 +56,7 @@ def test_floats_are_exact_beyond_128_bits(drawn: list[tuple[float, float]], rand
         assert aggregator.result()[0][0] == expected
 
 
-def test_floats_that_cancel_after_they_were_carried() -> None:
+def test_floats_that_cancel_after_a_carry() -> None:
     aggregator = rfc.Aggregator(ZERO)
     for value in [2.0**44] * 50 + [2.0**-20] + [-(2.0**44)] * 50:
         aggregator.add_state(one(value))
@@ -82,8 +82,8 @@ def test_integers_are_exact_beyond_128_bits(drawn: list[tuple[int, float]]) -> N
     assert aggregator.result()[0].tolist() == [-1, round(Fraction(total, sum(units))), 1]
 
 
-def test_one_client_keeps_no_other_from_being_counted() -> None:
-    """Whatever it sends, as often as it likes: it is refused alone, or it counts."""
+def test_a_client_cannot_block_others() -> None:
+    """Any model, added any number of times, either counts or raises without effect on others."""
     server = rfc.ServerSession(ZERO)
     total = server.aggregator()
     evil = rfc.ClientSession(ZERO, rfc.CodecConfig(error_feedback=False), client_id="evil")
@@ -103,7 +103,7 @@ def test_one_client_keeps_no_other_from_being_counted() -> None:
 
 
 @pytest.mark.parametrize("value", [MOST, -MOST, np.inf, np.nan])
-def test_what_is_too_large_alone(value: float) -> None:
+def test_a_contribution_that_is_too_large(value: float) -> None:
     aggregator = rfc.Aggregator(ZERO)
     payload = rfc.encode(one(value), ZERO, exclude="*")
     with pytest.raises(rfc.PayloadError, match="with this weight: the change of tensor '0'"):
@@ -118,7 +118,7 @@ def test_what_is_too_large_alone(value: float) -> None:
 # ---- a weight of 0
 
 
-def test_a_weight_of_0_counts_nothing() -> None:
+def test_a_weight_of_0_adds_nothing() -> None:
     aggregator = rfc.Aggregator(ZERO)
     payload = rfc.encode(one(1), ZERO, sparsity=0)
     aggregator.add(payload, 0)
@@ -138,7 +138,7 @@ def test_a_weight_of_0_counts_nothing() -> None:
 
 
 def ends(rng: np.random.Generator, uplink: rfc.CodecConfig) -> tuple[Any, Any, State]:
-    """A server, a client, and the model that both start from."""
+    """A server, a client and their first model."""
     model = cnn_pair(rng)[1]
     server = rfc.ServerSession(model, uplink)
     return server, rfc.ClientSession(model, uplink, client_id="a"), model
@@ -174,7 +174,7 @@ def test_the_newest_uplink_of_a_client_counts(
 
 
 def test_late_uplinks_and_whole_models_are_replaced_too(rng: np.random.Generator) -> None:
-    """One that builds on an older global model, then one that comes as a keyframe."""
+    """A new uplink replaces one based on an older global model, and a keyframe replaces that."""
     server, client, model = ends(rng, rfc.CodecConfig())
     late = client.send(moved(model, rng))
     server.update(moved(model, rng))
@@ -197,7 +197,7 @@ def test_late_uplinks_and_whole_models_are_replaced_too(rng: np.random.Generator
     assert_same(total.result(), expected.result())
 
 
-def test_each_uplink_counts_if_it_shall(rng: np.random.Generator) -> None:
+def test_each_uplink_counts_on_request(rng: np.random.Generator) -> None:
     server, client, model = ends(rng, rfc.CodecConfig())
     total = server.aggregator()
     for n in range(3):
@@ -257,7 +257,7 @@ reference = {"w": np.zeros(n, np.float32)}
 payload = rfc.encode({"w": np.linspace(1, 2, n, dtype=np.float32)}, reference, sparsity=0)
 aggregator = rfc.Aggregator(reference)
 aggregator.add(payload)
-aggregator.reset()  # whatever is kept for all calls is kept now
+aggregator.reset()  # keeps the buffers that later calls reuse
 before = resident()
 aggregator.add(payload)
 aggregator.add_state({"w": np.ones(n, np.float32)})
@@ -269,7 +269,7 @@ print((resident() - before) / n)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_reset_gives_memory_back() -> None:
-    """In a process of its own: in this one other tests' memory comes and goes."""
+    """Runs in a process of its own, without the memory of other tests."""
     run = subprocess.run(
         [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""Arrays that share memory: refused as ``out`` where the result could not be right."""
+"""Arrays that share memory: an error as ``out`` where the result could be wrong."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_out_that_shares_memory(
         with pytest.raises(ValueError, match=message):
             call(convert(out))
         assert not any(array.any() for array in out.values())
-        call(convert(model(rng)))  # nothing has changed by the refusal
+        call(convert(model(rng)))  # the error changed nothing
 
 
 def test_out_that_shares_memory_with_the_reference(rng: np.random.Generator) -> None:
@@ -98,7 +98,7 @@ def test_out_that_shares_memory_with_the_reference(rng: np.random.Generator) -> 
     assert_same(rfc.decode(payload, reference, out=reference), expected)
 
 
-def test_reads_of_tied_tensors_are_fine(rng: np.random.Generator) -> None:
+def test_tied_tensors_as_input(rng: np.random.Generator) -> None:
     reference = model(rng)
     reference["c"] = reference["a"]
     state = moved(reference, rng)
@@ -110,12 +110,12 @@ def test_reads_of_tied_tensors_are_fine(rng: np.random.Generator) -> None:
         rfc.decode(payload, reference, out={**out, "a": reference["a"]})
 
 
-def test_tied_in_place_if_they_stay_equal(rng: np.random.Generator) -> None:
+def test_tied_tensors_in_place_while_equal(rng: np.random.Generator) -> None:
     reference = model(rng)
     reference["c"] = reference["a"]
     before = reference["a"].copy()
     state = moved(reference, rng)
-    payload = rfc.encode(state, reference)  # a and c move apart
+    payload = rfc.encode(state, reference)  # a and c become different
     with pytest.raises(ValueError, match="out: tensors 'a' and 'c' share memory, and the payload"):
         rfc.decode(payload, reference, out=reference)
     assert np.array_equal(reference["a"], before)
@@ -127,7 +127,7 @@ def test_tied_in_place_if_they_stay_equal(rng: np.random.Generator) -> None:
 
 
 def test_random_outs(rng: np.random.Generator) -> None:
-    """Against comparing all pairs."""
+    """Compare with a check of all pairs."""
     refused = 0
     for _ in range(200):
         memory = np.zeros(40, np.uint8)
@@ -159,7 +159,7 @@ def test_random_outs(rng: np.random.Generator) -> None:
     assert 20 < refused < 200
 
 
-# ---- A reference that is the state itself
+# ---- a reference that is the state itself
 
 
 def test_state_dict_that_was_not_cloned() -> None:
@@ -183,7 +183,7 @@ def test_state_dict_that_was_not_cloned() -> None:
 def test_no_warning_where_some_memory_differs(rng: np.random.Generator) -> None:
     reference = model(rng)
     rfc.encode({**reference, "c": reference["c"].copy()}, reference)
-    rfc.encode(reference, reference)  # which says that nothing has changed
+    rfc.encode(reference, reference)  # the payload encodes no change
     empty = np.zeros(0, np.float32)
     rfc.encode({"e": empty}, {"e": empty})
     rfc.encode({}, {})

@@ -1,6 +1,6 @@
-"""Anything at all as an argument: TypeError, ValueError (CodecError is one), or it works.
+"""Arguments of any type: a call works or raises TypeError or ValueError (CodecError is one).
 
-After an error the object is as it was.
+After an error the object is unchanged.
 """
 
 from __future__ import annotations

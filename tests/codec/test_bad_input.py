@@ -1,4 +1,4 @@
-"""Bad input names the argument, the tensor and the value, and changes nothing."""
+"""Errors of invalid input name the argument, the tensor and the value, and change nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_difference_that_overflows() -> None:
         rfc.encode([np.array([1e300])], [np.array([0.0])])
 
 
-def test_not_finite_but_excluded_is_fine() -> None:
+def test_not_finite_in_excluded_tensors() -> None:
     state = {"w": np.eye(3, dtype=np.float32), "odd": np.array([np.nan, np.inf], np.float32)}
     reference = {"w": np.zeros((3, 3), np.float32), "odd": np.zeros(2, np.float32)}
     decoded = rfc.decode(rfc.encode(state, reference, exclude="odd"), reference)
@@ -77,7 +77,7 @@ def test_layouts_that_differ(case: str) -> None:
     ],
     ids=str,
 )
-def test_tensors_of_a_wrong_kind(value: Any) -> None:
+def test_tensors_of_the_wrong_type(value: Any) -> None:
     with pytest.raises(TypeError, match="state: tensor 'w'"):
         rfc.encode({"w": value}, {"w": np.zeros(2, np.float32)})
     with pytest.raises(TypeError, match="reference: tensor '0'"):
@@ -87,7 +87,7 @@ def test_tensors_of_a_wrong_kind(value: Any) -> None:
 @pytest.mark.parametrize(
     "state", [None, 5, "text", b"bytes", np.zeros((2, 2)), {1: np.zeros(2)}], ids=str
 )
-def test_states_of_a_wrong_kind(state: Any) -> None:
+def test_states_of_the_wrong_type(state: Any) -> None:
     with pytest.raises(TypeError, match="state: "):
         rfc.encode(state, ONE)
 
@@ -139,7 +139,7 @@ def test_options(options: dict[str, Any], error: type[Exception], message: str) 
         rfc.encode(ONE, ONE, **options)
 
 
-def test_out_that_cannot_be_used(rng: np.random.Generator) -> None:
+def test_invalid_out(rng: np.random.Generator) -> None:
     state, reference = cnn_pair(rng)
     payload = rfc.encode(state, reference)
 

@@ -1,4 +1,4 @@
-"""Arrays that change during a call: a torn model may come of it, but nothing worse."""
+"""Arrays that change during a call: the result may be a torn model, but nothing worse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resfed_codec.tensors.layout import Special, roles_of, views_of
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it moves pages out of reach")
 def test_passes_that_disagree(tmp_path: Path) -> None:
-    """Each page has new contents whenever a pass comes to it; see tests/native/changing.cpp."""
+    """Each page changes whenever a pass reads it; see tests/native/changing.cpp."""
     compiler = find("g++", "c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
@@ -72,8 +72,8 @@ def test_another_thread_writes(call: str) -> None:
     assert all(re.match("state: another thread|max_error: the bound", text) for text in seen)
 
 
-def test_a_writer_does_not_part_both_ends() -> None:
-    """Encoder and decoder hold the same model, and feedback what is left of one that was there."""
+def test_both_ends_agree_despite_a_writer() -> None:
+    """Encoder and decoder hold the same model; feedback stays valid."""
     rng = np.random.default_rng(1)
     start = {"w": np.zeros((300, 400), np.float32)}
     state = {"w": start["w"].copy()}
@@ -101,12 +101,12 @@ def test_a_writer_does_not_part_both_ends() -> None:
     finally:
         stop.set()
         writer.join()
-    payload = encoder.encode(start)  # whatever was torn, what is held back can be sent
+    payload = encoder.encode(start)  # the feedback of a torn model can still be sent
     assert np.isfinite(decoder.decode(payload)["w"]).all()
 
 
 def test_arrays_keep_their_memory_during_a_call() -> None:
-    """Nobody can resize them: tried when the payload is made, and only the writing is left."""
+    """NumPy refuses to resize them; tried after encoding, before the outputs are written."""
     new, base = ({"w": np.full((30, 40), v, np.float32)} for v in (1, 0))
     sliced = {"w": np.zeros((60, 40), np.float32)}
     refused = []
@@ -130,7 +130,7 @@ def test_arrays_keep_their_memory_during_a_call() -> None:
     device.decode(payload, options.digest, rows, None, resize)
     assert len(refused) == 6
     for array in (new["w"], base["w"], sliced["w"]):
-        array.resize(10, refcheck=False)  # afterwards they are the caller's again
+        array.resize(10, refcheck=False)  # after the call the caller can resize them
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i8", "c8"])

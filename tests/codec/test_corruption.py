@@ -1,4 +1,4 @@
-"""Hostile bytes: PayloadError or StateMismatchError, nothing changed, never a crash."""
+"""Corrupt payloads raise PayloadError or StateMismatchError, change nothing and never crash."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def payload(pair: tuple[State, State]) -> bytes:
 
 
 def crc32c(data: bytes) -> int:
-    """Bit by bit, so that forged payloads get past the checksum."""
+    """The CRC-32C of forged payloads, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -43,7 +43,7 @@ def sealed(body: bytes) -> bytes:
 
 
 def refuse(payload: bytes, reference: State) -> None:
-    """The payload is refused by decode and does not disturb inspect, reference or out."""
+    """decode raises an error and leaves reference and out unchanged; inspect does not crash."""
     before = {name: value.copy() for name, value in reference.items()}
     out = {name: np.full_like(value, 3) for name, value in reference.items()}
     untouched = {name: value.copy() for name, value in out.items()}
@@ -67,13 +67,11 @@ def test_every_bit_flipped(payload: bytes, pair: tuple[State, State]) -> None:
         refuse(bytes(damaged), pair[1])
 
 
-def test_every_bit_flipped_behind_a_right_checksum(
-    payload: bytes, pair: tuple[State, State]
-) -> None:
-    """Without the help of the checksum the structure and the reference check must hold.
+def test_every_bit_flipped_with_a_valid_checksum(payload: bytes, pair: tuple[State, State]) -> None:
+    """With a valid checksum, the checks of structure and reference must find the damage.
 
-    Few bits may change unnoticed, those that touch no value: another nominal slice size that
-    deals the same slices, the offset of a level without members. Then the same model comes out.
+    A few bits may change unnoticed because no value depends on them: another nominal slice size
+    with the same slices, or the offset of a level without members. The model is then the same.
     """
     body = payload[:-4]
     expected = rfc.decode(payload, pair[1])
@@ -90,7 +88,7 @@ def test_every_bit_flipped_behind_a_right_checksum(
     assert survivors < 48
 
 
-def test_truncated_or_extended_behind_a_right_checksum(
+def test_truncated_or_extended_with_a_valid_checksum(
     payload: bytes, pair: tuple[State, State]
 ) -> None:
     for n in range(len(payload) - 4):
@@ -105,7 +103,7 @@ def test_random_bytes(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_behind_a_right_header(data: bytes) -> None:
+def test_random_bytes_after_a_valid_header(data: bytes) -> None:
     reference = cnn_pair(np.random.default_rng(7))[1]
     header = rfc.encode(reference, reference)[:18]
     refuse(sealed(header + data), reference)
@@ -122,7 +120,7 @@ def varint(value: int) -> bytes:
 @pytest.mark.parametrize("n", [0, 1, 1000, 2**31, 2**40, 2**60, 2**62, 2**63 - 1])
 @pytest.mark.parametrize("slice_log2", [6, 12, 20])
 def test_absurd_sizes(n: int, slice_log2: int, pair: tuple[State, State]) -> None:
-    """Sizes are believed only as far as the reference and the bytes bear them out."""
+    """Sizes are checked against the reference and the number of bytes."""
     reference = pair[1]
     header = bytearray(rfc.encode(reference, reference)[:18])
     header[5] = slice_log2
@@ -133,7 +131,7 @@ def test_absurd_sizes(n: int, slice_log2: int, pair: tuple[State, State]) -> Non
 
 
 def test_a_full_payload_is_bounded_by_the_model(pair: tuple[State, State]) -> None:
-    """k = n, but slices that hold next to nothing."""
+    """A payload of k = n with nearly empty slices."""
     reference = {"w": np.zeros((1000, 1000), np.float32)}
     header = bytearray(rfc.encode(reference, reference)[:18])
     header[5] = 12
@@ -143,7 +141,7 @@ def test_a_full_payload_is_bounded_by_the_model(pair: tuple[State, State]) -> No
 
 @pytest.mark.parametrize("slice_log2", [0, 5, 13, 20, 63, 255])
 def test_slices_have_bounds(slice_log2: int, payload: bytes, pair: tuple[State, State]) -> None:
-    """Long slices are few bytes for much work, all of it one thread's."""
+    """A long slice is much work for few bytes, and one thread does all of it."""
     forged = sealed(payload[:5] + bytes([slice_log2]) + payload[6:-4])
     with pytest.raises(rfc.PayloadError, match="the field at byte 5 holds"):
         rfc.decode(forged, pair[1])
@@ -170,7 +168,7 @@ def forged(
     k: bytes = b"\0",
     rest: bytes = b"",
 ) -> bytes:
-    """A payload in which nothing is sent, unless ``k`` and ``rest`` say otherwise."""
+    """A payload that sends nothing, unless ``k`` and ``rest`` say otherwise."""
     header = bytearray(rfc.encode(SMALL, SMALL)[:18])
     header[4] = flags
     sizes = b"".join(varint(n) for n in counts)
@@ -178,7 +176,7 @@ def forged(
     return sealed(bytes(header) + sizes + k_matrix + k + b"\0" + exclusions + dense + rest)
 
 
-def test_a_forged_payload_with_dense_tensors_may_be_sound() -> None:
+def test_a_forged_payload_with_dense_tensors_may_be_valid() -> None:
     assert forged() == rfc.encode(SMALL, SMALL, exclude="c", dense="b")
     assert_same(rfc.decode(forged(), SMALL), SMALL)
 
@@ -189,17 +187,17 @@ QUANTIZER = struct.pack("<ffB", 1.0, 1.0, 0)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dense": b"\0"},  # a list of none
+        {"dense": b"\0"},  # an empty list
         {"dense": b"\x01\x02"},  # excluded and dense
         {"exclusions": b"\x01\x01", "counts": (4, 0, 3, 10)},
-        {"dense": b"\x01\x03"},  # no float
-        {"dense": b"\x02\x01\x01", "counts": (4, 0, 3, 12)},  # one is no float
-        {"dense": b"\x01\x04"},  # beyond the last
+        {"dense": b"\x01\x03"},  # not a float
+        {"dense": b"\x02\x01\x01", "counts": (4, 0, 3, 12)},  # one is not a float
+        {"dense": b"\x01\x04"},  # beyond the last tensor
         {"dense": b"\x01\xff\xff\xff\xff\x0f"},
         {"dense": b"\x02\x01\x7f"},
-        {"dense": b"\x05\x01"},  # a list that is too long
+        {"dense": b"\x05\x01"},  # too long a list
         {"dense": b"\xff\xff\xff\xff\x7f"},
-        {"dense": b"\x01\x00"},  # a matrix, whose size is another
+        {"dense": b"\x01\x00"},  # a matrix, of another size
         {"dense": b"\x01\x81\x00"},  # not the shortest form
         {"counts": (4, 0, 2, 12)},
         {"counts": (4, 0, 4, 12)},
@@ -208,23 +206,23 @@ QUANTIZER = struct.pack("<ffB", 1.0, 1.0, 0)
         {"counts": (4, 0, 2**62, 12)},
         {"flags": 1},
         {"flags": 13},
-        {"k": b"\x04"},  # more than there are
+        {"k": b"\x04"},  # more than exist
         {"k": b"\x01" + QUANTIZER + b"\0"},  # no exponent
         {"k": b"\x01" + QUANTIZER + b"\x02\0\0"},  # too many
         {"k": b"\x01" + QUANTIZER + b"\x01\x79"},  # out of range
         {"k": b"\x01" + struct.pack("<ffB", 0.0, 1.0, 0) + b"\x01\0"},
-        {"k": b"\x01" + QUANTIZER + b"\x01\0", "rest": bytes(8)},  # no sound slice
+        {"k": b"\x01" + QUANTIZER + b"\x01\0", "rest": bytes(8)},  # not a valid slice
     ],
     ids=str,
 )
-def test_dense_tensors_that_cannot_be(changes: dict[str, Any]) -> None:
+def test_invalid_lists_of_dense_tensors(changes: dict[str, Any]) -> None:
     refuse(forged(**changes), SMALL)
     with pytest.raises(REFUSED):
         slow.decode(forged(**changes), SMALL)
 
 
 def test_every_bit_of_a_stream_with_dense_tensors() -> None:
-    """The same lists, read by a Decoder."""
+    """A Decoder reads the same lists."""
     rng = np.random.default_rng(0)
     state = {n: v + rng.integers(1, 9, v.shape).astype(v.dtype) for n, v in SMALL.items()}
     payload = rfc.Encoder(SMALL, exclude="c", dense="b").encode(state)
@@ -268,7 +266,7 @@ def test_another_layout(change: str, payload: bytes, pair: tuple[State, State]) 
         rfc.decode(payload, other)
 
 
-def test_versions_to_come(payload: bytes, pair: tuple[State, State]) -> None:
+def test_future_versions(payload: bytes, pair: tuple[State, State]) -> None:
     with pytest.raises(rfc.PayloadError, match="format version 2 is not known"):
         rfc.decode(payload[:3] + b"\2" + payload[4:], pair[1])
 

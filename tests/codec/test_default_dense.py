@@ -1,4 +1,4 @@
-"""Which tensors are dense unless told otherwise, and which a module says should be."""
+"""Tensors that are dense by default, by name, and the buffer names that a module reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import resfed_codec as rfc
 from resfed_codec.tensors.layout import TensorSpec, special_tensors
 
 REPLACED = [
-    # every line is one model: names, of which those before "|" are replaced
+    # each line is a model; the names before "|" are dense by default
     "bn.running_mean bn.running_var | bn.weight bn.bias",
     "module.bn.running_mean | module.bn.weight",
     "_orig_mod.bn.running_var _fsdp_wrapped_module.bn.running_mean | _orig_mod.bn.weight",
@@ -63,8 +63,8 @@ def test_integers_are_never_dense() -> None:
     assert special_tensors(specs, rfc.CodecConfig()).dense == ()
 
 
-def test_a_name_goes_before_a_pattern() -> None:
-    """What is a tensor's name means that tensor, in all three places that take patterns."""
+def test_a_name_takes_precedence_over_a_pattern() -> None:
+    """A pattern that equals a tensor's name matches only that tensor, in all three options."""
     rng = np.random.default_rng(0)
     names = ["w[1]", "w1", "w*", "w?"]
     reference = {name: np.zeros((8, 8), np.float32) for name in names}
@@ -89,7 +89,7 @@ def test_a_name_goes_before_a_pattern() -> None:
 
 
 @pytest.mark.parametrize("argument", ["exclude", "dense"])
-def test_what_fits_nothing_is_an_error_with_a_guess(argument: str) -> None:
+def test_a_pattern_without_a_match_is_an_error_with_a_suggestion(argument: str) -> None:
     model = {"layer.weight": np.zeros((2, 2), np.float32), "steps": np.zeros(1, np.int32)}
     message = f"{argument}: no tensor is named like 'layer.wieght'; did you mean 'layer.weight'?"
     for call in (
@@ -191,7 +191,7 @@ def test_buffer_names() -> None:
 
 
 def test_buffer_names_are_those_of_the_state_dict() -> None:
-    """Shared buffers, and names that a wrapper takes away or a hook changes."""
+    """Also for shared buffers, and names that a wrapper removes or a hook changes."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     shared = nn.BatchNorm1d(3)
@@ -204,7 +204,7 @@ def test_buffer_names_are_those_of_the_state_dict() -> None:
 
 
 def test_buffer_names_where_a_hook_copies() -> None:
-    """As that of FullyShardedDataParallel does, which shortens the names besides."""
+    """As the hook of FullyShardedDataParallel does, which also shortens the names."""
 
     class Sharded(nn.Module):
         def __init__(self) -> None:
@@ -233,7 +233,7 @@ def test_buffer_names_of_no_module() -> None:
     "norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm], ids=["old", "new"]
 )
 def test_network_with_spectral_norm(norm: Callable[..., Any]) -> None:
-    """By default it is recovered as with ``dense`` naming the vectors; without it, much worse."""
+    """The default recovers it as ``dense`` with the vectors' names does; no dense, much worse."""
     torch.manual_seed(0)
 
     def make() -> Any:
@@ -252,7 +252,7 @@ def test_network_with_spectral_norm(norm: Callable[..., Any]) -> None:
     state = net.eval().state_dict()
 
     def distance(dense: Any) -> float:
-        """Of the recovered network's outputs from the sent one's, in mean squares."""
+        """Mean squared difference between the outputs of the recovered and the original network."""
         recovered = make().eval()
         payload = rfc.encode(state, reference, dense=dense)
         recovered.load_state_dict(rfc.decode(payload, reference))

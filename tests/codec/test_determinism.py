@@ -1,4 +1,4 @@
-"""The bytes depend on the values alone."""
+"""The bytes depend only on the values, not on threads, kernels, strides or the FP mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KERNELS = ("scalar", "avx2", "avx512", "neon")
 
 
 def big_pair(dtype: str, rng: np.random.Generator) -> tuple[State, State]:
-    """Several segments and slices, tensors that cross segment borders."""
+    """Several chunks and slices; tensors cross chunk borders."""
     shapes = {"a": (300, 700), "b": (17,), "c": (1, 1), "d": (90, 33, 3, 3), "e": (1000,)}
     reference = {n: rng.standard_normal(s).astype(dtype) for n, s in shapes.items()}
     state = {n: (v + clustered(v.shape, rng)).astype(dtype) for n, v in reference.items()}
@@ -48,10 +48,8 @@ def test_threads_and_kernels(dtype: str, config: dict[str, Any], rng: np.random.
 
 
 @pytest.mark.parametrize("config", [{"sparsity": 0.9}, {"sparsity": 0.999}, {"max_error": 0.5}])
-def test_threads_on_a_model_that_is_worth_them(
-    config: dict[str, Any], rng: np.random.Generator
-) -> None:
-    """Large enough for three threads in every stage: 16 segments of 65,536 elements for each."""
+def test_threads_on_a_large_model(config: dict[str, Any], rng: np.random.Generator) -> None:
+    """Large enough for three threads in every stage: 16 chunks of 65,536 elements for each."""
     shape = (3300, 1000)
     reference = {"w": rng.standard_normal(shape, np.float32), "n": np.arange(3_300_000)}
     state = {
@@ -105,7 +103,7 @@ def test_strides_do_not_matter(rng: np.random.Generator) -> None:
 
 
 def test_flush_to_zero_of_the_caller() -> None:
-    """torch.set_flush_denormal changes the mode of the calling thread; it must not reach us."""
+    """torch.set_flush_denormal changes the calling thread's mode; the codec must not use it."""
     torch = pytest.importorskip("torch")
     reference = {"w": np.full((30, 40), 1e-39, np.float32)}
     state = {
@@ -117,10 +115,10 @@ def test_flush_to_zero_of_the_caller() -> None:
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor has no flush-to-zero mode")
     try:
-        assert np.float32(1e-39) * np.float32(0.5) == 0  # the mode is really on
+        assert np.float32(1e-39) * np.float32(0.5) == 0  # the mode is on
         payload, again = encode_and_recover(state, reference, sparsity=0.5)
         decoded = rfc.decode(payload, reference)
-        assert np.float32(1e-39) * np.float32(0.5) == 0  # and we left it on
+        assert np.float32(1e-39) * np.float32(0.5) == 0  # and still on after the call
     finally:
         torch.set_flush_denormal(False)
     assert payload == expected

@@ -1,4 +1,4 @@
-"""Complex numbers and floats of few bits travel as bits, wherever a model goes."""
+"""Complex numbers and floats of few bits are coded as raw bits, in every kind of payload."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bits_of(array: np.ndarray) -> bytes:
 
 
 def model(dtype: np.dtype[Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random bits, NaN and negative zeros among them, beside a float tensor."""
+    """Random bits, including NaN and negative zeros, and a float tensor."""
     state: dict[str, np.ndarray] = {"w": rng.standard_normal((20, 30)).astype(np.float32)}
     for i, shape in enumerate(SHAPES):
         data = rng.bytes(dtype.itemsize * int(np.prod(shape)))
@@ -44,7 +44,7 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("dtype", NUMPY_DTYPES, ids=str)
-def test_everywhere_losslessly(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
+def test_lossless_in_every_payload(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     if dtype.name == "bfloat16":
         pytest.skip("a float of the codec")
     reference, state = model(dtype, rng), model(dtype, rng)
@@ -80,7 +80,7 @@ def test_strided_complex_and_names(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float4_e2m1fn", "int4"])
-def test_no_mean_of_few_bits(dtype: str) -> None:
+def test_no_mean_of_low_precision_floats(dtype: str) -> None:
     reference = {"z": np.zeros(3, getattr(ml_dtypes, dtype))}
     with pytest.raises(TypeError, match=f"reference: tensor 'z': {dtype} has no mean here"):
         rfc.Aggregator(reference)
@@ -88,7 +88,7 @@ def test_no_mean_of_few_bits(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "complex32", "bcomplex32"])
 def test_mean_of_complex(dtype: str, rng: np.random.Generator) -> None:
-    """By parts, as floats, beside tensors of other roles; in either order the same bits."""
+    """Real and imaginary parts average as floats; the result does not depend on the order."""
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
 
     def one() -> dict[str, np.ndarray]:
@@ -163,7 +163,7 @@ def test_torch_and_numpy_make_the_same_bytes(rng: np.random.Generator) -> None:
         assert all(copied.state[n].dtype == tensors[0][n].dtype for n in decoded)
 
 
-def test_conjugates_are_read_as_what_they_mean() -> None:
+def test_conjugate_views() -> None:
     torch = pytest.importorskip("torch")
     z = torch.complex(torch.arange(6.0), torch.ones(6))
     reference = {"z": torch.zeros(6, dtype=torch.complex64)}

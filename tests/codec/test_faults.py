@@ -1,7 +1,7 @@
-"""What goes wrong around the codec: interrupts, no memory, threads, forks, the interpreter's end.
+"""Faults around the codec: interrupts, lack of memory, threads, forks, interpreter shutdown.
 
-After any of it nothing has changed, or everything has. tests/native/faults.cpp lets every single
-allocation of the native code fail.
+After a fault a call has had its whole effect or none. tests/native/faults.cpp makes every
+allocation of the native code fail in turn.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class AlarmError(Exception):
 
 @posix
 def test_an_interrupt_changes_nothing() -> None:
-    """Python hears of a signal between its own instructions: just after a native call, then.
+    """Python handles signals between its own instructions, that is after a native call.
 
-    By that time the model that is predicted from would have been written to. So the native code
-    asks for signals itself, before it writes.
+    By then the native code has overwritten the prediction's model. So the native code checks for
+    signals itself before it writes.
     """
 
     def ring(*_: object) -> None:
@@ -61,7 +61,7 @@ def test_an_interrupt_changes_nothing() -> None:
     old = signal.signal(signal.SIGALRM, ring)
     try:
         for call in calls:
-            signal.setitimer(signal.ITIMER_REAL, 0.01)  # the calls take much longer
+            signal.setitimer(signal.ITIMER_REAL, 0.01)  # the calls take much longer than the timer
             with pytest.raises(AlarmError):
                 call()
     finally:
@@ -73,7 +73,7 @@ def test_an_interrupt_changes_nothing() -> None:
 
 
 class Ends:
-    """One of each end, all after a round."""
+    """An encoder, a decoder, a server and a client, all after one round."""
 
     def __init__(self, uplink: str = "global") -> None:
         rng = np.random.default_rng(3)
@@ -107,7 +107,7 @@ class Ends:
 def test_no_memory_for_a_model_changes_nothing(
     call: str, uplink: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is as large as a model is what memory is most likely to lack for."""
+    """Allocations of the size of a model are the most likely to fail."""
     ends = Ends(uplink)
     end, run = ends.calls()[call]
     before = snapshot(end)
@@ -132,8 +132,8 @@ def test_no_memory_for_a_model_changes_nothing(
         raise AssertionError("it needs memory without end")
 
 
-def test_threads_take_turns() -> None:
-    """Without, an encoder would give the same version number twice."""
+def test_concurrent_calls_are_serialized() -> None:
+    """Otherwise an encoder would use a version number twice."""
     ends = Ends()
     encoder = rfc.Encoder(ends.reference, sparsity=0.9)
     with ThreadPoolExecutor(8) as pool:
@@ -148,7 +148,7 @@ def test_threads_take_turns() -> None:
             while True:
                 try:
                     return decoder.decode(by_version[version])
-                except rfc.StateMismatchError:  # those before it first
+                except rfc.StateMismatchError:  # earlier payloads first
                     assert decoder.version < version
 
         list(pool.map(decode, range(1, 65)))
@@ -196,7 +196,7 @@ def test_copies_and_pickles_have_locks_of_their_own() -> None:
 
 
 class Probe:
-    """Says, when it is copied, whether another thread could have called its owner meanwhile."""
+    """Records, when copied, whether another thread could call its owner at that moment."""
 
     def __init__(self, end: Any) -> None:
         self.lock, self.was_free = end._lock, []  # type: ignore[var-annotated]
@@ -208,7 +208,7 @@ class Probe:
 
 @pytest.mark.parametrize("made", [copy.deepcopy, copy.copy, pickle.dumps])
 def test_copies_and_pickles_wait_for_the_lock(made: Callable[[Any], object]) -> None:
-    """Calls write in place, so nobody may call while a copy is made; and it shares nothing."""
+    """Calls write in place, so copying excludes other calls; a copy shares nothing."""
     ends = Ends()
     for end in (ends.encoder, ends.decoder, ends.server, ends.client):
         end.probe = probe = Probe(end)  # type: ignore[attr-defined]
@@ -227,7 +227,7 @@ def test_copies_and_pickles_wait_for_the_lock(made: Callable[[Any], object]) -> 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_fork_after_use(threads: int) -> None:
-    """Threads are made for a call and end with it, so a child finds nothing missing."""
+    """A call starts its threads and ends them, so a forked child does not lack any."""
     rfc.set_num_threads(threads)
     rng = np.random.default_rng(0)
     reference = {"w": rng.standard_normal((3300, 1000), np.float32)}
@@ -283,7 +283,7 @@ def test_the_interpreter_ends_with_live_objects(tmp_path: Path) -> None:
 
 
 def test_the_interpreter_ends_during_a_call(tmp_path: Path) -> None:
-    """A daemon thread is inside the native code when the main thread ends."""
+    """A daemon thread is in the native code when the main thread ends."""
     code = """
 def work():
     while True:
@@ -300,7 +300,7 @@ del late.__class__.__del__
 @posix
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.01, 0.03])
 def test_killed_while_writing(tmp_path: Path, delay: float) -> None:
-    """A model file is the old one or the new one, whenever the program is killed."""
+    """A killed program leaves the old model file or the new one, never a mixture."""
     pytest.importorskip("safetensors")
     from safetensors.numpy import load_file, save_file
 
@@ -336,7 +336,7 @@ def test_killed_while_writing(tmp_path: Path, delay: float) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_does_not_grow() -> None:
-    """A model that was left behind each time would take 16 MB here."""
+    """A leak of one model per call would be 16 MB."""
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")

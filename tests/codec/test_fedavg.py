@@ -1,4 +1,4 @@
-"""Real residuals: a federated training of the paper's CNN. Needs RESFED_DATA, else skipped."""
+"""Real residuals of a federated training of the paper's CNN. Skipped without RESFED_DATA."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_all_tensors(new: str, sparsity: float, snapshots: Snapshots) -> None:
             np.testing.assert_array_equal(decoded[name], value)
 
 
-def test_running_statistics_do_not_eat_the_budget(snapshots: Snapshots) -> None:
-    """The weights get what they get without BatchNorm beside them."""
+def test_running_statistics_do_not_use_the_budget(snapshots: Snapshots) -> None:
+    """The weights keep the budget that they have without BatchNorm."""
     reference, state = snapshots["g6"], snapshots["l0_7"]
     alone = rfc.inspect(rfc.encode(matrices(state), matrices(reference)))
     for options in ({}, {"exclude": "*running*"}, {"dense": ()}):

@@ -1,7 +1,6 @@
-"""Headers that count more than the receiver's layout has: refused before anything is made of it.
+"""Headers with counts beyond the receiver's layout: an error before any work or allocation.
 
-Work and memory are counted, not timed: calls of Python functions, bytes of Python and of the
-process.
+The tests count work and memory: calls of Python functions, and bytes of Python and of the process.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ RECEIVERS: dict[str, Callable[[], Callable[[bytes], Any]]] = {
 
 
 def peak_resident() -> int:
-    """The most that this process has held in memory since :func:`forget_peak`, in bytes."""
+    """Peak resident memory of this process since :func:`forget_peak`, in bytes."""
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
@@ -121,7 +120,7 @@ CAN_FORGET = os.access("/proc/self/clear_refs", os.W_OK)
 
 
 def cost(call: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes at the peak, of Python's or of the process, and calls of functions."""
+    """Peak bytes of Python or of the process, and the number of function calls."""
     n_calls = 0
 
     def count(*_: Any) -> None:
@@ -154,7 +153,7 @@ def refused(call: Callable[[bytes], Any], data: bytes) -> None:
 def test_counts_beyond_the_layout(what: str, receiver: str) -> None:
     data, receive = FORGED[what], RECEIVERS[receiver]()
     with pytest.raises(rfc.CodecError):
-        receive(data[:200])  # whatever is made once is made now
+        receive(data[:200])  # one-time allocations happen here
     n_bytes, n_calls = cost(lambda: refused(receive, data))
     assert n_bytes < 5 * len(data) + FIXED
     assert n_calls < MOST_CALLS
@@ -162,7 +161,7 @@ def test_counts_beyond_the_layout(what: str, receiver: str) -> None:
 
 @pytest.mark.parametrize("what", FORGED)
 def test_inspect_takes_a_small_multiple_of_the_bytes(what: str) -> None:
-    """There is no layout to ask; what is accepted costs its bytes, whatever they claim."""
+    """inspect has no layout to check against, so its memory depends only on the payload's size."""
     data = FORGED[what]
 
     def look() -> None:
@@ -196,7 +195,7 @@ def slow_refuses(data: bytes) -> bool:
     st.integers(0, 3),
 )
 def test_the_second_implementation_refuses_the_same(what: str, n: int, first: int) -> None:
-    """Lists of a few tensors around the number that the layout has, 2."""
+    """Lists of about as many tensors as the layout has, 2."""
     if what == "link":
         bits = ((1 << n) - 1) << first
         bitmap = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
@@ -231,8 +230,8 @@ def test_a_message_has_a_bounded_number_of_payloads() -> None:
     assert n_calls < MOST_CALLS
 
 
-def test_who_was_away_too_long_is_sent_a_keyframe() -> None:
-    """However small the payloads are."""
+def test_a_client_that_missed_many_rounds_gets_a_keyframe() -> None:
+    """Also if the payloads are small."""
     model = {"w": np.zeros(100_000, np.float32)}
     server = rfc.ServerSession(model, history=1)
     client = rfc.ClientSession(model, client_id="a")

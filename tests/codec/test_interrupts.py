@@ -1,7 +1,7 @@
-"""An exception at any line of any call: the call has had its whole effect, or none.
+"""An exception at any line of a call: the call has its whole effect or none.
 
-KeyboardInterrupt is what a user's Ctrl-C makes of a line. Here a tracer raises it at the first line
-of the package that a call runs, then at the second, and so on until the call comes through.
+Ctrl-C raises KeyboardInterrupt at some line. Here a tracer raises it at the first line of the
+package that a call runs, then at the second, and so on until the call completes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Ends = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """Ends that fit together, and a call of one of them."""
+    """Connected ends (server and client, or encoder and decoder), and a call of one of them."""
 
     ends: Ends
     call: Callable[[Ends], Any]
 
 
 def traced(call: Callable[[], Any], at: int | None = None) -> list[tuple[Any, int]]:
-    """The package's lines that a call runs, in order; interrupted where ``at`` says.
+    """The package's lines that a call runs, in order; raises KeyboardInterrupt at line ``at``.
 
-    A with statement comes once more when its block ends. An exception there would keep the context
-    from being left; it could come from a tracer alone, for Python looks for signals in the block.
+    A with statement runs again when its block ends. Only a tracer can raise an exception there,
+    because Python handles signals inside the block.
     """
     lines: list[tuple[Any, int]] = []
     last: dict[FrameType, int] = {}
@@ -67,7 +67,7 @@ def traced(call: Callable[[], Any], at: int | None = None) -> list[tuple[Any, in
 
 
 def seen(ends: Ends) -> dict[str, Any]:
-    """All that can change."""
+    """Everything that a call can change."""
     return {
         name: [end.count, end.total_weight, end.count and end.result()["w"].tobytes()]
         if isinstance(end, rfc.Aggregator)
@@ -77,7 +77,7 @@ def seen(ends: Ends) -> dict[str, Any]:
 
 
 def fresh(ends: Ends) -> Ends:
-    """Copies, and an empty aggregator, which cannot be copied."""
+    """Copies of the ends, and a new aggregator, which cannot be copied."""
     new = copy.deepcopy(ends)
     if "server" in new:
         new["aggregator"] = new["server"].aggregator()
@@ -87,7 +87,7 @@ def fresh(ends: Ends) -> Ends:
 def delivered(
     message: bytes, receive: Callable[[bytes], Any], answer: Callable[[bytes], bytes]
 ) -> Any:
-    """What comes of a message, or of what is sent in its place."""
+    """The result of a message, or of the answer that replaces it."""
     for _ in range(3):
         try:
             return receive(message)
@@ -97,7 +97,7 @@ def delivered(
 
 
 def goes_on(ends: Ends) -> None:
-    """The ends serve each other, and hold bitwise the same."""
+    """The ends continue to exchange models and hold bitwise the same ones."""
     rng = np.random.default_rng(5)
     if "encoder" in ends:
         encoder, decoder = ends["encoder"], ends["decoder"]
@@ -139,7 +139,7 @@ def stream(predictor: Any, feedback: bool = False) -> Ends:
 
 
 def session(up: str, down: str, *, history: int = 4) -> Ends:
-    """A server and a client after some rounds, one uplink lost and one not yet acknowledged."""
+    """A server and a client after some rounds; one uplink lost, one not yet acknowledged."""
     rng = np.random.default_rng(4)
     initial = model(rng)
     feedback = down in ("previous", "adaptive")
@@ -153,7 +153,7 @@ def session(up: str, down: str, *, history: int = 4) -> Ends:
     goes_on(ends)
     client.send(moved(client.state, rng))  # lost
     server.receive("a", client.send(moved(client.state, rng)))
-    client.send(moved(client.state, rng))  # may come yet
+    client.send(moved(client.state, rng))  # may still arrive
     server.update(moved(server.state, rng))
     return ends
 
@@ -240,13 +240,13 @@ def session_cases(ends: Ends) -> dict[str, Callable[[Ends], Any]]:
 
 
 def request_of(server: rfc.ServerSession, client: rfc.ClientSession) -> bytes:
-    """A server's request that names the client's last uplink as the refused one."""
+    """A server's request that names the client's last uplink as refused."""
     last = client._sent[max(client._sent)].message
     return server._request(server._clients["a"], last)
 
 
 def check(ends: Ends, call: Callable[[Ends], Any]) -> None:
-    """Interrupt a call at each of its lines, the first and the last time that it runs."""
+    """Interrupt a call at each line, at the line's first and last execution."""
     whole = fresh(ends)
     before = seen(whole)
     lines = traced(lambda: call(whole))

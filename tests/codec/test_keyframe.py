@@ -1,4 +1,4 @@
-"""Keyframes: bit for bit, the same bytes twice, and nothing from damaged ones."""
+"""Keyframes are bit-exact and deterministic; corrupt ones raise an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANTISSA_BITS = {"float16": 10, "float32": 23, "float64": 52}
 
 
 def patterns(dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Every kind of bit pattern: NaN with payloads, infinities, zeros of both signs, subnormals."""
+    """Bit patterns of every class: NaN payloads, infinities, zeros of both signs, subnormals."""
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     array = np.frombuffer(rng.bytes(n_bytes), dtype).reshape(shape).copy()
     edges = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, np.finfo(dtype).max], dtype)
@@ -36,7 +36,7 @@ def weights(shape: tuple[int, ...], rng: np.random.Generator, dtype: str = "f4")
 
 
 def model(rng: np.random.Generator) -> State:
-    """A small one of which every kind of plane is made: coded, constant, raw."""
+    """A small model with byte planes of every kind: coded, constant and raw."""
     return {
         "w": weights((20, 30), rng),
         "h": weights((50,), rng, "f2"),
@@ -48,12 +48,12 @@ def model(rng: np.random.Generator) -> State:
     }
 
 
-# ---- Round trips
+# ---- round trips
 
 
 @given(pairs(), st.sampled_from([None, 0, 3, 7, 10, 23, 52]))
 def test_anything(pair: tuple[State, State], mantissa_bits: int | None) -> None:
-    """Both implementations, on any model; each decodes what the other has encoded."""
+    """Each of the two implementations decodes what the other encodes, for any model."""
     state, like = pair
     payload = rfc.encode_keyframe(state, mantissa_bits=mantissa_bits)
     assert payload == slow.encode_keyframe(state, mantissa_bits=mantissa_bits)
@@ -137,11 +137,11 @@ def test_out(rng: np.random.Generator) -> None:
         rfc.decode_keyframe(payload, state, out=out)
 
 
-# ---- Fewer mantissa bits
+# ---- fewer mantissa bits
 
 
 def rounded(array: np.ndarray, mantissa_bits: int) -> np.ndarray:
-    """Computed with exact arithmetic on the value, not on bits."""
+    """Rounded with exact arithmetic on the value, not on its bits."""
     x = array.astype(np.float64)
     _, exponent = np.frexp(x)
     info = np.finfo(array.dtype)
@@ -234,7 +234,7 @@ def test_bfloat16_rounding(rng: np.random.Generator) -> None:
     assert rfc.encode_keyframe(state, mantissa_bits=7) == rfc.encode_keyframe(state)
 
 
-# ---- Damage
+# ---- damage
 
 
 def refuse(payload: bytes, like: State) -> None:
@@ -266,9 +266,9 @@ def test_every_byte_damaged(rng: np.random.Generator) -> None:
         refuse(bytes(damaged), state)
 
 
-def test_every_byte_damaged_behind_a_right_checksum(rng: np.random.Generator) -> None:
-    """Without the help of the checksum a changed value may come out, as raw bytes hold it; but it
-    is refused or it is a model, and the two implementations agree on which."""
+def test_every_byte_damaged_with_a_valid_checksum(rng: np.random.Generator) -> None:
+    """With a valid checksum, raw bytes may decode to a changed value. The result is an error or a
+    model, the same for both implementations."""
     state = model(rng)
     body = rfc.encode_keyframe(state)[:-4]
     n_decoded = 0
@@ -296,7 +296,7 @@ def test_random_bytes(data: bytes, with_header: bool) -> None:
     refuse(sealed(header + data), state)
 
 
-def test_lengths_that_are_not_earned() -> None:
+def test_lengths_beyond_the_payload() -> None:
     state = {"w": np.zeros(100, np.uint8)}
     header = rfc.encode_keyframe(state)[:12]
     assert_same(rfc.decode_keyframe(sealed(header + b"\1\5"), state), {"w": state["w"] + 5})
@@ -357,7 +357,7 @@ def test_states_that_cannot_be_read() -> None:
             call([np.zeros(3, object)])
 
 
-# ---- Sizes, and payloads for ever
+# ---- sizes, and stored keyframes
 
 
 def test_sizes_on_a_real_model(snapshots: dict[str, State]) -> None:
@@ -369,7 +369,7 @@ def test_sizes_on_a_real_model(snapshots: dict[str, State]) -> None:
     assert 8 * len(rfc.encode_keyframe(state, mantissa_bits=7)) < 10.5 * (n_bytes / 4)
 
 
-def test_what_cannot_shrink_hardly_grows(rng: np.random.Generator) -> None:
+def test_incompressible_models_grow_little(rng: np.random.Generator) -> None:
     state = [np.frombuffer(rng.bytes(100_000), np.uint8)]
     assert len(rfc.encode_keyframe(state)) == 16 + 2 + 100_000
     assert len(rfc.encode_keyframe([np.zeros(10**6)])) == 16 + 16 * (8 + 8)
@@ -377,7 +377,7 @@ def test_what_cannot_shrink_hardly_grows(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("name", make_keyframes.cases())
 def test_golden(name: str) -> None:
-    """Stored keyframes decode for ever, and encoders of this version make them."""
+    """Stored keyframes decode, and this version's encoder makes the same bytes."""
     state, options = make_keyframes.cases()[name]
     stored = (make_keyframes.FOLDER / f"{name}.rfk").read_bytes()
     assert rfc.encode_keyframe(state, **options) == stored

@@ -1,4 +1,4 @@
-"""Large and odd models: many tensors, and names in any script."""
+"""Limits of layouts: many tensors, and names in any script."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = [
     "e\u0301",  # not the same as the next one
     "\u00e9",
     "\u202egnal",
-    "\ud800",  # half of a surrogate pair: what surrogateescape makes of bytes that are no UTF-8
+    "\ud800",  # half of a surrogate pair: surrogateescape makes it of bytes that are not UTF-8
     "\udcff.bias",
     "x" * 100_000,
     "[*]?",
@@ -65,7 +65,7 @@ def test_errors_name_any_tensor(name: str) -> None:
 
 
 def test_a_hundred_thousand_tensors() -> None:
-    """Of every role; docs/security.md has the times."""
+    """Tensors of every role; docs/security.md has the times."""
     rng = np.random.default_rng(0)
     n = 100_000
     values = rng.standard_normal((n, 6)).astype(np.float32)
@@ -86,7 +86,7 @@ def test_a_hundred_thousand_tensors() -> None:
 
 
 def test_patterns_that_name_many_tensors_one_by_one() -> None:
-    """Those without wildcards are looked up, so that lists may be as long as the model."""
+    """Patterns without wildcards are looked up by name, so lists may be as long as the model."""
     specs = [TensorSpec(f"layer{i}.weight", (6,), "float32") for i in range(20_000)]
     names = tuple(spec.name for spec in specs)
     special = special_tensors(specs, rfc.CodecConfig(exclude=names[:15_000], dense=names[10_000:]))

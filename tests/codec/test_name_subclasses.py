@@ -1,5 +1,5 @@
-"""Names are their characters, whatever subclass of str or int they come as; callers' mappings and
-sequences are read once per model, whatever they would answer the next time."""
+"""Names may be subclasses of str or int and count by their value. Callers' mappings and sequences
+are read once per model."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_tensors() -> None:
 # ---- callers' containers
 
 
-class Lazy(Mapping[str, Any]):
-    """Answers as each of several models in turn, the last one for ever."""
+class ChangingMapping(Mapping[str, Any]):
+    """A mapping that returns another of several models at each reading, and then the last one."""
 
     def __init__(self, *models: Mapping[str, Any]) -> None:
         self._models = list(models)
@@ -125,7 +125,7 @@ class Lazy(Mapping[str, Any]):
         return len(self._models[0])
 
 
-class Moving(Sequence[Any]):
+class ChangingSequence(Sequence[Any]):
     """The same as a sequence."""
 
     def __init__(self, *models: Mapping[str, Any]) -> None:
@@ -162,7 +162,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-@pytest.mark.parametrize(("kind", "call"), [(Moving if "sequence" in name else Lazy, call)
+@pytest.mark.parametrize(("kind", "call"), [(ChangingSequence if "sequence" in name
+                                              else ChangingMapping, call)
                          for name, call in CALLS.items()], ids=CALLS)  # fmt: skip
 def test_results_are_made_from_one_reading(
     other: dict[str, Any], kind: Callable[..., Any], call: Callable[[Any], Any]
@@ -176,10 +177,10 @@ def test_results_are_made_from_one_reading(
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("make", [rfc.Decoder, rfc.Aggregator, rfc.ServerSession])
-def test_objects_are_made_or_refused(other: dict[str, Any], make: Callable[[Any], Any]) -> None:
+def test_constructors_succeed_or_raise(other: dict[str, Any], make: Callable[[Any], Any]) -> None:
     for n in range(1, 5):
         try:
-            made = make(Lazy(*[model()] * n, other))
+            made = make(ChangingMapping(*[model()] * n, other))
         except (TypeError, ValueError):
             continue
         if isinstance(made, rfc.Aggregator):

@@ -1,5 +1,4 @@
-"""Two models are paired by name wherever they meet, however many tensors there are and in whatever
-kind of container they come."""
+"""Tensors of two models are paired by name, for any number of tensors and any container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native module reads and writes inside the arrays it was given, whatever Python asks for."""
+"""The native module never reads or writes outside its arrays, for any arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def array(n: int = 8, dtype: Any = np.float32) -> np.ndarray:
 
 
 def row(**fields: Any) -> Any:
-    """A sound row of eight float32 elements, with some fields changed."""
+    """A valid row of eight float32 elements, with some fields changed."""
     names = ("current", "reference", "out", "n_elems", "elem_bytes", "dtype", "role")
     values = dict(zip(names, (array(), array(), array(), 8, 4, FLOAT32, MATRIX), strict=True))
     values |= {"feedback": None, "terms": (), **fields}
@@ -75,12 +75,12 @@ def in_field(field: str, value: Any, call: str) -> Any:
 
 @pytest.mark.parametrize(("call", "field"), [(c, f) for c, (_, fs) in CALLS.items() for f in fs])
 class TestEachArray:
-    def test_a_sound_one_is_taken(self, call: str, field: str) -> None:
-        if not (call == "decode" and field == "terms"):  # then it is another reference
+    def test_a_valid_row_is_accepted(self, call: str, field: str) -> None:
+        if not (call == "decode" and field == "terms"):  # the digest then differs
             CALLS[call][0](in_field(field, array(), call))
 
     @pytest.mark.parametrize("bad", BAD_ARRAYS)
-    def test_another_size_or_kind_is_refused(self, call: str, field: str, bad: str) -> None:
+    def test_wrong_size_or_type(self, call: str, field: str, bad: str) -> None:
         with pytest.raises((ValueError, TypeError), match=f"row 0: {field}"):
             CALLS[call][0](in_field(field, BAD_ARRAYS[bad], call))
 
@@ -89,7 +89,7 @@ class TestEachArray:
         with pytest.raises(ValueError, match=f"row 2: {field}.* has 7 elements of 4 bytes, not 8"):
             CALLS[call][0](*rows)
 
-    def test_what_is_needed_must_be_there(self, call: str, field: str) -> None:
+    def test_required_arrays_must_be_present(self, call: str, field: str) -> None:
         if field in OPTIONAL and (call, field) not in {
             ("decode_keyframe", "out"),
             ("add_values", "feedback"),
@@ -140,7 +140,7 @@ def test_lossless_tensors_have_no_terms() -> None:
 
 
 @pytest.mark.parametrize("field", ["out", "feedback"])
-def test_what_is_written_is_writable(field: str) -> None:
+def test_outputs_must_be_writable(field: str) -> None:
     frozen = array()
     frozen.flags.writeable = False
     with pytest.raises(ValueError, match=f"row 0: {field} is read-only"):
@@ -188,8 +188,8 @@ class TestAggregator:
         with pytest.raises(ValueError, match="contribution: of another sum"):
             ours.add(contribution)
 
-    def test_the_reference_lives_as_long(self) -> None:
-        reference = np.full(2**20, 3.0, np.float32)  # large enough to be unmapped when it is freed
+    def test_the_reference_is_kept_alive(self) -> None:
+        reference = np.full(2**20, 3.0, np.float32)  # large enough for free() to unmap it
         aggregator = _native.Aggregator(
             [(None, reference, None, reference.size, 4, FLOAT32, MATRIX)], [False]
         )
@@ -201,7 +201,7 @@ class TestAggregator:
         assert (mean == 3).all()
 
 
-def test_overlaps_knows_arrays_alone() -> None:
+def test_overlaps_takes_only_arrays() -> None:
     array = np.zeros(3, np.float32)
     for out, reference in [([None], [array]), ([array], [None]), ([array.tobytes()], [])]:
         with pytest.raises(TypeError, match=r"neither a numpy\.ndarray nor a DeviceArray"):

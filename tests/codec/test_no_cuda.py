@@ -1,4 +1,4 @@
-"""Builds and machines without CUDA say what is missing when a tensor on a CUDA device comes."""
+"""Without CUDA, a tensor on a CUDA device raises an error that says what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resfed_codec.tensors import device
 
 
 class OnDevice:
-    """An array that says it is on a CUDA device; nobody may ask for more."""
+    """An array that reports a CUDA device; reading it fails the test."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, 3
@@ -45,7 +45,7 @@ def test_says_what_is_missing(
     device.unavailable_reason.cache_clear()
     try:
         assert rfc.cuda_available() is False
-        rfc.release_workspace()  # there is nothing to be released
+        rfc.release_workspace()  # nothing to release
         where = f"state: tensor 'w' lies on cuda:3, which resfed_codec cannot use here: {reason}"
         with pytest.raises(TypeError, match=re.escape(where)) as caught:
             rfc.encode({"w": OnDevice()}, {"w": np.zeros(2)})

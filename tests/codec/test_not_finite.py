@@ -1,4 +1,4 @@
-"""Infinities and NaNs: what did not change is sent as no change, what did is refused by name."""
+"""Infinities and NaNs: unchanged ones are kept, changed ones raise an error with their name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def masked(dtype: Any) -> State:
-    """A matrix, a vector and a running statistic, with specials strewn in."""
+    """A matrix, a vector and a running statistic with some infinities and NaNs."""
     rng = np.random.default_rng(0)
     state = {
         "mask": rng.standard_normal((60, 50)).astype(dtype),
@@ -76,7 +76,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("dtype", SPECIALS, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_what_did_not_change(kernels: str, dtype: Any, options: dict[str, Any]) -> None:
+def test_unchanged(kernels: str, dtype: Any, options: dict[str, Any]) -> None:
     reference = masked(dtype)
     state = moved(reference, 0.125)
     payload = rfc.encode(state, reference, **options)
@@ -101,7 +101,7 @@ def test_bfloat16() -> None:
     [(0.0, -np.inf), (-np.inf, 0.0), (np.inf, -np.inf), (1.0, np.nan), (np.nan, 1.0)],
 )
 @pytest.mark.parametrize("sparsity", [0.5, 1.0])
-def test_what_did_change(
+def test_changed(
     kernels: str, dtype: Any, where: str, before: float, after: float, sparsity: float
 ) -> None:
     reference = masked(dtype)
@@ -122,7 +122,7 @@ def test_a_nan_with_other_bits_did_change(kernels: str) -> None:
 
 
 def test_a_large_mask_is_found_by_its_numbers(kernels: str) -> None:
-    """Where most of a tensor is -inf, selection is that of the rest."""
+    """Where most of a tensor is -inf, the codec selects among the finite elements."""
     rng = np.random.default_rng(1)
     reference = {"w": np.full((500, 400), -np.inf, np.float32)}
     reference["w"][::3] = 0
@@ -139,7 +139,7 @@ def test_a_large_mask_is_found_by_its_numbers(kernels: str) -> None:
 @pytest.mark.parametrize("predictor", ["global", "previous", "res0", "res1", "res2", "adaptive"])
 @pytest.mark.parametrize("feedback", [False, True])
 def test_sessions(predictor: str, feedback: bool) -> None:
-    """Predictions of what never changed are what it is, with every rule."""
+    """Every prediction rule keeps unchanged infinities and NaNs."""
     if feedback and predictor not in ("global",):
         pytest.skip("error feedback goes with the global model")
     for dtype in SPECIALS:
@@ -152,7 +152,7 @@ def test_sessions(predictor: str, feedback: bool) -> None:
             server.update(moved(start, 0.25 * turn))
             assert_unchanged(client.receive(server.send("a")), start)
             uplink = client.send(moved(start, 0.25 * turn + 0.125))
-            if turn != 3:  # one is lost, so that feedback takes it back
+            if turn != 3:  # one uplink is lost, so that feedback restores it
                 assert_unchanged(server.receive("a", uplink), start)
 
 
@@ -165,7 +165,7 @@ def test_aggregator() -> None:
 
 
 class TestFloat64:
-    """Residuals are float32; a bound on the error holds for what float64 can tell."""
+    """Residuals are float32; max_error still bounds the error of float64 values."""
 
     def pair(self, change: float) -> tuple[State, State]:
         rng = np.random.default_rng(2)
@@ -173,7 +173,7 @@ class TestFloat64:
         return {"w": rng.standard_normal((30, 20)) * change}, reference
 
     @pytest.mark.parametrize("change", [1e-300, 1e-100, 1e-50, 1e-46])
-    def test_changes_that_float32_cannot_tell(self, change: float) -> None:
+    def test_changes_below_float32_resolution(self, change: float) -> None:
         state, reference = self.pair(change)
         with pytest.raises(ValueError, match="max_error: the changes of tensor 'w' are so small"):
             rfc.encode(state, reference, max_error=0.1)
@@ -190,7 +190,7 @@ class TestFloat64:
         wanted = state["w"] / change
         assert np.linalg.norm(recovered - wanted) <= max_error * np.linalg.norm(wanted)
 
-    def test_changes_of_a_few_last_bits_are_refused_where_the_bound_is_tighter(self) -> None:
+    def test_changes_of_a_few_last_bits_are_refused_under_a_tighter_bound(self) -> None:
         state, reference = self.pair(1e-44)
         with pytest.raises(ValueError, match="max_error: "):
             rfc.encode(state, reference, max_error=0.01)

@@ -1,4 +1,4 @@
-"""decode(encode(x)) is bitwise what the encoder recovered, and as close to x as promised."""
+"""decode(encode(x)) is bitwise what the encoder recovered, within the promised error of x."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_error_falls_with_sparsity(dtype: str, rng: np.random.Generator) -> None
     assert errors[-1] < 0.1
 
 
-def test_nothing_changed_is_nearly_free(rng: np.random.Generator) -> None:
+def test_an_unchanged_model_takes_few_bytes(rng: np.random.Generator) -> None:
     _, reference = cnn_pair(rng)
     payload = rfc.encode(reference, reference)
     assert len(payload) < 40
@@ -95,7 +95,7 @@ def test_models_without_elements(model: Any) -> None:
 
 
 def test_levels_far_apart(rng: np.random.Generator) -> None:
-    """Levels beyond the unary part of their code, and a step raised to what levels can hold."""
+    """Levels beyond the unary part of their code, and a step raised to the range of levels."""
     state = [np.float32(10.0) ** rng.uniform(-30, 30, (40, 50)).astype(np.float32)]
     reference = [np.zeros((40, 50), np.float32)]
     for step in (1.0, 1000.0):
@@ -137,7 +137,7 @@ def test_bfloat16_of_numpy(rng: np.random.Generator) -> None:
 
 
 def test_more_than_2_to_the_31_elements() -> None:
-    """Zero pages that are only read take no memory, so this model of 4.3 GB is a small one."""
+    """Zero pages that are only read take no memory, so this model of 4.3 GB needs little."""
     n = 2**31 + 1001
     state, reference = np.zeros(n, np.float16), np.zeros(n, np.float16)
     places = [0, 7, 2**31 - 1, 2**31, n - 1]

@@ -1,4 +1,4 @@
-"""Dense tensors: by default running statistics, which are sent whole and quantized."""
+"""Dense tensors (by default running statistics): every element is sent, quantized."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def pair_of(*names: str, seed: int = 0, dtype: str = "float32") -> tuple[State, 
 
 
 def worst(state: Any, reference: Any, recovered: Any) -> float:
-    """The largest error, in units of the power of two below the residual's root mean square."""
+    """The largest error, in units of the power of two below the residual's RMS."""
     residual = state.astype("f8") - reference
     scale = 2.0 ** np.floor(np.log2(np.sqrt(np.mean(residual**2))))
     return float(np.abs(state.astype("f8") - recovered).max() / scale)
 
 
 def whole(state: State, reference: State, recovered: State) -> set[str]:
-    """The tensors all of whose elements are off by no more than a step."""
+    """The tensors whose elements all have an error of at most one step."""
     step = 2.0 ** (2 - DEFAULT_DENSE_BITS)
     return {n for n in state if worst(state[n], reference[n], recovered[n]) <= step}
 
@@ -74,8 +74,8 @@ def test_patterns_given_replace_the_default(dense: Any, expected: set[str]) -> N
     assert payload == slow.encode(state, reference, dense=dense)
 
 
-def test_names_that_are_none_of_theirs() -> None:
-    """Nothing named like them is no error, and similar names are not taken for them."""
+def test_names_of_other_tensors() -> None:
+    """A model without running statistics is no error; similar names do not match."""
     names = ("running_means", "moving", "mean", "variances", "running_var.weight")
     state, reference = pair_of(*names)
     assert rfc.encode(state, reference) == rfc.encode(state, reference, dense=())
@@ -84,7 +84,7 @@ def test_names_that_are_none_of_theirs() -> None:
     assert rfc.decode(rfc.encode({}, {}), {}) == {}
 
 
-def test_excluded_goes_before_dense() -> None:
+def test_exclude_takes_precedence_over_dense() -> None:
     state, reference = pair_of(*NAMES)
     payload = rfc.encode(state, reference, exclude="*mean")
     info = rfc.inspect(payload)
@@ -148,8 +148,8 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 6])
-def test_variances_stay_variances(bits: int) -> None:
-    """A quantizer of the size of the largest changes would make the small ones negative."""
+def test_variances_stay_nonnegative(bits: int) -> None:
+    """A quantizer scaled to the largest changes would make small variances negative."""
     rng = np.random.default_rng(0)
     reference = {"w": np.zeros((2, 2), np.float32)}
     reference["running_var"] = rng.lognormal(0, 3, 4000).astype(np.float32)
@@ -162,8 +162,8 @@ def test_variances_stay_variances(bits: int) -> None:
     assert worst(negative["running_var"], reference["running_var"], recovered["running_var"]) <= 2
 
 
-def test_variances_stay_variances_where_the_prediction_is_none() -> None:
-    """Extrapolation may predict what no variance can be, also where the step is too coarse."""
+def test_variances_stay_nonnegative_after_a_negative_prediction() -> None:
+    """Extrapolation may predict negative variances, also where the step is too coarse."""
     initial = {"w": np.zeros((3, 3), np.float32), "running_var": np.full(50, 9, np.float32)}
     predictor = rfc.LinearPredictor(own=(2, -1))
     encoder = rfc.Encoder(initial, predictor=predictor, dense_bits=2)
@@ -195,7 +195,7 @@ def test_streams_and_sessions() -> None:
 def test_predictors(up: str) -> None:
     name = "bn.running_var"
     _, initial = pair_of(name)
-    feedback = up in ("global", "adaptive")  # refused with own terms
+    feedback = up in ("global", "adaptive")  # not allowed with own terms
     config = rfc.CodecConfig(predictor=up, error_feedback=feedback)
     server, client = rfc.ServerSession(initial, uplink=config), rfc.ClientSession(initial, config)
     rng = np.random.default_rng(0)
@@ -209,8 +209,8 @@ def test_predictors(up: str) -> None:
         client.receive(server.send(0))
 
 
-def test_feedback_leaves_them_alone() -> None:
-    """What were left out of a statistic would be added again and again."""
+def test_feedback_ignores_them() -> None:
+    """Feedback would add the residual of a statistic again and again."""
     name = "bn.running_var"
     _, initial = pair_of(name)
     initial[name] = np.ones(30, np.float32)
@@ -230,7 +230,7 @@ def test_feedback_leaves_them_alone() -> None:
 
 
 def test_a_lost_uplink_with_feedback() -> None:
-    """What it would have brought goes into the next one, but for its statistics."""
+    """The next uplink carries its changes, except for its statistics."""
     name = "bn.running_var"
     state, initial = pair_of(name)
     for predictor in ("global", "adaptive"):
@@ -271,7 +271,7 @@ def test_a_model_of_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (), (1,)])
-def test_next_to_nothing(shape: tuple[int, ...]) -> None:
+def test_tiny_changes(shape: tuple[int, ...]) -> None:
     reference = {"running_mean": np.zeros(shape, np.float32)}
     state = {"running_mean": np.ones(shape, np.float32)}
     for new in (state, reference):
@@ -290,7 +290,7 @@ def test_sequences() -> None:
     assert worst(state[2], reference[2], rfc.decode(payload, reference)[2]) <= 0.5
 
 
-def test_payloads_without_them_are_as_they_were() -> None:
+def test_payloads_without_them_are_unchanged() -> None:
     state, reference = pair_of()
     assert rfc.encode(state, reference) == rfc.encode(state, reference, dense=(), dense_bits=9)
     integers = {"running_var": np.arange(4)}
@@ -325,7 +325,7 @@ def test_max_bytes_counts_them_and_max_error_does_not() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_threads_and_kernels(dtype: str) -> None:
-    """More than one segment, and several slices."""
+    """More than one chunk, and several slices."""
     rng = np.random.default_rng(1)
     shapes = {"w": (300, 100), "a.running_mean": (70_000,), "b.running_var": (333,)}
     reference = {n: rng.standard_normal(s).astype(dtype) for n, s in shapes.items()}

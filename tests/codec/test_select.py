@@ -1,4 +1,4 @@
-"""Which elements are sent: the k largest magnitudes, of equal ones the lower index."""
+"""Selection: the k largest magnitudes; of equal ones the lower index."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SEGMENT = 65536  # csrc/cpu/residual.hpp
 
 
 def sent(residual: np.ndarray, sparsity: float) -> np.ndarray:
-    """Indices that a payload against zero changes; every sent value differs from zero."""
+    """Indices that a payload against zero changes; every sent value is nonzero."""
     zero = [np.zeros_like(residual)]
     (out,) = rfc.decode(rfc.encode([residual], zero, sparsity=sparsity), zero)
     return np.flatnonzero(out)
 
 
 def top_k(residual: np.ndarray, sparsity: float) -> np.ndarray:
-    """The definition, by sorting."""
+    """Top-k by definition, with a sort."""
     flat = np.abs(residual).ravel()
     k = math.ceil(flat.size * (1 - Fraction(repr(sparsity))))
     order = np.lexsort((np.arange(flat.size), -flat))[:k]
@@ -39,7 +39,7 @@ def test_small_arrays_with_many_ties(residual: np.ndarray, sparsity: float) -> N
 
 @pytest.mark.parametrize("n", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT + 17])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.9, 0.99, 0.9999, 1.0])
-def test_around_segment_borders(n: int, sparsity: float, rng: np.random.Generator) -> None:
+def test_around_chunk_borders(n: int, sparsity: float, rng: np.random.Generator) -> None:
     residual = rng.standard_normal(n).astype(np.float32)
     np.testing.assert_array_equal(sent(residual, sparsity), top_k(residual, sparsity))
 
@@ -62,7 +62,7 @@ def test_distributions_that_mislead_a_sample(kind: str, rng: np.random.Generator
         np.testing.assert_array_equal(sent(residual, sparsity), top_k(residual, sparsity))
 
 
-def test_sparsity_counts_decimally() -> None:
+def test_sparsity_is_a_decimal_fraction() -> None:
     residual = np.arange(1, 101, dtype=np.float32).reshape(1, 100)
     for percent in range(101):
         sparsity = float(f"0.{percent:02d}") if percent < 100 else 1.0

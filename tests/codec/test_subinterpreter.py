@@ -1,4 +1,4 @@
-"""Import in a subinterpreter: an error with a clear text. In a process of its own: it may hang."""
+"""Import in a subinterpreter raises a clear error. Runs in its own process because it may hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""max_bytes and max_error are promises."""
+"""max_bytes and max_error are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resfed_codec.reference import update as slow
 
 
 def relative_error(state: State, reference: State, recovered: State, dims: range) -> float:
-    """Relative L2 error over the float tensors of so many dimensions."""
+    """Relative L2 error over the float tensors with these numbers of dimensions."""
     left = total = 0.0
     for name, x in state.items():
         if x.dtype.kind == "f" and x.ndim in dims:
@@ -105,7 +105,7 @@ def test_a_finer_step_is_closer(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("shape", ["sorted", "Gaussian"])
 def test_the_search_for_a_large_budget(shape: str) -> None:
-    """Where payloads are large the search takes other steps; they are the specification's."""
+    """For large payloads the search takes other steps, those of the specification."""
     n = 2**18
     numbers = np.random.default_rng(0).standard_normal(n).astype(np.float32)
     state = {"w": (np.sort(numbers) if shape == "sorted" else numbers).reshape(512, -1)}
@@ -124,4 +124,4 @@ def test_the_search_for_a_large_budget(shape: str) -> None:
     assert rfc.inspect(payload).n_nonzero == t > 2**16
     assert 0.99 * budget < len(payload) == size_of(t) <= budget
     assert size_of(t + t // 512) > budget
-    assert len(tries) <= 18  # bisection to the end would take 25
+    assert len(tries) <= 18  # full bisection would take 25

@@ -1,4 +1,4 @@
-"""torch tensors on the CPU: in as torch, out as torch."""
+"""torch tensors on the CPU: torch states decode to torch states."""
 
 from __future__ import annotations
 

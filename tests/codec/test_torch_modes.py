@@ -1,4 +1,4 @@
-"""What a caller has switched on in torch changes neither bytes nor models."""
+"""Modes that a caller enables in torch change neither bytes nor models."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def states() -> list[dict[str, Any]]:
 
 
 def results(reference: Any, state: Any, other: Any) -> list[Any]:
-    """Bytes, and models, of every function that takes and gives tensors."""
+    """Bytes and models of every function that takes or returns tensors."""
     payload, keyframe = rfc.encode(state, reference), rfc.encode_keyframe(state)
     server, client = rfc.ServerSession(reference), rfc.ClientSession(reference)
     decoder = rfc.Decoder(reference)
@@ -149,7 +149,7 @@ def test_trains_on_what_was_decoded_in_inference_mode() -> None:
     assert torch.equal(weight.grad, 2 * weight.detach())
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo")  # of torch: what it cannot trace
+@pytest.mark.filterwarnings("ignore:Dynamo")  # from torch: what it cannot trace
 def test_inside_a_compiled_function() -> None:
     reference, state, _ = states()
     payload = rfc.encode(state, reference)
@@ -167,7 +167,7 @@ def test_inside_a_compiled_function() -> None:
 
 
 def everything() -> tuple[Any, ...]:
-    """What sessions, streams, keyframes and a mean make of one model; restored in between."""
+    """Results of sessions (one restored from its state), streams, keyframes and a mean."""
     reference, state, _ = states()
     server, client = rfc.ServerSession(reference), rfc.ClientSession(reference)
     server.update(state)
@@ -191,9 +191,9 @@ def traced_by_jit(function: Callable[[], Any]) -> None:
     torch.jit.trace(lambda x: (function(), x + 1)[1], torch.ones(3))
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch: of what it cannot trace
+@pytest.mark.filterwarnings("ignore")  # from torch: what it cannot trace
 @pytest.mark.parametrize("trace", [traced_by_dynamo, traced_by_jit])
-def test_tracers_trace_nothing_of_the_codec(trace: Callable[[Callable[[], Any]], None]) -> None:
+def test_tracers_do_not_enter_the_codec(trace: Callable[[Callable[[], Any]], None]) -> None:
     expected, got = everything(), []
     trace(lambda: got.append(everything()))
     assert len(got) >= 1

@@ -1,4 +1,4 @@
-"""Tensors that are not values in memory: a TypeError that names the tensor and says what to do."""
+"""Tensors without values in memory: a TypeError names the tensor and suggests a fix."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ STRANGE: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch: some of these kinds are prototypes
+@pytest.mark.filterwarnings("ignore")  # from torch: some of these kinds are prototypes
 @pytest.mark.parametrize("kind", STRANGE)
 def test_torch(kind: str) -> None:
     make, advice = STRANGE[kind]
@@ -133,7 +133,7 @@ def test_distributed(mesh: Any, n_rows: int) -> None:
     assert torch.equal(rfc.decode(rfc.encode(full, full), full)["w"], full["w"])
 
 
-def test_subclasses_with_memory_are_tensors() -> None:
+def test_subclasses_with_memory() -> None:
     class Named(torch.Tensor):
         @classmethod
         def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -146,7 +146,7 @@ def test_subclasses_with_memory_are_tensors() -> None:
     assert torch.equal(decoded["w"], torch.ones(5))
 
 
-def test_negative_views_are_read_as_what_they_mean() -> None:
+def test_negative_views() -> None:
     z = torch.complex(torch.zeros(4), torch.arange(4.0)).conj().imag
     reference = {"w": torch.zeros(4)}
     decoded = rfc.decode(rfc.encode({"w": z}, reference, exclude="w"), reference)
@@ -175,7 +175,7 @@ def test_numpy(value: Any, advice: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
-def test_numpy_that_is_memory(tmp_path: os.PathLike[str]) -> None:
+def test_numpy_subclasses_with_memory(tmp_path: os.PathLike[str]) -> None:
     state = {"w": np.matrix([[1.0, 2.0], [3.0, 4.0]], np.float32), "n": np.float32(3)}
     zeros = {"w": np.zeros((2, 2), np.float32), "n": np.zeros((), np.float32)}
     payload = rfc.encode(state, zeros, exclude=["w", "n"])

@@ -1,4 +1,4 @@
-"""The bounds of docs/security.md: decisions that a payload can ask for, memory while it is read."""
+"""Bounds of docs/security.md: binary decisions for each element, and memory while decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resfed_codec.reference.slices import MAX_LEVEL, ChangeCode, NonzeroCode
 
 
 class Counting:
-    """A coder that counts; a wrong guess of the period costs a decision more, so all are wrong."""
+    """A coder that counts decisions. A wrong period costs one more, so every guess is wrong."""
 
     def __init__(self) -> None:
         self.n_adaptive = self.n_raw = 0
@@ -37,7 +37,7 @@ class Counting:
 
 
 def values(most: int) -> Iterator[int]:
-    """Where the number of decisions may change."""
+    """Values around which the number of decisions changes."""
     power = 1
     while power <= most:
         yield from {max(power + d, 1) for d in (-1, 0, 1, 14) if power + d <= most}
@@ -46,14 +46,14 @@ def values(most: int) -> Iterator[int]:
 
 
 def slice_code(coder: Counting, period: int) -> NonzeroCode:
-    """As a forged slice begins, whose rows are that long."""
+    """The start of a forged slice with rows of this length."""
     code = NonzeroCode(coder, -1, [], [])  # type: ignore[arg-type]
     code.period.length = period
     return code
 
 
 def test_decisions_of_a_nonzero() -> None:
-    """At most 42 for an element, however far the nonzeros lie apart."""
+    """At most 42 for an element, for any distance between nonzeros."""
     most = 0.0
     for gap in sorted(set(values(2**39))):
         for level in sorted(set(values(MAX_LEVEL))) if gap < 20 else [MAX_LEVEL]:
@@ -67,7 +67,7 @@ def test_decisions_of_a_nonzero() -> None:
 
 
 def test_decisions_of_the_native_coder() -> None:
-    """The same but for raw numbers, which the trace leaves out, and for wrong guesses."""
+    """The same, except for bypass bits, which the trace omits, and for wrong guesses."""
     for level in (1, 14, 15, 2**13, MAX_LEVEL):
         coder = Counting()
         code = slice_code(coder, 0)
@@ -127,14 +127,14 @@ SLACK = 2 << 20
     ("dtype", "symbol"),
     [("float16", 8), ("float32", 8), ("float64", 8), ("int8", 16), ("int64", 16)],
 )
-def test_memory_while_all_is_sent(call: str, dtype: str, symbol: int, tmp_path: Path) -> None:
+def test_memory_of_a_full_payload(call: str, dtype: str, symbol: int, tmp_path: Path) -> None:
     width = np.dtype(dtype).itemsize
     n = 20_000_000 // max(width, 4) if call == "decode" else 1_000_000
     reference = {"w": np.full((n // 1000, 1000), 1, dtype)}
     state = {"w": np.full((n // 1000, 1000), 3, dtype)}
     (tmp_path / "payload").write_bytes(rfc.encode(state, reference, sparsity=0))
     if call == "decode":
-        bound = symbol + width + width  # what they become, the model
+        bound = symbol + width + width  # the decoded values, the model
     else:
         adds = 8 if symbol == 8 else width
         bound = symbol + adds + 16 + width  # the sums, the reference

@@ -1,4 +1,4 @@
-"""Bytes of one kind given to a reader of another: the error says what they are for."""
+"""Payloads, keyframes and messages passed to the wrong reader: the error names the right one."""
 
 from __future__ import annotations
 

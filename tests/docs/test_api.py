@@ -1,4 +1,4 @@
-"""Every public name has a place in the reference, and a docstring that tells of each parameter."""
+"""docs/api.md lists every public name, and docstrings describe every parameter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_reference_has_every_name() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_classes_tell_of_their_fields_and_arguments(name: str) -> None:
+def test_classes_describe_their_fields_and_arguments(name: str) -> None:
     value = getattr(rfc, name)
     assert value.__doc__
     told_here = inspect.isclass(value) and value.__module__ != NATIVE
@@ -66,7 +66,7 @@ def test_classes_tell_of_their_fields_and_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "function"), functions())
-def test_functions_tell_of_their_arguments(name: str, function: Any) -> None:
+def test_functions_describe_their_arguments(name: str, function: Any) -> None:
     docstring = inspect.getdoc(function)
     assert docstring, f"{name} has no docstring"
     if not isinstance(function, property):

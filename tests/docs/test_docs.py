@@ -1,4 +1,4 @@
-"""The Python code in these pages runs as it stands, and prints what stands below it."""
+"""The Python code in these pages runs and prints the output below it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGES = ["README.md", "docs/quickstart.md", "docs/guide.md", "docs/implementers.
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_blocks_run_in_order_and_print_what_is_said(page: str) -> None:
+def test_blocks_run_in_order_and_print_their_output(page: str) -> None:
     text = (ROOT / page).read_text()
     stated = [block[2] for block in BLOCK.finditer(text)]
     assert stated, "there is no code"

@@ -1,4 +1,4 @@
-"""One version, wherever it is written down; and the formats' versions as the policy lists them."""
+"""All files have the same version, and the policy lists the versions of the formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_version_is_the_same_everywhere(file: str, pattern: str) -> None:
     assert found[1] == rfc.__version__
 
 
-def test_the_policy_lists_the_formats_that_are_written() -> None:
+def test_the_policy_lists_the_written_formats() -> None:
     model = [np.zeros((2, 2), np.float32)]
     written = {
         "payload, with links": rfc.encode(model, model),

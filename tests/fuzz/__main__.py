@@ -1,15 +1,15 @@
-"""Fuzz the native code with libFuzzer, under the address and undefined-behaviour sanitizers; and
-sessions in Python, with the package that is installed.
+"""Fuzz the native code with libFuzzer, under the address and undefined-behaviour sanitizers, and
+sessions in Python.
 
-    python tests/fuzz --seconds 60        each target for so long, each time another way
+    python tests/fuzz --seconds 60        each target for this time, with a new seed
     python tests/fuzz --runs 20000        a fixed number of executions from a fixed seed
-    python tests/fuzz --faults            every allocation fails once
+    python tests/fuzz --faults            first, every allocation fails once
     python tests/fuzz --races             calls from several threads, under the thread sanitizer
 
-The native targets need clang with its runtime libraries (Debian: clang, libclang-rt-dev), the
-target `sessions` (sessions.py) the package and what its tests need; what is absent is said and
-skipped. New inputs go to build/fuzz/corpus; what crashes lies beside the programs in build/fuzz,
-and belongs into tests/fuzz/crashes/TARGET once it is understood.
+The native targets need clang with its runtime libraries (Debian: clang, libclang-rt-dev). The
+target `sessions` (sessions.py) needs the installed package and its test requirements. Targets
+without their tools are skipped with a message. New inputs go to build/fuzz/corpus, and inputs that
+crash to build/fuzz. Add a crash to tests/fuzz/crashes/TARGET after its fix.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUNS_PER_SESSION = 3
 
 MAX_LENGTH = 4096
 MEGABYTES_AT_ONCE = 1
-"""No allocation may be larger: models are small, and nothing else has earned more."""
+"""Limit of one allocation: the models are small."""
 
 OPTIONS = (
     "-O1",
@@ -46,7 +46,7 @@ OPTIONS = (
     "-fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow",
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
-    "-DRESFED_EAGER_THREADS",  # small models, and still several threads
+    "-DRESFED_EAGER_THREADS",  # several threads also for small models
 )
 
 
@@ -54,7 +54,7 @@ THREAD_SANITIZER = ("-O1", "-g", "-fsanitize=thread", "-DRESFED_EAGER_THREADS")
 
 
 def works(clang: str) -> bool:
-    """Whether this clang can make fuzzers."""
+    """Whether this clang can build fuzzers."""
     BUILD.mkdir(parents=True, exist_ok=True)
     source = BUILD / "probe.cc"
     source.write_text(
@@ -65,7 +65,7 @@ def works(clang: str) -> bool:
 
 
 def fuzz(program: Path, seeds: list[Path], *options: str) -> int:
-    """Run one target; returns how many executions there were."""
+    """Run one target; return the number of executions."""
     command = [
         program,
         *options,
@@ -89,7 +89,7 @@ def fuzz(program: Path, seeds: list[Path], *options: str) -> int:
 
 
 def fuzz_sessions(*options: str) -> None:
-    """Run the Python target in a process of its own; it says itself what it did and found."""
+    """Run the Python target in its own process, which prints its results."""
     missing = [name for name in SESSIONS_NEED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"sessions: skipped: {sys.executable} has no {', '.join(missing)}")
@@ -141,10 +141,10 @@ def main() -> int:
         programs = list(pool.map(lambda s: library.program(s, "-fsanitize=fuzzer"), sources))
     total = 0
     for target, program in zip(targets, programs, strict=True):
-        # libFuzzer writes what it finds into the first folder: never into this repository's.
+        # libFuzzer writes new inputs to the first folder, so that is not one of the repository.
         if args.runs:
             options = [f"-runs={args.runs}", "-seed=1"]
-            new = BUILD / "forgotten" / target  # so that each time is the same
+            new = BUILD / "temporary" / target  # deleted, so that runs are reproducible
             shutil.rmtree(new, ignore_errors=True)
         else:
             options = [f"-max_total_time={args.seconds}"]

@@ -1,7 +1,7 @@
-// Sums of payloads that may be damaged: what is refused leaves the mean as it was, and the order of
-// the others does not matter.
+// Aggregates payloads that may be corrupt: a refused payload leaves the mean unchanged, and the
+// order of the others does not matter.
 //
-// [1 byte] which model, then payloads, each behind its length (1 byte), repaired as in decode.cpp.
+// [1 byte] the model, then payloads, each after its length (1 byte), repaired as in decode.cpp.
 #include "cpu/aggregate.hpp"
 
 #include "harness.hpp"

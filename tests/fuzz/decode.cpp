@@ -1,5 +1,5 @@
-// Whole payloads decoded into models: [1 byte] which model, and the payload, whose magic, version,
-// digest and checksum are repaired.
+// Decodes payloads: [1 byte] the model, then the payload. The target repairs magic, version, digest
+// and checksum.
 #include "harness.hpp"
 
 using namespace fuzz;

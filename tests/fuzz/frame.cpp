@@ -1,4 +1,4 @@
-// A payload's frame, as inspect() reads it: any bytes, with the checksum as it is and repaired.
+// Reads a payload's frame like inspect(): any bytes, with and without a repaired checksum.
 #include "harness.hpp"
 
 using namespace fuzz;

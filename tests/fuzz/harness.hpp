@@ -1,7 +1,7 @@
-// What the fuzz targets share: numbers from the fuzzer's bytes, models, and decoding the same
-// payload in every way there is.
+// Helpers of the fuzz targets: numbers from the fuzzer's bytes, models, and decoding of a payload
+// in every available way.
 //
-// A check that fails aborts, which the fuzzer reports as a crash.
+// A failed check aborts, and the fuzzer reports a crash.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ inline void check(bool holds, const char* what) {
   std::abort();
 }
 
-// Numbers from the fuzzer's bytes; zeros when they are used up.
+// Numbers from the fuzzer's bytes; zeros after the last one.
 class Input {
  public:
   Input(const uint8_t* data, size_t n_bytes) : data_(data), left_(n_bytes) {}
@@ -40,7 +40,7 @@ class Input {
     --left_;
     return *data_++;
   }
-  // At most `most`, which takes no byte if it is 0.
+  // At most `most`; takes no byte if it is 0.
   uint64_t number(uint64_t most) {
     uint64_t value = 0;
     for (uint64_t rest = most; rest > 0; rest >>= 8) value = value << 8 | byte();
@@ -79,7 +79,7 @@ inline Shape integers(uint64_t n_elems, uint32_t elem_bytes) {
 
 using Layout = std::vector<Shape>;
 
-// Where no matrix is left, vectors are treated as matrices.
+// Without matrices, vectors are treated as matrices.
 inline void settle_roles(Layout& layout) {
   for (const Shape& shape : layout) {
     if (shape.role == Role::kMatrix) return;
@@ -89,7 +89,7 @@ inline void settle_roles(Layout& layout) {
   }
 }
 
-// Small models of all kinds of tensors, for payloads that come out of nowhere.
+// Small models with tensors of all kinds, for arbitrary payloads.
 inline const std::vector<Layout>& layouts() {
   static const std::vector<Layout> all = [] {
     std::vector<Layout> made = {
@@ -110,7 +110,7 @@ inline const std::vector<Layout>& layouts() {
 // One memory block per tensor.
 using Memory = std::vector<Bytes>;
 
-// Bits of floats of the usual kinds, zeros among them; with `wild` also of the others.
+// Bits of finite floats, including zeros; with `wild` also any other bits.
 inline uint64_t float_of(DType dtype, uint64_t random, bool wild) {
   const unsigned kind = random & 15;
   if (kind == 0) return 0;
@@ -179,7 +179,7 @@ inline void seal(Bytes& payload) {
   store_le(payload.data() + n, crc32c(payload.data(), n));
 }
 
-// What a call came to: nothing, or how it failed.
+// The outcome of a call: nothing, or its error.
 using Outcome = std::optional<Failure>;
 
 inline bool same(const Outcome& a, const Outcome& b) {
@@ -199,8 +199,8 @@ Outcome outcome_of(const Call& call) {
 
 constexpr size_t kCheckOffset = 14;  // in a payload
 
-// Decodes into other memory and in place, with one, two and three threads: all agree, and what
-// fails has written nothing. `tensors(out)` makes the call's tensors.
+// Decodes into new memory and in place, with one, two and three threads. All must agree, and a
+// failed call must write nothing. `tensors(out)` makes the call's tensors.
 template <class Tensors>
 Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& like,
                           const Tensors& tensors, Memory* result) {
@@ -215,7 +215,7 @@ Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& l
     if (threads == 1) {
       first = outcome;
       *result = std::move(out);
-      if (first && first->code != Code::kWrongReference) break;  // one way of refusing is enough
+      if (first && first->code != Code::kWrongReference) break;  // one check of it is enough
     } else {
       check(same(outcome, first), "any number of threads comes to the same");
       check(out == *result, "any number of threads recovers the same");
@@ -224,7 +224,7 @@ Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& l
   return first;
 }
 
-// The same, but with the reference check repaired, so that whatever fits is written.
+// The same with a repaired reference check, so that every payload that fits is decoded.
 template <class Tensors>
 Outcome decode_whatever_fits(Bytes payload, uint64_t digest, const Memory& like,
                              const Tensors& tensors, Memory* result) {
@@ -237,7 +237,7 @@ Outcome decode_whatever_fits(Bytes payload, uint64_t digest, const Memory& like,
   return again;
 }
 
-// For a fixed layout, whose reference has a fixed seed.
+// For a fixed layout; the reference has a fixed seed.
 inline Outcome decode_for(size_t which, const Bytes& payload, uint64_t digest) {
   const Layout& layout = layouts()[which];
   static const std::vector<Memory> references = [] {
@@ -253,7 +253,7 @@ inline Outcome decode_for(size_t which, const Bytes& payload, uint64_t digest) {
       payload, digest, reference, [&](Memory* out) { return tensors_of(layout, reference, out); },
       &result);
   if (outcome) return outcome;
-  // In place, which need not copy.
+  // In place, without a copy.
   Bytes sealed = payload;
   Memory in_place = reference;
   const auto decode_in_place = [&] {

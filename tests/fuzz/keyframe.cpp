@@ -1,5 +1,5 @@
-// Keyframes: [1 byte] which model, and the payload, whose magic, version, digest and checksum are
-// repaired. Whatever is accepted is encoded again and comes back.
+// Decodes keyframes: [1 byte] the model, then the payload. The target repairs magic, version,
+// digest and checksum. It encodes each accepted model again and compares.
 #include "cpu/keyframe.hpp"
 
 #include "harness.hpp"

@@ -1,4 +1,4 @@
-// Links: any bytes, for layouts of any size. What is accepted is within its bounds.
+// Reads links from any bytes, for layouts of any size. Accepted links are within their bounds.
 #include "format/link.hpp"
 
 #include "harness.hpp"

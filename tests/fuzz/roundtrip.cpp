@@ -1,5 +1,6 @@
-// A model and options out of the fuzzer's bytes: encoded with every kernel and one to three
-// threads, which must agree, decoded, then damaged in a few places, sealed and decoded again.
+// Makes a model and options from the fuzzer's bytes and encodes with every kernel and one to three
+// threads, which must agree. Decodes the payload, then damages it, repairs the checksum and decodes
+// again.
 #include "harness.hpp"
 
 using namespace fuzz;
@@ -31,7 +32,7 @@ Layout layout_from(Input& in) {
   return layout;
 }
 
-// Another model near the first: nothing, a little, or anything may differ.
+// A second model that is equal to the first, near it, or arbitrary.
 Bytes tensor_near(const Shape& shape, const Bytes& reference, Input& in) {
   Bytes tensor = reference;
   const uint64_t seed = in.byte();
@@ -49,7 +50,7 @@ Bytes tensor_near(const Shape& shape, const Bytes& reference, Input& in) {
     }
     case 2:
       return random_tensor(shape, seed, (seed & 64) != 0);
-    default:  // bits of the fuzzer's own
+    default:  // the fuzzer's bits
       for (uint64_t n = in.number(8); n > 0 && !tensor.empty(); --n) {
         tensor[in.number(tensor.size() - 1)] = in.byte();
       }
@@ -102,7 +103,7 @@ EncodeOptions options_from(Input& in, Layout& layout) {
   return options;
 }
 
-// Models that predictions are made from, and feedback.
+// Models for the prediction, and feedback.
 struct Past {
   std::vector<Memory> terms;
   std::vector<float> coefficients;

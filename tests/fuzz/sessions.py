@@ -1,20 +1,20 @@
 """Fuzz messages, requests, sessions, streams and saved states; Python and NumPy alone.
 
-    python tests/fuzz/sessions.py --runs 1000       numbered executions, the same each time
-    python tests/fuzz/sessions.py --seconds 60      others each time
-    python tests/fuzz/sessions.py --repeat 12345    one of them again, and what it delivers
+    python tests/fuzz/sessions.py --runs 1000       numbered executions, reproducible
+    python tests/fuzz/sessions.py --seconds 60      executions with random numbers
+    python tests/fuzz/sessions.py --repeat 12345    one execution, with the bytes that it delivers
 
-Everything that an execution does follows from its number. It copies ends that are in the middle of
-their work, changes what they have said (checksums and digests made right again) and gives it to
-whatever reads bytes. Then:
+The number of an execution determines everything that it does. It copies ends from the middle of a
+run, mutates recorded messages (with valid checksums and digests) and passes them to every call that
+reads bytes. It checks:
 
-- Only errors of the codec come out (`ValueError` for a saved state), and nothing has changed then.
-- A call takes at most SECONDS and, every eighth time, no more memory than `most_memory` says.
-- Every end can be saved and restored as it is.
-- Honest ends still come together: after at most ROUNDS updates, each with ANSWERS answers, client
-  and server hold the same model, bit for bit. Two forgeries are left out, as nothing tells them
-  from the truth: a keyframe that bears the digest of a model that it is not, and another's name in
-  an acknowledgement of an uplink of a client that was given no `client_id`.
+- Calls raise only errors of the codec (`ValueError` for a saved state), and then change nothing.
+- An execution takes at most SECONDS. In every eighth, a call takes at most `most_memory` bytes.
+- Every end can be saved and restored.
+- Honest ends recover: after at most ROUNDS updates, each with ANSWERS answers, client and server
+  hold the same model, bit for bit. Two forgeries are excluded because no end can detect them: a
+  keyframe with the digest of another model, and another client's name in an acknowledgement for a
+  client without `client_id`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "fuzz"
 
 SECONDS = 60.0
-"""Of one execution, with all its calls: a hang and no more can be told on a busy machine."""
+"""Limit of one execution with all its calls. It detects hangs, also on a busy machine."""
 
 ROUNDS, ANSWERS = 3, 3
 MEMORY_EVERY = 8
@@ -65,24 +65,24 @@ Reader = Callable[[Any, bytes], Any]
 
 
 def most_memory(n_bytes: int, model_bytes: int) -> int:
-    """Bytes of Python and NumPy that a call may take, for so many given and a model of so many."""
+    """Limit of Python and NumPy memory of a call, by the sizes of its input and of the model."""
     return 16 * (n_bytes + model_bytes) + (1 << 20)
 
 
 class PromiseError(AssertionError):
-    """What the codec promises does not hold."""
+    """A promise of the codec does not hold."""
 
 
-# ---- the honest ends
+# ---- honest ends
 
 
 class World:
-    """Ends at several moments, and all that they said.
+    """A run of honest ends: copies of them at several moments, and all their messages.
 
     Attributes:
-        moments: Copies of the ends at each.
-        material: What they said.
-        initial: The model that they start from.
+        moments: Copies of the ends at each moment.
+        material: Their messages.
+        initial: Their first model.
         is_stream: Whether they are an encoder and a decoder.
     """
 
@@ -93,7 +93,7 @@ class World:
         self.model_bytes = sum(value.nbytes for value in initial.values())
 
     def readers(self) -> list[tuple[str, str, Reader]]:
-        """Who can be given bytes: its name, the call's, and the call."""
+        """All calls that read bytes: name of the end, name of the call, the call."""
         if self.is_stream:
             return [
                 ("decoder", "decode", lambda end, data: end.decode(data)),
@@ -118,7 +118,7 @@ class World:
             ]
         for name in self.moments[0]:
             if name != "server":
-                # Twice: there are fewer clients' calls, and more behind them.
+                # Twice: clients have fewer calls, but these do more.
                 calls += 2 * [
                     (name, "receive", lambda end, data: end.receive(data)),
                     (name, "receive(copy=False)", lambda end, data: end.receive(data, copy=False)),
@@ -201,7 +201,7 @@ def world_of(setting: str) -> World:
 
 
 class Trial:
-    """Ends of one moment, and what has been done to them."""
+    """Ends of one moment, and the steps done with them."""
 
     def __init__(self, world: World, rng: np.random.Generator, *, measure: bool) -> None:
         self.world, self.rng, self.measure = world, rng, measure
@@ -213,7 +213,7 @@ class Trial:
         self._before: dict[str, dict[str, bytes]] = {}
 
     def deliver(self, name: str, call: str, read: Reader, data: bytes) -> None:
-        """Give bytes to a reader: a result, or an error of the codec that changes nothing."""
+        """Pass bytes to a call. It must succeed, or raise CodecError and change nothing."""
         self.steps.append(f"{name}.{call}: {data.hex()}")
         end = self.ends[name]
         before = self._before.get(name) or snapshot(end)
@@ -229,7 +229,7 @@ class Trial:
                 return
             self._before[name] = before
             if snapshot(end) != before:
-                raise PromiseError(f"{name}.{call}: refused, and yet changed: {error}") from error
+                raise PromiseError(f"{name}.{call}: refused, but changed: {error}") from error
         else:
             self.n_accepted += 1
             self._before.pop(name, None)
@@ -238,14 +238,14 @@ class Trial:
             self.is_impersonated |= self._impersonates(data)
 
     def stateless(self, data: bytes) -> None:
-        """Give bytes to the readers that hold nothing but a model."""
+        """Pass bytes to the functions that need only a model."""
         for name, read in STATELESS.items():
             self.steps.append(f"{name}: {data.hex()}")
             with contextlib.suppress(rfc.CodecError), self._measured(len(data)):
                 read(data, self.world.initial)
 
     def honest(self) -> None:
-        """Somebody trains. What a model holds that a stranger made may not be fit to be sent."""
+        """An end trains and sends. It may fail if a forged message gave it an invalid model."""
         names = [name for name in self.ends if name != "decoder"]
         name = str(self.rng.choice(names))
         end = self.ends[name]
@@ -263,7 +263,7 @@ class Trial:
         self.forger.look_at(self.ends.values())
 
     def restored(self) -> None:
-        """What an end has become can be saved."""
+        """Save and restore every end."""
         for name, end in self.ends.items():
             self.steps.append(f"{name} is restored")
             end.load_state_dict(end.state_dict())
@@ -281,7 +281,7 @@ class Trial:
             raise PromiseError(f"{peak:,} bytes of memory for {n_bytes:,} given")
 
     def _impersonates(self, data: bytes) -> bool:
-        """Whether these are keyframes that bear an honest digest and are not that model."""
+        """Whether these are keyframes with the digest of another model."""
         if not is_message(data):
             return False
         frames = tuple(k[:2] + k[3:] for k in read_message(data).keyframes)
@@ -378,7 +378,7 @@ STATELESS: dict[str, Callable[[bytes, State], Any]] = {
 
 
 def may_take(data: bytes, name: str, call: str) -> bool:
-    """Whether bytes of this kind and direction belong to a call, if they are sound."""
+    """Whether the call takes valid bytes of this kind and direction."""
     call = call.partition("(")[0]
     if (kind_of(data) == REQUEST) != (call in ("answer", "acknowledged")):
         return False
@@ -408,7 +408,7 @@ def deliver_messages(trial: Trial) -> None:
 
 
 def load_state(trial: Trial) -> None:
-    """Refused, and nothing has changed; or loaded, and then all goes on as after any restart."""
+    """Load a mutated state: an error that changes nothing, or the ends continue with it."""
     name = str(trial.rng.choice(list(trial.ends)))
     end = trial.ends[name]
     before = snapshot(end)
@@ -436,7 +436,7 @@ def load_state(trial: Trial) -> None:
 
 
 def execute(number: int, trials: list[Trial]) -> Trial:
-    """One execution; the trial is in ``trials`` before anything can go wrong."""
+    """Run one execution. It appends the trial to ``trials`` before the first call."""
     rng = np.random.default_rng(number)
     setting = list(SETTINGS)[number % len(SETTINGS)]
     measure = number // len(SETTINGS) % MEMORY_EVERY == 0
@@ -452,7 +452,7 @@ def execute(number: int, trials: list[Trial]) -> Trial:
     return trial
 
 
-# ---- many
+# ---- many executions
 
 
 def numbers(args: argparse.Namespace) -> Iterator[int]:
@@ -482,7 +482,7 @@ def main() -> int:
     n = n_accepted = n_refused = 0
     with open(BUILD / "sessions.number", "wb", buffering=0) as current:
         for number in numbers(args):
-            # Here a crash or a hang leaves the number of the execution.
+            # After a crash or a hang this file has the number of the execution.
             current.seek(0)
             current.write(b"%-20d\n" % number)
             faulthandler.dump_traceback_later(SECONDS, exit=True)

@@ -1,5 +1,5 @@
-// Slices: a frame that fits the model, and behind it any bytes. So nothing is spent on what frames
-// refuse.
+// Decodes slices of any bytes after a frame that fits the model, so that all executions reach the
+// entropy decoder.
 #include "harness.hpp"
 
 using namespace fuzz;

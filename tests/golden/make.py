@@ -1,9 +1,9 @@
-"""Makes the golden payloads of the current format version, once, by hand:
+"""Make the golden payloads of the current format version. Run once, by hand:
 
     python tests/golden/make.py
 
-A golden payload is never made again: payloads of a released version decode for ever. New features
-add cases; a new format version gets a folder of its own.
+Golden payloads are never regenerated: payloads of a released version must always decode. New
+features add cases, and a new format version gets a folder of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FOLDER = Path(__file__).parent / "v1"
 
 
 def ramp(shape: tuple[int, ...], scale: float, dtype: str = "float32") -> np.ndarray:
-    """Numbers from integers and exact operations, so that neither a random generator nor a
-    mathematical library has to stay the same for ever.
+    """Numbers from integers and exact operations, independent of the versions of random generators
+    and mathematical libraries.
 
     Rows differ in scale, as those of trained models do.
     """
@@ -33,7 +33,7 @@ def ramp(shape: tuple[int, ...], scale: float, dtype: str = "float32") -> np.nda
 
 
 def block_scaled(shape: tuple[int, int] | tuple[int, int, int, int], block: int) -> np.ndarray:
-    """Like a ramp, but it is blocks that differ in scale, and rows do not resemble each other."""
+    """Like a ramp, but blocks instead of rows differ in scale, and rows are not similar."""
     i = np.arange(int(np.prod(shape)), dtype=np.int64)
     signs = 1 - 2 * (i * i % 65537 * 7919 % 101 % 2)
     scale = 1 + (i // block) ** 2 % 10007 % 61

@@ -1,8 +1,8 @@
-"""Makes the golden keyframes of the current format version, once, by hand:
+"""Make the golden keyframes of the current format version. Run once, by hand:
 
     python tests/golden/make_keyframes.py
 
-As with make.py: a golden keyframe is never made again.
+As in make.py, golden keyframes are never regenerated.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Makes the golden payloads of streams and messages of sessions, once, by hand:
+"""Make the golden payloads of streams and messages of sessions. Run once, by hand:
 
     python tests/golden/make_streams.py
 
-As in make.py, what stands stays. A file holds what was sent, in order, and the models recovered
-from it.
+As in make.py, existing files are never regenerated. A file holds the messages in order and the
+models recovered from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def initial(dtype: str = "float32") -> State:
 
 
 def moved(model: State, n: int) -> State:
-    """The n-th model after this one: rows change by different amounts."""
+    """The n-th model after this one; rows change by different amounts."""
     new = {"steps": model["steps"] + n}
     for name, shape in SHAPES.items():
         change = np.roll(ramp(shape, 0.01, str(model[name].dtype)), 5 * n, axis=0)
@@ -64,7 +64,7 @@ SESSIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def play_stream(name: str) -> Iterator[tuple[bytes, State]]:
-    """Payloads of five versions, and what a decoder makes of them; then a keyframe."""
+    """Payloads of five versions and a keyframe, with the decoded models."""
     dtype, options = STREAMS[name]
     encoder = rfc.Encoder(initial(dtype), run="golden", **options)
     for n in range(1, 6):
@@ -74,7 +74,7 @@ def play_stream(name: str) -> Iterator[tuple[bytes, State]]:
 
 
 def play_session(name: str) -> Iterator[tuple[bytes, State]]:
-    """Three rounds with two clients, the second of which misses the second round."""
+    """Three rounds with two clients; the second client misses the second round."""
     up, down = (rfc.CodecConfig(sparsity=0.9, **options) for options in SESSIONS[name])
     server = rfc.ServerSession(initial(), up, down, run="golden")
     clients = {c: rfc.ClientSession(initial(), up, down, run="golden") for c in CLIENTS}

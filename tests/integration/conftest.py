@@ -1,4 +1,4 @@
-"""The examples' folders can be imported from."""
+"""Make the examples importable."""
 
 from __future__ import annotations
 

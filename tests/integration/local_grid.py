@@ -1,6 +1,6 @@
-"""A Grid that runs ClientApps in this process and can lose, kill and restart what the engine can.
+"""A Grid that runs ClientApps in this process and simulates faults of Flower's engine.
 
-Messages and contexts go through Flower's own wire format, so nothing is shared by accident.
+Messages and contexts pass through Flower's wire format, so the ends share no memory.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Fault = Callable[[int, int], str]
 
 
 class LocalGrid(Grid):
-    """Nodes are numbers from 2**63 on, as Flower's are unsigned; each has a context of its own.
+    """Each node has a context of its own. Node numbers start at 2**63; Flower's are unsigned.
 
     Attributes:
-        fault: What goes wrong with a message, by node and how many it was sent before: "" nothing;
-            "raise" the app is told to raise, and its context is kept; "killed" its process dies
-            before it replies, so that its context is rolled back; "rolled back" it dies just
-            after it has replied; "lost" the reply never arrives though the context is kept;
-            "late" it arrives when it is asked for once more; "damaged down", "damaged up" a byte of
-            the codec's message is another one.
+        fault: The fault of a message, by node and the number of messages that it got before:
+            "" none; "raise" the app raises, and its context is kept; "killed" its process dies
+            before it replies, so its context is rolled back; "rolled back" its process dies just
+            after it replied; "lost" the reply never arrives, but the context is kept; "late" the
+            reply arrives at the second pull; "damaged down", "damaged up" one byte of the codec's
+            message changes.
         n_bytes: Sizes of the records sent down and up, as ``message_size_mod`` counts them.
         sent: Messages by node.
     """
@@ -56,7 +56,7 @@ class LocalGrid(Grid):
         return node
 
     def restart_node(self, node: int) -> int:
-        """As a killed SuperNode that is started again: a new id, and an empty context."""
+        """Restart a node as Flower does a killed SuperNode: a new id and an empty context."""
         return self.start_node(int(self.contexts.pop(node).node_config["partition-id"]))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

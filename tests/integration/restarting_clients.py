@@ -1,4 +1,4 @@
-"""The NVFLARE example with clients that once forget all they knew, as if they were restarted.
+"""The NVFLARE example with clients that lose their state once, as after a restart.
 
 python tests/integration/restarting_clients.py FOLDER --rounds 3
 """
@@ -17,7 +17,7 @@ from resfed_codec.integrations.nvflare import END, ClientDecoder
 
 
 class RestartingDecoder(ClientDecoder):
-    """Forgets before the second task."""
+    """Drops the client's session before the second task."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CodecGrid and CodecMod on nodes in this process that are lost, killed and restarted."""
+"""CodecGrid and CodecMod on nodes in this process, with lost messages, kills and restarts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Model = dict[str, np.ndarray]
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """A clock that advances only in sleep()."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -77,14 +77,14 @@ def same(a: Model, b: Model) -> bool:
 
 
 def local_model(model: Model, partition: int, number: int) -> Model:
-    """What a client's training makes of a model; it depends on nothing else."""
+    """A client's local model; depends only on the arguments."""
     rng = np.random.default_rng([partition, number])
     local = {n: a + np.float32(0.01) * rng.standard_t(2, a.shape) for n, a in model.items()}
     return {**{n: a.astype(model[n].dtype) for n, a in local.items()}, "steps": model["steps"] + 3}
 
 
 class App:
-    """A ClientApp that notes the models it was given."""
+    """A ClientApp that records the models it receives."""
 
     def __init__(self, *mods: Any) -> None:
         self.app = ClientApp(mods=[*mods])
@@ -120,7 +120,7 @@ class App:
 
 
 def messages_for(grid: LocalGrid, model: Model, number: int, kind: str = "train") -> list[Message]:
-    """One for each node, all with the same content, as strategies make them."""
+    """A message for each node, all with the same content, as strategies create them."""
     config = ConfigRecord({"server-round": number})
     content = RecordDict({"arrays": record_of(model), "config": config})
     return [Message(content, node, kind) for node in grid.get_node_ids()]
@@ -146,7 +146,7 @@ def test_stock_strategies_train_and_evaluate(strategy_type: Any, shared_initial:
 
 
 def test_clients_get_the_aggregate_and_the_server_their_models() -> None:
-    """At sparsity 0 and a fine step little is lost, so the values show that nothing is mixed up."""
+    """At sparsity 0 and a fine step the values are nearly exact, so mixed-up models would show."""
     fine = rfc.CodecConfig(sparsity=0.0, bits=16)
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 3)
@@ -198,7 +198,7 @@ FAULTS = [
 @pytest.mark.parametrize("configs", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("shared_initial", [False, True])
 @given(plan=st.lists(st.tuples(*[st.sampled_from(FAULTS)] * 2, st.booleans()), max_size=6))
-def test_whatever_happens_the_pairs_heal(configs: Any, shared_initial: bool, plan: Any) -> None:
+def test_sessions_recover_from_any_faults(configs: Any, shared_initial: bool, plan: Any) -> None:
     app = App(CodecMod(first_model) if shared_initial else codec_mod)
     faults: dict[int, str] = {}
     nodes = LocalGrid(app.app, 2, lambda node, n: faults.get(node, ""))
@@ -231,8 +231,8 @@ def test_whatever_happens_the_pairs_heal(configs: Any, shared_initial: bool, pla
 
 
 @pytest.mark.parametrize("configs", CONFIGS.values(), ids=CONFIGS)
-def test_a_server_that_goes_on_from_an_older_state(configs: Any) -> None:
-    """Clients are ahead of it then: it refuses what they build on, and asks for it otherwise."""
+def test_a_server_restored_from_an_older_state(configs: Any) -> None:
+    """Clients are ahead of the server. It refuses their uplinks and requests what it can decode."""
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 2)
     grid = CodecGrid(nodes, *configs)
@@ -249,8 +249,8 @@ def test_a_server_that_goes_on_from_an_older_state(configs: Any) -> None:
             grid.session.load_state_dict(saved)
 
 
-def test_a_refused_uplink_is_asked_for_alone() -> None:
-    """The app has run already, and the rest of its reply is kept."""
+def test_only_a_refused_uplink_is_requested_again() -> None:
+    """The app does not run again, and the grid keeps the rest of its reply."""
     fine = rfc.CodecConfig(sparsity=0.0, bits=16, predictor="res1")
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 1)
@@ -270,7 +270,7 @@ def test_a_refused_uplink_is_asked_for_alone() -> None:
         np.testing.assert_allclose(array, expected[name], atol=1e-3)
 
 
-def test_a_node_that_never_understands_is_a_failed_node() -> None:
+def test_a_node_that_never_recovers_fails() -> None:
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 1)
     grid = CodecGrid(nodes)
@@ -297,7 +297,7 @@ def test_a_node_that_never_understands_is_a_failed_node() -> None:
         {"resfed.held": flower.NOTHING_HELD[:-1] + b"x"},
     ],
 )
-def test_nonsense_from_a_client_is_its_own_affair(parcel: Any) -> None:
+def test_an_invalid_reply_affects_only_its_client(parcel: Any) -> None:
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 2)
     grid = CodecGrid(nodes)
@@ -320,7 +320,7 @@ def test_nonsense_from_a_client_is_its_own_affair(parcel: Any) -> None:
     assert len(list(grid.send_and_receive(messages_for(nodes, first_model(), 3)))) == 2
 
 
-def test_replies_that_never_come_leave_nothing_behind() -> None:
+def test_missing_replies_leave_no_state() -> None:
     nodes = LocalGrid(App(codec_mod).app, 2, lambda node, n: "lost")
     grid = CodecGrid(nodes)
     assert list(grid.send_and_receive(messages_for(nodes, first_model(), 1), timeout=2)) == []
@@ -336,7 +336,7 @@ def test_error_replies_name_their_node() -> None:
     ]
 
 
-def test_other_messages_travel_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_messages_are_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 1)
     grid = CodecGrid(nodes)
@@ -356,8 +356,8 @@ def test_other_messages_travel_as_they_are(caplog: pytest.LogCaptureFixture) -> 
     assert grid.session.version == version
 
 
-def test_a_reply_of_another_layout_travels_as_it_is() -> None:
-    """And the server learns all the same what the client holds."""
+def test_a_reply_of_another_layout_is_unchanged() -> None:
+    """The server still learns which model the client holds."""
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 1)
     grid = CodecGrid(nodes)
@@ -372,7 +372,7 @@ def test_a_reply_of_another_layout_travels_as_it_is() -> None:
 
 
 def test_a_second_grid_in_the_same_run() -> None:
-    """Clients find a session of the first one in their contexts and begin anew."""
+    """Clients find a session of the first grid in their contexts and start a new one."""
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 2)
     for offset in (0, 1):
@@ -387,7 +387,7 @@ def test_a_second_grid_in_the_same_run() -> None:
 
 @pytest.mark.parametrize("fault", ["", "rolled back"])
 def test_different_models_in_one_push(fault: str) -> None:
-    """Each node gets its own, also one that has to be healed first."""
+    """Each node gets its own model, also one that must recover first."""
     fine = rfc.CodecConfig(sparsity=0.0, bits=16)
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 2, lambda node, n: fault if n == 0 else "")
@@ -402,7 +402,7 @@ def test_different_models_in_one_push(fault: str) -> None:
     assert [len(sent) for sent in nodes.sent.values()] == [3 if fault else 2] * 2
 
 
-def test_a_model_changed_in_place_is_seen() -> None:
+def test_a_model_changed_in_place() -> None:
     app = App(codec_mod)
     nodes = LocalGrid(app.app, 1)
     grid = CodecGrid(nodes)
@@ -416,7 +416,7 @@ def test_a_model_changed_in_place_is_seen() -> None:
 @pytest.mark.parametrize("shared_initial", [False, True])
 @pytest.mark.parametrize("initial", [None, first_model, lambda: local_model(first_model(), 1, 1)])
 def test_clients_may_hold_another_first_model(shared_initial: bool, initial: Any) -> None:
-    """If they are thought to hold it they say that they do not, and get it all the same."""
+    """A client without the first model that the server expects says so and gets a keyframe."""
     app = App(CodecMod(initial))
     nodes = LocalGrid(app.app, 1)
     grid = CodecGrid(nodes, shared_initial=shared_initial)
@@ -452,7 +452,7 @@ def test_clear_errors() -> None:
     assert "must make the same model every time" in reply.error.reason
 
 
-def test_the_rest_is_the_grid_inside() -> None:
+def test_other_calls_go_to_the_inner_grid() -> None:
     nodes = LocalGrid(App(codec_mod).app, 3)
     grid = CodecGrid(nodes)
     assert grid.get_node_ids() == nodes.get_node_ids()

@@ -1,4 +1,4 @@
-"""The example app on Flower's own engine: SuperLink and SuperNodes over loopback."""
+"""The example app on Flower's engine: SuperLink and SuperNodes over loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plain_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_local.plain_copy(tmp_path_factory.mktemp("plain"))
 
 
-def test_the_codec_takes_at_most_six_lines(plain_app: Path) -> None:
+def test_the_codec_needs_at_most_six_lines(plain_app: Path) -> None:
     lines = run_local.codec_diff().splitlines()
     added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
     assert 0 < len(added) <= 6
@@ -34,8 +34,8 @@ def killed_run() -> dict:
     return run_local.run(kill=(2, 3), timeout_s=25)
 
 
-def test_a_killed_node_changes_nothing_but_its_round(killed_run: dict) -> None:
-    """Bit for bit what one process gets in which that client is missing in that round."""
+def test_a_killed_node_affects_only_its_round(killed_run: dict) -> None:
+    """The result is bit for bit that of one process without that client in that round."""
     expected = one_process.run(lost={(2, 3)})
     assert killed_run["model"] == expected["model"] != one_process.run()["model"]
     np.testing.assert_allclose(killed_run["accuracies"], expected["accuracies"], rtol=1e-12)
@@ -43,7 +43,7 @@ def test_a_killed_node_changes_nothing_but_its_round(killed_run: dict) -> None:
 
 
 def test_messages_are_200_times_smaller(killed_run: dict, plain_app: Path) -> None:
-    """By Flower's message_size_mod; in the plain app every round is like the first."""
+    """As message_size_mod counts; in the plain app every round sends as much as the first."""
     plain = run_local.run(plain_app, n_rounds=1)
     ((train_down, train_up), (evaluate_down, evaluate_up)) = plain["message_bytes"]["node0"]
     assert min(train_down, train_up, evaluate_down) > 4 * 1_005_240

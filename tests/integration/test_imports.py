@@ -1,4 +1,4 @@
-"""Each framework is imported by its own module only, and missed with a word of advice."""
+"""Only a framework's own module imports it; without the framework, the error names the extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVFLARE's filters: tasks and results that come twice, clients that restart, and the simulator."""
+"""NVFLARE's filters: repeated tasks and results, client restarts, and the simulator."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def same(a: Model, b: Model) -> bool:
 
 
 class Site:
-    """One site's filters, and what an engine does for them."""
+    """One site's filters, and the engine's functions that they call."""
 
     def __init__(self, name: str, task_data: Any, task_result: Any) -> None:
         self.name, self.task_data, self.task_result = name, task_data, task_result
@@ -101,7 +101,7 @@ def over_the_wire(shareable: Shareable) -> Shareable:
 
 
 class Job:
-    """A server and clients; what NVFLARE does with a task, step by step."""
+    """A server and clients; the steps of an NVFLARE task."""
 
     def __init__(self, n_clients: int, **options: Any) -> None:
         self.server = Site("server", ServerEncoder(**options), ServerDecoder())
@@ -114,12 +114,12 @@ class Job:
         self.clients[name].server = self.server
 
     def assign(self, name: str, task: Shareable, task_id: str) -> Shareable:
-        """The task as it travels to a client."""
+        """The task as the server sends it to a client."""
         context = self.server.context(name, task_id)
         return make_copy(self.server.task_data.process(make_copy(task), context))
 
     def take(self, name: str, task: Shareable, task_id: str) -> Model:
-        """What the client's executor is given."""
+        """The task as the client's executor receives it."""
         context = self.clients[name].context("server", task_id)
         dxo = from_shareable(self.clients[name].task_data.process(over_the_wire(task), context))
         assert dxo.data_kind == DataKind.WEIGHTS
@@ -127,12 +127,12 @@ class Job:
         return model
 
     def reply(self, name: str, result: Shareable, task_id: str) -> Shareable:
-        """The result as it travels to the server."""
+        """The result as the client sends it to the server."""
         context = self.clients[name].context("server", task_id)
         return make_copy(self.clients[name].task_result.process(make_copy(result), context))
 
     def accept(self, name: str, result: Shareable, task_id: str) -> Model:
-        """What the controller is given."""
+        """The result as the controller receives it."""
         context = self.server.context(name, task_id)
         dxo = from_shareable(self.server.task_result.process(over_the_wire(result), context))
         assert dxo.data_kind == DataKind.WEIGHTS
@@ -171,7 +171,7 @@ def test_models_arrive_in_both_directions() -> None:
         model = {n: ((a + locals_[1][n]) / 2).astype(a.dtype) for n, a in locals_[0].items()}
 
 
-def test_a_round_costs_little_after_the_first_keyframe() -> None:
+def test_rounds_after_the_keyframe_are_small() -> None:
     job = Job(1)
     model = first_model()
     sizes = []
@@ -187,8 +187,8 @@ def test_a_round_costs_little_after_the_first_keyframe() -> None:
     assert max(up for _, up in sizes) < whole / 20
 
 
-def test_the_same_again_gives_the_same_again() -> None:
-    """With error feedback, which would count a result twice."""
+def test_repeated_tasks_and_results() -> None:
+    """With error feedback, which must not count a result twice."""
     options = {"error_feedback": True}
     job, twice = Job(1, uplink=options, downlink=options), Job(1, uplink=options, downlink=options)
     model = first_model()
@@ -209,7 +209,7 @@ def test_the_same_again_gives_the_same_again() -> None:
 
 
 def test_nothing_is_changed_in_place() -> None:
-    """All clients' tasks share the data of one DXO."""
+    """The tasks of all clients share the data of one DXO."""
     job = Job(2)
     model, kept = first_model(), first_model()
     task = shareable_of(model)
@@ -233,7 +233,7 @@ EVENTS = ["", "task lost", "task twice", "result lost", "result twice", "restart
 
 @pytest.mark.parametrize("rule", ["global", "res1"])
 @given(plan=st.lists(st.tuples(*[st.sampled_from(EVENTS)] * 2), max_size=6))
-def test_whatever_happens_every_task_is_understood(rule: str, plan: Any) -> None:
+def test_every_task_is_decoded_despite_faults(rule: str, plan: Any) -> None:
     job = Job(2, uplink={"predictor": rule})
     model = first_model()
     old: dict[str, tuple[str, Shareable]] = {}
@@ -301,7 +301,7 @@ def test_tasks_of_many_clients_are_filtered_at_the_same_time() -> None:
     assert job.server.context().get_prop(END)._end.session.version == 1
 
 
-def test_other_data_travels_as_it_is() -> None:
+def test_other_data_is_unchanged() -> None:
     job = Job(1)
     job.take("site-1", job.assign("site-1", shareable_of(first_model()), "1"), "1")
     other = {"gradient": np.ones(3, np.float32)}
@@ -338,9 +338,9 @@ def test_clear_errors() -> None:
 
 
 def in_one_process(n_rounds: int) -> Model:
-    """What the example's job computes, with NVFLARE's own way of averaging.
+    """The example's job in one process, with NVFLARE's averaging.
 
-    Clients forget all before the second round, what error feedback holds for them too.
+    Clients lose their state before the second round, including their error feedback.
     """
     first = model = task.first_model()
     server = rfc.ServerSession(first)
@@ -364,7 +364,7 @@ def in_one_process(n_rounds: int) -> Model:
 
 
 def test_simulator(tmp_path: Path) -> None:
-    """The example gives bit for bit what one process gives, though its clients forget all once."""
+    """The example equals one process bit for bit, although its clients lose their state once."""
     job = Path(__file__).parent / "restarting_clients.py"
     process = subprocess.Popen(
         [sys.executable, job, tmp_path, "--rounds", "3"],

@@ -1,4 +1,4 @@
-"""The ends that the integrations are made of, without a framework: how they meet and heal."""
+"""The ends of the integrations without a framework: setup of clients, and recovery."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def received(client: rfc.ClientSession, parcel: Parcel) -> Any:
 
 
 @pytest.mark.parametrize("shared_initial", [False, True])
-def test_ends_meet(shared_initial: bool) -> None:
+def test_setup(shared_initial: bool) -> None:
     server = end(shared_initial=shared_initial)
     parcel = server.send("a")
     client = read_setup(parcel[SETUP], (lambda: FIRST) if shared_initial else None)
@@ -47,8 +47,8 @@ def test_ends_meet(shared_initial: bool) -> None:
     assert server.receive("a", {HELD: client.acknowledge()}) is None
 
 
-def test_a_client_that_has_nothing_is_brought_up() -> None:
-    """One that was lost without a trace, and one that was believed to hold the first model."""
+def test_a_client_without_a_session_gets_one() -> None:
+    """A client that lost its state, and one without the first model that the server expects."""
     server = end(shared_initial=True)
     known = read_setup(server.send("a")[SETUP], lambda: FIRST)
     received(known, server.send("a"))

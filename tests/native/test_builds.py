@@ -1,8 +1,8 @@
-"""The same bytes from every build: GCC and Clang, without and with optimization, x86 and aarch64.
+"""The same bytes from every build: GCC and Clang, with and without optimization, x86 and aarch64.
 
-The package itself is one build (GCC -O3, usually), and tests/reference/test_golden.py holds it to
-the golden bytes. Here other builds of csrc/cpu encode the same models, with every kernel their
-processor runs. Needs the other compilers (Debian: clang; g++-aarch64-linux-gnu and qemu-user).
+The package is one build (usually GCC -O3); tests/reference/test_golden.py checks its golden bytes.
+Here other builds of csrc/cpu encode the same models with every kernel that the processor supports.
+Needs the other compilers (Debian: clang; g++-aarch64-linux-gnu and qemu-user).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BUILDS = {
 
 
 class Call(NamedTuple):
-    """A call of the native encode, and what must come out."""
+    """A call of the native encode and its expected result."""
 
     text: bytes
     expected: bytes
@@ -64,7 +64,7 @@ def numbers(values: Sequence[int]) -> bytes:
 def write_down(
     state: Any, reference: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Call:
-    """What the package asks of the native code to encode this, and what comes of it."""
+    """Record the package's native encode call for these arguments, and its result."""
     seen: dict[str, Any] = {}
     real_encode, real_decode = _native.encode, _native.decode
 
@@ -97,7 +97,7 @@ def write_down(
 
 
 def random_pair(dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """Larger than the golden ones, with rows of different scale."""
+    """A pair larger than the golden ones, with rows of different scale."""
     rng = np.random.default_rng(0)
     shape = (101, 1003)
     reference = rng.standard_normal(shape).astype(dtype)
@@ -137,7 +137,7 @@ def test_same_bytes(name: str, calls: dict[str, Call], tmp_path: Path) -> None:
     ran = 0
     for kernels in build.kernels:
         done = subprocess.run([*map(str, build.emulator), program, kernels, *files])
-        if done.returncode == 2:  # this processor does not have them
+        if done.returncode == 2:  # this processor does not support them
             continue
         assert done.returncode == 0, kernels
         ran += 1

@@ -1,4 +1,4 @@
-"""Two promises kept apart: stored payloads decode for ever; encoders of this version make them."""
+"""Stored payloads always decode, and this version's encoder makes the same bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_every_case_is_stored() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decodes_for_ever(name: str) -> None:
+def test_stored_payloads_decode(name: str) -> None:
     _, reference, _ = CASES[name]
     decoded = rfc.decode((make.FOLDER / f"{name}.rfd").read_bytes(), reference)
     with np.load(make.FOLDER / f"{name}.npz") as stored:
@@ -37,7 +37,7 @@ def test_encoder_makes_the_same_bytes(name: str) -> None:
 
 
 def test_the_worked_example_of_the_format_document() -> None:
-    """docs/format.md takes one small payload apart; its bytes are checked here."""
+    """docs/format.md explains the bytes of a small payload; this test checks them."""
     text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
     dump = text.split("<!-- example -->")[1].split("```")[1]
     stored = bytes.fromhex("".join(line.split("|")[0] for line in dump.strip().splitlines()))

@@ -1,4 +1,4 @@
-"""Stored streams and sessions: decoders understand them for ever, encoders make them again."""
+"""Stored streams and sessions always decode, and this version's encoder makes the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resfed_codec.stream.message import Head, Message, read_message, write_messa
 
 
 def stored(name: str) -> list[tuple[bytes, State]]:
-    """What was sent, and what was recovered from it, in order."""
+    """The messages and the models recovered from them, in order."""
     with np.load(make_streams.FOLDER / f"{name}.npz") as arrays:
         entries: dict[str, State] = {}
         for key in arrays.files:
@@ -30,7 +30,7 @@ def test_every_case_is_stored() -> None:
 
 
 @pytest.mark.parametrize("name", make_streams.STREAMS)
-def test_a_stream_decodes_for_ever(name: str) -> None:
+def test_stored_streams_decode(name: str) -> None:
     first = make_streams.initial(make_streams.STREAMS[name][0])
     decoder = rfc.Decoder(first, run="golden")
     *payloads, (keyframe, newest) = stored(name)
@@ -41,9 +41,8 @@ def test_a_stream_decodes_for_ever(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", make_streams.SESSIONS)
-def test_a_session_decodes_for_ever(name: str) -> None:
-    """Clients that send nothing of their own understand the stored downlinks, as far as those do
-    not build on uplinks."""
+def test_stored_sessions_decode(name: str) -> None:
+    """New clients decode the stored downlinks that do not predict from uplinks."""
     up, down = (rfc.CodecConfig(sparsity=0.9, **o) for o in make_streams.SESSIONS[name])
     clients = [rfc.ClientSession(make_streams.initial(), up, down, run="golden") for _ in range(2)]
     downlinks = [entry for i, entry in enumerate(stored(name)) if i % 2 == 0]
@@ -54,7 +53,7 @@ def test_a_session_decodes_for_ever(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*make_streams.STREAMS, *make_streams.SESSIONS])
-def test_the_same_bytes_are_made(name: str) -> None:
+def test_encoder_makes_the_same_bytes(name: str) -> None:
     play = make_streams.play_stream if name in make_streams.STREAMS else make_streams.play_session
     for i, ((sent, model), (bytes_then, model_then)) in enumerate(
         zip(play(name), stored(name), strict=True)

@@ -1,4 +1,4 @@
-"""Two implementations made from one specification agree to the byte."""
+"""The two implementations of the specification make the same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resfed_codec.reference.slices import Contexts, Decoder, Encoder
 
 
 def assert_agree(state: Any, base: Any, config: dict[str, Any]) -> None:
-    """Same bytes, and each decodes to the same model with either."""
+    """Both make the same bytes, and both decode them to the same model."""
     with np.errstate(all="ignore"):
         theirs, ours = slow.encode(state, base, **config), rfc.encode(state, base, **config)
         differ = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)  # noqa: B905
@@ -62,7 +62,7 @@ def test_max_error(pair: tuple[State, State], max_error: float) -> None:
 
 
 def outer_pair(shape: tuple[int, int], dtype: str, rng: np.random.Generator) -> tuple[State, State]:
-    """An update whose rows are multiples of one, with noise, between two tensors without rows."""
+    """An update whose rows are noisy multiples of one row, between two tensors without rows."""
     rows = rng.standard_normal((shape[0], 1)) * rng.standard_normal((1, shape[1])) ** 3
     update = {
         "a.bias": rng.standard_normal(30) * 0.1,
@@ -76,7 +76,7 @@ def outer_pair(shape: tuple[int, int], dtype: str, rng: np.random.Generator) -> 
 @pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.95])
 @pytest.mark.parametrize("shape", [(120, 90), (700, 2), (40, 1), (3, 2000)])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_rows_that_resemble_each_other(
+def test_similar_rows(
     shape: tuple[int, int], dtype: str, sparsity: float, rng: np.random.Generator
 ) -> None:
     assert_agree(*outer_pair(shape, dtype, rng), {"sparsity": sparsity})
@@ -92,7 +92,7 @@ def test_the_row_above_saves_bytes(rng: np.random.Generator) -> None:
 def blocks_pair(
     shape: tuple[int, ...], rng: np.random.Generator, *, outputs: int = 10, side: int = 4
 ) -> tuple[State, State]:
-    """A convolution whose kernels differ in scale, and what flattening puts behind it."""
+    """A convolution whose kernels differ in scale, followed by a flattened layer."""
     scale = rng.lognormal(0, 2, shape[:2] + (1,) * (len(shape) - 2))
     channels = rng.lognormal(0, 2, (outputs, shape[0], 1))
     update = {
@@ -109,7 +109,7 @@ def blocks_pair(
     "shape", [(24, 32, 3, 3), (30, 5, 2, 5, 5), (16, 9, 64), (16, 9, 65), (40, 60, 1, 1), (0, 3, 3)]
 )
 def test_blocks(shape: tuple[int, ...], sparsity: float, rng: np.random.Generator) -> None:
-    """Slices of one tensor and of two, blocks up to the greatest size and beyond it."""
+    """Slices of one tensor and of two; blocks up to the maximum size and beyond it."""
     assert_agree(*blocks_pair(shape, rng), {"sparsity": sparsity})
 
 
@@ -138,7 +138,7 @@ def test_blocks_save_bytes(rng: np.random.Generator) -> None:
 def test_a_place_beyond_its_block(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No encoder sends that; it counts modulo the size in either decoder."""
+    """No encoder sends it; both decoders reduce it modulo the block size."""
     state, reference = blocks_pair((24, 32, 3, 3), rng)
     state["b.conv"][0, 0, 0, 0] = 1e6  # so that the first nonzero has place 0
     usual = slow.encode(state, reference, sparsity=0.95)
@@ -212,7 +212,7 @@ def test_bfloat16(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(slow.decode(payload, reference)["w"], bits)
 
 
-def test_both_refuse_damage(rng: np.random.Generator) -> None:
+def test_both_reject_corrupt_payloads(rng: np.random.Generator) -> None:
     state, reference = cnn_pair(rng)
     payload = rfc.encode(state, reference, sparsity=0.95)
     for i in range(0, len(payload), 7):

@@ -1,4 +1,4 @@
-"""Links and predictions: the second implementation makes the same bytes and the same models."""
+"""Links and predictions: both implementations make the same bytes and models."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_agree(
     dense: Any,
     seed: int,
 ) -> None:
-    """``starts``: both histories reach back to the initial model, version 0."""
+    """``starts``: both histories begin with the initial model, version 0."""
     rng = np.random.default_rng(seed)
     models = [model(rng, dtype) for _ in range(9)]
     state = model(rng, dtype)
@@ -115,7 +115,7 @@ def test_agree(
 
 
 def test_the_first_version_stands_in_both_directions(rng: np.random.Generator) -> None:
-    """res1 on the initial model alone is the initial model, unchanged."""
+    """res1 predicts the initial model if the history holds nothing else."""
     initial = model(rng, np.float32)
     layout = Layout(initial, "initial")
     version = history(layout, [0], [initial])
