@@ -32,7 +32,7 @@ from benchmarks.common import (
     updates_in,
     write_results,
 )
-from resfed_codec.reference.initial_states import SLICE_STATES
+from resfed_codec.reference import contexts
 from resfed_codec.reference.slices import Block, Period
 from resfed_codec.tensors.layout import block_sizes
 
@@ -68,9 +68,9 @@ class Nonzero(NamedTuple):
     def gap_key(self, i: int, rate: int = 8, classes: tuple[int, ...] = CLASSES) -> Key:
         a = bisect_right(classes, self.activities[RATES.index(rate)])
         if i < 3 and self.left is not None:
-            return 789 + (a * 9 + min(self.left, 8)) * 3 + i
+            return contexts.BLOCK_GAP(a, min(self.left, 8), i)
         if classes == CLASSES:
-            return (min(self.last_e, 2) * 4 + a) * 16 + min(i, 15)
+            return contexts.GAP(min(self.last_e, 2), a, min(i, 15))
         return (1, min(self.last_e, 2), a, min(i, 15))
 
     def gap_key_in_block(self, i: int) -> Key:
@@ -98,7 +98,7 @@ class Nonzero(NamedTuple):
 
     def mantissa_key(self, bit: int) -> Key | None:
         if bit == self.e - 2:
-            return 216 + 2 * (min(self.e, 24) - 2) + (self.gap >> (bit + 1) & 1)
+            return contexts.GAP_SECOND(min(self.e, 24) - 2, self.gap >> (bit + 1) & 1)
         return self.first_mantissa_bit(bit)
 
     def suggested_mantissa(self, bit: int) -> Key | None:
@@ -108,12 +108,12 @@ class Nonzero(NamedTuple):
         return self.mantissa_key(bit)
 
     def first_mantissa_bit(self, bit: int) -> Key | None:
-        return 192 + min(self.e, 24) - 1 if bit == self.e - 1 else None
+        return contexts.GAP_FIRST(min(self.e, 24) - 1) if bit == self.e - 1 else None
 
     def sign_key(self) -> Key:
         if self.above:
-            return 685 + self.agreed
-        return 262 + self.last_sign * 3 + min(self.e, 2)
+            return contexts.AGREE(self.agreed)
+        return contexts.SIGN(self.last_sign, min(self.e, 2))
 
     def sign_key_of_two(self) -> Key:
         if self.above:
@@ -122,24 +122,24 @@ class Nonzero(NamedTuple):
 
     def level_key(self, i: int) -> Key:
         if self.above:
-            return 689 + (min(abs(self.above), 7) - 1) * 14 + i
+            return contexts.LEVEL_ABOVE(min(abs(self.above), 7) - 1, i)
         return self.level_key_alone(i)
 
     def level_key_alone(self, i: int, cap: int = 7) -> Key:
-        return 271 + ((min(self.last_level, cap) - 1) * 3 + min(self.e, 2)) * 14 + i
+        return contexts.LEVEL(min(self.last_level, cap) - 1, min(self.e, 2), i)
 
     def level_key_of_two(self, i: int) -> Key:
         if self.above:
             return self.level_key(i)
         mean = (self.last_level + self.level_before) // 2
-        return 271 + ((min(mean, 7) - 1) * 3 + min(self.e, 2)) * 14 + i
+        return contexts.LEVEL(min(mean, 7) - 1, min(self.e, 2), i)
 
     def level_key_capped(self, i: int) -> Key:
         return self.level_key(i) if self.above else self.level_key_alone(i, cap=3)
 
     def repeat_key(self) -> Key:
         often = bisect_right((1, 3, 8), self.repeats)
-        return 589 + (often * 6 + min(self.likely.bit_length() - 1, 5)) * 4 + self.agreed
+        return contexts.REPEAT(often, min(self.likely.bit_length() - 1, 5), self.agreed)
 
 
 @dataclass(frozen=True)
@@ -234,14 +234,18 @@ class Slice(NamedTuple):
 def code_length(slices: list[Slice], variant: Variant) -> dict[str, float]:
     """Bytes for gaps (periods included), signs and levels."""
     gaps = signs = levels = 0.0
-    states = SLICE_STATES if variant.trained else ()
+    states = contexts.SLICE.states if variant.trained else []
     for period, block, nonzeros in slices:
         table: dict[Key, State] = {i: (256 * p, 256 * p, n) for i, (p, n) in enumerate(states)}
         code_bit = partial(pay, table, variant.rates)
         if variant.period != "never":
-            gaps += code_bit(787, int(period > 0)) + (4 + period.bit_length() if period else 0)
+            gaps += code_bit(contexts.PERIOD(), int(period > 0)) + (
+                4 + period.bit_length() if period else 0
+            )
         if variant.blocks != "never" and not period:
-            gaps += code_bit(788, int(block > 0)) + (6 + (block - 1).bit_length() if block else 0)
+            gaps += code_bit(contexts.BLOCK(), int(block > 0)) + (
+                6 + (block - 1).bit_length() if block else 0
+            )
         for x in nonzeros:
             repeats = variant.asks and x.likely == x.gap
             if variant.asks and x.likely:
@@ -258,7 +262,9 @@ def code_length(slices: list[Slice], variant: Variant) -> dict[str, float]:
                 levels += code_bit(variant.level(x, i), int(level > i + 1))
             if level > 14:
                 size = (level - 14).bit_length() - 1
-                levels += size + sum(code_bit(565 + i, int(i < size)) for i in range(size + 1))
+                levels += size + sum(
+                    code_bit(contexts.ESCAPE(min(i, 23)), int(i < size)) for i in range(size + 1)
+                )
     total = gaps + signs + levels
     return {"bytes": total / 8, "gap": gaps / 8, "sign": signs / 8, "level": levels / 8}
 

@@ -13,8 +13,8 @@
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
-#include "entropy/initial_states.hpp"
 #include "format/link.hpp"
+#include "format/version.hpp"
 
 namespace py = pybind11;
 using namespace resfed;
@@ -113,7 +113,7 @@ py::dict inspect_payload(const py::bytes& payload, uint64_t n_tensors) {
     f = open_payload(data_of(bytes), bytes.size(), n_tensors);
   }
   py::dict d;
-  d["format_version"] = kFormatVersion;
+  d["format_version"] = f.version;
   d["slice_log2"] = f.slice_log2;
   d["digest"] = f.digest;
   d["link"] = py::bytes(f.link);
@@ -289,8 +289,10 @@ PYBIND11_MODULE(_native, m) {
         py::arg("slice_log2"));
   m.def("initial_states", [] {
     py::list states;
-    for (const InitialState s : kInitialSliceStates)
+    for (uint32_t i = 0; i < CurrentFormat::Contexts::kSlice; ++i) {
+      const InitialState s = CurrentFormat::initial_slice_state(i);
       states.append(py::make_tuple(s.probability, s.count));
+    }
     return states;
   });
 }

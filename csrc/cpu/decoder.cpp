@@ -2,7 +2,6 @@
 #include "cpu/decoder.hpp"
 
 #include <algorithm>
-#include <numeric>
 
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
@@ -55,7 +54,7 @@ size_t check_envelope(const uint8_t* payload, size_t n_bytes) {
     if (payload[i] != kMagic[i]) throw Failure{Code::kBadMagic, i};
   }
   const size_t n_checked = n_bytes - kChecksumBytes;
-  if (payload[3] != kFormatVersion) throw Failure{Code::kBadVersion, 3, payload[3]};
+  with_format(payload[kVersionOffset], [](auto) {});
   if (crc32c(payload, n_checked) != load_le<uint32_t>(payload + n_checked)) {
     throw Failure{Code::kBadChecksum, n_checked};
   }
@@ -98,12 +97,7 @@ void finish_update(const uint8_t* payload, Update* update) {
       !lies_in(u.sent_dense, u.groups.dense)) {
     throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   }
-  const uint64_t n_lossy = frame.lossy_partition().n_slices;
-  const uint64_t* const lengths = frame.slice_bytes.data();
-  const uint8_t* const slices =
-      payload + frame.slices_offset + std::accumulate(lengths, lengths + n_lossy, uint64_t{0});
-  u.changes = decode_changes(slices, lengths + n_lossy, frame.lossless_partition(),
-                             frame.n_lossless, n_lossy);
+  u.changes = decode_changes(payload, frame);
   u.restored = restore_changes(u.groups.lossless, u.changes);
 }
 
@@ -112,8 +106,7 @@ void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   Update& u = *update;
   open_update(payload, n_bytes, digest, tensors, &u);
   const Frame& frame = u.frame;
-  decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
-                 frame.n_lossy(), &u.symbols);
+  decode_symbols(payload, frame, &u.symbols);
   const SentSymbols symbols(u.symbols);
   u.sent_matrix = symbols.first(frame.k_matrix);
   u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
@@ -153,8 +146,7 @@ void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor
   check_counts(frame, groups);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   Scratch<SentSymbol> symbols;
-  decode_symbols(payload + frame.slices_offset, frame.slice_bytes.data(), frame.lossy_partition(),
-                 frame.n_lossy(), &symbols);
+  decode_symbols(payload, frame, &symbols);
   const SentSymbols matrix = SentSymbols(symbols).first(frame.k_matrix);
   const SentSymbols vector = SentSymbols(symbols).subspan(frame.k_matrix, frame.k_vector);
   if (!lies_in(matrix, groups.matrix) || !lies_in(vector, groups.vector)) {

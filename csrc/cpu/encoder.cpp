@@ -48,7 +48,8 @@ std::vector<int8_t> choose_exponents(const Group& group) {
     });
     const double mean = squares.value() / static_cast<double>(member.tensor->n_elems);
     const int exponent = mean > 0 ? std::ilogb(mean) >> 1 : 0;  // floor(log2(mean) / 2)
-    exponents.push_back(static_cast<int8_t>(std::clamp(exponent, kMinExponent, kMaxExponent)));
+    exponents.push_back(static_cast<int8_t>(
+        std::clamp(exponent, CurrentFormat::kMinExponent, CurrentFormat::kMaxExponent)));
   }
   return exponents;
 }

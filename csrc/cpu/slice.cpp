@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "cpu/threads.hpp"
-#include "entropy/initial_states.hpp"
 
 namespace resfed {
 namespace {
@@ -13,16 +12,6 @@ namespace {
 // Decoding a slice of 2048 nonzeros takes about as long as making a thread, which on a busy machine
 // may wait for its turn much longer.
 constexpr size_t kSlicesPerThread = 8;
-
-[[maybe_unused]] constexpr bool all_stay_uncertain() {
-  for (const InitialState state : kInitialSliceStates) {
-    if (!stays_uncertain(state)) return false;
-  }
-  return stays_uncertain(kInitialLosslessState);
-}
-#if !defined(__clang__)  // which allows fewer steps, and takes half a minute over them
-static_assert(all_stay_uncertain());
-#endif
 
 // Slices that one task encodes: each step of the backward pass waits for the one before it, so
 // several of them keep the processor busy.
@@ -32,19 +21,20 @@ constexpr size_t kLanes = 4;
 // in a register.
 class DecisionBuffer {
  public:
-  explicit DecisionBuffer(size_t expected) : memory_(expected + kMostDecisionsPerSymbol) {}
+  explicit DecisionBuffer(size_t expected) : memory_(expected + kMaxPerSymbol) {}
   Decision* data() { return memory_.data(); }
   const Decision* data() const { return memory_.data(); }
   size_t size() const { return memory_.size(); }
 
   Decision* with_room(Decision* next) {
     const size_t n = static_cast<size_t>(next - memory_.data());
-    if (memory_.size() - n < kMostDecisionsPerSymbol) memory_.resize(2 * memory_.size());
+    if (memory_.size() - n < kMaxPerSymbol) memory_.resize(2 * memory_.size());
     return memory_.data() + n;
   }
   void end_at(const Decision* next) { memory_.resize(static_cast<size_t>(next - memory_.data())); }
 
  private:
+  static constexpr size_t kMaxPerSymbol = CurrentFormat::kMaxDecisionsPerSymbol;
   Scratch<Decision> memory_;
 };
 
@@ -61,42 +51,44 @@ struct Recorder : RecordingCoder<NextDecision> {
 // How each kind of symbol is coded: contexts, history, number <-> decisions. `with_code` codes what
 // comes before the symbols and calls body(code) with a code for all of them. Those of the slice
 // before the one that is coded must stand in front of it, with indices from any common origin.
+template <class Format>
 struct LossyCode {
   using Symbol = SentSymbol;
   using Parameter = SlicePattern;
-  static constexpr uint32_t kContexts = kSliceContexts;
-  static constexpr InitialState initial(uint32_t context) { return kInitialSliceStates[context]; }
+  static constexpr uint32_t kContexts = Format::Contexts::kSlice;
+  static constexpr auto initial = Format::initial_slice_state;
 
   static Parameter choose(const Symbol* begin, const Symbol* end, const RowLengths& rows) {
-    return choose_pattern(begin, end, rows.data(), rows.size());
+    return choose_pattern<Format>(begin, end, rows.data(), rows.size());
   }
   template <class Coder, class Body>
   static void with_code(Coder& coder, const Symbol* first, Parameter pattern, Body body) {
-    with_nonzero_code(coder, first, pattern, body);
+    with_nonzero_code<Format>(coder, first, pattern, body);
   }
 };
 
+template <class Format>
 struct LosslessCode {
   using Symbol = ChangedElement;
   struct Parameter {};
-  static constexpr uint32_t kContexts = kLosslessContexts;
-  static constexpr InitialState initial(uint32_t) { return kInitialLosslessState; }
+  static constexpr uint32_t kContexts = Format::Contexts::kLossless;
+  static constexpr auto initial = Format::initial_lossless_state;
   LosslessHistory history;
 
   static Parameter choose(const Symbol*, const Symbol*, const RowLengths&) { return {}; }
   template <class Coder, class Body>
   static void with_code(Coder&, const Symbol*, Parameter, Body body) {
-    body(LosslessCode{});
+    body(LosslessCode());
   }
   template <class Coder>
   void encode(Coder& coder, uint64_t gap, const Symbol& symbol) {
     Change change{gap, symbol.change};
-    code_change(coder, history, change);
+    code_change<Format>(coder, history, change);
   }
   template <class Coder>
   bool decode(Coder& coder, uint64_t before, uint64_t n_elems, Symbol* symbol) {
     Change change{};
-    if (!code_change(coder, history, change) || change.gap > n_elems - before) return false;
+    if (!code_change<Format>(coder, history, change) || change.gap > n_elems - before) return false;
     *symbol = {before + change.gap - 1, change.change};
     return true;
   }
@@ -219,6 +211,8 @@ void move_up(ChangedElement& change, uint64_t distance) { change.index += distan
 
 // Slices decode to gaps and know only where they start relative to the slice before, so positions
 // are relative first and made absolute once all slices are through.
+// `slices` is the concatenation of all slices, `lengths` theirs in bytes; `first_slice` only
+// numbers errors.
 template <class Code, class Symbols>
 void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
                 uint64_t first_slice, Symbols* result) {
@@ -266,22 +260,31 @@ void decode_all(const uint8_t* slices, const uint64_t* lengths, Partition p, uin
 std::optional<std::vector<Slice>> encode_slices(SentSymbols matrix, SentSymbols vector,
                                                 SentSymbols dense, const RowLengths& rows,
                                                 unsigned slice_log2, uint64_t max_bytes) {
-  return encode_all<LossyCode>(Concatenation{{matrix, vector, dense}}, rows, slice_log2, max_bytes);
+  return encode_all<LossyCode<CurrentFormat>>(Concatenation{{matrix, vector, dense}}, rows,
+                                              slice_log2, max_bytes);
 }
 
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2) {
-  return *encode_all<LosslessCode>(changes, {}, slice_log2, ~uint64_t{0});
+  return *encode_all<LosslessCode<CurrentFormat>>(changes, {}, slice_log2, ~uint64_t{0});
 }
 
-void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
-                    Scratch<SentSymbol>* symbols) {
-  decode_all<LossyCode>(slices, lengths, p, n_elems, 0, symbols);
+void decode_symbols(const uint8_t* payload, const Frame& frame, Scratch<SentSymbol>* symbols) {
+  with_format(frame.version, [&]<class Format>(Format) {
+    decode_all<LossyCode<Format>>(payload + frame.slices_offset, frame.slice_bytes.data(),
+                                  frame.lossy_partition(), frame.n_lossy(), 0, symbols);
+  });
 }
 
-std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
-                                           Partition p, uint64_t n_elems, uint64_t first_slice) {
+std::vector<ChangedElement> decode_changes(const uint8_t* payload, const Frame& frame) {
   std::vector<ChangedElement> changes;
-  decode_all<LosslessCode>(slices, lengths, p, n_elems, first_slice, &changes);
+  const uint64_t n_lossy = frame.lossy_partition().n_slices;
+  const uint64_t* const lengths = frame.slice_bytes.data();
+  const uint8_t* const slices =
+      payload + frame.slices_offset + std::accumulate(lengths, lengths + n_lossy, uint64_t{0});
+  with_format(frame.version, [&]<class Format>(Format) {
+    decode_all<LosslessCode<Format>>(slices, lengths + n_lossy, frame.lossless_partition(),
+                                     frame.n_lossless, n_lossy, &changes);
+  });
   return changes;
 }
 
@@ -302,7 +305,8 @@ std::vector<uint16_t> trace_decisions(SentSymbols symbols, const RowLengths& row
   const Partition p = partition(symbols.size(), slice_log2);
   for (uint64_t s = 0; s < p.n_slices; ++s) {
     const Concatenation all{symbols, {}};
-    encode_symbols<LossyCode>(all, rows, slice_begin(p, s), slice_begin(p, s + 1), tracer);
+    encode_symbols<LossyCode<CurrentFormat>>(all, rows, slice_begin(p, s), slice_begin(p, s + 1),
+                                             tracer);
     ends->push_back(decisions.size());
   }
   return decisions;

@@ -1,4 +1,4 @@
-// Stage 4 on the CPU: sent elements to slices and back, one task per slice.
+// Stage 4 on the CPU: sent elements to slices and back. Encoders write the current format.
 #pragma once
 
 #include <optional>
@@ -21,13 +21,10 @@ std::optional<std::vector<Slice>> encode_slices(SentSymbols matrix, SentSymbols 
                                                 unsigned slice_log2, uint64_t max_bytes);
 std::vector<Slice> encode_slices(const std::vector<ChangedElement>& changes, unsigned slice_log2);
 
-// Indices come out strictly ascending and below n_elems, levels within the format's range; else
-// kBadSlice. `slices` is the concatenation of all slices, `lengths` theirs in bytes;
-// `first_slice` only numbers errors.
-void decode_symbols(const uint8_t* slices, const uint64_t* lengths, Partition p, uint64_t n_elems,
-                    Scratch<SentSymbol>* symbols);
-std::vector<ChangedElement> decode_changes(const uint8_t* slices, const uint64_t* lengths,
-                                           Partition p, uint64_t n_elems, uint64_t first_slice);
+// The slices of a payload. Indices come out strictly ascending and below the number of elements,
+// levels within the format's range; else kBadSlice.
+void decode_symbols(const uint8_t* payload, const Frame& frame, Scratch<SentSymbol>* symbols);
+std::vector<ChangedElement> decode_changes(const uint8_t* payload, const Frame& frame);
 
 // For fitting the initial states: every adaptive decision in order, as
 // [15 bits] context, [1 bit] bit, slice after slice; `ends` receives where each slice ends.

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "entropy/nonzeros.hpp"
 #include "entropy/slice.hpp"
+#include "format/version.hpp"
 #include "host_device.hpp"
 #include "numeric/select.hpp"
 
@@ -45,7 +45,8 @@ inline uint64_t longest_slice(uint64_t n_symbols, unsigned slice_log2) {
 inline uint64_t decision_buffer_entries(uint64_t n_symbols, unsigned slice_log2,
                                         uint64_t per_symbol) {
   const uint64_t longest = longest_slice(n_symbols, slice_log2);
-  return (kDecisionBufferHead + longest * per_symbol + kMostDecisionsPerSymbol + 7) / 8 * 8;
+  constexpr size_t kMaxPerSymbol = CurrentFormat::kMaxDecisionsPerSymbol;
+  return (kDecisionBufferHead + longest * per_symbol + kMaxPerSymbol + 7) / 8 * 8;
 }
 // As many buffers as slices, but not more memory than the model divided by this, or this much.
 constexpr uint64_t kDecisionBufferShare = 50;

@@ -214,8 +214,8 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
     if (n_others > 0) lease_.copy_in(plan.others, others, others_bytes);
     if (!rows.empty()) lease_.copy_in(plan.rows, row_lengths, rows.size_bytes());
     encode_slices(plan.stage, plan.symbols, plan.others, n_others, {plan.rows, rows.size()},
-                  options_.slice_log2, lease_.initial(), plan.buffers, plan.coded, plan.table,
-                  plan.packed);
+                  options_.slice_log2, lease_.initial_contexts(), plan.buffers, plan.coded,
+                  plan.table, plan.packed);
     lease_.copy_out(bytes, plan.packed, plan.coded_room);
     recover_symbols(plan.stage, plan.symbols, plan.bits, plan.left);
     lease_.copy_out(progress, plan.progress, sizeof(Progress));
@@ -251,7 +251,7 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
 void MatrixEncoder::make_room(const Progress& found) {
   MatrixPlan& plan = *plan_;
   if (found.problems & kDecisionsOverflow) {  // and nobody knows the bytes of some slices
-    plan.decisions_per_symbol = kMostDecisionsPerSymbol;
+    plan.decisions_per_symbol = CurrentFormat::kMaxDecisionsPerSymbol;
     plan.coded_room *= 2;
   }
   plan.coded_room = std::max(plan.coded_room, found.n_slice_bytes);
@@ -316,8 +316,8 @@ void MatrixDecoder::start() {
     return allocator.n_bytes();
   };
   carve_scratch(lease_.scratch(carve_scratch(nullptr)));
-  decode_slices(plan.stage, slices, offsets, p, frame_.n_lossy(), lease_.initial(), bases,
-                plan.symbols);
+  decode_slices(plan.stage, frame_.version, slices, offsets, p, frame_.n_lossy(),
+                lease_.initial_contexts(), bases, plan.symbols);
   recover_symbols(plan.stage, plan.symbols, plan.bits, nullptr);
 }
 

@@ -184,8 +184,8 @@ void encode_slices(const Stage& stage, SentSymbol* symbols, const SentSymbol* ot
                    DecisionBuffers buffers, Bytes coded, SliceTable table, uint8_t* packed);
 // Symbols with their indices among n_elems. `offsets` has one more entry than there are slices, and
 // so has `bases`, which is for the stage's own use.
-void decode_slices(const Stage& stage, const uint8_t* slices, const uint64_t* offsets, Partition p,
-                   uint64_t n_elems, const Probability* initial, uint64_t* bases,
-                   SentSymbol* symbols);
+void decode_slices(const Stage& stage, uint8_t version, const uint8_t* slices,
+                   const uint64_t* offsets, Partition p, uint64_t n_elems,
+                   const Probability* initial, uint64_t* bases, SentSymbol* symbols);
 
 }  // namespace resfed::cuda

@@ -1,7 +1,7 @@
-// Stage 4 on the device: symbols to slices and back. A slice is a chain of decisions, each of which
-// needs the one before, so one lane of a warp codes it; the others help to load and to copy.
+// Stage 4 on the device: symbols to slices and back. Each decision of a slice needs the one before,
+// so one lane of a warp codes it; the others help to load and to copy.
 #include "cuda/pipeline.cuh"
-#include "entropy/initial_states.hpp"
+#include "format/version.hpp"
 
 namespace resfed::cuda {
 namespace {
@@ -23,11 +23,12 @@ __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64
                                Probability* contexts, uint16_t* buffer, uint64_t n_entries,
                                uint64_t* first, uint64_t* n_decisions) {
   DecisionBuffer decisions{buffer + kDecisionBufferHead};
-  const uint64_t room = n_entries - kDecisionBufferHead - kMostDecisionsPerSymbol;
+  const uint64_t room = n_entries - kDecisionBufferHead - CurrentFormat::kMaxDecisionsPerSymbol;
   RecordingCoder<DecisionBuffer> coder{contexts, decisions};
   bool fits = true;
-  const SlicePattern pattern = choose_pattern(symbols + begin, symbols + end, rows.data, rows.n);
-  with_nonzero_code(coder, symbols + begin, pattern, [&](auto code) {
+  const SlicePattern pattern =
+      choose_pattern<CurrentFormat>(symbols + begin, symbols + end, rows.data, rows.n);
+  with_nonzero_code<CurrentFormat>(coder, symbols + begin, pattern, [&](auto code) {
     uint64_t covered = begin == 0 ? 0 : symbols[begin - 1].index() + 1;
     for (const SentSymbol* symbol = symbols + begin; symbol != symbols + end; ++symbol) {
       fits = decisions.n <= room;
@@ -51,24 +52,32 @@ __device__ uint64_t code_slice(const SentSymbol* symbols, uint64_t begin, uint64
   return (kDecisionBufferHead + decisions.n - at) * sizeof(uint16_t);
 }
 
-__device__ void load_contexts(Probability* contexts, const Probability* initial) {
-  for (uint32_t i = lane_of_thread(); i < kSliceContexts; i += kWarp) contexts[i] = initial[i];
-  __syncwarp();
-}
+// A slice's contexts, in the block's shared memory.
+template <class Format>
+struct SliceContexts {
+  Probability of[Format::Contexts::kSlice];
+
+  __device__ void load(const Probability* initial) {
+    for (uint32_t i = lane_of_thread(); i < Format::Contexts::kSlice; i += kWarp) {
+      of[i] = initial[i];
+    }
+    __syncwarp();
+  }
+};
 
 __global__ void __launch_bounds__(kWarp)
     encode_each(const SentSymbol* symbols, uint64_t n_others, Rows rows, unsigned slice_log2,
                 const Probability* initial, DecisionBuffers buffers, Bytes coded, SliceTable table,
                 Progress* progress) {
-  __shared__ Probability contexts[kSliceContexts];
+  __shared__ SliceContexts<CurrentFormat> contexts;
   uint16_t* const buffer = buffers.entries + blockIdx.x * buffers.n_entries;
   const Partition p = partition(progress->n_sent + n_others, slice_log2);
   for (uint64_t slice = blockIdx.x; slice < p.n_slices; slice += gridDim.x) {
-    load_contexts(contexts, initial);
+    contexts.load(initial);
     uint64_t first = 0, n_decisions = 0, n_bytes = 0, place = 0;
     if (lane_of_thread() == 0) {
       n_bytes = code_slice(symbols, slice_begin(p, slice), slice_begin(p, slice + 1), rows,
-                           contexts, buffer, buffers.n_entries, &first, &n_decisions);
+                           contexts.of, buffer, buffers.n_entries, &first, &n_decisions);
       atomicMax(&progress->most_decisions, static_cast<uint32_t>(n_decisions));
       place = add_atomically(&progress->n_slice_bytes, n_bytes);
       if (n_bytes == 0) atomicOr(&progress->problems, kDecisionsOverflow);
@@ -119,13 +128,14 @@ __global__ void __launch_bounds__(kCopyThreads)
 }
 
 // Decodes to indices relative to the end of the slice before; false if the slice is damaged.
+template <class Format>
 __device__ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, SentSymbol* first,
                              SentSymbol* last, uint64_t n_elems, Probability* contexts,
                              uint64_t* covered) {
   DecodingCoder coder;
   if (!open_slice(slice, n_bytes, contexts, &coder)) return false;
   bool sound = true;
-  with_nonzero_code(coder, first, {}, [&](auto code) {
+  with_nonzero_code<Format>(coder, first, {}, [&](auto code) {
     DecodingCoder mine = coder;  // in registers
     for (SentSymbol* symbol = first; sound && symbol != last; ++symbol) {
       sound = code.decode(mine, *covered, n_elems, symbol) && !mine.underrun;
@@ -136,18 +146,20 @@ __device__ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, SentSymbol*
   return sound;
 }
 
+template <class Format>
 __global__ void __launch_bounds__(kWarp)
     decode_each(const uint8_t* slices, const uint64_t* offsets, Partition p, uint64_t n_elems,
                 const Probability* initial, uint64_t* bases, SentSymbol* symbols,
                 Progress* progress) {
-  __shared__ Probability contexts[kSliceContexts];
+  __shared__ SliceContexts<Format> contexts;
   for (uint64_t slice = blockIdx.x; slice < p.n_slices; slice += gridDim.x) {
-    load_contexts(contexts, initial);
+    contexts.load(initial);
     if (lane_of_thread() == 0) {
       uint64_t covered = 0;
-      if (!decode_slice(slices + offsets[slice], offsets[slice + 1] - offsets[slice],
-                        symbols + slice_begin(p, slice), symbols + slice_begin(p, slice + 1),
-                        n_elems, contexts, &covered)) {
+      if (!decode_slice<Format>(slices + offsets[slice], offsets[slice + 1] - offsets[slice],
+                                symbols + slice_begin(p, slice),
+                                symbols + slice_begin(p, slice + 1), n_elems, contexts.of,
+                                &covered)) {
         lower_atomically(&progress->bad_slice, slice);
       }
       bases[slice + 1] = covered;
@@ -198,13 +210,16 @@ void encode_slices(const Stage& stage, SentSymbol* symbols, const SentSymbol* ot
   launch(pack, n_blocks, kCopyThreads, stream, table, coded, packed, progress);
 }
 
-void decode_slices(const Stage& stage, const uint8_t* slices, const uint64_t* offsets, Partition p,
-                   uint64_t n_elems, const Probability* initial, uint64_t* bases,
-                   SentSymbol* symbols) {
+void decode_slices(const Stage& stage, uint8_t version, const uint8_t* slices,
+                   const uint64_t* offsets, Partition p, uint64_t n_elems,
+                   const Probability* initial, uint64_t* bases, SentSymbol* symbols) {
   const auto& [group, progress, n_blocks, stream] = stage;
   const auto n_slices = static_cast<unsigned>(min_of<uint64_t>(p.n_slices, 1u << 20));
-  launch(decode_each, n_slices, kWarp, stream, slices, offsets, p, n_elems, initial, bases, symbols,
-         progress);
+  with_format(version, [&, &progress = progress, &stream = stream]<class Format>(Format) {
+    static_assert(std::is_same_v<Format, CurrentFormat>, "`initial` has these contexts alone");
+    launch(decode_each<Format>, n_slices, kWarp, stream, slices, offsets, p, n_elems, initial,
+           bases, symbols, progress);
+  });
   launch(sum_bases, 1, kScanThreads, stream, p.n_slices, n_elems, bases, progress);
   launch(move_symbols, min_of(n_slices, n_blocks), kCopyThreads, stream, p, bases, symbols,
          progress);

@@ -5,8 +5,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/workspace.hpp"
-#include "entropy/context.hpp"
-#include "entropy/initial_states.hpp"
+#include "format/version.hpp"
 
 namespace resfed::cuda {
 
@@ -56,8 +55,8 @@ struct Workspace {
     check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device));
     n_blocks = 8 * static_cast<unsigned>(n_processors);
     std::vector<Probability> contexts;
-    for (const InitialState state : kInitialSliceStates) {
-      contexts.push_back(initial_probability(state));
+    for (uint32_t i = 0; i < CurrentFormat::Contexts::kSlice; ++i) {
+      contexts.push_back(initial_probability(CurrentFormat::initial_slice_state(i)));
     }
     initial = CachedAllocation(device, contexts.size() * sizeof(Probability));
     copy_to_device(initial.data.get(), contexts.data(), initial.n_bytes, device, stream);
@@ -137,7 +136,7 @@ WorkspaceLease::~WorkspaceLease() {
 }
 
 unsigned WorkspaceLease::n_blocks() const { return workspace_->n_blocks; }
-const Probability* WorkspaceLease::initial() const {
+const Probability* WorkspaceLease::initial_contexts() const {
   return static_cast<const Probability*>(workspace_->initial.data.get());
 }
 SliceNeed& WorkspaceLease::slice_need() { return workspace_->slice_need; }

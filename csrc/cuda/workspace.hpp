@@ -46,9 +46,9 @@ class WorkspaceLease {
 
   int device() const { return device_; }
   Stream stream() const { return stream_; }
-  unsigned n_blocks() const;           // of 256 threads that fill the device
-  const Probability* initial() const;  // a slice's contexts, on the device
-  SliceNeed& slice_need();             // as calls found it
+  unsigned n_blocks() const;                    // of 256 threads that fill the device
+  const Probability* initial_contexts() const;  // of a slice of the current format; on the device
+  SliceNeed& slice_need();                      // as calls found it
 
   // Memory of at least n_bytes, each kind once at a time: what it held is lost, and what uses it
   // must have ended.

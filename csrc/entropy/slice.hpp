@@ -1,5 +1,5 @@
-// Slices: bounded runs of symbols, each coded with fresh contexts and its own rANS state, so that
-// every slice can be coded by another thread. A slice on the wire is
+// Slices: consecutive symbols, a bounded number of them, coded with fresh contexts and an rANS
+// state of their own, so that each slice can be coded by another thread. A slice in a payload is
 //
 //   [32 bits] final encoder state (low word first), then 16-bit words in the order of reading.
 //
@@ -7,8 +7,6 @@
 // reports underrun instead of reading past it.
 #pragma once
 
-#include "entropy/context.hpp"
-#include "entropy/nonzeros.hpp"
 #include "entropy/probability.hpp"
 #include "entropy/rans.hpp"
 #include "host_device.hpp"
@@ -16,11 +14,9 @@
 namespace resfed {
 
 constexpr unsigned kDefaultSliceLog2 = 11;
-constexpr unsigned kMinSliceLog2 = 6;
-constexpr unsigned kMaxSliceLog2 = 12;  // so few bytes cannot keep one thread busy for long
 
-// How n_symbols are dealt to slices: as many slices as come nearest to the nominal size, of sizes
-// that differ by one at most, the longer ones first.
+// How n_symbols are divided into slices: into the number of slices that comes nearest to the
+// nominal size, of sizes that differ by one at most, the longer ones first.
 struct Partition {
   uint64_t n_symbols;
   uint64_t n_slices;

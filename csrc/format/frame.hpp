@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "entropy/slice.hpp"
+#include "format/version.hpp"
 #include "host_device.hpp"
 #include "numeric/quantize.hpp"
 #include "status.hpp"
@@ -24,17 +25,17 @@
 namespace resfed {
 
 constexpr uint8_t kMagic[3] = {'R', 'F', 'D'};
-constexpr uint8_t kFormatVersion = 1;
 constexpr uint8_t kFlagExclusions = 1;
 constexpr uint8_t kFlagLink = 2;
 constexpr uint8_t kFlagDense = 4;
 constexpr uint8_t kKnownFlags = kFlagExclusions | kFlagLink | kFlagDense;
 constexpr size_t kFixedHeaderBytes = 18;
-constexpr size_t kFlagsOffset = 4, kDigestOffset = 6;
+constexpr size_t kVersionOffset = 3, kFlagsOffset = 4, kDigestOffset = 6;
 constexpr size_t kChecksumBytes = 4;
 constexpr uint64_t kMostTensors = 1ull << 32;  // of any model
 
 struct Frame {
+  uint8_t version = CurrentFormat::kVersion;
   unsigned slice_log2 = kDefaultSliceLog2;
   uint64_t digest = 0;
   uint32_t reference_check = 0;
@@ -119,7 +120,8 @@ inline void write_quantizer(ByteWriter& out, const Quantizer& q) {
   for (uint32_t i = 0; i < q.n_offsets; ++i) out.fixed(q.offsets[i]);
 }
 
-inline Quantizer read_quantizer(ByteReader& in) {
+template <class Format>
+Quantizer read_quantizer(ByteReader& in) {
   const size_t begin = in.offset();
   Quantizer q;
   const uint32_t threshold = in.fixed<uint32_t>();
@@ -130,7 +132,7 @@ inline Quantizer read_quantizer(ByteReader& in) {
   q.threshold = float_from_bits(threshold);
   q.step = float_from_bits(step);
   q.n_offsets = in.fixed<uint8_t>();
-  if (q.n_offsets > kMaxOffsets) throw Failure{Code::kBadField, begin + 8, q.n_offsets};
+  if (q.n_offsets > Format::kMaxOffsets) throw Failure{Code::kBadField, begin + 8, q.n_offsets};
   for (uint32_t i = 0; i < q.n_offsets; ++i) q.offsets[i] = in.fixed<uint8_t>();
   return q;
 }
@@ -140,11 +142,12 @@ inline void write_exponents(ByteWriter& out, const std::vector<int8_t>& exponent
   for (int8_t exponent : exponents) out.fixed(static_cast<uint8_t>(exponent));
 }
 
-inline std::vector<int8_t> read_exponents(ByteReader& in, uint64_t most) {
+template <class Format>
+std::vector<int8_t> read_exponents(ByteReader& in, uint64_t most) {
   std::vector<int8_t> exponents(in.varint(min_of<uint64_t>(most, in.left())));
   for (int8_t& exponent : exponents) {
     exponent = static_cast<int8_t>(in.fixed<uint8_t>());
-    if (exponent < kMinExponent || exponent > kMaxExponent) {
+    if (exponent < Format::kMinExponent || exponent > Format::kMaxExponent) {
       throw Failure{Code::kBadField, in.offset() - 1, static_cast<uint8_t>(exponent)};
     }
   }
@@ -175,7 +178,7 @@ inline std::vector<uint32_t> read_ordinals(ByteReader& in, uint64_t n_tensors) {
 // Everything before the slices.
 inline void write_frame(const Frame& f, ByteWriter& out) {
   for (uint8_t byte : kMagic) out.fixed(byte);
-  out.fixed(kFormatVersion);
+  out.fixed(f.version);
   out.fixed(static_cast<uint8_t>((f.exclusions.empty() ? 0 : kFlagExclusions) |
                                  (f.link.empty() ? 0 : kFlagLink) |
                                  (f.dense_tensors.empty() ? 0 : kFlagDense)));
@@ -216,16 +219,16 @@ inline std::string_view take_link(ByteReader& in) {
   return {link, n_bytes};
 }
 
-// `payload` without its checksum; the caller has verified magic, version and checksum. Throws
-// Failure; kNoSuchTensor where a list names a tensor that a layout of n_tensors does not have.
-inline Frame read_frame(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
+template <class Format>
+Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
   ByteReader in(payload, n_bytes);
   Frame f;
-  in.skip(sizeof kMagic + sizeof kFormatVersion);
+  f.version = Format::kVersion;
+  in.skip(kFlagsOffset);
   const uint8_t flags = in.fixed<uint8_t>();
   if (flags & ~kKnownFlags) throw Failure{Code::kBadField, 4, flags};
   f.slice_log2 = in.fixed<uint8_t>();
-  if (f.slice_log2 < kMinSliceLog2 || f.slice_log2 > kMaxSliceLog2) {
+  if (f.slice_log2 < Format::kMinSliceLog2 || f.slice_log2 > Format::kMaxSliceLog2) {
     throw Failure{Code::kBadField, 5, f.slice_log2};
   }
   f.digest = in.fixed<uint64_t>();
@@ -239,16 +242,16 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes, uint64_t n_tenso
   f.n_lossless = in.varint(kMaxElems);
   f.quantizer_offset = in.offset();
   if (f.n_matrix > 0) f.k_matrix = in.varint(f.n_matrix);
-  if (f.k_matrix > 0) f.matrix = read_quantizer(in);
+  if (f.k_matrix > 0) f.matrix = read_quantizer<Format>(in);
   if (f.n_vector > 0) f.k_vector = in.varint(f.n_vector);
   if (f.k_vector > 0) {
-    f.vector = read_quantizer(in);
-    f.exponents = read_exponents(in, min_of(f.n_vector, n_tensors));
+    f.vector = read_quantizer<Format>(in);
+    f.exponents = read_exponents<Format>(in, min_of(f.n_vector, n_tensors));
   }
   if (f.n_dense > 0) f.k_dense = in.varint(f.n_dense);
   if (f.k_dense > 0) {
-    f.dense = read_quantizer(in);
-    f.dense_exponents = read_exponents(in, min_of(f.n_dense, n_tensors));
+    f.dense = read_quantizer<Format>(in);
+    f.dense_exponents = read_exponents<Format>(in, min_of(f.n_dense, n_tensors));
   }
   if (f.n_lossless > 0) f.n_changed = in.varint(f.n_lossless);
   if (flags & kFlagExclusions) f.exclusions = read_ordinals(in, n_tensors);
@@ -279,6 +282,15 @@ inline Frame read_frame(const uint8_t* payload, size_t n_bytes, uint64_t n_tenso
     throw Failure{Code::kTrailingBytes, in.offset()};
   }
   return f;
+}
+
+// `payload` without its checksum; the caller has verified magic and checksum. Throws Failure:
+// kBadVersion where the version is unknown, kNoSuchTensor where a list names a tensor that a layout
+// of n_tensors does not have.
+inline Frame read_frame(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
+  return with_format(payload[kVersionOffset], [&]<class Format>(Format) {
+    return read_frame_of<Format>(payload, n_bytes, n_tensors);
+  });
 }
 
 }  // namespace resfed

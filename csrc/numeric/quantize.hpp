@@ -10,13 +10,14 @@
 
 #include <cmath>
 
+#include "format/version.hpp"
 #include "host_device.hpp"
 #include "numeric/select.hpp"
 
 namespace resfed {
 
-constexpr unsigned kMaxOffsets = 4;
-constexpr uint32_t kMaxLevel = 1u << 23;
+constexpr unsigned kMaxOffsets = CurrentFormat::kMaxOffsets;
+constexpr uint32_t kMaxLevel = CurrentFormat::kMaxLevel;
 constexpr uint8_t kMiddleOffset = 128;
 
 struct Quantizer {
@@ -122,9 +123,7 @@ struct LevelMeans {
 };
 
 // Scale of a vector tensor: residuals are divided by 2^exponent before selection. Both factors are
-// normal float32 numbers for every exponent the format allows, so the products round once.
-constexpr int kMinExponent = -120;
-constexpr int kMaxExponent = 120;
+// normal float32 numbers for every exponent that the format allows, so the products round once.
 RESFED_HD float power_of_two(int exponent) {
   return float_from_bits(static_cast<uint32_t>(exponent + 127) << 23);
 }

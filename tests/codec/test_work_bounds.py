@@ -12,6 +12,7 @@ import pytest
 
 import resfed_codec as rfc
 from resfed_codec import _native
+from resfed_codec.reference.contexts import REPEAT
 from resfed_codec.reference.slices import MAX_LEVEL, ChangeCode, NonzeroCode
 
 # ---- decisions
@@ -25,7 +26,7 @@ class Counting:
 
     def code_bit(self, context: int, bit: int) -> int:
         self.n_adaptive += 1
-        return 0 if 589 <= context < 685 else bit
+        return 0 if 0 <= context - REPEAT.first < REPEAT.size else bit
 
     def code_bypass(self, number: int, _: int) -> int:
         self.n_raw += 1

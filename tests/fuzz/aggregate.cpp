@@ -33,7 +33,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
     for (uint8_t& byte : payload) byte = in.byte();
     if (payload.size() >= kFixedHeaderBytes + kChecksumBytes) {
       std::memcpy(payload.data(), kMagic, sizeof kMagic);
-      payload[sizeof kMagic] = kFormatVersion;
+      payload[kVersionOffset] = CurrentFormat::kVersion;
       store_le(payload.data() + kDigestOffset, kDigest);
       seal(payload);
     }

@@ -11,7 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
   constexpr uint64_t kDigest = 0x0123456789abcdef;
   if (payload.size() >= kFixedHeaderBytes + kChecksumBytes) {
     std::memcpy(payload.data(), kMagic, sizeof kMagic);
-    payload[sizeof kMagic] = kFormatVersion;
+    payload[kVersionOffset] = CurrentFormat::kVersion;
     store_le(payload.data() + kDigestOffset, kDigest);
     seal(payload);
   }

@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
   read(payload);
   if (n_bytes < kFixedHeaderBytes + kChecksumBytes) return 0;
   std::memcpy(payload.data(), kMagic, sizeof kMagic);
-  payload[sizeof kMagic] = kFormatVersion;
+  payload[kVersionOffset] = CurrentFormat::kVersion;
   seal(payload);
   read(payload);
   return 0;

@@ -62,7 +62,7 @@ EncodeOptions options_from(Input& in, Layout& layout) {
   EncodeOptions options;
   options.digest = in.byte();
   options.vector_share = 10;
-  options.slice_log2 = kMinSliceLog2 + static_cast<unsigned>(in.number(3));
+  options.slice_log2 = CurrentFormat::kMinSliceLog2 + static_cast<unsigned>(in.number(3));
   options.dense_bits = 2 + static_cast<unsigned>(in.number(10));
   switch (in.number(3)) {
     case 0:

@@ -18,7 +18,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
   const size_t which = in.byte() % layouts().size();
   const Layout& layout = layouts()[which];
   Frame f;
-  f.slice_log2 = kMinSliceLog2 + static_cast<unsigned>(in.number(2));
+  f.slice_log2 = CurrentFormat::kMinSliceLog2 + static_cast<unsigned>(in.number(2));
   size_t n_vectors = 0;
   for (const Shape& shape : layout) {
     uint64_t& n = shape.role == Role::kMatrix   ? f.n_matrix

@@ -14,7 +14,6 @@
 #include "cuda/codec.hpp"
 #include "cuda/device.hpp"
 #include "cuda/workspace.hpp"
-#include "entropy/initial_states.hpp"
 #include "numeric/select.hpp"
 #include "runtime.hpp"
 
@@ -234,14 +233,14 @@ Counting count_decisions(const Model& model, const Bytes& payload) {
   const Partition p = u.frame.lossy_partition();
   Counting counting;
   for (uint64_t s = 0; s < p.n_slices; ++s) {
-    Probability contexts[kSliceContexts];
-    for (unsigned c = 0; c < kSliceContexts; ++c) {
-      contexts[c] = initial_probability(kInitialSliceStates[c]);
+    Probability contexts[CurrentFormat::Contexts::kSlice];
+    for (unsigned c = 0; c < CurrentFormat::Contexts::kSlice; ++c) {
+      contexts[c] = initial_probability(CurrentFormat::initial_slice_state(c));
     }
     RecordingCoder<Counting> coder{contexts, counting};
     const SentSymbol* const begin = u.symbols.data() + slice_begin(p, s);
     const SentSymbol* const end = u.symbols.data() + slice_begin(p, s + 1);
-    with_nonzero_code(coder, begin, SlicePattern{}, [&](auto code) {
+    with_nonzero_code<CurrentFormat>(coder, begin, SlicePattern{}, [&](auto code) {
       uint64_t covered = s == 0 ? 0 : begin[-1].index() + 1;
       for (const SentSymbol* symbol = begin; symbol != end; ++symbol) {
         code.encode(coder, symbol->index() + 1 - covered, *symbol);
@@ -285,7 +284,7 @@ Model mixed(Spec spec, size_t n_elems, const std::function<float(size_t)>& resid
     model.add(spec, residual);
   }
   model.options.k_matrix = n_elems / 4;
-  model.options.slice_log2 = kMinSliceLog2;
+  model.options.slice_log2 = CurrentFormat::kMinSliceLog2;
   return model;
 }
 constexpr size_t kFew = 500,
@@ -342,7 +341,7 @@ void everything() {
   Model model;
   for (const DType dtype : kDTypes) model.add({70, dtype}, usual);
   model.options.k_matrix = 280;
-  model.options.slice_log2 = kMinSliceLog2;
+  model.options.slice_log2 = CurrentFormat::kMinSliceLog2;
   check(model);
 }
 void one_element() {
@@ -368,7 +367,7 @@ Model all_roles() {
   model.options.exclusions.push_back(model.specs.size() - 1);
   model.options.k_matrix = 200;
   model.options.k_vector = 30;
-  model.options.slice_log2 = kMinSliceLog2;
+  model.options.slice_log2 = CurrentFormat::kMinSliceLog2;
   return model;
 }
 void roles() { check(all_roles()); }

@@ -7,7 +7,26 @@ from itertools import pairwise
 from typing import ClassVar
 
 from resfed_codec.errors import PayloadError
-from resfed_codec.reference.initial_states import LOSSLESS_STATE, SLICE_STATES
+from resfed_codec.reference.contexts import (
+    AGREE,
+    BLOCK,
+    BLOCK_GAP,
+    CHANGE_GAP,
+    CHANGE_REPEAT,
+    CHANGE_SIZE,
+    ESCAPE,
+    GAP,
+    GAP_FIRST,
+    GAP_SECOND,
+    LEVEL,
+    LEVEL_ABOVE,
+    LOSSLESS,
+    PERIOD,
+    REPEAT,
+    SIGN,
+    SLICE,
+    State,
+)
 
 SLICE_LOG2 = 11
 MAX_LEVEL = 2**23
@@ -19,7 +38,7 @@ MAX_LEVEL = 2**23
 class Contexts:
     """The adaptive probabilities of one slice."""
 
-    def __init__(self, states: list[tuple[int, int]]) -> None:
+    def __init__(self, states: list[State]) -> None:
         self.table = [[256 * p, 256 * p, count] for p, count in states]
 
     def probability(self, context: int) -> int:
@@ -196,7 +215,7 @@ class Block:
 
 
 class NonzeroCode:
-    states: ClassVar = list(SLICE_STATES)
+    states: ClassVar = SLICE.states
 
     def __init__(self, coder: Coder, start: int, symbols: Symbols, rows: Rows) -> None:
         self.gap_class = self.activity = self.sign = self.repeats = self.agreed = 0
@@ -206,7 +225,7 @@ class NonzeroCode:
         begin, length, size = rows_at(rows, middle)
         if not Period(length).pays(symbols):
             length = 0
-        if coder.code_bit(787, int(length > 0)):
+        if coder.code_bit(PERIOD(), int(length > 0)):
             n_bits = code_mantissa(coder, log2(max(length, 1)), 5, 0)
             length = code_mantissa(coder, length, n_bits)
         self.period = Period(length)
@@ -215,7 +234,7 @@ class NonzeroCode:
         place = -block.left(first) % size if size and not length and block.pays(symbols) else -1
         self.block_size = 0
         self.block: Block | None = None  # until there is a nonzero
-        if not length and coder.code_bit(788, int(place >= 0)):
+        if not length and coder.code_bit(BLOCK(), int(place >= 0)):
             self.block_size = 1 + coder.code_bypass((size - 1) % 64, 6)
             n_bits = max(1, (self.block_size - 1).bit_length())
             self.place = coder.code_bypass(max(place, 0), n_bits) % self.block_size
@@ -224,7 +243,7 @@ class NonzeroCode:
         likely, repeat = self.period.gap(self.last), 0
         if likely:
             often = sum(self.repeats >= limit for limit in (1, 3, 8))
-            context = 589 + (often * 6 + min(log2(likely), 5)) * 4 + self.agreed
+            context = REPEAT(often, min(log2(likely), 5), self.agreed)
             repeat = coder.code_bit(context, int(gap == likely))
             self.repeats = min(self.repeats + 1, 15) if repeat else self.repeats // 2
         if repeat:
@@ -235,20 +254,20 @@ class NonzeroCode:
 
         above = self.period.level(self.last)
         if above:
-            agrees = coder.code_bit(685 + self.agreed, int((level > 0) == (above > 0)))
+            agrees = coder.code_bit(AGREE(self.agreed), int((level > 0) == (above > 0)))
             self.agreed = min(self.agreed + 1, 3) if agrees else 0
             positive = int((above > 0) == bool(agrees))
-            base = 689 + (min(abs(above), 7) - 1) * 14
+            base = LEVEL_ABOVE(min(abs(above), 7) - 1, 0)
         else:
-            positive = coder.code_bit(262 + self.sign * 3 + min(e, 2), int(level > 0))
-            base = 271 + ((min(self.level, 7) - 1) * 3 + min(e, 2)) * 14
+            positive = coder.code_bit(SIGN(self.sign, min(e, 2)), int(level > 0))
+            base = LEVEL(min(self.level, 7) - 1, min(e, 2), 0)
 
         wanted, reached = abs(level), 1
         while reached <= 14 and coder.code_bit(base + reached - 1, int(reached < wanted)):
             reached += 1
         if reached > 14:
             rest = max(wanted - 14, 1)
-            size = code_unary(coder, log2(rest), lambda i: 565 + min(i, 23), 23)
+            size = code_unary(coder, log2(rest), lambda i: ESCAPE(min(i, 23)), 23)
             reached = 14 + code_mantissa(coder, rest, size)
         if reached > MAX_LEVEL:
             raise PayloadError("payload: a level is too large")
@@ -265,17 +284,20 @@ class NonzeroCode:
     def code_gap(self, coder: Coder, gap: int) -> tuple[int, int]:
         """The gap without help from the period before, and its log2."""
         a = sum(self.activity >= limit for limit in (8, 24, 56))
-        base = block = (min(self.gap_class, 2) * 4 + a) * 16
-        if self.block is not None:
-            block = 789 + (a * 9 + min(self.block.left(self.last + 1), 8)) * 3
-        e = code_unary(coder, log2(gap), lambda i: block + i if i < 3 else base + min(i, 15), 62)
+        left = min(self.block.left(self.last + 1), 8) if self.block is not None else None
+
+        def context(position: int) -> int:
+            if left is not None and position < 3:
+                return BLOCK_GAP(a, left, position)
+            return GAP(min(self.gap_class, 2), a, min(position, 15))
+
+        e = code_unary(coder, log2(gap), context, 62)
         if e == 0:
             return 1, 0
-        top = 2 | coder.code_bit(192 + min(e, 24) - 1, gap >> (e - 1) & 1)
+        top = 2 | coder.code_bit(GAP_FIRST(min(e, 24) - 1), gap >> (e - 1) & 1)
         if e == 1:
             return top, 1
-        context = 216 + 2 * (min(e, 24) - 2) + top % 2
-        top = 2 * top + coder.code_bit(context, gap >> (e - 2) & 1)
+        top = 2 * top + coder.code_bit(GAP_SECOND(min(e, 24) - 2, top % 2), gap >> (e - 2) & 1)
         return code_mantissa(coder, gap, e - 2, top), e
 
 
@@ -283,24 +305,23 @@ class NonzeroCode:
 
 
 class ChangeCode:
-    states: ClassVar = [LOSSLESS_STATE] * 98
+    states: ClassVar = LOSSLESS.states
 
     def __init__(self, _coder: Coder, _start: int, _symbols: Symbols, _rows: Rows) -> None:
         self.scattered = self.repeated = self.last = 0
 
     def code(self, coder: Coder, gap: int, change: int) -> tuple[int, int]:
-        base = self.scattered * 16
-        e = code_unary(coder, log2(gap), lambda i: base + min(i, 15), 62)
+        e = code_unary(coder, log2(gap), lambda i: CHANGE_GAP(self.scattered, min(i, 15)), 62)
         gap = code_mantissa(coder, gap, e)
         repeats = 0
         if self.last:
-            repeats = coder.code_bit(32 + self.repeated, int(change == self.last))
+            repeats = coder.code_bit(CHANGE_REPEAT(self.repeated), int(change == self.last))
         if repeats:
             change = self.last
         else:
             size, node = log2(max(change, 1)), 1
             for i in reversed(range(6)):
-                node = 2 * node + coder.code_bit(34 + node, size >> i & 1)
+                node = 2 * node + coder.code_bit(CHANGE_SIZE(node), size >> i & 1)
             change = code_mantissa(coder, change, node - 64)
         self.scattered, self.repeated, self.last = int(gap > 1), repeats, change
         return gap, change

@@ -1,0 +1,53 @@
+// What a version of the payload format fixes for its slices and header: contexts with their initial
+// states, and limits. One type a version; coders take it as a template parameter.
+//
+// A new version is one more type and one more case in with_format(); what differs beyond these
+// constants is chosen by `if constexpr` or a specialization.
+#pragma once
+
+#include "entropy/contexts_v1.hpp"
+#include "host_device.hpp"
+#include "status.hpp"
+
+namespace resfed {
+
+struct FormatV1 {
+  static constexpr uint8_t kVersion = 1;
+
+  using Contexts = ContextsV1;
+  static constexpr InitialState initial_slice_state(uint32_t context) {
+    return kInitialSliceStatesV1[context];
+  }
+  static constexpr InitialState initial_lossless_state(uint32_t context) {
+    return kInitialLosslessStatesV1[context];
+  }
+
+  static constexpr unsigned kMinSliceLog2 = 6;
+  static constexpr unsigned kMaxSliceLog2 = 12;  // bounds the time that few bytes can cost a thread
+  static constexpr uint32_t kMaxLevel = 1u << 23;
+  static constexpr uint32_t kMaxGapClass = 62;     // gaps below 2^63
+  static constexpr uint32_t kMaxEscapeClass = 23;  // levels up to kMaxLevel
+  static constexpr unsigned kBlockSizeBits = 6;
+  // For a nonzero or a change, with what a slice signals before its first one: two unary codes of
+  // 63 and 24 at most, 14 decisions of a level, three mantissas, and few more.
+  static constexpr size_t kMaxDecisionsPerSymbol = 128;
+
+  static constexpr unsigned kMaxOffsets = 4;
+  static constexpr int kMinExponent = -120;
+  static constexpr int kMaxExponent = 120;
+};
+
+// The version that encoders write.
+using CurrentFormat = FormatV1;
+
+// Calls use() with the type of a version. Throws kBadVersion if it is unknown.
+template <class Use>
+decltype(auto) with_format(uint8_t version, Use use) {
+  switch (version) {
+    case FormatV1::kVersion:
+      return use(FormatV1{});
+  }
+  throw Failure{Code::kBadVersion, 3, version};
+}
+
+}  // namespace resfed
