@@ -11,32 +11,24 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from resfed_codec.config import CodecConfig
-from resfed_codec.errors import StateMismatchError
-from resfed_codec.locking import Synchronized, synchronized
-from resfed_codec.stream.identity import Identity
+from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import digest64
-from resfed_codec.stream.message import Message, read_message
 from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, text_of
-from resfed_codec.stream.schema import Tensors
-from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.stream.update_encoder import UpdateEncoder
-from resfed_codec.stream.versions import Version, initial_version, run_digest, run_name
-from resfed_codec.tensors.layout import Layout, State, plain_text
+from resfed_codec.stream.versions import Version
+from resfed_codec.tensors.layout import State, plain_text
 
 ClientId: TypeAlias = "str | int"
 
 LOW32 = 0xFFFFFFFF
 
 
-class Session(Synchronized):
-    """Base of both sessions: the initial model, both directions' coders, what follows from them.
+class Session(Endpoint):
+    """Base of both sessions: the encoders of both directions, and what follows from them.
 
     With predictors that look at the client's models the downlink is different for every client;
     else one payload serves all ("broadcast").
     """
-
-    _state: Any
-    """All that changes; replaced as a whole."""
 
     def __init__(
         self,
@@ -46,22 +38,13 @@ class Session(Synchronized):
         run: str,
         history: int,
     ) -> None:
-        super().__init__()
-        uplink, downlink = (
-            check_config(name, config)
-            for name, config in (("uplink", uplink), ("downlink", downlink))
-        )
-        run = run_name(run)
+        uplink, downlink = check_config("uplink", uplink), check_config("downlink", downlink)
         if isinstance(history, bool) or not isinstance(history, int):
             raise TypeError(f"history={history!r}: must be an integer")
         if not 1 <= history <= 32:
             raise ValueError(f"history={history}: must lie in [1, 32]")
-        self._run, self._history = run, index(history)
-        self._layout = Layout(initial_state, "initial_state")
-        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
-        self._initial = initial_version(self._layout, model, run)
-        self._run_digest = run_digest(self._layout, run)
-        self._identity = Identity(run, self._run_digest, self._layout.specs)
+        super().__init__(initial_state, run)
+        self._history = index(history)
         up, down = check_rules(uplink, downlink)
         self._broadcast = serves_all(down)
         self._uplink_encoder = UpdateEncoder(self._layout, uplink, up, two_way=True)
@@ -71,8 +54,8 @@ class Session(Synchronized):
         # How many models back each direction's history must reach; an uplink may need none.
         self._keep_down = max(1, self._downlink_encoder.own_depth, self._uplink_encoder.other_depth)
         self._keep_up = max(self._uplink_encoder.own_depth, self._downlink_encoder.other_depth)
-        self._down_root = digest64(b"downlink", self._initial.digest.to_bytes(8, "little"))
-        self._up_root = digest64(b"uplink", self._initial.digest.to_bytes(8, "little"))
+        self._down_root = chain_root("downlink", self._initial)
+        self._up_root = chain_root("uplink", self._initial)
 
     def _first_downlink(self) -> Version:
         """Version 0 of a downlink; it alone holds the initial model unless uplinks keep models."""
@@ -86,45 +69,12 @@ class Session(Synchronized):
         return Version(0, self._up_root, self._initial.model) if self._keep_up else None
 
     def _depends(self) -> dict[str, Any]:
-        """What saved state is of no use without."""
         return {
-            "layout": layout_of(self._layout.specs),
-            "run": self._run,
-            "initial_state": self._initial.digest,
+            **super()._depends(),
             "predictor of uplink": text_of(self._uplink_encoder.predictor),
             "predictor of downlink": text_of(self._downlink_encoder.predictor),
             "history": self._history,
         }
-
-    def _fields(self) -> dict[str, Any]:
-        """What is saved."""
-        raise NotImplementedError
-
-    def _checked(self, saved: Any, tensors: Tensors) -> Any:
-        """The ``_state`` that :meth:`_fields` was made from, all of it checked."""
-        raise NotImplementedError
-
-    @synchronized
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, as plain tensors of the host (torch if the initial state held
-        any)."""
-        kind, as_torch = type(self).__name__, self._layout.uses_torch
-        return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
-
-    @synchronized
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
-
-        Args:
-            state_dict: What was saved.
-
-        Raises:
-            ValueError: Saved by another class, from another initial state or run, with other
-                predictors, history or setting of error_feedback (with it, other dense or excluded
-                tensors), or damaged. What differs is named, and nothing has changed.
-        """
-        saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
-        self._state = self._checked(saved, Tensors(self._layout))
 
 
 def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
@@ -188,12 +138,3 @@ def client_tag(client_id: ClientId, run_digest: int) -> int:
     kind = b"text" if isinstance(name, str) else b"number"
     text = str(name).encode("utf-8", "surrogatepass")
     return digest64(kind, run_digest.to_bytes(8, "little"), text) or 1
-
-
-def open_request(request: bytes, tag: int, identity: Identity) -> Message:
-    """A request addressed to or from the client ``tag``; a client without a name yet has tag 0."""
-    message = read_message(request)
-    identity.require_same(message)
-    if tag and message.tag and message.tag != tag:
-        raise StateMismatchError("payload: a request of another client")
-    return message

@@ -63,8 +63,8 @@ class ClientRecord(NamedTuple):
         return digest not in self.seen and len(self.seen) < ACK_WINDOW
 
     @property
-    def is_met(self) -> bool:
-        """Whether anything has come that only somebody who got a message can have sent."""
+    def is_confirmed(self) -> bool:
+        """Whether it is known to have the same layout and run: it has understood a message."""
         return self.newest > 0 or (self.known is not None and self.known.version > 0)
 
     def holding_other(self, digest: int) -> ClientRecord:

@@ -8,17 +8,17 @@ digest of the whole chain behind it, so a decoder never decodes against another 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
-from resfed_codec.codec.payload import MESSAGE, REQUEST, UPDATE, as_bytes
-from resfed_codec.codec.update import copy_into, make_config, writable_views
+from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
+from resfed_codec.codec.update import make_config
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.locking import Synchronized, synchronized
-from resfed_codec.stream.identity import Identity
-from resfed_codec.stream.link import digest64, version_digest
+from resfed_codec.locking import synchronized
+from resfed_codec.stream.endpoint import Endpoint, chain_root
+from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import (
     Head,
     Keyframe,
@@ -30,7 +30,6 @@ from resfed_codec.stream.message import (
 )
 from resfed_codec.stream.predictor import predictor_of
 from resfed_codec.stream.schema import Check, Tensors, checked_fields
-from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import (
     OWN,
@@ -38,21 +37,12 @@ from resfed_codec.stream.versions import (
     Model,
     ParsedPayload,
     Version,
-    filled,
-    initial_version,
     model_of,
     new_feedback,
-    run_digest,
-    run_name,
 )
 from resfed_codec.tensors.device import Assignments
 from resfed_codec.tensors.layout import Layout, State
 from resfed_codec.tensors.torch_tensors import untraced
-
-
-def stream_root(direction: str, initial: Version) -> int:
-    """The digest that a direction's chain begins with: that of its version 0."""
-    return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
 
 
 class StreamState(NamedTuple):
@@ -77,18 +67,16 @@ class StreamState(NamedTuple):
         return self._replace(current=version.shortened(keep), spare=spare)
 
 
-class _Stream(Synchronized):
-    """What both ends of a direction have: the newest version, and how to name and save it."""
+class _Stream(Endpoint):
+    """What both ends of a direction have: the newest version, and how it is named and saved."""
+
+    _state: StreamState
 
     def __init__(self, initial_state: State, run: str) -> None:
-        super().__init__()
-        self._run = run = run_name(run)
-        self._layout = Layout(initial_state, "initial_state")
-        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
-        initial = initial_version(self._layout, model, run)
-        self._root = stream_root("stream", initial)
-        self._identity = Identity(run, run_digest(self._layout, run), self._layout.specs)
-        self._state = StreamState(Version(0, self._root, initial.model))
+        super().__init__(initial_state, run)
+        self._root = chain_root("stream", self._initial)
+        self._state = StreamState(Version(0, self._root, self._initial.model))
+        self._initial.model = None  # version 0 may be updated in place
 
     @property
     def version(self) -> int:
@@ -105,21 +93,12 @@ class _Stream(Synchronized):
     def _current(self) -> Version:
         return self._state.current
 
-    def _message(self, *, introduces: bool) -> Message:
-        identity = self._identity.data if introduces else b""
-        return Message(self._tag, run=self._identity.check, identity=identity)
-
     @property
     def _tag(self) -> int:
         return self._root
 
     def _depends(self) -> dict[str, Any]:
-        """What saved state is of no use without."""
-        return {
-            "layout": layout_of(self._layout.specs),
-            "run": self._run,
-            "initial_state": self._root,
-        }
+        return {**super()._depends(), "initial_state": self._root}
 
     def _fields(self) -> dict[str, Any]:
         return {"current": self._current}
@@ -128,28 +107,8 @@ class _Stream(Synchronized):
         """What :meth:`_fields` may hold."""
         return {"current": tensors.version()}
 
-    @synchronized
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that changes, as plain tensors of the host (torch if the initial state held
-        any)."""
-        kind, as_torch = type(self).__name__, self._layout.uses_torch
-        return write_snapshot(kind, self._depends(), self._fields(), as_torch=as_torch)
-
-    @synchronized
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned, in an object of the same arguments.
-
-        Args:
-            state_dict: What was saved.
-
-        Raises:
-            ValueError: Saved by another class, from another initial state or run, with another
-                setting of error_feedback (with it, other dense or excluded tensors), or damaged.
-                What differs is named, and nothing has changed.
-        """
-        saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
-        fields = checked_fields(saved, self._schema(Tensors(self._layout)))
-        self._state = StreamState(**fields)
+    def _checked(self, saved: Any, tensors: Tensors) -> StreamState:
+        return StreamState(**checked_fields(saved, self._schema(tensors)))
 
 
 class Encoder(_Stream):
@@ -186,7 +145,7 @@ class Encoder(_Stream):
         predictor = predictor_of(config.predictor or "previous")
         self._update_encoder = UpdateEncoder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._update_encoder.own_depth)
-        self._made: dict[int, bytes] = {}  # keyframes of the current version, by digest
+        self._keyframe_cache: dict[int, bytes] = {}  # keyframes of the current version, by digest
         if config.error_feedback:
             feedback = new_feedback(self._layout, self._update_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
@@ -209,7 +168,7 @@ class Encoder(_Stream):
 
         def commit(payload: bytes) -> Assignments:
             version = Version(base.number + 1, version_digest(payload), out, base)
-            return [(self, "_state", before.after(version, keep)), (self, "_made", {})]
+            return [(self, "_state", before.after(version, keep)), (self, "_keyframe_cache", {})]
 
         return self._update_encoder.encode(
             current,
@@ -242,20 +201,21 @@ class Encoder(_Stream):
             PayloadError: The bytes are no request, or damaged.
             StateMismatchError: The request is of another stream.
         """
-        head = read_request(request, self._tag, self._identity).head
+        head = self._read_request(request, self._tag, "stream").head
         return self._keyframe(replaces=head.digest if head else 0)
 
     def _keyframe(self, replaces: int) -> bytes:
         versions = self._current.lineage(self._keep)
-        self._made = {
-            v.digest: self._made.get(v.digest)
+        self._keyframe_cache = {
+            v.digest: self._keyframe_cache.get(v.digest)
             or encode_keyframe(self._layout.state_of(model_of(v)))
             for v in versions
         }
         keyframes = [
-            Keyframe(v.number, v.digest, replaces, self._made[v.digest]) for v in reversed(versions)
+            Keyframe(v.number, v.digest, replaces, self._keyframe_cache[v.digest])
+            for v in reversed(versions)
         ]
-        message = self._message(introduces=True)
+        message = self._empty_message(self._tag, with_identity=True)
         return write_message(message._replace(keyframes=tuple(keyframes)))
 
     def _depends(self) -> dict[str, Any]:
@@ -310,19 +270,12 @@ class Decoder(_Stream):
         After any error nothing has changed.
         """
         data = as_bytes(payload, UPDATE, MESSAGE)
-        layout = self._layout
-        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
-        mine = layout.empty() if copy and targets is None else None  # while it may fail
+        output = self._output(copy=copy, out=out)
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
             self._take_payload(ParsedPayload(data, self._layout))
-        model = model_of(self._current)
-        if targets is not None:
-            return copy_into(targets, model, out)
-        if mine is None:
-            return layout.state_of(model, read_only=True)
-        return layout.state_of(filled(mine, model))
+        return output(model_of(self._current))
 
     def _take_payload(self, parsed: ParsedPayload) -> None:
         before, link = self._state, parsed.link
@@ -363,7 +316,7 @@ class Decoder(_Stream):
 
     def _request(self) -> bytes:
         head = Head(self._current.number, self._current.digest)
-        message = self._message(introduces=head.version == 0)
+        message = self._empty_message(self._tag, with_identity=head.version == 0)
         return write_message(message._replace(is_request=True, head=head))
 
 
@@ -379,15 +332,6 @@ def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
         version = Version(keyframe.version, keyframe.digest, model, version)
     assert version is not None
     return version
-
-
-def read_request(request: bytes, tag: int, identity: Identity) -> Message:
-    """The message behind a request for the stream ``tag``."""
-    message = read_message(as_bytes(request, REQUEST))
-    identity.require_same(message)
-    if message.tag != tag:
-        raise StateMismatchError("payload: a request of another stream or client")
-    return message
 
 
 def _why(version: int, base: int, held: int) -> str:

@@ -125,6 +125,14 @@ def new_feedback(layout: Layout, roles: Sequence[int]) -> Feedback:
     ]
 
 
+def keep_newest(
+    versions: Mapping[int, Version], n: int, always: int | None = None
+) -> dict[int, Version]:
+    """The newest ``n``, and the one numbered ``always``."""
+    dropped = set(sorted(versions)[: max(0, len(versions) - n)]) - {always}
+    return {number: version for number, version in versions.items() if number not in dropped}
+
+
 def at_place(place: int, own: list[Version], others: list[Version]) -> Version:
     """The version at a link's place; the oldest one stands for what would be before it."""
     side = own if place < OTHER else others

@@ -1,0 +1,314 @@
+"""What a client's session holds, and its saved form. client.py has what is sent and received."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from resfed_codec.errors import CodecError
+from resfed_codec.locking import synchronized
+from resfed_codec.session.base import LOW32, Session
+from resfed_codec.stream.link import version_digest
+from resfed_codec.stream.message import Ack, Head, is_message, read_message
+from resfed_codec.stream.schema import (
+    BITS64,
+    BYTES,
+    FLAG,
+    HEAD,
+    NUMBER,
+    Tensors,
+    checked_fields,
+    optional,
+    require,
+    row,
+    several,
+)
+from resfed_codec.stream.versions import (
+    Feedback,
+    ParsedPayload,
+    Version,
+    differences,
+    model_of,
+    new_feedback,
+    special_of,
+    sum_of,
+    with_values,
+)
+
+MIN_PENDING_BYTES = 1 << 16
+"""Of uplinks whose fate is unknown a client with error feedback keeps as many bytes as a model
+has, or this many if the model is smaller."""
+
+
+class SentUplink(NamedTuple):
+    """An uplink whose fate is unknown.
+
+    Attributes:
+        version: What it makes; with its model where that may be asked for.
+        message: As it was sent.
+        payload: What it contributes: the residual, or what a keyframe was made of.
+        global_version: The global model that it was trained from.
+        start: The same with its model, where the payload alone does not tell the contribution: it
+            is the recovered model minus this one.
+        missed: Whether the server has acknowledged others since, and not this one.
+    """
+
+    version: Version
+    message: bytes
+    payload: bytes
+    global_version: Head
+    start: Version | None = None
+    missed: bool = False
+
+    @property
+    def is_keyframe(self) -> bool:
+        return self.version.digest != version_digest(self.payload)
+
+
+class ClientState(NamedTuple):
+    """All that changes of a client's session; calls replace it as a whole, its mappings too.
+
+    Attributes:
+        tag: Stands for the client in messages and digests; 0 as long as it has no name.
+        confirmed: Whether the server is known to have the same layout and run: it has been
+            understood.
+        named: Whether the tag is certain: given, or that of an answer to an uplink. Until then it
+            is that of the last message, which may have been for another client.
+        down: The newest global version.
+        held: Global versions that the server may build on, by number.
+        acknowledged: The last own version known to have arrived, where its model is kept.
+        sent: Uplinks whose fate is unknown, by number, oldest first.
+        number: Of the last uplink.
+        feedback: What uplinks have left out; its arrays are updated in place, in one step with the
+            replacement.
+    """
+
+    tag: int
+    named: bool
+    down: Version
+    held: dict[int, Version]
+    acknowledged: Version | None
+    sent: dict[int, SentUplink]
+    confirmed: bool = False
+    number: int = 0
+    feedback: Feedback | None = None
+
+    def with_sent(self, sent: SentUplink) -> ClientState:
+        """After an uplink was sent."""
+        number = sent.version.number
+        return self._replace(number=number, sent={**self.sent, number: sent})
+
+
+class ClientBase(Session):
+    """Base of ClientSession: what it holds, which uplinks have arrived, and how that is saved."""
+
+    _state: ClientState
+    _given_tag: int
+    """The client's tag, if the session was told its name; else 0."""
+
+    _needs_models: bool
+    """Whether feedback can only take back a lost uplink with its recovered model."""
+
+    @property
+    def _tag(self) -> int:
+        return self._state.tag
+
+    @property
+    def _down(self) -> Version:
+        return self._state.down
+
+    @property
+    def _held(self) -> dict[int, Version]:
+        return self._state.held
+
+    @property
+    def _sent(self) -> dict[int, SentUplink]:
+        return self._state.sent
+
+    @property
+    def version(self) -> int:
+        """Number of the global model that is held."""
+        return self._down.number
+
+    @property
+    @synchronized
+    def state(self) -> Any:
+        """A copy of the recovered global model, of the initial state's kind."""
+        return self._layout.state_of(self._layout.copy_of(model_of(self._down)))
+
+    # ---- which uplinks have arrived
+
+    def _with_room(self, state: ClientState) -> ClientState:
+        """Room for one more uplink whose fate is unknown.
+
+        Payloads are small, so a client with feedback keeps many, and learns of nearly all whether
+        they arrived. What it has to drop counts as lost if the server has missed it, else as
+        arrived: perhaps nobody tells this client.
+        """
+        sent, dropped = dict(state.sent), []
+        per_uplink = 2 * self._layout.n_bytes if self._needs_models else 0
+        most = 0 if state.feedback is None else max(self._layout.n_bytes, MIN_PENDING_BYTES)
+        n_bytes = sum(len(s.payload) + per_uplink for s in sent.values())
+        while len(sent) >= self._history and n_bytes > most:
+            oldest = sent.pop(min(sent))
+            n_bytes -= len(oldest.payload) + per_uplink
+            if oldest.missed:
+                dropped.append(oldest)
+        if self._keep_up and not self._needs_models:
+            for number in sorted(sent)[: max(0, len(sent) + 1 - self._history)]:
+                version = sent[number].version
+                bare = Version(version.number, version.digest, None)
+                sent[number] = sent[number]._replace(version=bare)
+        return state._replace(sent=sent, feedback=self._with_lost(state.feedback, dropped))
+
+    def _own_version(self, number: int) -> Version | None:
+        if number in self._sent:
+            version = self._sent[number].version
+            return None if self._keep_up and version.model is None else version
+        if number == 0:
+            return self._first_uplink()
+        base = self._state.acknowledged
+        return base if base is not None and base.number == number else None
+
+    def _after_ack(self, state: ClientState, ack: Ack, *, certain: bool = False) -> ClientState:
+        """What an acknowledgement tells of uplinks: they have arrived, got lost, or may arrive.
+
+        ``certain``: this is how the server stands, even if it knew more before.
+        """
+        arrived = state.sent.get(ack.newest)
+        if arrived is not None and arrived.version.digest & LOW32 == ack.digest:
+            lost = [s for n, s in state.sent.items() if n < ack.newest and ack.lacks(n, s.missed)]
+            acknowledged = arrived.version if arrived.version.model is not None else None
+            state = state._replace(
+                named=True,
+                sent={n: s for n, s in state.sent.items() if n > ack.newest},
+                feedback=self._with_lost(state.feedback, lost),
+                acknowledged=acknowledged if self._keep_up else None,
+            )
+        elif self._keep_up and not _knows(state.acknowledged, ack):
+            base, unheard_of = state.acknowledged, ack.newest > state.number
+            if certain or (unheard_of and base and not base.number):
+                state = state._replace(acknowledged=None)
+        missed = {
+            n: s._replace(missed=True) if n > ack.newest else s for n, s in state.sent.items()
+        }
+        return state._replace(sent=missed, number=max(state.number, ack.newest))
+
+    def _with_lost(self, feedback: Feedback | None, lost: list[SentUplink]) -> Feedback | None:
+        """What lost uplinks would have contributed goes into the next one."""
+        if feedback is None or not lost:
+            return feedback
+        if not self._needs_models:
+            return with_values(self._layout, [sent.payload for sent in lost], feedback)
+        layout, roles = self._layout, self._uplink_encoder.roles
+        changes = (
+            differences(layout, roles, model_of(s.version), model_of(s.start))
+            for s in lost
+            if s.start is not None
+        )
+        return sum_of(feedback, changes)
+
+    # ---- saved form
+
+    def _depends(self) -> dict[str, Any]:
+        return {
+            **super()._depends(),
+            **self._uplink_encoder.depends(self._state.feedback is not None),
+        }
+
+    def _fields(self) -> dict[str, Any]:
+        state = self._state
+        return {
+            "tag": state.tag,
+            "named": state.named,
+            "confirmed": state.confirmed,
+            "down": state.down,
+            "held": state.held,
+            "acknowledged": state.acknowledged,
+            "number": state.number,
+            "sent": [
+                [s.version, s.message, s.payload, list(s.global_version), s.start, s.missed]
+                for s in state.sent.values()
+            ],
+            "feedback": state.feedback,
+        }
+
+    def _checked(self, saved: Any, tensors: Tensors) -> ClientState:
+        roles, has_feedback = self._uplink_encoder.roles, self._state.feedback is not None
+
+        def own_version(value: Any, where: str) -> Version:
+            has_model = isinstance(value, Version) and value.model is not None
+            version: Version = tensors.version(with_model=has_model)(value, where)
+            return version
+
+        sent = row(
+            SentUplink,
+            version=own_version,
+            message=BYTES,
+            payload=BYTES,
+            global_version=HEAD,
+            start=optional(tensors.version()),
+            missed=FLAG,
+        )
+        fields = checked_fields(
+            saved,
+            {
+                "tag": BITS64,
+                "named": FLAG,
+                "confirmed": FLAG,
+                "down": tensors.version(),
+                "held": tensors.versions(at_most=self._history + 1),
+                "acknowledged": optional(tensors.version()),
+                "number": NUMBER,
+                "sent": several(sent, at_most=None if has_feedback else self._history),
+                "feedback": tensors.kept_feedback(roles, has_feedback),
+            },
+        )
+        if self._given_tag:
+            require(not fields["named"] or fields["tag"] == self._given_tag, "client_id")
+            fields |= {"tag": self._given_tag, "named": True}
+        down, acknowledged, number = fields["down"], fields["acknowledged"], fields["number"]
+        require(fields["held"].get(down.number) is down, "held")
+        if acknowledged is not None:
+            require(self._keep_up > 0 and acknowledged.number <= number, "acknowledged")
+        numbers = [s.version.number for s in fields["sent"]]
+        require(numbers == sorted(set(numbers)) and max(numbers, default=0) <= number, "sent")
+        for s in fields["sent"]:
+            try:
+                self._check_sent(s, is_last=s is fields["sent"][-1])
+            except CodecError as error:
+                raise ValueError(f"state_dict: sent[{s.version.number}]: {error}") from error
+        fields["sent"] = {s.version.number: s for s in fields["sent"]}
+        return ClientState(**fields)
+
+    def _check_sent(self, sent: SentUplink, *, is_last: bool) -> None:
+        """Whether what was sent can be sent again, and taken back.
+
+        Raises:
+            CodecError, ValueError: It cannot.
+        """
+        parsed = ParsedPayload(sent.payload, self._layout)
+        made = (parsed.link.version, parsed.digest)
+        if is_message(sent.message):
+            m = read_message(sent.message)
+            made = m.keyframes[-1][:2] if m.keyframes else made
+            require(bool(m.keyframes) or m.payloads == (sent.payload,), "message")
+        else:
+            require(sent.message == sent.payload, "message")
+        require(made == (sent.version.number, sent.version.digest), "version")
+        has_model, wanted = sent.version.model is not None, self._needs_models
+        require((sent.start is not None) == wanted, "start")
+        if has_model or wanted or (self._keep_up and is_last):
+            require(has_model and (wanted or self._keep_up > 0), "version")
+        if self._state.feedback is not None and not wanted:
+            require(special_of(parsed.frame) == self._uplink_encoder.special, "payload")
+            nothing = new_feedback(self._layout, self._uplink_encoder.roles)
+            with_values(self._layout, [sent.payload], nothing)
+
+
+def _knows(base: Version | None, ack: Ack) -> bool:
+    """Whether an acknowledgement tells nothing newer than what is known to have arrived."""
+    return (
+        base is not None
+        and base.number == ack.newest
+        and (ack.newest == 0 or base.digest & LOW32 == ack.digest)
+    )

@@ -1,0 +1,265 @@
+"""What a server's session holds, and its saved form. server.py has what is sent and received."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from resfed_codec.errors import CodecError
+from resfed_codec.locking import synchronized
+from resfed_codec.session.base import ClientId, Session, client_name, client_tag
+from resfed_codec.session.client_record import (
+    ClientRecord,
+    check_record,
+    records_check,
+    records_to_fields,
+)
+from resfed_codec.stream.link import version_digest
+from resfed_codec.stream.message import MAX_PAYLOADS, Head
+from resfed_codec.stream.schema import (
+    BITS64,
+    BYTES,
+    NUMBER,
+    Tensors,
+    checked_fields,
+    optional,
+    require,
+    table,
+)
+from resfed_codec.stream.versions import (
+    Feedback,
+    Model,
+    ParsedPayload,
+    Version,
+    keep_newest,
+    model_of,
+)
+from resfed_codec.tensors.device import Assignments
+
+
+class ServerState(NamedTuple):
+    """All that changes of a server's session; calls replace it as a whole.
+
+    Only ``clients`` is changed in place: one client's record is replaced by one assignment.
+
+    Attributes:
+        current: The newest global version; the initial one where clients get their own.
+        versions: Global versions that uplinks may build on, by number.
+        chain: Payloads that lead to versions, by number.
+        digests: Of versions that the chain can start from, by number.
+        clients: What is known of each.
+        target: The newest global model as it was given, where clients get their own.
+        target_number: Its number.
+        feedback: What downlinks have left out; its arrays are updated in place, in one step with
+            the replacement.
+    """
+
+    current: Version
+    versions: dict[int, Version]
+    chain: dict[int, bytes]
+    digests: dict[int, int]
+    clients: dict[ClientId, ClientRecord]
+    target: Model | None = None
+    target_number: int = 0
+    feedback: Feedback | None = None
+
+    def after(self, version: Version, payload: bytes, history: int, n_bytes: int) -> ServerState:
+        """With a new global version; ``history`` versions and ``n_bytes`` of payloads are kept."""
+        number = version.number
+        chain = {**self.chain, number: payload}
+        surplus = sum(map(len, chain.values())) - n_bytes
+        oldest = min(chain)
+        while oldest < number and (surplus > 0 or len(chain) > MAX_PAYLOADS):
+            surplus -= len(chain.pop(oldest))
+            oldest += 1
+        digests = {**self.digests, number: version.digest}
+        return self._replace(
+            current=version,
+            versions=keep_newest({**self.versions, number: version}, history),
+            chain=chain,
+            digests={n: digest for n, digest in digests.items() if n >= oldest - 1},
+        )
+
+    def chain_since(self, known: Head) -> list[bytes] | None:
+        """The payloads that follow on a version, if it is one of ours and they are all held."""
+        if self.digests.get(known.version) != known.digest:
+            return None
+        return [self.chain[n] for n in range(known.version + 1, self.current.number + 1)]
+
+
+class ServerBase(Session):
+    """Base of ServerSession: what it holds, by client and in all, and how that is saved."""
+
+    _state: ServerState
+
+    @property
+    def _current(self) -> Version:
+        return self._state.current
+
+    @property
+    def _versions(self) -> dict[int, Version]:
+        return self._state.versions
+
+    @property
+    def _clients(self) -> dict[ClientId, ClientRecord]:
+        return self._state.clients
+
+    @property
+    def version(self) -> int:
+        """How many global models have been given to :meth:`update`."""
+        state = self._state
+        return state.current.number if self._broadcast else state.target_number
+
+    @property
+    @synchronized
+    def state(self) -> Any:
+        """A copy of the global model, as all clients recover it.
+
+        Where the downlink is different for every client: as it was given to :meth:`update`.
+        """
+        target = self._state.target
+        model = model_of(self._current) if target is None else target
+        return self._layout.state_of(self._layout.copy_of(model))
+
+    @property
+    @synchronized
+    def clients(self) -> list[ClientId]:
+        """The clients that something was sent to or received from."""
+        return list(self._clients)
+
+    @synchronized
+    def forget(self, client_id: ClientId) -> None:
+        """Drop what is kept of a client; if it comes back it is brought up by a keyframe.
+
+        Args:
+            client_id: The client; one that is not known is no error.
+
+        Raises:
+            TypeError: ``client_id`` is neither a str nor an integer.
+        """
+        self._clients.pop(client_name(client_id), None)
+
+    @synchronized
+    def memory(self) -> dict[str, int]:
+        """Bytes held, by what for; docs/guide.md says what to expect.
+
+        Returns:
+            "global": models that all clients share; "clients": models kept for single ones;
+            "payloads": payloads and keyframes kept to be sent; "feedback": what payloads have left
+            out. Arrays that versions share count once.
+        """
+        state = self._state
+        shared = _sizes(state.target)
+        for version in [*state.versions.values(), self._initial]:
+            for member in version.lineage(self._keep_down):
+                shared |= _sizes(member.model)
+        own: dict[int, int] = {}
+        for client in state.clients.values():
+            for version in [*client.uplinks.values(), *client.downlinks.values()]:
+                for member in version.lineage(max(self._keep_down, self._keep_up)):
+                    own |= _sizes(member.model)
+        return {
+            "global": sum(shared.values()),
+            "clients": sum(size for array, size in own.items() if array not in shared),
+            "payloads": sum(map(len, state.chain.values())) + self._cached_bytes(),
+            "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
+        }
+
+    def _cached_bytes(self) -> int:
+        """Of keyframes that are kept to be sent again."""
+        raise NotImplementedError
+
+    # ---- records of clients
+
+    def _client(self, client_id: ClientId) -> ClientRecord:
+        """The client's record; a new one is not stored yet."""
+        name = client_name(client_id)
+        known = self._clients.get(name)
+        return known or self._new_record(client_tag(name, self._run_digest))
+
+    def _new_record(self, tag: int) -> ClientRecord:
+        first = self._first_uplink()
+        uplinks = {} if first is None else {0: first}
+        downlinks = {}
+        if not self._broadcast:
+            downlinks = {0: Version(0, self._down_root, self._initial.model)}
+        return ClientRecord(tag, Head(0, self._down_root), uplinks, downlinks)
+
+    def _storing(self, client_id: ClientId, client: ClientRecord) -> Assignments:
+        """The assignment that replaces a client's record."""
+        return [(self._clients, client_name(client_id), client)]
+
+    def _store(self, client_id: ClientId, client: ClientRecord) -> None:
+        ((clients, name, record),) = self._storing(client_id, client)
+        clients[name] = record
+
+    # ---- saved form
+
+    def _depends(self) -> dict[str, Any]:
+        return {
+            **super()._depends(),
+            **self._downlink_encoder.depends(self._state.feedback is not None),
+        }
+
+    def _fields(self) -> dict[str, Any]:
+        state = self._state
+        return {
+            "current": state.current,
+            "versions": state.versions,
+            "chain": state.chain,
+            "digests": state.digests,
+            "target": state.target,
+            "target_number": state.target_number,
+            "feedback": state.feedback,
+            "clients": records_to_fields(state.clients, self._new_record),
+        }
+
+    def _checked(self, saved: Any, tensors: Tensors) -> ServerState:
+        fields = checked_fields(
+            saved,
+            {
+                "current": tensors.version(),
+                "versions": tensors.versions(at_most=self._history),
+                "chain": table(NUMBER, BYTES),
+                "digests": table(NUMBER, BITS64),
+                "target": optional(tensors.model),
+                "target_number": NUMBER,
+                "feedback": tensors.kept_feedback(
+                    self._downlink_encoder.roles, self._state.feedback is not None
+                ),
+                "clients": records_check(tensors, self._history, self._new_record),
+            },
+        )
+        current, chain, digests = fields["current"], fields["chain"], fields["digests"]
+        require(fields["versions"].get(current.number) is current, "versions")
+        require(max(fields["versions"]) == current.number, "versions")
+        first = current.number - len(chain)
+        require(sorted(chain) == list(range(first + 1, current.number + 1)), "chain")
+        require(len(chain) <= MAX_PAYLOADS, "chain")
+        require(sorted(digests) == list(range(first, current.number + 1)), "digests")
+        made = {n: version_digest(payload) for n, payload in chain.items()} | {
+            current.number: current.digest
+        }
+        require(made.items() <= digests.items(), "digests")
+        is_newer = fields["target_number"] > 0
+        require((fields["target"] is not None) == is_newer, "target")
+        require(not (self._broadcast and is_newer), "target_number")
+        require(self._broadcast or current.number == 0, "current")
+        try:
+            for payload in chain.values():
+                ParsedPayload(payload, self._layout)
+            for name, client in fields["clients"].items():
+                require(client.tag == client_tag(name, self._run_digest), "tag")
+                check_record(
+                    client,
+                    self._layout,
+                    own_downlinks=not self._broadcast,
+                    keeps_models=self._keep_up > 0,
+                )
+        except CodecError as error:
+            raise ValueError(f"state_dict: {error}") from error
+        return ServerState(**fields)
+
+
+def _sizes(model: Model | None) -> dict[int, int]:
+    """Bytes by array: versions share them."""
+    return {id(array): array.nbytes for array in model or []}
