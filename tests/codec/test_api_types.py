@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import resfed_codec as rfc
 from models import cnn_pair
-from test_faults import snapshot
+from snapshots import snapshot
 
 STATE, REFERENCE = cnn_pair(np.random.default_rng(5))
 PAYLOAD = rfc.encode(STATE, REFERENCE, sparsity=0.9)

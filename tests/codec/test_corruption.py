@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from checksums import sealed
 from models import State, assert_same, cnn_pair
 from resfed_codec.reference import update as slow
 
@@ -26,20 +27,6 @@ def pair() -> tuple[State, State]:
 @pytest.fixture(scope="module")
 def payload(pair: tuple[State, State]) -> bytes:
     return rfc.encode(*pair, sparsity=0.95, exclude="fc.bias")
-
-
-def crc32c(data: bytes) -> int:
-    """The CRC-32C of forged payloads, bit by bit."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-def sealed(body: bytes) -> bytes:
-    return body + struct.pack("<I", crc32c(body))
 
 
 def refuse(payload: bytes, reference: State) -> None:

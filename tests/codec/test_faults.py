@@ -24,12 +24,9 @@ import pytest
 import resfed_codec as rfc
 from models import assert_same, clustered, cnn_pair
 from resfed_codec.tensors.layout import Layout
+from snapshots import snapshot
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and processes")
-
-
-def snapshot(end: Any) -> dict[str, bytes]:
-    return {name: np.asarray(array).tobytes() for name, array in end.state_dict().items()}
 
 
 class AlarmError(Exception):

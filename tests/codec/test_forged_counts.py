@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from checksums import sealed
 from resfed_codec.reference import update as slow
 from resfed_codec.reference.frame import read_frame as slow_read_frame
 from resfed_codec.reference.stream import read_link as slow_read_link
 from resfed_codec.stream.message import MAX_PAYLOADS, Ack, Message, read_message, write_message
 from resfed_codec.stream.versions import ParsedPayload
 from resfed_codec.stream.wire import varint
-from test_corruption import sealed
 
 MODEL = {"b": np.zeros(5, np.float32), "w": np.zeros((10, 10), np.float32)}
 N = 300_000

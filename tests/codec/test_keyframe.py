@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 import make_keyframes
 import resfed_codec as rfc
+from checksums import sealed
 from models import FLOATS, INTEGERS, State, assert_same, cnn_pair, pairs
 from resfed_codec.reference import keyframe as slow
-from test_corruption import sealed
 
 REFUSED = (rfc.PayloadError, rfc.StateMismatchError)
 MANTISSA_BITS = {"float16": 10, "float32": 23, "float64": 52}

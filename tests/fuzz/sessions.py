@@ -36,21 +36,19 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "session"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "codec"))
 
 import resfed_codec as rfc
-import test_saved_state as saved_state
-from federation import RULES
+import saved_states
+from federation import RULES, model
 from forging import Forger, Material
 from models import State
 from published_rules import moved
+from recorded import REMEMBERED, Ends, Recorded
 from resfed_codec.codec.payload import REQUEST, UPDATE, kind_of
 from resfed_codec.session.base import client_tag
 from resfed_codec.stream.message import is_message, read_message
 from resfed_codec.stream.versions import model_of
 from snapshots import snapshot
-from test_spliced_messages import REMEMBERED, Ends, Recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "fuzz"
@@ -156,7 +154,7 @@ def answers(answer: Callable[..., bytes], requests: list[bytes], *name: str) -> 
 
 def stream(predictor: str, feedback: bool) -> World:
     rng = np.random.default_rng(7)
-    initial = saved_state.model(rng)
+    initial = model(rng)
     options = {"sparsity": 0.8, "predictor": predictor, "error_feedback": feedback}
     encoder, decoder = rfc.Encoder(initial, **options), rfc.Decoder(initial)
     other = rfc.Encoder(initial, run="another", **options)
@@ -429,9 +427,9 @@ def load_state(trial: Trial) -> None:
     trial.n_accepted += 1
     trial.restored()
     if trial.world.is_stream:
-        saved_state.play_stream(trial.ends["encoder"], trial.ends["decoder"])
+        saved_states.play_stream(trial.ends["encoder"], trial.ends["decoder"])
     else:
-        saved_state.play_sessions(trial.ends["server"], trial.ends["a" if name != "b" else "b"])
+        saved_states.play_sessions(trial.ends["server"], trial.ends["a" if name != "b" else "b"])
     trial.restored()
 
 

@@ -15,15 +15,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from checksums import sealed
 from published_rules import moved, random_model
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.stream.link import MAX_NUMERATOR, Link, parse_link, write_link
 from resfed_codec.stream.message import ACK_WINDOW, Ack, Head, Keyframe, Message, read_message
 from resfed_codec.stream.message import write_message as write
 from resfed_codec.stream.wire import WireReader, varint
+from session_pairs import pair, run
 from snapshots import snapshot
-from test_corruption import sealed
-from test_session_state import pair, run
 
 LARGEST = 2**63 - 1
 NUMBERS = st.one_of(

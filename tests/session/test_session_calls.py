@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
+from checksums import sealed
 from models import assert_same
 from published_rules import moved, random_model
 from resfed_codec.stream.message import read_message, write_message
+from session_pairs import RULES, configs, pair, run
 from snapshots import SAVERS, refused, snapshot
-from test_corruption import sealed
-from test_session_state import RULES, configs, pair, run
 
 # ---- arguments
 

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 import resfed_codec as rfc
-import test_saved_state as saved_state
+import saved_states
+from checksums import sealed
 from models import State
+from recorded import cut_together, payloads_of
 from resfed_codec.codec.payload import FIXED_BYTES
 from resfed_codec.stream.link import (
     MAX_DEPTH,
@@ -33,8 +35,6 @@ from resfed_codec.stream.message import (
 )
 from resfed_codec.stream.versions import Version
 from resfed_codec.stream.wire import varint
-from test_corruption import sealed
-from test_spliced_messages import cut_together, payloads_of
 
 T = TypeVar("T")
 
@@ -315,31 +315,31 @@ class Forger:
     def state_dict(self, kind: type) -> dict[str, Any]:
         """One of this class, with a right digest; 0 to 3 changes."""
         saved = self._material.saved[kind]
-        structure, arrays = saved_state.opened(self._one(saved))
-        other_structure, other_arrays = saved_state.opened(self._one(saved))
+        structure, arrays = saved_states.opened(self._one(saved))
+        other_structure, other_arrays = saved_states.opened(self._one(saved))
         arrays = dict(arrays)
         for _ in range(self._below(4)):
             if self._below(3) == 0:
                 self._change_array(arrays, other_arrays)
             else:
                 structure = self._other_structure(structure, other_structure)
-        return saved_state.resealed(structure, arrays)
+        return saved_states.resealed(structure, arrays)
 
     def _other_structure(self, structure: Any, other: Any) -> Any:
-        paths = list(saved_state.places_of(structure))
+        paths = list(saved_states.places_of(structure))
         path = self._one(paths)
-        theirs = list(saved_state.places_of(other))
+        theirs = list(saved_states.places_of(other))
         value = _at(other, path if path in theirs and self._below(2) else self._one(theirs))
         change = self._one([
-            saved_state.setting(self._one(saved_state.OTHER_LEAVES)),
-            saved_state.setting(self._one([*EDGES, 2**63, LARGEST64, 2**64])),
-            saved_state.setting(copy.deepcopy(value)),
-            saved_state.setting(copy.deepcopy(value)),
-            saved_state.setting(self._one(self._material.digests)),
-            saved_state.without,
-            saved_state.twice,
+            saved_states.setting(self._one(saved_states.OTHER_LEAVES)),
+            saved_states.setting(self._one([*EDGES, 2**63, LARGEST64, 2**64])),
+            saved_states.setting(copy.deepcopy(value)),
+            saved_states.setting(copy.deepcopy(value)),
+            saved_states.setting(self._one(self._material.digests)),
+            saved_states.without,
+            saved_states.twice,
         ])  # fmt: skip
-        return saved_state.changed(structure, path, change)
+        return saved_states.changed(structure, path, change)
 
     def _change_array(self, arrays: dict[str, Any], others: dict[str, Any]) -> None:
         if not arrays:
