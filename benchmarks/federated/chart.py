@@ -15,7 +15,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 OVER = ("total", "up", "down", "round")
-COLORS = ("tab:blue", "tab:green", "black", "tab:purple", "tab:orange", "tab:brown", "tab:cyan")
+OURS = ("tab:red", "tab:orange", "tab:pink", "tab:brown", "gold", "darkred")
+OTHERS = ("tab:blue", "tab:green", "black", "tab:purple", "tab:cyan", "tab:olive")
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -28,7 +29,7 @@ def draw(
     title: str = "",
     unfinished: bool = False,
 ) -> None:
-    """Draw the mean and the range over seeds to ``path``; ours is thick and red.
+    """Draw the mean and the range over seeds to ``path``; ours is thick and red, or near red.
 
     Args:
         folder, patterns, unfinished: As in :func:`benchmarks.federated.curves.read`.
@@ -36,16 +37,15 @@ def draw(
     """
     groups = read(folder, patterns, unfinished=unfinished)
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    drawn = {True: 0, False: 0}
+    ours = [name for name in groups if name.startswith(NAMES["codec"])]
+    others = [name for name in groups if name not in ours]
     for name, group in groups.items():
-        ours = name.startswith(NAMES["codec"])
-        color = "tab:red" if ours else COLORS[drawn[ours] % len(COLORS)]
-        style = STYLES[(drawn[ours] if ours else drawn[ours] // len(COLORS)) % len(STYLES)]
-        drawn[ours] += 1
+        names, colors, width = (ours, OURS, 2.4) if name in ours else (others, OTHERS, 1.4)
+        lap, place = divmod(names.index(name), len(colors))
+        color, style = colors[place], STYLES[lap % len(STYLES)]
         scores = np.array([c.score for c in group]) * (1 if is_loss(groups) else 100)
         rounds = np.arange(1, scores.shape[1] + 1)
         x = rounds if over == "round" else np.mean([c.megabytes[over] for c in group], axis=0)
-        width = 2.4 if ours else 1.4
         axes.plot(x, scores.mean(axis=0), style, color=color, lw=width, label=name)
         if len(group) > 1:
             low, high = scores.min(axis=0), scores.max(axis=0)
