@@ -4,6 +4,7 @@
 
 #include "api.hpp"
 #include "bindings/commit.hpp"
+#include "bindings/constants.hpp"
 #include "bindings/device_array.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/overlaps.hpp"
@@ -155,19 +156,35 @@ py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>
       py::bytes(reinterpret_cast<const char*>(decisions.data()), 2 * decisions.size()), ends);
 }
 
+// NativeError(code, where, detail): a Failure as Python sees it.
+void bind_error(py::module_& m) {
+  static py::exception<Failure> native_error(m, "NativeError");
+  const auto property = [](const char* name, size_t place) {
+    const py::cpp_function get(
+        [place](const py::object& error) { return error.attr("args")[py::int_(place)]; });
+    native_error.attr(name) = py::module_::import("builtins").attr("property")(get);
+  };
+  property("code", 0);
+  property("where", 1);
+  property("detail", 2);
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Failure& f) {
+      const py::object code = py::module_::import("resfed_codec._native").attr("Code");
+      py::set_error(native_error,
+                    py::make_tuple(code(static_cast<uint32_t>(f.code)), f.where, f.detail));
+    }
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native part of resfed_codec. Not public: use the package's functions.";
 
-  static py::exception<Failure> native_error(m, "NativeError");
-  py::register_exception_translator([](std::exception_ptr p) {
-    try {
-      if (p) std::rethrow_exception(p);
-    } catch (const Failure& f) {
-      py::set_error(native_error, py::make_tuple(static_cast<uint32_t>(f.code), f.where, f.detail));
-    }
-  });
+  bind_constants(m);
+  bind_error(m);
 
   py::class_<StepRule>(m, "StepRule")
       .def(py::init<>())
@@ -264,7 +281,6 @@ PYBIND11_MODULE(_native, m) {
       "crc32c",
       [](const py::bytes& data) { return crc32c(data_of(view(data)), view(data).size()); },
       py::arg("data"));
-  m.attr("MOST_TENSORS") = kMostTensors;
   m.def("inspect", &inspect_payload, py::arg("payload"), py::arg("n_tensors") = kMostTensors);
   m.def(
       "link_of",

@@ -18,16 +18,10 @@ from hypothesis import given, settings
 import resfed_codec as rfc
 from models import State, clustered, cnn_pair, options, pairs
 from resfed_codec import _native
+from resfed_codec._native import Role
 from resfed_codec.codec.update import native_options
 from resfed_codec.config import CodecConfig
-from resfed_codec.tensors.layout import (
-    DENSE,
-    LOSSLESS,
-    layout_digest,
-    roles_of,
-    special_tensors,
-    views_of,
-)
+from resfed_codec.tensors.layout import layout_digest, roles_of, special_tensors, views_of
 
 pytestmark = [
     pytest.mark.cuda,
@@ -90,7 +84,7 @@ class Case:
         rng = np.random.default_rng(3)
         self.feedback: list[np.ndarray | None] = [
             np.asarray(0.01 * rng.standard_normal(array.shape), dtype=np.float32)
-            if feedback and role not in (LOSSLESS, DENSE)
+            if feedback and role not in (Role.LOSSLESS, Role.DENSE)
             else None
             for array, role in zip(self.base, self.roles, strict=True)
         ]
@@ -112,7 +106,7 @@ class Case:
                 self.roles[i],
                 feedback[i],
                 ()
-                if self.roles[i] == LOSSLESS
+                if self.roles[i] == Role.LOSSLESS
                 else tuple((place(arrays[i]), c) for arrays, c in self.terms),
             )
             for i, current in enumerate(self.current)

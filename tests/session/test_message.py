@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import resfed_codec as rfc
 from checksums import sealed
 from published_rules import moved, random_model
+from resfed_codec._native import MAX_NUMERATOR
 from resfed_codec.session.client_record import ClientRecord
-from resfed_codec.stream.link import MAX_NUMERATOR, Link, parse_link, write_link
+from resfed_codec.stream.link import Link, parse_link, write_link
 from resfed_codec.stream.message import ACK_WINDOW, Ack, Head, Keyframe, Message, read_message
 from resfed_codec.stream.message import write_message as write
 from resfed_codec.stream.wire import WireReader, varint

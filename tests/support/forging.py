@@ -15,7 +15,7 @@ import saved_states
 from checksums import sealed
 from models import State
 from recorded import cut_together, payloads_of
-from resfed_codec.codec.payload import FIXED_BYTES
+from resfed_codec._native import FIXED_HEADER_BYTES
 from resfed_codec.stream.link import (
     MAX_DEPTH,
     Link,
@@ -210,8 +210,10 @@ class Forger:
         tag = self._one([0, 0, self._one(self._material.tags)])
         digest = link_digest(tag, *digests).to_bytes(8, "little")
         raw = write_link(link)
-        rest = data[FIXED_BYTES + rfc.inspect(data).link_bytes : -4]
-        return sealed(data[:6] + digest + data[14:FIXED_BYTES] + varint(len(raw)) + raw + rest)
+        rest = data[FIXED_HEADER_BYTES + rfc.inspect(data).link_bytes : -4]
+        return sealed(
+            data[:6] + digest + data[14:FIXED_HEADER_BYTES] + varint(len(raw)) + raw + rest
+        )
 
     def keyframe(self) -> bytes:
         data = self._one(self._material.keyframes)

@@ -7,6 +7,7 @@ from operator import index
 from typing import Any, overload
 
 from resfed_codec import _native
+from resfed_codec._native import MAX_MANTISSA_BITS
 from resfed_codec.codec.payload import KEYFRAME, as_bytes
 from resfed_codec.codec.update import (
     ArrayT,
@@ -28,9 +29,6 @@ from resfed_codec.tensors.layout import (
     views_of,
 )
 from resfed_codec.tensors.torch_tensors import untraced
-
-MAX_MANTISSA_BITS = 52
-"""Of float64; no dtype has more, so this rounds nothing."""
 
 
 @untraced
@@ -66,7 +64,7 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
 
 
 def check_mantissa_bits(mantissa_bits: int | None) -> int:
-    """``mantissa_bits`` as a number, None as that which rounds nothing."""
+    """``mantissa_bits`` as a number; None as that of float64, with which nothing is rounded."""
     if mantissa_bits is None:
         return MAX_MANTISSA_BITS
     if isinstance(mantissa_bits, bool) or not hasattr(mantissa_bits, "__index__"):

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resfed_codec import _native
+from resfed_codec._native import CHECKSUM_BYTES, FIXED_HEADER_BYTES
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.errors import PayloadError, raise_from_native
 from resfed_codec.stream.link import Link, parse_link
 from resfed_codec.tensors.torch_tensors import untraced
-
-FIXED_BYTES = 18
-CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def _describe(info: PayloadInfo) -> str:
 
 
 UPDATE, KEYFRAME, MESSAGE, REQUEST = "update", "keyframe", "message", "request"
-_MAGIC = {b"RFD": UPDATE, b"RFK": KEYFRAME, b"RFM": MESSAGE}
+_KINDS = {_native.MAGIC: UPDATE, _native.KEYFRAME_MAGIC: KEYFRAME, b"RFM": MESSAGE}
 _WHO_TAKES = {
     UPDATE: "this is an update: give it to decode(), or, if it is of an Encoder or a session, to"
     " the Decoder or to receive() of the other end's session",
@@ -168,7 +166,7 @@ _WHO_TAKES = {
 
 def kind_of(data: bytes) -> str | None:
     """What the bytes say they are, by their first five; None if nothing of this codec."""
-    kind = _MAGIC.get(data[:3])
+    kind = _KINDS.get(data[:3])
     is_request = kind == MESSAGE and len(data) > 4 and data[4] & 1
     return REQUEST if is_request else kind
 
@@ -237,8 +235,8 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         dense_tensors=Numbers(d["dense_tensors"], "I"),
         lossy_slices=lossy,
         lossless_slices=lossless,
-        header_bytes=d["quantizer_offset"] - (d["counts_offset"] - FIXED_BYTES),
-        link_bytes=d["counts_offset"] - FIXED_BYTES,
+        header_bytes=d["quantizer_offset"] - (d["counts_offset"] - FIXED_HEADER_BYTES),
+        link_bytes=d["counts_offset"] - FIXED_HEADER_BYTES,
         quantizer_bytes=d["table_offset"] - d["quantizer_offset"],
         table_bytes=d["slices_offset"] - d["table_offset"],
         lossy_bytes=sum(lossy),

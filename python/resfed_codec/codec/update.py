@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 import numpy as np
 
 from resfed_codec import _native
+from resfed_codec._native import Role
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
 from resfed_codec.errors import StateMismatchError, raise_from_native
@@ -16,8 +17,6 @@ from resfed_codec.tensors import device
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
 from resfed_codec.tensors.device import Memory
 from resfed_codec.tensors.layout import (
-    MATRIX,
-    VECTOR,
     Array,
     Special,
     State,
@@ -134,7 +133,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
 def native_options(
     config: CodecConfig,
     specs: Sequence[TensorSpec],
-    roles: Sequence[int],
+    roles: Sequence[Role],
     special: Special,
 ) -> _native.EncodeOptions:
     """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
@@ -142,13 +141,13 @@ def native_options(
     options.exclusions, options.dense = special
     options.dense_bits = config.dense_bits
     options.row_lengths = [spec.row_length for spec in specs]
-    shapes = (s.shape if role == MATRIX else () for s, role in zip(specs, roles, strict=True))
+    shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
     options.blocks = block_sizes(list(shapes))
     options.vector_share = VECTOR_SHARE
     if config.sparsity is not None:
         n_matrix, n_vector = (
             sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
-            for wanted in (MATRIX, VECTOR)
+            for wanted in (Role.MATRIX, Role.VECTOR)
         )
         options.k_matrix = config.count(n_matrix)
         options.k_vector = config.count(n_vector, VECTOR_SHARE)
@@ -271,7 +270,7 @@ def rows_of(
             out[i].array if out is not None else None,
             r.array.size,
             r.array.itemsize,
-            r.spec.dtype_code,
+            r.spec.float_dtype,
             role,
         )
         for i, (c, r, role) in enumerate(zip(current, reference, roles, strict=True))

@@ -12,17 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from resfed_codec import _native
+from resfed_codec._native import MAX_DEPTH
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.errors import raise_from_native
 from resfed_codec.stream.wire import varint, zigzag
-
-MAX_DEPTH = 3
-"""Predictions look back this many versions in each direction."""
-
-MAX_COEF_LOG2 = 12
-"""Coefficients are multiples of 2**-12 at the finest."""
-
-MAX_NUMERATOR = 2**20
 
 _PLACES = 2 * MAX_DEPTH
 _PER_TENSOR, _COEFFICIENTS = 64, 128

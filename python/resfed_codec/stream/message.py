@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from resfed_codec import _native
+from resfed_codec._native import MAX_DEPTH
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.stream.link import MAX_DEPTH
 from resfed_codec.stream.wire import WireReader, varint
 
 MAGIC = b"RFM\x01"

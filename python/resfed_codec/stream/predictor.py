@@ -14,8 +14,9 @@ from fractions import Fraction
 from numbers import Real
 from typing import TypeAlias
 
+from resfed_codec._native import MAX_COEF_LOG2, MAX_DEPTH, MAX_NUMERATOR
 from resfed_codec.codec.numbers import as_float
-from resfed_codec.stream.link import MAX_COEF_LOG2, MAX_DEPTH, MAX_NUMERATOR, Terms
+from resfed_codec.stream.link import Terms
 
 Coefficients: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 

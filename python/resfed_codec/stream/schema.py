@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from resfed_codec._native import DeviceArray
-from resfed_codec.stream.link import MAX_DEPTH
+from resfed_codec._native import MAX_DEPTH, DeviceArray, Role
 from resfed_codec.stream.message import MAX_VERSION, Head
 from resfed_codec.stream.versions import Feedback, Model, Version, new_feedback
 from resfed_codec.tensors.device import Memory, copy
@@ -128,7 +127,7 @@ class Tensors:
             self._models[id(value)] = value, self._filled(self._layout.empty(), value, where)
         return self._models[id(value)][1]
 
-    def feedback(self, roles: Sequence[int]) -> Check:
+    def feedback(self, roles: Sequence[Role]) -> Check:
         def check(value: Any, where: str) -> Feedback:
             feedback = new_feedback(self._layout, roles)
             self._filled(feedback, value, where)
@@ -136,7 +135,7 @@ class Tensors:
 
         return check
 
-    def kept_feedback(self, roles: Sequence[int], is_kept: bool) -> Check:
+    def kept_feedback(self, roles: Sequence[Role], is_kept: bool) -> Check:
         """Feedback of finite values, or None where none is kept."""
 
         def check(value: Any, where: str) -> Feedback | None:

@@ -7,18 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from resfed_codec import _native
+from resfed_codec._native import MAX_COEF_LOG2, MAX_DEPTH, Role
 from resfed_codec.codec.update import VECTOR_SHARE, native_options
 from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
 from resfed_codec.errors import raise_from_native
-from resfed_codec.stream.link import (
-    MAX_COEF_LOG2,
-    MAX_DEPTH,
-    Link,
-    Terms,
-    link_digest,
-    unit_terms,
-    write_link,
-)
+from resfed_codec.stream.link import Link, Terms, link_digest, unit_terms, write_link
 from resfed_codec.stream.predictor import (
     AdaptivePredictor,
     LinearPredictor,
@@ -40,9 +33,6 @@ from resfed_codec.stream.versions import (
 from resfed_codec.tensors import device
 from resfed_codec.tensors.device import PayloadPlan, on_host
 from resfed_codec.tensors.layout import (
-    DENSE,
-    LOSSLESS,
-    VECTOR,
     Layout,
     named,
     roles_of,
@@ -160,7 +150,7 @@ class UpdateEncoder:
         for place, pair in enumerate(p.tensors.values(), start=1):
             pairs.append(pair)
             for i, spec in enumerate(self.layout.specs):
-                if spec.name in self._named[place - 1] and self.roles[i] != LOSSLESS:
+                if spec.name in self._named[place - 1] and self.roles[i] != Role.LOSSLESS:
                     chosen.setdefault(i, place)
         fine = [terms_over(MAX_COEF_LOG2, *pair) for pair in pairs]
         coef_log2 = coarsest(fine, MAX_COEF_LOG2)
@@ -195,7 +185,7 @@ class UpdateEncoder:
                     [(models[0], 1.0), (models[1], 0.0), (models[2], 0.0)],
                     None,
                     None if residual_so_far is None else on_host(residual_so_far),
-                    plain=self.roles[i] == LOSSLESS,
+                    plain=self.roles[i] == Role.LOSSLESS,
                 )
             )
         one = 1 << ADAPTIVE_LOG2
@@ -213,10 +203,10 @@ class UpdateEncoder:
         return ADAPTIVE_LOG2, common, per_tensor
 
     def _expected_nonzeros(self, ordinal: int) -> float:
-        if self.roles[ordinal] == DENSE:
+        if self.roles[ordinal] == Role.DENSE:
             return self.layout.specs[ordinal].n_elems
         sparsity = DEFAULT_SPARSITY if self.config.sparsity is None else self.config.sparsity
-        share = VECTOR_SHARE if self.roles[ordinal] == VECTOR else 1
+        share = VECTOR_SHARE if self.roles[ordinal] == Role.VECTOR else 1
         return self.layout.specs[ordinal].n_elems * min(1.0, (1 - sparsity) * share)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec import _native
+from resfed_codec._native import MAX_DEPTH, Role
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
 from resfed_codec.stream.link import (
-    MAX_DEPTH,
     Link,
     Terms,
     digest64,
@@ -29,8 +29,6 @@ from resfed_codec.stream.link import (
 from resfed_codec.tensors import device
 from resfed_codec.tensors.device import Memory, Plan, copy, on_host, placed
 from resfed_codec.tensors.layout import (
-    DENSE,
-    LOSSLESS,
     Layout,
     Special,
     TensorSpec,
@@ -115,11 +113,11 @@ def filled(model: Model, source: Model) -> Model:
     return model
 
 
-def new_feedback(layout: Layout, roles: Sequence[int]) -> Feedback:
+def new_feedback(layout: Layout, roles: Sequence[Role]) -> Feedback:
     """Zeros for matrices and vectors."""
     return [
         None
-        if role in (LOSSLESS, DENSE)
+        if role in (Role.LOSSLESS, Role.DENSE)
         else placed(np.zeros(spec.shape, np.float32), layout.device)
         for spec, role in zip(layout.specs, roles, strict=True)
     ]
@@ -162,7 +160,7 @@ def _combination(
 
 def tensor_row(
     spec: TensorSpec,
-    role: int,
+    role: Role,
     current: Memory,
     terms: Sequence[tuple[Memory, float]],
     out: Memory | None,
@@ -172,7 +170,7 @@ def tensor_row(
 ) -> _native.TensorRow:
     reference = terms[0][0]
     n_bytes = reference.itemsize
-    row = (current, reference, out, reference.size, n_bytes, spec.dtype_code, role)
+    row = (current, reference, out, reference.size, n_bytes, spec.float_dtype, role)
     if plain and feedback is None:
         return row
     combined = () if plain else tuple(terms)
@@ -181,7 +179,7 @@ def tensor_row(
 
 def prediction_rows(
     layout: Layout,
-    roles: Sequence[int],
+    roles: Sequence[Role],
     link: Link,
     own: list[Version],
     others: list[Version],
@@ -196,7 +194,7 @@ def prediction_rows(
     }
     rows = []
     for i, spec in enumerate(layout.specs):
-        combination = common if roles[i] == LOSSLESS else special.get(i, common)
+        combination = common if roles[i] == Role.LOSSLESS else special.get(i, common)
         terms = [(model[i], c) for model, c in combination]
         rows.append(
             tensor_row(
@@ -206,7 +204,7 @@ def prediction_rows(
                 terms,
                 out[i] if out else None,
                 feedback[i] if feedback else None,
-                plain=roles[i] == LOSSLESS or (len(terms) == 1 and terms[0][1] == 1),
+                plain=roles[i] == Role.LOSSLESS or (len(terms) == 1 and terms[0][1] == 1),
             )
         )
     return rows
@@ -287,11 +285,11 @@ def special_of(frame: Mapping[str, Any]) -> Special:
     return Special(tuple(exclusions), tuple(dense))
 
 
-def differences(layout: Layout, roles: Sequence[int], new: Model, old: Model) -> Feedback:
+def differences(layout: Layout, roles: Sequence[Role], new: Model, old: Model) -> Feedback:
     """New minus old of matrices and vectors, rounded to float32 as residuals are; on the host."""
     result: Feedback = []
     for role, spec, a, b in zip(roles, layout.specs, new, old, strict=True):
-        if role in (LOSSLESS, DENSE):
+        if role in (Role.LOSSLESS, Role.DENSE):
             result.append(None)
             continue
         ours, theirs = on_host(a), on_host(b)
@@ -330,7 +328,7 @@ def with_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -
         roles = roles_of(layout.specs, special_of(_native.inspect(payload, len(layout.specs))))
         rows: list[_native.TensorRow] = []
         for spec, role, array in zip(layout.specs, roles, total, strict=True):
-            shape = (spec.n_elems, spec.itemsize, spec.dtype_code, role)
+            shape = (spec.n_elems, spec.itemsize, spec.float_dtype, role)
             rows.append((None, None, None, *shape, array, ()))
         try:
             _native.add_values(payload, rows)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from resfed_codec import _native
 from resfed_codec._native import DeviceArray
-from resfed_codec.errors import raise_from_native
-from resfed_codec.tensors.dtypes import LOSSY_CODES, PATTERNS, pattern_dtype, pattern_shape
+from resfed_codec.errors import translate_errors
+from resfed_codec.tensors.dtypes import LOSSY_DTYPES, PATTERNS, pattern_dtype, pattern_shape
 from resfed_codec.tensors.torch_tensors import from_patterns, is_torch, plain_torch
 
 
@@ -164,7 +164,7 @@ def value_of(array: DeviceArray, origin: Origin, dtype: str) -> Any:
 
 def _is_pattern(dtype: str) -> bool:
     """Whether arrays on a device hold bit patterns; bfloat16 is itself there."""
-    return dtype in PATTERNS and dtype not in LOSSY_CODES
+    return dtype in PATTERNS and dtype not in LOSSY_DTYPES
 
 
 # ---- streams
@@ -197,7 +197,7 @@ def publish(origins: Iterable[Origin | None]) -> None:
     for library, device in {(origin.library, origin.device) for origin in origins if origin}:
         stream = current_stream(device)
         if library == OTHER or _stream_of(library, device) != stream:
-            _told(_native.wait, device, stream)
+            translate_errors(_native.wait, device, stream)
 
 
 # ---- memory inside the codec
@@ -232,8 +232,7 @@ def _new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
     if memory is not None:
         stream = current_stream(device)
         return DeviceArray.from_pointer(memory.pointer, shape, dtype, device, memory, stream)
-    array: DeviceArray = _told(_native.empty_on_device, shape, dtype, device)
-    return array
+    return translate_errors(_native.empty_on_device, shape, dtype, device)
 
 
 def device_of(memory: Memory) -> int | None:
@@ -280,12 +279,12 @@ def copy(source: Memory, target: Memory) -> None:
     if isinstance(source, DeviceArray):
         stream = current_stream(source.device)
         if isinstance(target, DeviceArray):
-            _told(_native.copy_on_device, source, target, stream)
+            translate_errors(_native.copy_on_device, source, target, stream)
         else:
-            _told(_native.copy_to_host, source, target, stream)
+            translate_errors(_native.copy_to_host, source, target, stream)
     elif isinstance(target, DeviceArray):
         contiguous = np.asarray(source, order="C")
-        _told(_native.copy_to_device, contiguous, target, current_stream(target.device))
+        translate_errors(_native.copy_to_device, contiguous, target, current_stream(target.device))
     elif source is not target:
         with held(source):
             np.copyto(target, source)
@@ -334,15 +333,7 @@ def release_workspace() -> None:
     Does nothing where there is none; the next call takes what it needs anew.
     """
     if not unavailable_reason():
-        _told(_native.release_workspace)
-
-
-def _told(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A native function's result; what it throws becomes a public exception."""
-    try:
-        return function(*arguments)
-    except _native.NativeError as error:
-        raise_from_native(error, ())
+        translate_errors(_native.release_workspace)
 
 
 def _reduce(array: DeviceArray) -> tuple[Any, ...]:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LOSSY_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3}
-"""Native numbers of the dtypes whose residuals are quantized; all others travel losslessly."""
+from resfed_codec._native import DType
+
+LOSSY_DTYPES = {dtype.name.lower(): dtype for dtype in DType}
+"""The dtypes whose residuals are quantized, by name; all others travel losslessly."""
 
 _BYTES = [
     *(f"float8_{kind}" for kind in ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz")),
@@ -39,11 +41,11 @@ PARTS = {
 }
 """Dtype of a complex number's real and imaginary part."""
 
-NUMBER_CODES = LOSSY_CODES | {dtype: LOSSY_CODES[part] for dtype, part in PARTS.items()}
-"""Native numbers of the dtypes and of complex numbers' parts."""
+FLOAT_DTYPES = LOSSY_DTYPES | {dtype: LOSSY_DTYPES[part] for dtype, part in PARTS.items()}
+"""The same and, of complex dtypes, that of their real and imaginary part."""
 
 SUPPORTED = frozenset(
-    ["bool", *LOSSY_CODES, *PATTERNS]
+    ["bool", *LOSSY_DTYPES, *PATTERNS]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec._native import DeviceArray
+from resfed_codec._native import DeviceArray, DType, Role
 from resfed_codec.config import CodecConfig
 from resfed_codec.tensors import device
 from resfed_codec.tensors.device import Memory, Origin, name_of
 from resfed_codec.tensors.dtypes import (
-    LOSSY_CODES,
-    NUMBER_CODES,
+    FLOAT_DTYPES,
+    LOSSY_DTYPES,
     PATTERNS,
     SUPPORTED,
     as_patterns,
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 Array: TypeAlias = "NDArray[Any] | torch.Tensor | device.SupportsDLPack"
 State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
 
-MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
-"""Roles, as in csrc/api.hpp."""
-
 
 class TensorSpec(NamedTuple):
     """Name, shape and dtype of one tensor. ``dtype`` is NumPy's and torch's common name."""
@@ -63,7 +60,7 @@ class TensorSpec(NamedTuple):
     @property
     def is_float(self) -> bool:
         """Whether residuals of it are quantized; what is not travels losslessly."""
-        return self.dtype in LOSSY_CODES
+        return self.dtype in LOSSY_DTYPES
 
     @property
     def n_elems(self) -> int:
@@ -81,9 +78,9 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape[1:]) if len(self.shape) >= 2 else 0
 
     @property
-    def dtype_code(self) -> int:
-        """The native dtype, of complex tensors that of their parts; else of no meaning."""
-        return NUMBER_CODES.get(self.dtype, 0)
+    def float_dtype(self) -> DType:
+        """The dtype of floats, and of a complex tensor's parts; of others any."""
+        return FLOAT_DTYPES.get(self.dtype, DType.FLOAT32)
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
@@ -234,7 +231,7 @@ def _advice(dtype: np.dtype[Any]) -> str:
 
 def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
     array = device.array_of(value, origin, "", where)
-    if array.dtype not in SUPPORTED or array.dtype in PATTERNS.keys() - LOSSY_CODES.keys():
+    if array.dtype not in SUPPORTED or array.dtype in PATTERNS.keys() - LOSSY_DTYPES.keys():
         raise TypeError(f"{where}: dtype {array.dtype} is not supported")
     spec = TensorSpec(name, tuple(array.shape), array.dtype)
     return View(spec, array, False, origin, device.is_writable(value, origin))
@@ -475,7 +472,7 @@ def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[s
     return chosen
 
 
-def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[int]:
+def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[Role]:
     """The role of each tensor, a function of the layout and of what is excluded or dense.
 
     Integers, bool and excluded tensors are lossless; of the other floats that are not dense, those
@@ -484,13 +481,15 @@ def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) ->
     """
     exclusions, dense = (set(ordinals) for ordinals in special)
     roles = [
-        LOSSLESS
+        Role.LOSSLESS
         if not spec.is_float or i in exclusions
-        else DENSE
+        else Role.DENSE
         if i in dense
-        else MATRIX
+        else Role.MATRIX
         if len(spec.shape) >= 2
-        else VECTOR
+        else Role.VECTOR
         for i, spec in enumerate(specs)
     ]
-    return roles if MATRIX in roles else [MATRIX if role == VECTOR else role for role in roles]
+    if Role.MATRIX in roles:
+        return roles
+    return [Role.MATRIX if role == Role.VECTOR else role for role in roles]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from resfed_codec.tensors.dtypes import LOSSY_CODES
+from resfed_codec.tensors.dtypes import LOSSY_DTYPES
 from resfed_codec.tensors.torch_tensors import torch_module
 
 if TYPE_CHECKING:
@@ -127,5 +127,5 @@ def buffer_names(module: Any) -> tuple[str, ...]:
         name
         for name, value in module.state_dict(keep_vars=True).items()
         if (id(value) in same or _WRAPPER.sub(r"\1", name) in names)
-        and str(value.dtype).removeprefix("torch.") in LOSSY_CODES
+        and str(value.dtype).removeprefix("torch.") in LOSSY_DTYPES
     )
