@@ -23,10 +23,16 @@ pybind11::object bind_enum(pybind11::module_& m, const char* name,
 
 // Throws ValueError unless `number` is a member of an enumeration that counts from 0 to `last`.
 template <class Enum>
-Enum to_enum(pybind11::handle number, Enum last, const char* name) {
-  const auto value = number.cast<uint32_t>();
-  if (value <= static_cast<uint32_t>(last)) return static_cast<Enum>(value);
-  throw pybind11::value_error(std::to_string(value) + " is not a valid " + name);
+Enum to_enum(uint32_t number, Enum last, const char* name) {
+  if (number <= static_cast<uint32_t>(last)) return static_cast<Enum>(number);
+  throw pybind11::value_error(std::to_string(number) + " is not a valid " + name);
+}
+
+template <class Enum>
+std::vector<uint32_t> numbers(const std::vector<Enum>& members) {
+  std::vector<uint32_t> result;
+  for (const Enum member : members) result.push_back(static_cast<uint32_t>(member));
+  return result;
 }
 
 inline void bind_constants(pybind11::module_& m) {

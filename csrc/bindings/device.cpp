@@ -7,7 +7,7 @@
 
 #if defined(RESFED_CUDA)
 #include "bindings/commit.hpp"
-#include "bindings/tensor_view.hpp"
+#include "bindings/tensors.hpp"
 #include "cuda/codec.hpp"
 #include "cuda/workspace.hpp"
 #endif
@@ -83,20 +83,13 @@ bool is_elsewhere(const DeviceArray& array, uintptr_t stream) {
   return array.stream != stream && array.stream != kAnyStream;
 }
 
-bool any_elsewhere(const py::sequence& rows, uintptr_t stream) {
-  const auto elsewhere = [&](py::handle h) {
-    return py::isinstance<DeviceArray>(h) && is_elsewhere(h.cast<const DeviceArray&>(), stream);
-  };
-  for (const py::handle row : rows) {
-    const auto t = row.cast<py::tuple>();
-    if (elsewhere(t[0]) || elsewhere(t[1]) || elsewhere(t[2])) return true;
-    if (t.size() == 7) continue;
-    if (elsewhere(t[7])) return true;
-    for (const py::handle term : t[8]) {
-      if (elsewhere(term.cast<py::tuple>()[0])) return true;
-    }
-  }
-  return false;
+bool any_elsewhere(const TensorColumns& columns, uintptr_t stream) {
+  bool any = false;
+  columns.for_each_array([&](py::handle h) {
+    any = any || (h && py::isinstance<DeviceArray>(h) &&
+                  is_elsewhere(h.cast<const DeviceArray&>(), stream));
+  });
+  return any;
 }
 
 // Waits at the end of a call, also of one that failed, where arrays are elsewhere: whoever holds
@@ -162,12 +155,12 @@ void wait(int device, uintptr_t stream) {
   cuda::wait(device, stream_of(stream));
 }
 
-py::object encode_on_device(const py::sequence& rows, const EncodeOptions& options, int device,
+py::object encode_on_device(const TensorColumns& columns, const EncodeOptions& options, int device,
                             uintptr_t stream, const py::object& plan) {
   Held held;
   const std::vector<Tensor> tensors =
-      tensors_from(rows, {.current = true, .reference = true}, held, device);
-  const bool elsewhere = any_elsewhere(rows, stream);
+      tensors_from(columns, {.current = true, .reference = true}, held, device);
+  const bool elsewhere = any_elsewhere(columns, stream);
   py::object payload;
   Commit commit(plan);
   const Unlocked unlocked;
@@ -180,11 +173,11 @@ py::object encode_on_device(const py::sequence& rows, const EncodeOptions& optio
   return payload;
 }
 
-void decode_on_device(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
+void decode_on_device(const py::bytes& payload, uint64_t digest, const TensorColumns& columns,
                       int device, uintptr_t stream, const py::object& plan) {
   Held held;
-  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, held, device);
-  const bool elsewhere = any_elsewhere(rows, stream);
+  const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, held, device);
+  const bool elsewhere = any_elsewhere(columns, stream);
   const std::string_view bytes = payload;
   Commit commit(plan);
   const Unlocked unlocked;

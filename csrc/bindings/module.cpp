@@ -8,7 +8,7 @@
 #include "bindings/device_array.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/overlaps.hpp"
-#include "bindings/tensor_view.hpp"
+#include "bindings/tensors.hpp"
 #include "cpu/aggregate.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/keyframe.hpp"
@@ -22,11 +22,11 @@ using namespace resfed;
 
 namespace {
 
-py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options,
+py::object encode_tensors(const TensorColumns& columns, const EncodeOptions& options,
                           const py::object& plan) {
   Held held;
   const std::vector<Tensor> tensors =
-      tensors_from(rows, {.current = true, .reference = true}, held);
+      tensors_from(columns, {.current = true, .reference = true}, held);
   py::object payload;
   Commit commit(plan);
   const Unlocked unlocked;
@@ -41,10 +41,10 @@ py::object encode_tensors(const py::sequence& rows, const EncodeOptions& options
 std::string_view view(const py::bytes& payload) { return payload; }
 const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8_t*>(v.data()); }
 
-void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequence& rows,
+void decode_tensors(const py::bytes& payload, uint64_t digest, const TensorColumns& columns,
                     const py::object& plan) {
   Held held;
-  const std::vector<Tensor> tensors = tensors_from(rows, {.reference = true}, held);
+  const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, held);
   const std::string_view bytes = view(payload);
   Commit commit(plan);
   const Unlocked unlocked;
@@ -54,10 +54,10 @@ void decode_tensors(const py::bytes& payload, uint64_t digest, const py::sequenc
   });
 }
 
-py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
+py::object encode_keyframe_of(const TensorColumns& columns, uint64_t layout_digest,
                               unsigned mantissa_bits) {
   Held held;
-  const std::vector<Tensor> tensors = tensors_from(rows, {.current = true}, held);
+  const std::vector<Tensor> tensors = tensors_from(columns, {.current = true}, held);
   std::vector<uint8_t> payload;
   {
     const Unlocked unlocked;
@@ -67,9 +67,9 @@ py::object encode_keyframe_of(const py::sequence& rows, uint64_t layout_digest,
 }
 
 void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
-                          const py::sequence& rows) {
+                          const TensorColumns& columns) {
   Held held;
-  const std::vector<Tensor> tensors = tensors_from(rows, {.out = true}, held);
+  const std::vector<Tensor> tensors = tensors_from(columns, {.out = true}, held);
   const std::string_view bytes = view(payload);
   const Unlocked unlocked;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
@@ -185,6 +185,7 @@ PYBIND11_MODULE(_native, m) {
 
   bind_constants(m);
   bind_error(m);
+  bind_tensors(m);
 
   py::class_<StepRule>(m, "StepRule")
       .def(py::init<>())
@@ -212,13 +213,14 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<Contribution>(m, "Contribution");
   py::class_<Aggregator>(m, "Aggregator")
-      .def(py::init([](const py::sequence& rows, std::vector<bool> is_signed,
+      .def(py::init([](const TensorColumns& columns, std::vector<bool> is_signed,
                        const std::vector<bool>& is_complex) {
-             if (is_signed.size() != rows.size()) throw py::value_error("is_signed: one per row");
-             if (!is_complex.empty() && is_complex.size() != rows.size())
-               throw py::value_error("is_complex: one per row");
+             if (is_signed.size() != columns.size())
+               throw py::value_error("is_signed: one per tensor");
+             if (!is_complex.empty() && is_complex.size() != columns.size())
+               throw py::value_error("is_complex: one per tensor");
              Held held;
-             return std::make_unique<Aggregator>(tensors_from(rows, {.reference = true}, held),
+             return std::make_unique<Aggregator>(tensors_from(columns, {.reference = true}, held),
                                                  std::move(is_signed), is_complex);
            }),
            py::arg("tensors"), py::arg("is_signed"), py::arg("is_complex") = std::vector<bool>(),
@@ -261,18 +263,18 @@ PYBIND11_MODULE(_native, m) {
         py::arg("commit") = py::none());
   m.def(
       "add_values",
-      [](const py::bytes& payload, const py::sequence& rows) {
+      [](const py::bytes& payload, const TensorColumns& columns) {
         Held held;
-        const std::vector<Tensor> tensors = tensors_from(rows, {.feedback = true}, held);
+        const std::vector<Tensor> tensors = tensors_from(columns, {.feedback = true}, held);
         add_values(data_of(view(payload)), view(payload).size(), tensors);
       },
       py::arg("payload"), py::arg("tensors"));
   m.def(
       "moments",
-      [](const py::sequence& rows) {
+      [](const TensorColumns& columns) {
         Held held;
         const std::vector<Tensor> tensors =
-            tensors_from(rows, {.current = true, .reference = true}, held);
+            tensors_from(columns, {.current = true, .reference = true}, held);
         const Unlocked unlocked;
         return moments(tensors);
       },

@@ -37,25 +37,50 @@ class DeviceArray:
     def __dlpack__(self, **kwargs: Any) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
-Contiguous: TypeAlias = NDArray[Any] | DeviceArray | None
+Array: TypeAlias = NDArray[Any] | DeviceArray
 
-PlainRow: TypeAlias = tuple[Contiguous, Contiguous, Contiguous, int, int, int, int]
-"""current, reference, out, n_elems, elem_bytes, dtype, role."""
+class Tensors:
+    """The tensors of a call, column by column; arrays in C order.
 
-PredictedRow: TypeAlias = tuple[
-    Contiguous,
-    Contiguous,
-    Contiguous,
-    int,
-    int,
-    int,
-    int,
-    Contiguous,
-    tuple[tuple[NDArray[Any] | DeviceArray, float], ...],
-]
-"""A plain row, then feedback and terms with their coefficients."""
+    The arrays are checked when the call runs: their lengths, item sizes and, where the call writes,
+    whether it may.
 
-TensorRow: TypeAlias = PlainRow | PredictedRow
+    Args:
+        roles: Of each tensor, its role.
+        dtypes: Of each tensor that is not lossless, its dtype.
+        n_elems: Of each tensor, how many elements its arrays have.
+        current: The model to encode.
+        reference: The prediction of tensors without terms.
+        out: Where the recovered model goes.
+        feedback: float32 arrays of matrices and vectors.
+        terms: Of each lossy tensor, what its prediction combines.
+        coefficients: One for each of the terms.
+    """
+
+    def __init__(
+        self,
+        *,
+        roles: Sequence[Role],
+        dtypes: Sequence[DType],
+        n_elems: Sequence[int],
+        current: Sequence[Array | None] | None = None,
+        reference: Sequence[Array | None] | None = None,
+        out: Sequence[Array | None] | None = None,
+        feedback: Sequence[Array | None] | None = None,
+        terms: Sequence[Sequence[Array]] | None = None,
+        coefficients: Sequence[Sequence[float]] | None = None,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def roles(self) -> list[int]: ...
+    @property
+    def dtypes(self) -> list[int]: ...
+    @property
+    def n_elems(self) -> list[int]: ...
+    @property
+    def current(self) -> list[Any]: ...
+    @property
+    def reference(self) -> list[Any]: ...
 
 Assignment: TypeAlias = tuple[Any, Any, Any]
 """Object, attribute name, value; or dict, key, value."""
@@ -156,7 +181,7 @@ class Contribution: ...
 class Aggregator:
     def __init__(
         self,
-        tensors: Sequence[TensorRow],
+        tensors: Tensors,
         is_signed: Sequence[bool],
         is_complex: Sequence[bool] = (),
     ) -> None: ...
@@ -170,14 +195,10 @@ class Aggregator:
     ) -> None: ...
     def result(self, arrays: Sequence[NDArray[Any]], total_weight: float) -> None: ...
 
-def encode(
-    tensors: Sequence[TensorRow], options: EncodeOptions, commit: PayloadPlan = None
-) -> bytes: ...
-def decode(
-    payload: bytes, digest: int, tensors: Sequence[TensorRow], commit: Plan = None
-) -> None: ...
-def add_values(payload: bytes, tensors: Sequence[TensorRow]) -> None: ...
-def moments(tensors: Sequence[TensorRow]) -> list[list[float]]: ...
+def encode(tensors: Tensors, options: EncodeOptions, commit: PayloadPlan = None) -> bytes: ...
+def decode(payload: bytes, digest: int, tensors: Tensors, commit: Plan = None) -> None: ...
+def add_values(payload: bytes, tensors: Tensors) -> None: ...
+def moments(tensors: Tensors) -> list[list[float]]: ...
 def link_of(payload: bytes) -> bytes: ...
 def overlaps(
     out: Sequence[NDArray[Any] | DeviceArray], reference: Sequence[NDArray[Any] | DeviceArray]
@@ -186,10 +207,8 @@ def parse_link(
     link: bytes, n_tensors: int
 ) -> tuple[int, int, int, int, int, int, int, int, bytes, bytes]: ...
 def inspect(payload: bytes, n_tensors: int = ...) -> dict[str, Any]: ...
-def encode_keyframe(
-    tensors: Sequence[TensorRow], layout_digest: int, mantissa_bits: int
-) -> bytes: ...
-def decode_keyframe(payload: bytes, layout_digest: int, tensors: Sequence[TensorRow]) -> None: ...
+def encode_keyframe(tensors: Tensors, layout_digest: int, mantissa_bits: int) -> bytes: ...
+def decode_keyframe(payload: bytes, layout_digest: int, tensors: Tensors) -> None: ...
 def crc32c(data: bytes) -> int: ...
 def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
@@ -210,7 +229,7 @@ def copy_to_device(source: NDArray[Any], out: DeviceArray, stream: int) -> None:
 def copy_on_device(source: DeviceArray, out: DeviceArray, stream: int) -> None: ...
 def wait(device: int, stream: int) -> None: ...
 def encode_on_device(
-    tensors: Sequence[TensorRow],
+    tensors: Tensors,
     options: EncodeOptions,
     device: int,
     stream: int,
@@ -219,7 +238,7 @@ def encode_on_device(
 def decode_on_device(
     payload: bytes,
     digest: int,
-    tensors: Sequence[TensorRow],
+    tensors: Tensors,
     device: int,
     stream: int,
     commit: Plan = None,

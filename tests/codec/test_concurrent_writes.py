@@ -14,8 +14,9 @@ import pytest
 
 import resfed_codec as rfc
 from programs import ROOT, Library, find
-from resfed_codec.codec.update import native_options, rows_of
-from resfed_codec.tensors import device
+from resfed_codec.codec import native_call
+from resfed_codec.codec.native_call import tensors_of
+from resfed_codec.codec.update import native_options
 from resfed_codec.tensors.layout import Special, roles_of, views_of
 
 
@@ -118,16 +119,14 @@ def test_arrays_keep_their_memory_during_a_call() -> None:
             refused.append(array.shape)
         return []
 
-    current, reference, beside = (
-        views_of(state, "state") for state in (new, base, {"w": sliced["w"][:30]})
-    )
-    specs = [view.spec for view in reference]
+    specs = [view.spec for view in views_of(base, "state")]
     roles = roles_of(specs)
     options = native_options(rfc.CodecConfig(), specs, roles, Special())
-    payload = device.encode(rows_of(current, reference, beside, roles), options, None, resize)
+    arrays = {"current": [new["w"]], "out": [sliced["w"][:30]]}
+    tensors = tensors_of(specs, roles, [base["w"]], **arrays)
+    payload = native_call.encode(tensors, options, None, resize)
     assert len(refused) == 3
-    rows = rows_of(current, reference, beside, roles)
-    device.decode(payload, options.digest, rows, None, resize)
+    native_call.decode(payload, options.digest, tensors, None, resize)
     assert len(refused) == 6
     for array in (new["w"], base["w"], sliced["w"]):
         array.resize(10, refcheck=False)  # after the call the caller can resize them

@@ -10,28 +10,30 @@ import pytest
 
 import resfed_codec as rfc
 from resfed_codec import _native
-
-MATRIX, VECTOR, LOSSLESS, DENSE = 0, 1, 2, 3
-FLOAT32, FLOAT16, FLOAT64 = 0, 1, 3
+from resfed_codec._native import DType, Role, Tensors
 
 
 def array(n: int = 8, dtype: Any = np.float32) -> np.ndarray:
     return np.zeros(n, dtype)
 
 
-def row(**fields: Any) -> Any:
-    """A valid row of eight float32 elements, with some fields changed."""
-    names = ("current", "reference", "out", "n_elems", "elem_bytes", "dtype", "role")
-    values = dict(zip(names, (array(), array(), array(), 8, 4, FLOAT32, MATRIX), strict=True))
-    values |= {"feedback": None, "terms": (), **fields}
-    return tuple(values.values())
+def row(**fields: Any) -> dict[str, Any]:
+    """A valid tensor of eight float32 elements, with some fields changed."""
+    arrays = {"current": array(), "reference": array(), "out": array(), "feedback": None}
+    valid = {"n_elems": 8, "dtype": DType.FLOAT32, "role": Role.MATRIX, **arrays}
+    return {**valid, "terms": [], "coefficients": [0.5] * len(fields.get("terms", [])), **fields}
 
 
-def encode(*rows: Any) -> bytes:
+def tensors(*rows: dict[str, Any]) -> Tensors:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return Tensors(roles=columns.pop("role"), dtypes=columns.pop("dtype"), **columns)
+
+
+def encode(given: Tensors) -> bytes:
     options = _native.EncodeOptions()
     options.k_matrix = 4
     options.step = _native.StepRule()
-    return _native.encode(rows, options)
+    return _native.encode(given, options)
 
 
 PAYLOAD = rfc.encode([np.ones((2, 4), np.float32)], [np.zeros((2, 4), np.float32)], sparsity=0)
@@ -39,17 +41,14 @@ DIGEST: int = _native.inspect(PAYLOAD)["digest"]
 KEYFRAME = rfc.encode_keyframe([np.ones((2, 4), np.float32)])
 KEYFRAME_DIGEST = int.from_bytes(KEYFRAME[4:12], "little")
 
-CALLS: dict[str, tuple[Callable[..., object], list[str]]] = {
+CALLS: dict[str, tuple[Callable[[Tensors], object], list[str]]] = {
     "encode": (encode, ["current", "reference", "out", "feedback", "terms"]),
-    "decode": (lambda *r: _native.decode(PAYLOAD, DIGEST, r), ["reference", "out", "terms"]),
-    "moments": (lambda *r: _native.moments(r), ["current", "reference", "feedback", "terms"]),
-    "add_values": (lambda *r: _native.add_values(PAYLOAD, r), ["feedback"]),
-    "encode_keyframe": (lambda *r: _native.encode_keyframe(r, 0, 52), ["current"]),
-    "decode_keyframe": (
-        lambda *r: _native.decode_keyframe(KEYFRAME, KEYFRAME_DIGEST, r),
-        ["out"],
-    ),
-    "Aggregator": (lambda *r: _native.Aggregator(r, [False] * len(r)), ["reference"]),
+    "decode": (lambda t: _native.decode(PAYLOAD, DIGEST, t), ["reference", "out", "terms"]),
+    "moments": (_native.moments, ["current", "reference", "feedback", "terms"]),
+    "add_values": (lambda t: _native.add_values(PAYLOAD, t), ["feedback"]),
+    "encode_keyframe": (lambda t: _native.encode_keyframe(t, 0, 52), ["current"]),
+    "decode_keyframe": (lambda t: _native.decode_keyframe(KEYFRAME, KEYFRAME_DIGEST, t), ["out"]),
+    "Aggregator": (lambda t: _native.Aggregator(t, [False] * len(t)), ["reference"]),
 }
 OPTIONAL = {"out", "feedback", "terms"}
 
@@ -70,24 +69,24 @@ BAD_ARRAYS: dict[str, Any] = {
 
 def in_field(field: str, value: Any, call: str) -> Any:
     fields = {"feedback": array()} if call == "add_values" else {}
-    return row(**{**fields, field: ((array(), 0.5), (value, 0.5)) if field == "terms" else value})
+    return row(**{**fields, field: [array(), value] if field == "terms" else value})
 
 
 @pytest.mark.parametrize(("call", "field"), [(c, f) for c, (_, fs) in CALLS.items() for f in fs])
 class TestEachArray:
-    def test_a_valid_row_is_accepted(self, call: str, field: str) -> None:
+    def test_a_valid_array_is_accepted(self, call: str, field: str) -> None:
         if not (call == "decode" and field == "terms"):  # the digest then differs
-            CALLS[call][0](in_field(field, array(), call))
+            CALLS[call][0](tensors(in_field(field, array(), call)))
 
     @pytest.mark.parametrize("bad", BAD_ARRAYS)
     def test_wrong_size_or_type(self, call: str, field: str, bad: str) -> None:
-        with pytest.raises((ValueError, TypeError), match=f"row 0: {field}"):
-            CALLS[call][0](in_field(field, BAD_ARRAYS[bad], call))
+        with pytest.raises((ValueError, TypeError), match=f"tensor 0: {field}"):
+            CALLS[call][0](tensors(in_field(field, BAD_ARRAYS[bad], call)))
 
     def test_a_later_row_is_named(self, call: str, field: str) -> None:
         rows = [in_field(field, array(n), call) for n in (8, 8, 7)]
-        with pytest.raises(ValueError, match=f"row 2: {field}.* has 7 elements of 4 bytes, not 8"):
-            CALLS[call][0](*rows)
+        with pytest.raises(ValueError, match=f"tensor 2: {field}.* has 7 elements of 4 bytes"):
+            CALLS[call][0](tensors(*rows))
 
     def test_required_arrays_must_be_present(self, call: str, field: str) -> None:
         if field in OPTIONAL and (call, field) not in {
@@ -95,92 +94,114 @@ class TestEachArray:
             ("add_values", "feedback"),
         }:
             return
-        with pytest.raises(ValueError, match=f"row 0: {field} is missing"):
-            CALLS[call][0](in_field(field, None, call))
+        with pytest.raises(ValueError, match=f"tensor 0: {field} is missing"):
+            CALLS[call][0](tensors(in_field(field, None, call)))
 
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     "fields",
     [
-        {"elem_bytes": 8},
-        {"elem_bytes": 0},
-        {"elem_bytes": 3, "role": LOSSLESS},
-        {"elem_bytes": 16, "role": LOSSLESS},
-        {"dtype": FLOAT64},
-        {"dtype": FLOAT16, "role": VECTOR},
-        {"dtype": 4},
-        {"role": 4},
+        {"dtype": DType.FLOAT64},
+        {"dtype": DType.FLOAT16, "role": Role.VECTOR},
         {"n_elems": 9},
         {"n_elems": 2**63},
     ],
     ids=str,
 )
-def test_role_dtype_and_size_agree(call: str, fields: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="row 0: "):
-        CALLS[call][0](in_field("feedback", array(), call)[:3] + row(**fields)[3:7])
+def test_dtype_and_length_agree_with_the_arrays(call: str, fields: dict[str, Any]) -> None:
+    if call == "add_values" and "dtype" in fields:
+        return  # its arrays are float32, whatever the tensors are
+    with pytest.raises(ValueError, match="tensor 0: "):
+        CALLS[call][0](tensors({**in_field("feedback", array(), call), **fields}))
 
 
-@pytest.mark.parametrize("role", [LOSSLESS, DENSE])
-def test_feedback_is_for_matrices_and_vectors(role: int) -> None:
-    with pytest.raises(ValueError, match="row 0: feedback is for matrices and vectors alone"):
-        encode(row(role=role, feedback=array()))
+@pytest.mark.parametrize("dtype", [np.complex128, "S3", "V16"])
+def test_lossless_elements_have_a_known_size(dtype: Any) -> None:
+    odd = np.zeros(8, dtype)
+    with pytest.raises(ValueError, match=r"elements of \d+ bytes, not 8 of 1, 2, 4 or 8"):
+        encode(tensors(row(role=Role.LOSSLESS, current=odd, reference=odd, out=odd)))
+    with pytest.raises(ValueError, match="tensor 0: reference has 8 elements of 4 bytes"):
+        encode(tensors(row(role=Role.LOSSLESS, current=array(8, np.int16))))
+
+
+def test_columns_fit_together() -> None:
+    for column in ("current", "reference", "out", "feedback", "terms", "coefficients"):
+        with pytest.raises(ValueError, match="columns of different lengths"):
+            Tensors(roles=[0], dtypes=[0], n_elems=[8], **{column: []})  # type: ignore[arg-type]
+    for column in ("roles", "dtypes"):
+        with pytest.raises(ValueError, match="columns of different lengths"):
+            Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: []})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="4 is not a valid"):
+            Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: [4]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tensor 0: terms: one coefficient for each"):
+        encode(tensors(row(terms=[array()], coefficients=[])))
+    with pytest.raises(ValueError, match="tensor 0: terms: too many"):
+        encode(tensors(row(terms=[array()] * 7)))
+
+
+@pytest.mark.parametrize("role", [Role.LOSSLESS, Role.DENSE])
+def test_feedback_is_for_matrices_and_vectors(role: Role) -> None:
+    with pytest.raises(ValueError, match="tensor 0: feedback is for matrices and vectors alone"):
+        encode(tensors(row(role=role, feedback=array())))
     with pytest.raises(ValueError, match="some matrices and vectors have feedback"):
-        encode(row(feedback=array()), row())
+        encode(tensors(row(feedback=array()), row()))
 
 
 def test_feedback_is_float32() -> None:
-    with pytest.raises(TypeError, match="row 0: feedback is not float32"):
-        encode(row(feedback=array(8, np.int32)))
+    with pytest.raises(TypeError, match="tensor 0: feedback is not float32"):
+        encode(tensors(row(feedback=array(8, np.int32))))
 
 
 def test_lossless_tensors_have_no_terms() -> None:
-    with pytest.raises(ValueError, match="row 0: terms: a lossless tensor has none"):
-        encode(row(role=LOSSLESS, terms=((array(), 1.0),)))
+    with pytest.raises(ValueError, match="tensor 0: terms: a lossless tensor has none"):
+        encode(tensors(row(role=Role.LOSSLESS, terms=[array()])))
 
 
 @pytest.mark.parametrize("field", ["out", "feedback"])
 def test_outputs_must_be_writable(field: str) -> None:
     frozen = array()
     frozen.flags.writeable = False
-    with pytest.raises(ValueError, match=f"row 0: {field} is read-only"):
-        encode(row(**{field: frozen}))
+    with pytest.raises(ValueError, match=f"tensor 0: {field} is read-only"):
+        encode(tensors(row(**{field: frozen})))
 
 
 def test_add_values_takes_the_payload_of_its_tensors() -> None:
     small = np.zeros(2, np.float32)
-    rows = [(None, None, None, 2, 4, FLOAT32, MATRIX, small, ())]
+    other = Tensors(roles=[Role.MATRIX], dtypes=[DType.FLOAT32], n_elems=[2], feedback=[small])
     with pytest.raises(_native.NativeError):
-        _native.add_values(PAYLOAD, rows)
+        _native.add_values(PAYLOAD, other)
     assert not small.any()
 
 
 class TestAggregator:
     def aggregator(self) -> _native.Aggregator:
-        made = _native.Aggregator([row(), row(n_elems=8)], [False, False])
+        made = _native.Aggregator(tensors(row(), row()), [False, False])
         made.add(made.prepare_state([array(), array()], 1.0))
         return made
 
     @pytest.mark.parametrize("call", ["prepare_state", "result"])
     @pytest.mark.parametrize("bad", BAD_ARRAYS)
     def test_each_array_is_checked(self, call: str, bad: str) -> None:
-        with pytest.raises((ValueError, TypeError), match="row 1: array"):
+        with pytest.raises((ValueError, TypeError), match="tensor 1: array"):
             getattr(self.aggregator(), call)([array(), BAD_ARRAYS[bad]], 1.0)
 
     @pytest.mark.parametrize("call", ["prepare_state", "result"])
     def test_one_array_for_each_tensor(self, call: str) -> None:
         with pytest.raises(ValueError, match="1 arrays for 2 tensors"):
             getattr(self.aggregator(), call)([array()], 1.0)
-        with pytest.raises(ValueError, match="row 1: array is missing"):
+        with pytest.raises(ValueError, match="tensor 1: array is missing"):
             getattr(self.aggregator(), call)([array(), None], 1.0)
 
     def test_one_sign_for_each_tensor(self) -> None:
-        with pytest.raises(ValueError, match="is_signed: one per row"):
-            _native.Aggregator([row()], [])
+        with pytest.raises(ValueError, match="is_signed: one per tensor"):
+            _native.Aggregator(tensors(row()), [])
 
     def test_a_contribution_is_added_once_and_where_it_belongs(self) -> None:
         model = [np.zeros((2, 4), np.float32)]
-        ours, theirs = (_native.Aggregator([row(reference=model[0])], [False]) for _ in range(2))
+        ours, theirs = (
+            _native.Aggregator(tensors(row(reference=model[0])), [False]) for _ in range(2)
+        )
         contribution = ours.prepare(PAYLOAD, DIGEST, 1.0)
         with pytest.raises(ValueError, match="contribution: of another sum"):
             theirs.add(contribution)
@@ -190,9 +211,9 @@ class TestAggregator:
 
     def test_the_reference_is_kept_alive(self) -> None:
         reference = np.full(2**20, 3.0, np.float32)  # large enough for free() to unmap it
-        aggregator = _native.Aggregator(
-            [(None, reference, None, reference.size, 4, FLOAT32, MATRIX)], [False]
-        )
+        fields = row(reference=reference, n_elems=reference.size, current=None, out=None)
+        aggregator = _native.Aggregator(tensors(fields), [False])
+        del fields
         aggregator.add(aggregator.prepare_state([reference], 1.0))
         size = reference.size
         del reference

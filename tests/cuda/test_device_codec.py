@@ -18,7 +18,8 @@ from hypothesis import given, settings
 import resfed_codec as rfc
 from models import State, clustered, cnn_pair, options, pairs
 from resfed_codec import _native
-from resfed_codec._native import Role
+from resfed_codec._native import Role, Tensors
+from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
 from resfed_codec.config import CodecConfig
 from resfed_codec.tensors.layout import layout_digest, roles_of, special_tensors, views_of
@@ -89,38 +90,33 @@ class Case:
             for array, role in zip(self.base, self.roles, strict=True)
         ]
 
-    def rows(self, *, on_device: bool, in_place: bool = False) -> tuple[list[Any], list[Any]]:
-        """Rows for the native encoder, with arrays of their own; outputs, then feedback."""
+    def tensors(self, *, on_device: bool, in_place: bool = False) -> tuple[Tensors, list[Any]]:
+        """What the native encoder takes, with arrays of its own; outputs, then feedback."""
         place = to_device if on_device else np.array
         base = [place(array) for array in self.base]
         out = base if in_place else [place(np.zeros_like(array)) for array in self.base]
         feedback = [None if array is None else place(array) for array in self.feedback]
-        rows = [
-            (
-                place(current),
-                base[i],
-                out[i],
-                current.size,
-                current.itemsize,
-                self.specs[i].dtype_code,
-                self.roles[i],
-                feedback[i],
-                ()
-                if self.roles[i] == Role.LOSSLESS
-                else tuple((place(arrays[i]), c) for arrays, c in self.terms),
-            )
-            for i, current in enumerate(self.current)
-        ]
-        return rows, [*out, *feedback]
+        lossy = [role != Role.LOSSLESS for role in self.roles]
+        tensors = tensors_of(
+            self.specs,
+            self.roles,
+            base,
+            current=[place(array) for array in self.current],
+            out=out,
+            feedback=feedback,
+            terms=[[place(a[i]) for a, _ in self.terms * n] for i, n in enumerate(lossy)],
+            coefficients=[[c for _, c in self.terms * n] for n in lossy],
+        )
+        return tensors, [*out, *feedback]
 
     def encode(self, *, on_device: bool, in_place: bool = False) -> Result:
-        rows, arrays = self.rows(on_device=on_device, in_place=in_place)
-        out, feedback = arrays[: len(rows)], arrays[len(rows) :]
+        tensors, arrays = self.tensors(on_device=on_device, in_place=in_place)
+        out, feedback = arrays[: len(tensors)], arrays[len(tensors) :]
         try:
             if on_device:
-                payload = _native.encode_on_device(rows, self.options, 0, 0)
+                payload = _native.encode_on_device(tensors, self.options, 0, 0)
             else:
-                payload = _native.encode(rows, self.options)
+                payload = _native.encode(tensors, self.options)
         except _native.NativeError as error:
             return Result(b"", bytes_of(out), bytes_of(feedback), error.args)
         return Result(payload, bytes_of(out), bytes_of(feedback))
@@ -129,17 +125,12 @@ class Case:
         place = to_device if on_device else np.array
         base = [place(array) for array in self.base]
         out = base if in_place else [place(np.zeros_like(array)) for array in self.base]
-        rows = [
-            (None, base[i], out[i], array.size, array.itemsize, spec.dtype_code, role)
-            for i, (array, spec, role) in enumerate(
-                zip(self.base, self.specs, roles_of(self.specs), strict=True)
-            )
-        ]
+        tensors = tensors_of(self.specs, roles_of(self.specs), base, out=out)
         try:
             if on_device:
-                _native.decode_on_device(payload, self.options.digest, rows, 0, 0)
+                _native.decode_on_device(payload, self.options.digest, tensors, 0, 0)
             else:
-                _native.decode(payload, self.options.digest, rows)
+                _native.decode(payload, self.options.digest, tensors)
         except _native.NativeError as error:
             return Result(model=bytes_of(out), error=error.args)
         return Result(model=bytes_of(out))
@@ -282,8 +273,8 @@ def test_unaligned_tensors() -> None:
         moved.append(padded.flat(1, size))
         assert moved[-1].pointer == padded.pointer + 2
     out = to_device(np.zeros_like(case.base[0]))
-    row = (moved[0], moved[1], out, size, 2, 1, 0)
-    assert _native.encode_on_device([row], case.options, 0, 0) == expected.payload
+    tensors = tensors_of(case.specs, case.roles, moved[1:], current=moved[:1], out=[out])
+    assert _native.encode_on_device(tensors, case.options, 0, 0) == expected.payload
     assert bytes_of([out]) == expected.model
 
 

@@ -89,12 +89,14 @@ def test_a_kernel_that_leaves_its_memory() -> None:
     done = run("""
 import numpy as np
 from resfed_codec import _native
+from resfed_codec.codec.native_call import tensors_of
 from test_device_codec import Case, random_pair, to_device
 case = Case(*random_pair({"a": (64, 65)}), sparsity=0.9)
 short = to_device(case.base[0][:32])
 longer = _native.DeviceArray.from_pointer(short.pointer, (64, 65), "float32", 0, short)
-row = (to_device(case.current[0]), longer, None, 64 * 65, 4, 0, 0)
-_native.encode_on_device([row], case.options, 0, 0)
+current = [to_device(case.current[0])]
+tensors = tensors_of(case.specs, case.roles, [longer], current=current)
+_native.encode_on_device(tensors, case.options, 0, 0)
 """)
     assert done.returncode == -signal.SIGSEGV
     assert "a kernel leaves the memory that it was given" in done.stderr
@@ -125,11 +127,11 @@ def test_every_call_fails_once(config: dict[str, Any]) -> None:
     assert before == expected
     n_failures, changed = 0, []
     while True:
-        rows, arrays = case.rows(on_device=True)
+        tensors, arrays = case.tensors(on_device=True)
         held = bytes_of(arrays)
         _native.emulate("fail_in", n_failures)
         try:
-            payload = _native.encode_on_device(rows, case.options, 0, 0)
+            payload = _native.encode_on_device(tensors, case.options, 0, 0)
         except (_native.NativeError, MemoryError):
             left = _native.emulate("fail_in", NEVER)
             assert left == NEVER  # it is this failure that is told

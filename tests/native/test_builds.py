@@ -68,13 +68,13 @@ def write_down(
     seen: dict[str, Any] = {}
     real_encode, real_decode = _native.encode, _native.decode
 
-    def encode(rows: Any, o: Any, commit: Any) -> bytes:
-        seen.update(rows=rows, options=o)
-        return real_encode(rows, o, commit)
+    def encode(tensors: _native.Tensors, o: Any, commit: Any) -> bytes:
+        seen.update(tensors=tensors, options=o)
+        return real_encode(tensors, o, commit)
 
-    def decode(payload: bytes, digest: int, rows: Any, commit: Any) -> None:
-        seen.update(decode_rows=rows)
-        real_decode(payload, digest, rows, commit)
+    def decode(payload: bytes, digest: int, tensors: _native.Tensors, commit: Any) -> None:
+        seen.update(decoded=tensors)
+        real_decode(payload, digest, tensors, commit)
 
     with monkeypatch.context() as patch:
         patch.setattr(_native, "encode", encode)
@@ -87,11 +87,11 @@ def write_down(
     text += number(o.step.bits, o.step.automatic, o.slice_log2, o.dense_bits)
     text += numbers(o.exclusions) + numbers(o.dense)
     text += numbers(o.row_lengths) + numbers(o.blocks)
-    text += number(len(seen["rows"]))
-    for row, decoded in zip(seen["rows"], seen["decode_rows"], strict=True):
-        current, base, _, n_elems, elem_bytes, dtype, role = row
-        text += number(n_elems, elem_bytes, dtype, role, decoded[6])
-        text += current.tobytes() + base.tobytes()
+    tensors, decoded = seen["tensors"], seen["decoded"]
+    text += number(len(tensors))
+    for i, (current, base) in enumerate(zip(tensors.current, tensors.reference, strict=True)):
+        text += number(tensors.n_elems[i], base.itemsize, tensors.dtypes[i], tensors.roles[i])
+        text += number(decoded.roles[i]) + current.tobytes() + base.tobytes()
     arrays = b"".join(view.array.tobytes() for view in views_of(recovered, "recovered"))
     return Call(text, number(len(payload)) + payload + arrays)
 

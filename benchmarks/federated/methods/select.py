@@ -14,6 +14,7 @@ from benchmarks.federated.methods.base import STATISTICS, State, UpdateMethod, V
 from benchmarks.federated.methods.topk import largest
 from resfed_codec import _native
 from resfed_codec.codec import update as codec
+from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.config import AUTO_STEP_RATIO
 from resfed_codec.tensors.layout import NOTHING_SPECIAL, layout_digest, roles_of, views_of
 
@@ -304,4 +305,5 @@ def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) ->
     options = codec.native_options(config, specs, roles, NOTHING_SPECIAL)
     options.k_matrix = sum(int(np.count_nonzero(state[name])) for name in matrices)
     options.digest = layout_digest(specs)
-    return _native.encode(codec.rows_of(current, base, None, roles), options)
+    arrays = codec.arrays_of(current)
+    return _native.encode(tensors_of(specs, roles, codec.arrays_of(base), current=arrays), options)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 import numpy as np
 
 from resfed_codec import _native
+from resfed_codec.codec.native_call import Assignments, Plan, tensors_of
 from resfed_codec.codec.numbers import as_float
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, check_stands_alone
 from resfed_codec.errors import raise_from_native
-from resfed_codec.stream.versions import tensor_row
-from resfed_codec.tensors.device import Assignments, Plan, copy, empty_on_host, on_host, staging
+from resfed_codec.tensors.device import copy, empty_on_host, on_host, staging
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
 from resfed_codec.tensors.layout import Layout, State, check_same_layout, roles_of
 from resfed_codec.tensors.torch_tensors import untraced
@@ -286,12 +286,9 @@ class _Core:
 
     def _sums(self) -> _native.Aggregator:
         specs = self.layout.specs
-        rows = [
-            tensor_row(spec, role, array, [(array, 1.0)], None, None, plain=True)
-            for spec, role, array in zip(specs, roles_of(specs), self.reference, strict=True)
-        ]
+        tensors = tensors_of(specs, roles_of(specs), self.reference)
         is_signed = [spec.dtype.startswith("int") for spec in specs]
-        return _native.Aggregator(rows, is_signed, [spec.dtype in PARTS for spec in specs])
+        return _native.Aggregator(tensors, is_signed, [spec.dtype in PARTS for spec in specs])
 
 
 class _Member(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from resfed_codec import _native
 from resfed_codec._native import MAX_MANTISSA_BITS
+from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import KEYFRAME, as_bytes
 from resfed_codec.codec.update import (
     ArrayT,
@@ -15,7 +16,6 @@ from resfed_codec.codec.update import (
     Payload,
     copy_into,
     empty_like,
-    rows_of,
     writable_views,
 )
 from resfed_codec.errors import raise_from_native
@@ -57,10 +57,11 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
         ValueError: ``mantissa_bits`` is out of range.
     """
     keep = check_mantissa_bits(mantissa_bits)
-    views = [view._replace(array=on_host(view.array)) for view in views_of(state, "state")]
+    views = views_of(state, "state")
     specs = [view.spec for view in views]
-    rows = rows_of(views, views, None, roles_of(specs))
-    return _native.encode_keyframe(rows, layout_digest(specs), keep)
+    model = [on_host(view.array) for view in views]
+    tensors = tensors_of(specs, roles_of(specs), model, current=model)
+    return _native.encode_keyframe(tensors, layout_digest(specs), keep)
 
 
 def check_mantissa_bits(mantissa_bits: int | None) -> int:
@@ -115,10 +116,10 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
         views_of(result, "like") if out is None else writable_views(out, specs, device_of(views))
     )
     memory = staging if out is None else empty_on_host  # out must not change on an error
-    decoded = [view._replace(array=memory(view.array)) for view in targets]
+    decoded = [memory(view.array) for view in targets]
     try:
-        rows = rows_of(decoded, decoded, decoded, roles_of(specs))
-        _native.decode_keyframe(data, layout_digest(specs), rows)
+        tensors = tensors_of(specs, roles_of(specs), decoded, out=decoded)
+        _native.decode_keyframe(data, layout_digest(specs), tensors)
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
-    return copy_into(targets, [view.array for view in decoded], result)
+    return copy_into(targets, decoded, result)

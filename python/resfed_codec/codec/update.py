@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from resfed_codec import _native
 from resfed_codec._native import Role
+from resfed_codec.codec import native_call
+from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
 from resfed_codec.errors import StateMismatchError, raise_from_native
@@ -123,9 +125,10 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
 
     options = native_options(config, specs, roles, special)
     options.digest = layout_digest(specs)
-    targets = views_of(out, "out") if out is not None else None
+    targets = arrays_of(views_of(out, "out")) if out is not None else None
+    tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=targets)
     try:
-        return device.encode(rows_of(current, base, targets, roles), options, device_of(base))
+        return native_call.encode(tensors, options, device_of(base))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs])
 
@@ -217,8 +220,8 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             tied = check_writable(targets, specs, device_of(base), base)
             if tied:
                 return _decode_tied(data, reference, targets, tied, out)
-        rows = rows_of(base, base, targets, roles_of(specs))
-        device.decode(data, digest, rows, device_of(base))
+        tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=arrays_of(targets))
+        native_call.decode(data, digest, tensors, device_of(base))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
     device.publish(view.origin for view in targets)
@@ -233,7 +236,7 @@ def _decode_tied(
     out: Any,
 ) -> Any:
     """:func:`decode` in place of a model with tied tensors, if these stay equal."""
-    decoded = [view.array for view in views_of(decode(payload, reference), "reference")]
+    decoded = arrays_of(views_of(decode(payload, reference), "reference"))
     for i, j in tied:
         a, b = (device.on_host(decoded[k]) for k in (i, j))
         if a.tobytes() != b.tobytes():
@@ -257,24 +260,8 @@ def check_stands_alone(
         )
 
 
-def rows_of(
-    current: Sequence[View],
-    reference: Sequence[View],
-    out: Sequence[View] | None,
-    roles: Iterable[int],
-) -> list[_native.TensorRow]:
-    return [
-        (
-            c.array,
-            r.array,
-            out[i].array if out is not None else None,
-            r.array.size,
-            r.array.itemsize,
-            r.spec.float_dtype,
-            role,
-        )
-        for i, (c, r, role) in enumerate(zip(current, reference, roles, strict=True))
-    ]
+def arrays_of(views: Sequence[View]) -> list[Memory]:
+    return [view.array for view in views]
 
 
 def empty_like(state: State) -> State:

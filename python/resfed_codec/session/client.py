@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from resfed_codec.codec.keyframe import encode_keyframe
+from resfed_codec.codec.native_call import Assignments, Plan
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
@@ -32,7 +33,6 @@ from resfed_codec.stream.versions import (
     model_of,
     new_feedback,
 )
-from resfed_codec.tensors.device import Assignments, Plan
 from resfed_codec.tensors.layout import State
 from resfed_codec.tensors.torch_tensors import untraced
 

@@ -6,6 +6,7 @@ import warnings
 from typing import Any, Literal
 
 from resfed_codec.codec.aggregate import Aggregator, Source, of_model, of_payload
+from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.codec.update import copy_into, writable_views
 from resfed_codec.config import CodecConfig
@@ -32,7 +33,6 @@ from resfed_codec.stream.versions import (
     model_of,
     new_feedback,
 )
-from resfed_codec.tensors.device import Assignments
 from resfed_codec.tensors.layout import State, check_same_layout
 from resfed_codec.tensors.torch_tensors import untraced
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from resfed_codec.codec.native_call import Assignments
 from resfed_codec.errors import CodecError
 from resfed_codec.locking import synchronized
 from resfed_codec.session.base import ClientId, Session, client_name, client_tag
@@ -33,7 +34,6 @@ from resfed_codec.stream.versions import (
     keep_newest,
     model_of,
 )
-from resfed_codec.tensors.device import Assignments
 
 
 class ServerState(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.codec.update import make_config
 from resfed_codec.config import CodecConfig
@@ -40,7 +41,6 @@ from resfed_codec.stream.versions import (
     model_of,
     new_feedback,
 )
-from resfed_codec.tensors.device import Assignments
 from resfed_codec.tensors.layout import Layout, State
 from resfed_codec.tensors.torch_tensors import untraced
 

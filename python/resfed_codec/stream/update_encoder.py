@@ -8,6 +8,8 @@ from typing import Any
 
 from resfed_codec import _native
 from resfed_codec._native import MAX_COEF_LOG2, MAX_DEPTH, Role
+from resfed_codec.codec import native_call
+from resfed_codec.codec.native_call import PayloadPlan, tensors_of
 from resfed_codec.codec.update import VECTOR_SHARE, native_options
 from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
 from resfed_codec.errors import raise_from_native
@@ -27,11 +29,9 @@ from resfed_codec.stream.versions import (
     Version,
     at_place,
     model_of,
-    prediction_rows,
-    tensor_row,
+    prediction_tensors,
 )
-from resfed_codec.tensors import device
-from resfed_codec.tensors.device import PayloadPlan, on_host
+from resfed_codec.tensors.device import on_host
 from resfed_codec.tensors.layout import (
     Layout,
     named,
@@ -127,9 +127,11 @@ class UpdateEncoder:
         options = native_options(self.config, self.layout.specs, self.roles, self.special)
         options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         options.link = write_link(link)
-        rows = prediction_rows(self.layout, self.roles, link, own, others, current, out, feedback)
+        tensors = prediction_tensors(
+            self.layout, self.roles, link, own, others, current, out, feedback
+        )
         try:
-            return device.encode(rows, options, self.layout.device, commit)
+            return native_call.encode(tensors, options, self.layout.device, commit)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in self.layout.specs])
 
@@ -173,24 +175,22 @@ class UpdateEncoder:
         if not own or (not others and len(own) == 1):
             return 0, start, {}
         history = {place: model_of(at_place(place, own, others)) for place in places}
-        rows: list[_native.TensorRow] = []
-        for i, array in enumerate(current):
-            models = [on_host(history[place][i]) for place in places]
-            residual_so_far = feedback[i] if feedback else None
-            rows.append(
-                tensor_row(
-                    self.layout.specs[i],
-                    self.roles[i],
-                    on_host(array),
-                    [(models[0], 1.0), (models[1], 0.0), (models[2], 0.0)],
-                    None,
-                    None if residual_so_far is None else on_host(residual_so_far),
-                    plain=self.roles[i] == Role.LOSSLESS,
-                )
-            )
+        models = [list(map(on_host, history[place])) for place in places]
+        tensors = tensors_of(
+            self.layout.specs,
+            self.roles,
+            models[0],
+            current=list(map(on_host, current)),
+            feedback=[None if f is None else on_host(f) for f in feedback] if feedback else None,
+            terms=[
+                [] if role == Role.LOSSLESS else list(versions)
+                for role, *versions in zip(self.roles, *models, strict=True)
+            ],
+            coefficients=[[] if role == Role.LOSSLESS else [1.0, 0.0, 0.0] for role in self.roles],
+        )
         one = 1 << ADAPTIVE_LOG2
         per_tensor = {}
-        for i, sums in enumerate(_native.moments(rows)):
+        for i, sums in enumerate(_native.moments(tensors)):
             steps = least_squares(sums, self._expected_nonzeros(i)) if sums else (0, 0)
             if steps != (0, 0):
                 numerators = dict(zip(places, (one + steps[0], steps[1], -sum(steps)), strict=True))

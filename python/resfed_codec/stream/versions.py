@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec import _native
-from resfed_codec._native import MAX_DEPTH, Role
+from resfed_codec._native import MAX_DEPTH, Role, Tensors
+from resfed_codec.codec import native_call
+from resfed_codec.codec.native_call import Plan, tensors_of
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
 from resfed_codec.stream.link import (
@@ -27,7 +29,7 @@ from resfed_codec.stream.link import (
     version_digest,
 )
 from resfed_codec.tensors import device
-from resfed_codec.tensors.device import Memory, Plan, copy, on_host, placed
+from resfed_codec.tensors.device import Memory, copy, on_host, placed
 from resfed_codec.tensors.layout import (
     Layout,
     Special,
@@ -158,26 +160,7 @@ def _combination(
     return [(models[key], merged[key] / 2**coef_log2) for key in kept]
 
 
-def tensor_row(
-    spec: TensorSpec,
-    role: Role,
-    current: Memory,
-    terms: Sequence[tuple[Memory, float]],
-    out: Memory | None,
-    feedback: Memory | None,
-    *,
-    plain: bool,
-) -> _native.TensorRow:
-    reference = terms[0][0]
-    n_bytes = reference.itemsize
-    row = (current, reference, out, reference.size, n_bytes, spec.float_dtype, role)
-    if plain and feedback is None:
-        return row
-    combined = () if plain else tuple(terms)
-    return (*row, feedback, combined)
-
-
-def prediction_rows(
+def prediction_tensors(
     layout: Layout,
     roles: Sequence[Role],
     link: Link,
@@ -186,28 +169,31 @@ def prediction_rows(
     current: Model | None,
     out: Model | None,
     feedback: Feedback | None,
-) -> list[_native.TensorRow]:
-    """The native call's view of a payload's prediction; ``current`` None when decoding."""
+) -> Tensors:
+    """The tensors of a native call that predicts as ``link`` says; ``current`` None: it decodes."""
     common = _combination(link.terms, link.coef_log2, own, others)
-    special = {
+    of_tensor = {
         i: _combination(terms, link.coef_log2, own, others) for i, terms in link.per_tensor.items()
     }
-    rows = []
-    for i, spec in enumerate(layout.specs):
-        combination = common if roles[i] == Role.LOSSLESS else special.get(i, common)
-        terms = [(model[i], c) for model, c in combination]
-        rows.append(
-            tensor_row(
-                spec,
-                roles[i],
-                terms[0][0] if current is None else current[i],
-                terms,
-                out[i] if out else None,
-                feedback[i] if feedback else None,
-                plain=roles[i] == Role.LOSSLESS or (len(terms) == 1 and terms[0][1] == 1),
-            )
-        )
-    return rows
+    reference: Model = []
+    terms: list[Model] = []
+    coefficients: list[list[float]] = []
+    for i, role in enumerate(roles):
+        combination = common if role == Role.LOSSLESS else of_tensor.get(i, common)
+        reference.append(combination[0][0][i])
+        copies = role == Role.LOSSLESS or (len(combination) == 1 and combination[0][1] == 1)
+        terms.append([] if copies else [model[i] for model, _ in combination])
+        coefficients.append([] if copies else [coefficient for _, coefficient in combination])
+    return tensors_of(
+        layout.specs,
+        roles,
+        reference,
+        current=current,
+        out=out,
+        feedback=feedback,
+        terms=terms,
+        coefficients=coefficients,
+    )
 
 
 class ParsedPayload:
@@ -273,9 +259,9 @@ class ParsedPayload:
         if any(version.model is None for version in (*own, *others)):
             raise StateMismatchError(f"payload: {link}, of which no model is kept here")
         roles = roles_of(layout.specs, special_of(self.frame))
-        rows = prediction_rows(layout, roles, link, own, others, None, out, None)
+        tensors = prediction_tensors(layout, roles, link, own, others, None, out, None)
         try:
-            device.decode(self.payload, self.frame["digest"], rows, layout.device, commit)
+            native_call.decode(self.payload, self.frame["digest"], tensors, layout.device, commit)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
 
@@ -326,12 +312,14 @@ def with_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -
     total = _copied_to_host(feedback)
     for payload in payloads:
         roles = roles_of(layout.specs, special_of(_native.inspect(payload, len(layout.specs))))
-        rows: list[_native.TensorRow] = []
-        for spec, role, array in zip(layout.specs, roles, total, strict=True):
-            shape = (spec.n_elems, spec.itemsize, spec.float_dtype, role)
-            rows.append((None, None, None, *shape, array, ()))
+        tensors = Tensors(
+            roles=roles,
+            dtypes=[spec.float_dtype for spec in layout.specs],
+            n_elems=[spec.n_elems for spec in layout.specs],
+            feedback=total,
+        )
         try:
-            _native.add_values(payload, rows)
+            _native.add_values(payload, tensors)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
     return _placed_like(feedback, total)

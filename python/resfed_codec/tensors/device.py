@@ -14,7 +14,7 @@ import importlib
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -38,19 +38,6 @@ class SupportsDLPack(Protocol):
 
 Memory: TypeAlias = "NDArray[Any] | DeviceArray"
 """One tensor's memory in C order: the host's, or a device's."""
-
-Assignments: TypeAlias = "Sequence[tuple[Any, Any, Any]]"
-"""What changes in one step: tuples (object, attribute name, value) or (dict, key, value)."""
-
-Plan: TypeAlias = Callable[[], Assignments]
-"""What native code calls when nothing but the writing is left to do.
-
-The assignments that it returns are made in one step with the writing, so an interrupt finds either
-both done or neither. If the plan raises, neither is.
-"""
-
-PayloadPlan: TypeAlias = Callable[[bytes], Assignments]
-"""A :data:`Plan` that is given the finished payload."""
 
 TORCH, CUPY, OTHER = "torch", "cupy", ""
 
@@ -299,32 +286,6 @@ def held(array: NDArray[Any]) -> Iterator[None]:
     reference = weakref.ref(owner)
     yield
     del reference
-
-
-def encode(
-    rows: Sequence[_native.TensorRow],
-    options: _native.EncodeOptions,
-    device: int | None,
-    commit: PayloadPlan | None = None,
-) -> bytes:
-    """The native encoder where the rows' arrays are; raises NativeError."""
-    if device is None:
-        return _native.encode(rows, options, commit)
-    return _native.encode_on_device(rows, options, device, current_stream(device), commit)
-
-
-def decode(
-    payload: bytes,
-    digest: int,
-    rows: Sequence[_native.TensorRow],
-    device: int | None,
-    commit: Plan | None = None,
-) -> None:
-    """The native decoder where the rows' arrays are; raises NativeError."""
-    if device is None:
-        _native.decode(payload, digest, rows, commit)
-    else:
-        _native.decode_on_device(payload, digest, rows, device, current_stream(device), commit)
 
 
 def release_workspace() -> None:

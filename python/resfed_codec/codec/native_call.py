@@ -1,0 +1,87 @@
+"""Calls of the native codec: the tensors that they take, on the host or on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from resfed_codec import _native
+from resfed_codec._native import Role, Tensors
+
+if TYPE_CHECKING:
+    from resfed_codec.tensors.device import Memory
+    from resfed_codec.tensors.layout import TensorSpec
+
+Assignments: TypeAlias = "Sequence[tuple[Any, Any, Any]]"
+"""What changes in one step: tuples (object, attribute name, value) or (dict, key, value)."""
+
+Plan: TypeAlias = "Callable[[], Assignments]"
+"""What native code calls when nothing but the writing is left to do.
+
+The assignments that it returns are made in one step with the writing, so an interrupt finds either
+both done or neither. If the plan raises, neither is.
+"""
+
+PayloadPlan: TypeAlias = "Callable[[bytes], Assignments]"
+"""A :data:`Plan` that is given the finished payload."""
+
+
+def tensors_of(
+    specs: Sequence[TensorSpec],
+    roles: Sequence[Role],
+    reference: Sequence[Memory],
+    *,
+    current: Sequence[Memory] | None = None,
+    out: Sequence[Memory] | None = None,
+    feedback: Sequence[Memory | None] | None = None,
+    terms: Sequence[Sequence[Memory]] | None = None,
+    coefficients: Sequence[Sequence[float]] | None = None,
+) -> Tensors:
+    """The tensors of a native call.
+
+    Args:
+        specs: What the tensors are.
+        roles: Their roles, as :func:`roles_of` gives them.
+        reference: What residuals are taken against, where there are no terms.
+        current: The model to encode.
+        out: Where the recovered model goes.
+        feedback: Of matrices and vectors: added to the residual, and what is left out afterwards.
+        terms: Of each lossy tensor, the versions that its prediction combines.
+        coefficients: One for each of the terms.
+    """
+    return Tensors(
+        roles=roles,
+        dtypes=[spec.float_dtype for spec in specs],
+        n_elems=[array.size for array in reference],
+        current=current,
+        reference=reference,
+        out=out,
+        feedback=feedback,
+        terms=terms,
+        coefficients=coefficients,
+    )
+
+
+def encode(
+    tensors: Tensors,
+    options: _native.EncodeOptions,
+    on: int | None,
+    commit: PayloadPlan | None = None,
+) -> bytes:
+    """The native encoder on the CUDA device ``on`` (None: the host); raises NativeError."""
+    if on is None:
+        return _native.encode(tensors, options, commit)
+    from resfed_codec.tensors.device import current_stream
+
+    return _native.encode_on_device(tensors, options, on, current_stream(on), commit)
+
+
+def decode(
+    payload: bytes, digest: int, tensors: Tensors, on: int | None, commit: Plan | None = None
+) -> None:
+    """The native decoder on the CUDA device ``on`` (None: the host); raises NativeError."""
+    if on is None:
+        return _native.decode(payload, digest, tensors, commit)
+    from resfed_codec.tensors.device import current_stream
+
+    return _native.decode_on_device(payload, digest, tensors, on, current_stream(on), commit)
