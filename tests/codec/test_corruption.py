@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import resfed_codec as rfc
 from checksums import sealed
 from models import State, assert_same, cnn_pair
-from resfed_codec.reference import update as slow
+from resfed_codec import reference as slow
 
 REFUSED = (rfc.PayloadError, rfc.StateMismatchError)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import resfed_codec as rfc
 from checksums import sealed
-from resfed_codec.reference import update as slow
+from resfed_codec import reference as slow
 from resfed_codec.reference.frame import read_frame as slow_read_frame
 from resfed_codec.reference.stream import read_link as slow_read_link
 from resfed_codec.stream.message import MAX_PAYLOADS, Ack, Message, read_message, write_message

@@ -7,7 +7,7 @@ import pytest
 
 import resfed_codec as rfc
 from models import assert_same
-from resfed_codec.reference import update as slow
+from resfed_codec import reference as slow
 from resfed_codec.tensors.layout import TensorSpec, special_tensors
 
 NAMES = [

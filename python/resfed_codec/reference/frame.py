@@ -1,6 +1,6 @@
 """Sections 2 and 3 of docs/format.md as NumPy: a payload's bytes, written and read.
 
-What the fields mean, and whether they fit a model, is for reference.py to say.
+What the fields mean, and whether they fit a model, is decided in update.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.reference.slices import SLICE_LOG2, slice_sizes
 from resfed_codec.reference.values import F32, Quantizer
-from resfed_codec.tensors.layout import Special
 
 
 @dataclass
@@ -38,7 +37,8 @@ class Frame:
     dense: Group
     n_lossless: int
     n_changed: int
-    special: Special
+    exclusions: list[int]
+    dense_tensors: list[int]
     slices: list[bytes]
     slice_log2: int = SLICE_LOG2
 
@@ -94,22 +94,21 @@ def write_ordinals(ordinals: Sequence[int]) -> bytes:
 
 
 def write_frame(f: Frame) -> bytes:
-    special = f.special
-    flags = (1 if special.exclusions else 0) | (2 if f.link else 0) | (4 if special.dense else 0)
+    flags = (1 if f.exclusions else 0) | (2 if f.link else 0) | (4 if f.dense_tensors else 0)
     out = b"RFD" + bytes([1, flags, f.slice_log2]) + f.digest + f.check.to_bytes(4, "little")
     if f.link:
         out += varint(len(f.link)) + f.link
     out += varint(f.matrix.n_elems) + varint(f.vector.n_elems)
-    out += (varint(f.dense.n_elems) if special.dense else b"") + varint(f.n_lossless)
+    out += (varint(f.dense.n_elems) if f.dense_tensors else b"") + varint(f.n_lossless)
     out += write_group(f.matrix, with_exponents=False)
     out += write_group(f.vector, with_exponents=True)
     out += write_group(f.dense, with_exponents=True)
     if f.n_lossless:
         out += varint(f.n_changed)
-    if special.exclusions:
-        out += write_ordinals(special.exclusions)
-    if special.dense:
-        out += write_ordinals(special.dense)
+    if f.exclusions:
+        out += write_ordinals(f.exclusions)
+    if f.dense_tensors:
+        out += write_ordinals(f.dense_tensors)
     for data in f.slices[:-1]:
         out += varint(len(data) // 2)
     out += b"".join(f.slices)
@@ -213,11 +212,24 @@ def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = Non
     dense = reader.group(n_d, with_exponents=True, n_tensors=n_tensors)
     n_changed = reader.varint(n_l) if n_l else 0
     exclusions = reader.ordinals(n_tensors) if flags & 1 else []
-    special = Special(exclusions, reader.ordinals(n_tensors) if has_dense else [])
-    if set(special.exclusions) & set(special.dense):
+    dense_tensors = reader.ordinals(n_tensors) if has_dense else []
+    if set(exclusions) & set(dense_tensors):
         raise PayloadError("payload: a tensor is both excluded and dense")
 
-    f = Frame(digest, check, link, matrix, vector, dense, n_l, n_changed, special, [], slice_log2)
+    f = Frame(
+        digest,
+        check,
+        link,
+        matrix,
+        vector,
+        dense,
+        n_l,
+        n_changed,
+        exclusions,
+        dense_tensors,
+        [],
+        slice_log2,
+    )
     n_slices = len(f.lossy_sizes) + len(f.lossless_sizes)
     lengths = [2 * reader.varint() for _ in range(n_slices - 1)]
     f.slices = [reader.take(n) for n in lengths]

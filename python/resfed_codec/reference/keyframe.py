@@ -5,21 +5,15 @@ Written from the specification, and held to the same bytes as the native code by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.codec.keyframe import check_mantissa_bits
-from resfed_codec.codec.payload import KEYFRAME, as_bytes
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.reference.frame import Reader, crc32c, varint
 from resfed_codec.reference.slices import Coder, Contexts, Decoder, Encoder
-from resfed_codec.reference.values import Tensor, layout_digest
-from resfed_codec.tensors.device import on_host
-from resfed_codec.tensors.dtypes import pattern_shape
-from resfed_codec.tensors.layout import State, views_of
+from resfed_codec.reference.values import State, as_model, layout_digest, tensors_of
 
 CHUNK_ELEMS = 65536
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
@@ -66,7 +60,7 @@ def sign_first(bits: Bits, width: int, mantissa_bits: int) -> Bits:
     return ordered
 
 
-# ---- 10.3 Planes
+# ---- 10.3 Byte planes
 
 
 def code_byte(coder: Coder, byte: int) -> int:
@@ -114,21 +108,14 @@ def decode_plane(mode: int, data: bytes, n: int) -> bytes:
 # ---- 10.1 The payload
 
 
-def tensors_of(state: State, argument: str) -> list[Tensor]:
-    return [
-        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, on_host(v.array).ravel())
-        for v in views_of(state, argument)
-    ]
-
-
 def chunk_sizes(n_elems: int) -> list[int]:
     return [min(CHUNK_ELEMS, n_elems - i) for i in range(0, n_elems, CHUNK_ELEMS)]
 
 
 def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
-    """The same bytes as :func:`resfed_codec.encode_keyframe`."""
-    keep = check_mantissa_bits(mantissa_bits)
-    tensors = tensors_of(state, "state")
+    """The same bytes as :func:`resfed_codec.encode_keyframe`, from NumPy arrays."""
+    keep = 52 if mantissa_bits is None else mantissa_bits
+    tensors = tensors_of(state)
     table, body = b"", b""
     for t in tensors:
         size = t.reference.itemsize
@@ -145,17 +132,16 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
     return payload + crc32c(payload).to_bytes(4, "little")
 
 
-def decode_keyframe(payload: bytes, like: State) -> State:
-    """The same model as :func:`resfed_codec.decode_keyframe`, as NumPy arrays; what
-    section 1 holds as bit patterns, as those."""
-    data = as_bytes(payload, KEYFRAME)
+def decode_keyframe(payload: bytes, like: State) -> Any:
+    """The same model as :func:`resfed_codec.decode_keyframe`, in NumPy arrays."""
+    data = bytes(payload)
     if len(data) < 16 or data[:3] != b"RFK":
         raise PayloadError("payload: not a keyframe, or truncated")
     if data[3] != 1:
         raise PayloadError(f"payload: format version {data[3]} is not known")
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise PayloadError("payload: damaged")
-    tensors = tensors_of(like, "like")
+    tensors = tensors_of(like)
     if data[4:12] != layout_digest(tensors):
         raise StateMismatchError("payload: made for another layout")
 
@@ -181,8 +167,5 @@ def decode_keyframe(payload: bytes, like: State) -> State:
         bits = np.concatenate(chunks[t.name])
         if t.dtype in MANTISSA_BITS:
             bits = sign_first(bits, 8 * size, MANTISSA_BITS[t.dtype])
-        arrays[t.name] = bits.astype(f"u{size}").view(t.reference.dtype)
-        arrays[t.name] = arrays[t.name].reshape(pattern_shape(t.shape, t.dtype))
-    if isinstance(like, Mapping):
-        return {name: arrays[name] for name in like}
-    return list(arrays.values())
+        arrays[t.name] = t.shaped(bits.astype(f"u{size}"))
+    return as_model(arrays, like)

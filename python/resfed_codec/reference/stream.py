@@ -1,8 +1,8 @@
 """Links and predictions once more, slow and readable: section 11 of docs/format.md as NumPy.
 
 Written from the specification, like :mod:`resfed_codec.reference.update`, and held to the same
-bytes by tests. Which version to build on is the business of streams and sessions, and is not
-repeated here.
+bytes by tests. Streams and sessions choose which versions a payload builds on; that is not repeated
+here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.reference.frame import Reader, read_frame
-from resfed_codec.reference.update import decode_tensors, encode_tensors
-from resfed_codec.reference.values import F32, Tensor, groups_of, saturate, tensors_of, widen
-from resfed_codec.tensors.layout import Special, State, special_tensors, views_of
+from resfed_codec.reference.update import Options, decode_tensors, encode_tensors
+from resfed_codec.reference.values import (
+    F32,
+    State,
+    Tensor,
+    saturate,
+    tensors_of,
+    widen,
+)
 
 History = Sequence["tuple[int, State]"]
 """Versions of one direction, newest first: number and model."""
@@ -147,16 +152,19 @@ def rounded_to(dtype: str, total: NDArray[Any]) -> NDArray[Any]:
 
 
 def predicted_tensors(
-    link: Link, own: History, others: History, special: Special, state: State | None = None
+    link: Link,
+    own: History,
+    others: History,
+    exclusions: Sequence[int],
+    state: State | None = None,
 ) -> list[Tensor]:
     """Tensors whose reference is the prediction that the link describes."""
     own, others = own[: link.n_own], others[: link.n_other]
     tensors = tensors_of((own or others)[0][1], state)
-    lossless = groups_of(tensors, special)[3]
     common = terms_of(link.common, link.coef_log2, own, others)
     flat = {id(model): tensors_of(model) for _, model in (*own, *others)}
     for i, t in enumerate(tensors):
-        if any(t is x for x in lossless):
+        if not t.is_float or i in exclusions:
             t.reference = flat[id(common[0][0])][i].reference
             continue
         terms = common
@@ -167,17 +175,17 @@ def predicted_tensors(
 
 
 def decode(payload: bytes, own: History, others: History, digest: bytes) -> dict[str, NDArray[Any]]:
-    """The recovered tensors by name (bfloat16 as uint16); ``digest`` is what it must build on."""
+    """The recovered tensors by name; ``digest`` is what the payload must build on."""
     n_tensors = len((own or others)[0][1])
     f = read_frame(payload, n_tensors, digest)
     link = read_link(f.link, n_tensors)
-    return decode_tensors(f, predicted_tensors(link, own, others, f.special))
+    return decode_tensors(f, predicted_tensors(link, own, others, f.exclusions))
 
 
 def encode(
-    state: State, link: bytes, own: History, others: History, digest: bytes, config: CodecConfig
+    state: State, link: bytes, own: History, others: History, digest: bytes, options: Options
 ) -> bytes:
     """The payload of ``state`` that builds on these versions as ``link`` says."""
-    special = special_tensors([view.spec for view in views_of(state, "state")], config)
-    tensors = predicted_tensors(read_link(link), own, others, special, state)
-    return encode_tensors(tensors, config, digest, link)
+    exclusions, _ = options.special(tensors_of(state))
+    tensors = predicted_tensors(read_link(link), own, others, exclusions, state)
+    return encode_tensors(tensors, options, digest, link)

@@ -8,16 +8,15 @@ it to understand the format or to start an implementation of your own, and for w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.codec.payload import UPDATE, as_bytes
-from resfed_codec.codec.update import make_config
-from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.reference.frame import Frame, Group, read_frame, write_frame
 from resfed_codec.reference.slices import (
@@ -32,7 +31,9 @@ from resfed_codec.reference.slices import (
 from resfed_codec.reference.values import (
     F32,
     Quantizer,
+    State,
     Tensor,
+    as_model,
     bits_of,
     change_of,
     groups_of,
@@ -46,13 +47,49 @@ from resfed_codec.reference.values import (
     tensors_of,
     widen,
 )
-from resfed_codec.tensors.layout import (
-    State,
-    TensorSpec,
-    special_tensors,
-)
 
 VECTOR_SHARE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What an encoder is asked for, as in :class:`resfed_codec.CodecConfig` but not checked.
+
+    ``dense`` and ``exclude`` are names or patterns of :mod:`fnmatch`. No tensor is dense by
+    default.
+    """
+
+    sparsity: float = 0.99
+    max_bytes: int | None = None
+    max_error: float | None = None
+    step: float | str = "auto"
+    bits: int | None = None
+    exclude: str | Sequence[str] = ()
+    dense: str | Sequence[str] = ()
+    dense_bits: int = 3
+
+    def count(self, n_elems: int, share: int) -> int:
+        """How many of ``n_elems`` elements are sent, at ``share`` times the density."""
+        density = share * (1 - Fraction(repr(float(self.sparsity))))
+        return math.ceil(n_elems * min(Fraction(1), density))
+
+    def special(self, tensors: list[Tensor]) -> tuple[list[int], list[int]]:
+        """Ordinals of the floats that are excluded, and of those that are dense."""
+        floats = {t.name: i for i, t in enumerate(tensors) if t.is_float}
+        names = [t.name for t in tensors]
+        exclusions, dense = (
+            [i for name, i in floats.items() if is_named(name, patterns, names)]
+            for patterns in (self.exclude, self.dense)
+        )
+        return exclusions, [i for i in dense if i not in exclusions]
+
+
+def is_named(name: str, patterns: str | Sequence[str], names: list[str]) -> bool:
+    """Whether a pattern means this name; what is a tensor's name means that tensor alone."""
+    return any(
+        name == pattern or (pattern not in names and fnmatchcase(name, pattern))
+        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+    )
 
 
 # ---- 8. What an encoder does
@@ -87,19 +124,19 @@ def select(r: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def fit_quantizer(
-    sent: NDArray[np.float32], config: CodecConfig, automatic: bool
+    sent: NDArray[np.float32], options: Options, automatic: bool
 ) -> tuple[Quantizer, int]:
     """Quantizer without offsets, and the highest level."""
     magnitudes = np.abs(sent)
     threshold = float(magnitudes.min())
     span = float(magnitudes.max()) - threshold
-    ratio = 0.55 if config.step == "auto" else float(config.step)
+    ratio = 0.55 if options.step == "auto" else float(options.step)
     step, most = threshold / ratio, MAX_LEVEL
-    if config.bits is not None:
-        most = 2 ** (config.bits - 1)
+    if options.bits is not None:
+        most = 2 ** (options.bits - 1)
         step = span / most if span > 0 else step
     else:
-        if automatic and config.step == "auto":
+        if automatic and options.step == "auto":
             step = max(step, math.sqrt(exact_squares(sent) / sent.size) / 16)
         step = max(step, span / 2**22)
     step = min(max(step, 2.0**-149), float(np.finfo(F32).max))
@@ -116,12 +153,12 @@ class Sent:
     check: int
 
 
-def code_group(group: list[Tensor], k: int, config: CodecConfig, automatic: bool = True) -> Sent:
+def code_group(group: list[Tensor], k: int, options: Options, automatic: bool = True) -> Sent:
     r = residuals(group, scaled=True)
     index = select(r, k)
     if index.size == 0:
         return Sent(None, [], [], 0)
-    quantizer, most = fit_quantizer(r[index], config, automatic)
+    quantizer, most = fit_quantizer(r[index], options, automatic)
     symbols = quantize(r, index, quantizer, most)
     writes, check = recover_group(group, symbols, quantizer)
     return Sent(quantizer, symbols, writes, check)
@@ -201,9 +238,9 @@ def first_that_holds(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return high
 
 
-def within_error(group: list[Tensor], config: CodecConfig) -> Sent:
-    assert config.max_error is not None
-    n, bound = size_of(group), float(config.max_error)
+def within_error(group: list[Tensor], options: Options) -> Sent:
+    assert options.max_error is not None
+    n, bound = size_of(group), float(options.max_error)
     nothing = Sent(None, [], [], 0)
     everything = remaining_squares(group, nothing)
     limit = bound * bound * (1 - 1e-6) * everything
@@ -217,7 +254,7 @@ def within_error(group: list[Tensor], config: CodecConfig) -> Sent:
 
     def holds(k: int) -> bool:
         nonlocal best
-        sent = code_group(group, k, config, automatic=False)
+        sent = code_group(group, k, options, automatic=False)
         if remaining_squares(group, sent) > limit:
             return False
         best = sent
@@ -258,25 +295,33 @@ def as_header(group: list[Tensor], sent: Sent) -> Group:
     return Group(size_of(group), len(sent.symbols), sent.quantizer, exponents)
 
 
-def encode(
-    state: State, reference: State, config: CodecConfig | None = None, **options: Any
-) -> bytes:
-    """The same bytes as :func:`resfed_codec.encode`; same arguments, same errors but for NaNs."""
+def encode(state: State, reference: State, **options: Any) -> bytes:
+    """The same bytes as :func:`resfed_codec.encode`, from NumPy arrays.
+
+    Args:
+        state: The model to be sent: a mapping from names to arrays, or a sequence of arrays. Every
+            number is finite.
+        reference: What the receiver has, of the same layout.
+        **options: ``sparsity``, ``max_bytes``, ``max_error``, ``step``, ``bits``, ``exclude``,
+            ``dense`` and ``dense_bits``, as of :class:`resfed_codec.CodecConfig`, but not checked;
+            and ``dense`` has no default that goes by names.
+
+    Raises:
+        ValueError: The layouts differ, or the target cannot be reached.
+    """
     tensors = tensors_of(reference, state)
-    return encode_tensors(tensors, make_config(config, options), layout_digest(tensors))
+    return encode_tensors(tensors, Options(**options), layout_digest(tensors))
 
 
 def encode_tensors(
-    tensors: list[Tensor], config: CodecConfig, digest: bytes, link: bytes = b""
+    tensors: list[Tensor], options: Options, digest: bytes, link: bytes = b""
 ) -> bytes:
     """The payload of tensors whose reference is what the receiver predicts."""
-    specs = [TensorSpec(t.name, t.shape, t.dtype) for t in tensors]
-    special = special_tensors(specs, config)
-    groups = groups_of(tensors, special)
-    matrices, vectors, denses, lossless = groups
+    exclusions, dense_tensors = options.special(tensors)
+    matrices, vectors, denses, lossless = groups_of(tensors, exclusions, dense_tensors)
     choose_exponents(vectors)
     choose_exponents(denses)
-    dense = code_dense(denses, config.dense_bits)
+    dense = code_dense(denses, options.dense_bits)
 
     changes: Symbols = []
     element = 0
@@ -304,25 +349,26 @@ def encode_tensors(
             dense=as_header(denses, dense),
             n_lossless=size_of(lossless),
             n_changed=len(changes),
-            special=special,
+            exclusions=exclusions,
+            dense_tensors=dense_tensors,
             slices=slices,
         )
         return write_frame(frame)
 
-    if config.max_error is not None:
-        return payload(within_error(matrices, config), within_error(vectors, config))
-    if config.max_bytes is None:
-        matrix = code_group(matrices, config.count(size_of(matrices)), config)
-        vector = code_group(vectors, config.count(size_of(vectors), VECTOR_SHARE), config)
+    if options.max_error is not None:
+        return payload(within_error(matrices, options), within_error(vectors, options))
+    if options.max_bytes is None:
+        matrix = code_group(matrices, options.count(size_of(matrices), 1), options)
+        vector = code_group(vectors, options.count(size_of(vectors), VECTOR_SHARE), options)
         return payload(matrix, vector)
 
-    n_m, n_v, budget = size_of(matrices), size_of(vectors), config.max_bytes
+    n_m, n_v, budget = size_of(matrices), size_of(vectors), options.max_bytes
     total = n_m + n_v
 
     def at(t: int) -> bytes:
         k_m = -(-n_m * t // total) if total else 0
         k_v = min(n_v, -(-VECTOR_SHARE * n_v * t // total)) if total else 0
-        return payload(code_group(matrices, k_m, config), code_group(vectors, k_v, config))
+        return payload(code_group(matrices, k_m, options), code_group(vectors, k_v, options))
 
     least = len(at(0))
     if least > budget:
@@ -358,22 +404,27 @@ def most_within(budget: int, total: int, least: int, size_of: Callable[[int], in
 # ---- 7. What a reader does
 
 
-def decode(payload: bytes, reference: State) -> State:
-    """The same model as :func:`resfed_codec.decode`, as NumPy arrays (bfloat16 as uint16)."""
+def decode(payload: bytes, reference: State) -> Any:
+    """The same model as :func:`resfed_codec.decode`, in NumPy arrays.
+
+    Args:
+        payload: Of either encoder.
+        reference: What the encoder had as its reference, in NumPy arrays.
+
+    Raises:
+        PayloadError: The payload is damaged, truncated, or none at all.
+        StateMismatchError: The payload was made for another layout, or another reference.
+    """
     tensors = tensors_of(reference)
-    f = read_frame(as_bytes(payload, UPDATE), len(tensors), layout_digest(tensors))
-    decoded = decode_tensors(f, tensors)
-    if isinstance(reference, Mapping):
-        return {name: decoded[name] for name in reference}
-    return list(decoded.values())
+    f = read_frame(bytes(payload), len(tensors), layout_digest(tensors))
+    return as_model(decode_tensors(f, tensors), reference)
 
 
 def decode_tensors(f: Frame, tensors: list[Tensor]) -> dict[str, NDArray[Any]]:
     """The recovered tensors by name, from those that the payload builds on."""
-    special = f.special
-    if any("float" not in tensors[i].dtype for i in special.dense):
+    if any(not tensors[i].is_float for i in f.dense_tensors):
         raise PayloadError("payload: a tensor that is dense but no float")
-    groups = groups_of(tensors, special)
+    groups = groups_of(tensors, f.exclusions, f.dense_tensors)
     headers = (f.matrix, f.vector, f.dense)
     if [*(h.n_elems for h in headers), f.n_lossless] != [size_of(g) for g in groups]:
         raise PayloadError("payload: counts that do not fit the layout")
@@ -403,4 +454,4 @@ def decode_tensors(f: Frame, tensors: list[Tensor]) -> dict[str, NDArray[Any]]:
     arrays = {t.name: t.reference.copy() for t in tensors}
     for t, where, new in writes:
         arrays[t.name][where] = new
-    return {t.name: arrays[t.name].reshape(t.shape) for t in tensors}
+    return {t.name: t.shaped(arrays[t.name]) for t in tensors}

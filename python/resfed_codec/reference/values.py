@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.slices import Symbols
-from resfed_codec.tensors.device import on_host
-from resfed_codec.tensors.layout import Special, State, check_same_layout, views_of
+
+State: TypeAlias = "Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]"
 
 F32 = np.float32
 LOSSY = ("float32", "float16", "bfloat16", "float64")
@@ -28,25 +29,62 @@ class Tensor:
     """One tensor, flattened; what section 1 codes as bit patterns is held as those."""
 
     name: str
-    dtype: str
+    element: np.dtype[Any]
     shape: tuple[int, ...]
     reference: NDArray[Any]
     state: NDArray[Any] | None = None
     exponent: int = 0
 
+    @property
+    def dtype(self) -> str:
+        return str(self.element.name)
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in LOSSY
+
+    def shaped(self, held: NDArray[Any]) -> NDArray[Any]:
+        """The tensor whose elements are held like that."""
+        return held.view(self.element).reshape(self.shape)
+
+
+def held(array: NDArray[Any]) -> NDArray[Any]:
+    """The elements, flat; of dtypes that are not NumPy's own and of complex numbers' parts, the
+    bit patterns."""
+    array = np.ascontiguousarray(array).ravel()
+    if array.dtype.kind == "c":
+        return array.view(f"u{array.itemsize // 2}")
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
+
+
+def items_of(model: State) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Names and arrays in layout order."""
+    if not isinstance(model, Mapping):
+        model = {str(i): array for i, array in enumerate(model)}
+    numbers = [str(i) for i in range(len(model))]
+    for name in numbers if set(numbers) == set(model) else sorted(model):
+        yield name, np.asarray(model[name])
+
 
 def tensors_of(reference: State, state: State | None = None) -> list[Tensor]:
     """The tensors of a reference in layout order, with those of a state of the same layout."""
-    base = views_of(reference, "reference")
-    tensors = [
-        Tensor(v.spec.name, v.spec.dtype, v.spec.shape, on_host(v.array).ravel()) for v in base
-    ]
+    tensors = [Tensor(name, a.dtype, a.shape, held(a)) for name, a in items_of(reference)]
     if state is not None:
-        current = views_of(state, "state")
-        check_same_layout([v.spec for v in current], [v.spec for v in base], "state")
-        for t, view in zip(tensors, current, strict=True):
-            t.state = on_host(view.array).ravel()
+        current = tensors_of(state)
+        if [(t.name, t.dtype, t.shape) for t in current] != [
+            (t.name, t.dtype, t.shape) for t in tensors
+        ]:
+            raise ValueError("state: its layout is not that of the reference")
+        for t, now in zip(tensors, current, strict=True):
+            t.state = now.reference
     return tensors
+
+
+def as_model(arrays: Mapping[str, NDArray[Any]], like: State) -> Any:
+    """Arrays by name as a model of this kind, in its order."""
+    if isinstance(like, Mapping):
+        return {name: arrays[name] for name in like}
+    return list(arrays.values())
 
 
 def layout_digest(tensors: list[Tensor]) -> bytes:
@@ -57,7 +95,7 @@ def layout_digest(tensors: list[Tensor]) -> bytes:
 
 
 def groups_of(
-    tensors: list[Tensor], special: Special
+    tensors: list[Tensor], exclusions: Sequence[int], dense_tensors: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Matrices, vectors, dense tensors, lossless tensors."""
     matrices: list[Tensor] = []
@@ -65,9 +103,9 @@ def groups_of(
     dense: list[Tensor] = []
     lossless: list[Tensor] = []
     for i, t in enumerate(tensors):
-        if t.dtype not in LOSSY or i in special.exclusions:
+        if not t.is_float or i in exclusions:
             lossless.append(t)
-        elif i in special.dense:
+        elif i in dense_tensors:
             dense.append(t)
         else:
             (matrices if len(t.shape) >= 2 else vectors).append(t)
