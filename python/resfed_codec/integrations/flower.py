@@ -52,7 +52,7 @@ from resfed_codec.integrations._ends import (
 from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
 
-STATE, SESSION = "resfed_codec", "resfed_codec.session.base"
+STATE, SESSION = "resfed_codec", "resfed_codec.session"
 """Where clients keep setup and session in ``Context.state``."""
 
 POLL_SECONDS = 1.0
