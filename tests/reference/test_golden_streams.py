@@ -11,7 +11,7 @@ import make_streams
 import resfed_codec as rfc
 from models import State, assert_same
 from resfed_codec.stream.link import Link, parse_link, write_link
-from resfed_codec.stream.message import Head, Message, read_message, write_message
+from resfed_codec.stream.message import Message, VersionId, read_message, write_message
 
 
 def stored(name: str) -> list[tuple[bytes, State]]:
@@ -86,7 +86,7 @@ def test_the_worked_examples_of_the_format_document() -> None:
     assert write_link(link) == data
 
     data = dump_of("message")
-    head = Head(300, 0x0123456789ABCDEF)
+    head = VersionId(300, 0x0123456789ABCDEF)
     message = Message(0x5EED, is_request=True, head=head, run=0x12345678)
     assert read_message(data) == message
     assert write_message(message) == data

@@ -19,9 +19,9 @@ from resfed_codec.stream import stream as stream_module
 from resfed_codec.stream.message import (
     MAX_AHEAD,
     Ack,
-    Head,
     Keyframe,
     Message,
+    VersionId,
     read_message,
     write_message,
 )
@@ -64,7 +64,7 @@ def test_an_acknowledgement_of_what_was_never_sent(running: Running, newest: int
     )
     refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.receive(message))
     request = of_run(
-        client, Message(client._tag, is_request=True, ack=Ack(newest), head=Head(1, 2))
+        client, Message(client._tag, is_request=True, ack=Ack(newest), head=VersionId(1, 2))
     )
     refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.answer(request))
     fed.rounds(client)
@@ -246,7 +246,7 @@ def test_streams(predictor: str, monkeypatch: pytest.MonkeyPatch) -> None:
         stream_module, "encode_keyframe", lambda s: made.append(0) or encode_keyframe(s)
     )
     for i in range(20):
-        request = of_run(decoder, Message(encoder._tag, is_request=True, head=Head(i, i)))
+        request = of_run(decoder, Message(encoder._tag, is_request=True, head=VersionId(i, i)))
         assert read_message(encoder.answer(request)).keyframes[-1].replaces == i
     assert not made, "they had been made for keyframe()"
     assert np.array_equal(decoder.decode(encoder.keyframe())["w"], encoder.state["w"])
@@ -284,7 +284,7 @@ def test_forged_requests_make_one_keyframe_a_model(
         fed.update()
         counted.clear()
         for i in range(50):
-            request = of_run(client, Message(0, is_request=True, head=Head(i, 77 + i)))
+            request = of_run(client, Message(0, is_request=True, head=VersionId(i, 77 + i)))
             for name in ("a", f"stranger {i}"):
                 answer = read_message(fed.server.answer(name, request))
                 assert answer.keyframes

@@ -20,7 +20,7 @@ from published_rules import moved, random_model
 from resfed_codec._native import MAX_NUMERATOR
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.stream.link import Link, parse_link, write_link
-from resfed_codec.stream.message import ACK_WINDOW, Ack, Head, Keyframe, Message, read_message
+from resfed_codec.stream.message import ACK_WINDOW, Ack, Keyframe, Message, VersionId, read_message
 from resfed_codec.stream.message import write_message as write
 from resfed_codec.stream.wire import WireReader, varint
 from session_pairs import pair, run
@@ -180,7 +180,7 @@ def test_bad_links(data: bytes) -> None:
 # ---- messages
 
 
-HEADS = st.builds(Head, NUMBERS, BITS64)
+HEADS = st.builds(VersionId, NUMBERS, BITS64)
 KEYFRAMES = st.builds(Keyframe, NUMBERS, BITS64, BITS64, st.binary(max_size=20))
 MESSAGES = st.builds(
     Message,

@@ -26,9 +26,9 @@ from resfed_codec.stream.link import (
 )
 from resfed_codec.stream.message import (
     Ack,
-    Head,
     Keyframe,
     Message,
+    VersionId,
     is_message,
     read_message,
     write_message,
@@ -268,12 +268,13 @@ class Forger:
             None,
         ])  # fmt: skip
 
-    def _other_head(self, head: Head | None) -> Head | None:
+    def _other_head(self, head: VersionId | None) -> VersionId | None:
         number = self._one(list(self._held))
-        true = Head(number, self._one(sorted(self._held[number])))
+        true = VersionId(number, self._one(sorted(self._held[number])))
         version, digest = head or true
         return self._one([
-            true, Head(self._number(version), digest), Head(version, self._bits64(digest)), None
+            true, VersionId(self._number(version), digest),
+            VersionId(version, self._bits64(digest)), None,
         ])  # fmt: skip
 
     def _other_payloads(self, payloads: tuple[bytes, ...]) -> tuple[bytes, ...]:

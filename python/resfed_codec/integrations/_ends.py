@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.config import CodecConfig
-from resfed_codec.session.base import ClientId, check_config, check_rules
+from resfed_codec.session.base import ClientId, check_config, check_predictors
 from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
-from resfed_codec.stream.message import Head, Message, write_message
+from resfed_codec.stream.message import Message, VersionId, write_message
 from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
 
 Model: TypeAlias = "dict[str, NDArray[Any]]"
@@ -35,7 +35,7 @@ Initial: TypeAlias = "Callable[[], Mapping[str, Any]]"
 
 MESSAGE, SETUP, REQUEST, HELD = "resfed.message", "resfed.setup", "resfed.request", "resfed.held"
 
-_NOTHING = Message(0, is_request=True, head=Head(0, 0))
+_NOTHING = Message(0, is_request=True, head=VersionId(0, 0))
 
 NOTHING_HELD = write_message(_NOTHING)
 """The request of a client that has no session yet, and so knows of no run."""
@@ -60,7 +60,7 @@ class ServerEnd:
     ) -> None:
         self._uplink = check_config("uplink", uplink)
         self._downlink = check_config("downlink", downlink)
-        check_rules(self._uplink, self._downlink)
+        check_predictors(self._uplink, self._downlink)
         self._history, self._shared_initial = history, shared_initial
         self._run = secrets.token_hex(8)
         self._session: ServerSession | None = None

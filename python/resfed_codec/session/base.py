@@ -13,7 +13,7 @@ import numpy as np
 from resfed_codec.config import CodecConfig
 from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import digest64
-from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, text_of
+from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, predictor_text
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version
 from resfed_codec.tensors.layout import State, plain_text
@@ -45,8 +45,8 @@ class Session(Endpoint):
             raise ValueError(f"history={history}: must lie in [1, 32]")
         super().__init__(initial_state, run)
         self._history = index(history)
-        up, down = check_rules(uplink, downlink)
-        self._broadcast = serves_all(down)
+        up, down = check_predictors(uplink, downlink)
+        self._broadcast = is_broadcast(down)
         self._uplink_encoder = UpdateEncoder(self._layout, uplink, up, two_way=True)
         self._downlink_encoder = UpdateEncoder(
             self._layout, downlink, down, two_way=not self._broadcast
@@ -71,8 +71,8 @@ class Session(Endpoint):
     def _depends(self) -> dict[str, Any]:
         return {
             **super()._depends(),
-            "predictor of uplink": text_of(self._uplink_encoder.predictor),
-            "predictor of downlink": text_of(self._downlink_encoder.predictor),
+            "predictor of uplink": predictor_text(self._uplink_encoder.predictor),
+            "predictor of downlink": predictor_text(self._downlink_encoder.predictor),
             "history": self._history,
         }
 
@@ -85,7 +85,7 @@ def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
     return config
 
 
-def check_rules(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, Predictor]:
+def check_predictors(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, Predictor]:
     """The predictors of both directions.
 
     Raises:
@@ -100,7 +100,7 @@ def check_rules(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, 
             " already and would count twice. Leave error_feedback out, or predict from global"
             ' models alone ("global")'
         )
-    if downlink.error_feedback and not serves_all(down):
+    if downlink.error_feedback and not is_broadcast(down):
         raise ValueError(
             "downlink: error_feedback needs a predictor that serves all clients alike"
             ' ("previous" or "adaptive")'
@@ -108,7 +108,7 @@ def check_rules(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, 
     return up, down
 
 
-def serves_all(down: Predictor) -> bool:
+def is_broadcast(down: Predictor) -> bool:
     """Whether a downlink of this predictor is the same for all clients."""
     return not (isinstance(down, LinearPredictor) and down.other_depth)
 

@@ -17,9 +17,9 @@ from resfed_codec.session.client_state import ClientBase, ClientState, SentUplin
 from resfed_codec.stream.link import digest64, version_digest
 from resfed_codec.stream.message import (
     MAX_AHEAD,
-    Head,
     Keyframe,
     Message,
+    VersionId,
     check_ahead,
     is_message,
     read_message,
@@ -253,8 +253,8 @@ class ClientSession(ClientBase):
         return self._empty_message(tag, with_identity=not self._state.confirmed)
 
     @property
-    def _head(self) -> Head:
-        return Head(self._down.number, self._down.digest)
+    def _head(self) -> VersionId:
+        return VersionId(self._down.number, self._down.digest)
 
     # ---- uplink
 

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resfed_codec.session.base import LOW32, ClientId
-from resfed_codec.stream.message import ACK_WINDOW, MAX_VERSION, Ack, Head, Keyframe
+from resfed_codec.stream.message import ACK_WINDOW, MAX_VERSION, Ack, Keyframe, VersionId
 from resfed_codec.stream.schema import (
     BITS64,
     BYTES,
     NUMBER,
     Check,
-    Tensors,
+    TensorChecks,
     checked_fields,
     client_name,
+    list_of,
     require,
-    row,
-    several,
+    tuple_of,
 )
 from resfed_codec.stream.versions import ParsedPayload, Version
 from resfed_codec.tensors.layout import Layout
@@ -41,7 +41,7 @@ class ClientRecord(NamedTuple):
     """
 
     tag: int
-    known: Head | None
+    known: VersionId | None
     uplinks: Mapping[int, Version]
     downlinks: Mapping[int, Version]
     replaces: int = 0
@@ -54,11 +54,11 @@ class ClientRecord(NamedTuple):
     def ack(self) -> Ack:
         return Ack(self.newest, self.window, self.seen[0] & LOW32 if self.seen else 0)
 
-    def has_last(self, number: int, digest: int) -> bool:
+    def is_last_uplink(self, number: int, digest: int) -> bool:
         """Whether this is the uplink that arrived last."""
         return number == self.newest and self.seen[:1] == (digest,)
 
-    def may_use_newest_for(self, digest: int) -> bool:
+    def may_reuse_newest_for(self, digest: int) -> bool:
         """Whether the newest number may stand for something that has not come with it before."""
         return digest not in self.seen and len(self.seen) < ACK_WINDOW
 
@@ -81,7 +81,7 @@ class ClientRecord(NamedTuple):
         window = window & (2**ACK_WINDOW - 1) if self.newest else 0
         return self._replace(newest=number, window=window, seen=(digest,))
 
-    def holding(self, head: Head, ours: int | None) -> ClientRecord:
+    def holding(self, head: VersionId, ours: int | None) -> ClientRecord:
         """After it has said what it holds; ``ours`` is our digest of that number, if any."""
         if head.digest == ours:
             return self._replace(known=head, replaces=0)
@@ -129,10 +129,10 @@ def records_to_fields(
     }
 
 
-def records_check(tensors: Tensors, history: int, new: Callable[[int], ClientRecord]) -> Check:
+def records_check(tensors: TensorChecks, history: int, new: Callable[[int], ClientRecord]) -> Check:
     """What :func:`records_to_fields` may return, turned back."""
-    keyframe = row(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
-    more_of_one = row(
+    keyframe = tuple_of(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
+    more_of_one = tuple_of(
         lambda *values: values,
         place=NUMBER,
         uplinks=tensors.versions(at_most=history + 1),
@@ -144,10 +144,10 @@ def records_check(tensors: Tensors, history: int, new: Callable[[int], ClientRec
         saved = checked_fields(
             value,
             {
-                "names": several(client_name),
+                "names": list_of(client_name),
                 "numbers": BYTES,
                 "seen": BYTES,
-                "more": several(more_of_one),
+                "more": list_of(more_of_one),
             },
         )
         names = saved["names"]
@@ -165,7 +165,7 @@ def records_check(tensors: Tensors, history: int, new: Callable[[int], ClientRec
             require(bool(is_known) or version == digest == 0, f"{where}.numbers")
             end += n
             record = new(tag)._replace(
-                known=Head(version, digest) if is_known else None,
+                known=VersionId(version, digest) if is_known else None,
                 replaces=replaces,
                 newest=newest,
                 window=window,

@@ -8,19 +8,19 @@ from resfed_codec.errors import CodecError
 from resfed_codec.locking import synchronized
 from resfed_codec.session.base import LOW32, Session
 from resfed_codec.stream.link import version_digest
-from resfed_codec.stream.message import Ack, Head, is_message, read_message
+from resfed_codec.stream.message import Ack, VersionId, is_message, read_message
 from resfed_codec.stream.schema import (
     BITS64,
     BYTES,
     FLAG,
-    HEAD,
     NUMBER,
-    Tensors,
+    VERSION_ID,
+    TensorChecks,
     checked_fields,
+    list_of,
     optional,
     require,
-    row,
-    several,
+    tuple_of,
 )
 from resfed_codec.stream.versions import (
     Feedback,
@@ -31,7 +31,7 @@ from resfed_codec.stream.versions import (
     new_feedback,
     special_of,
     sum_of,
-    with_values,
+    with_payload_values,
 )
 
 MIN_PENDING_BYTES = 1 << 16
@@ -55,7 +55,7 @@ class SentUplink(NamedTuple):
     version: Version
     message: bytes
     payload: bytes
-    global_version: Head
+    global_version: VersionId
     start: Version | None = None
     missed: bool = False
 
@@ -198,7 +198,7 @@ class ClientBase(Session):
         if feedback is None or not lost:
             return feedback
         if not self._needs_models:
-            return with_values(self._layout, [sent.payload for sent in lost], feedback)
+            return with_payload_values(self._layout, [sent.payload for sent in lost], feedback)
         layout, roles = self._layout, self._uplink_encoder.roles
         changes = (
             differences(layout, roles, model_of(s.version), model_of(s.start))
@@ -232,7 +232,7 @@ class ClientBase(Session):
             "feedback": state.feedback,
         }
 
-    def _checked(self, saved: Any, tensors: Tensors) -> ClientState:
+    def _checked(self, saved: Any, tensors: TensorChecks) -> ClientState:
         roles, has_feedback = self._uplink_encoder.roles, self._state.feedback is not None
 
         def own_version(value: Any, where: str) -> Version:
@@ -240,12 +240,12 @@ class ClientBase(Session):
             version: Version = tensors.version(with_model=has_model)(value, where)
             return version
 
-        sent = row(
+        sent = tuple_of(
             SentUplink,
             version=own_version,
             message=BYTES,
             payload=BYTES,
-            global_version=HEAD,
+            global_version=VERSION_ID,
             start=optional(tensors.version()),
             missed=FLAG,
         )
@@ -259,7 +259,7 @@ class ClientBase(Session):
                 "held": tensors.versions(at_most=self._history + 1),
                 "acknowledged": optional(tensors.version()),
                 "number": NUMBER,
-                "sent": several(sent, at_most=None if has_feedback else self._history),
+                "sent": list_of(sent, at_most=None if has_feedback else self._history),
                 "feedback": tensors.kept_feedback(roles, has_feedback),
             },
         )
@@ -302,7 +302,7 @@ class ClientBase(Session):
         if self._state.feedback is not None and not wanted:
             require(special_of(parsed.frame) == self._uplink_encoder.special, "payload")
             nothing = new_feedback(self._layout, self._uplink_encoder.roles)
-            with_values(self._layout, [sent.payload], nothing)
+            with_payload_values(self._layout, [sent.payload], nothing)
 
 
 def _knows(base: Version | None, ack: Ack) -> bool:

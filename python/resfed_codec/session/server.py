@@ -19,11 +19,11 @@ from resfed_codec.session.server_state import ServerBase, ServerState
 from resfed_codec.session.uplink import PendingUplink, open_uplink, parse_uplink
 from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import (
-    Head,
     Message,
+    VersionId,
     write_message,
 )
-from resfed_codec.stream.predictor import RULES
+from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.versions import (
     OTHER,
     Model,
@@ -73,7 +73,7 @@ class ServerSession(ServerBase):
         super().__init__(initial_state, uplink, downlink, run, history)
         encoder = self._downlink_encoder
         sparsity = encoder.config.sparsity
-        if encoder.predictor == RULES["res2"] and sparsity is not None and sparsity >= 0.99:
+        if encoder.predictor == PREDICTORS["res2"] and sparsity is not None and sparsity >= 0.99:
             warnings.warn(
                 f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'
                 ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe',
@@ -157,7 +157,7 @@ class ServerSession(ServerBase):
             TypeError: ``client_id`` is neither a str nor an integer.
         """
         client = self._client(client_id)
-        if fresh and client.newest == 0 and client.known == Head(0, self._down_root):
+        if fresh and client.newest == 0 and client.known == VersionId(0, self._down_root):
             client = client.holding_other(0)
         client, data = self._message_for(client)
         self._store(client_id, client)
@@ -218,7 +218,7 @@ class ServerSession(ServerBase):
 
     def _take_request(
         self, client_id: ClientId, request: bytes
-    ) -> tuple[ClientRecord, Head, int | None]:
+    ) -> tuple[ClientRecord, VersionId, int | None]:
         """The client's record after, what it holds, and the digest of what it refused."""
         client = self._client(client_id)
         m = self._read_request(request, client.tag, "client")
@@ -325,7 +325,7 @@ class ServerSession(ServerBase):
             return False  # also if what it builds on is no longer held
         try:
             pending = self._open(client, uplink)
-            if client.has_last(pending.number, pending.digest):
+            if client.is_last_uplink(pending.number, pending.digest):
                 return False
             content, other = pending.content, pending.other
             on_reference = other is not None and other.digest == aggregator._origin
@@ -351,13 +351,13 @@ class ServerSession(ServerBase):
         newest = self._downlink.newest(self._state, client)
         request = self._message(client)._replace(
             is_request=True,
-            head=Head(newest.number, newest.digest),
+            head=VersionId(newest.number, newest.digest),
             refused=version_digest(refused) & LOW32,
         )
         return write_message(request)
 
     def _decode(self, client: ClientRecord, pending: PendingUplink) -> Model:
-        if self._keep_up and client.has_last(pending.number, pending.digest):
+        if self._keep_up and client.is_last_uplink(pending.number, pending.digest):
             return model_of(client.uplinks[pending.number])
         model = self._layout.empty()
         pending.decode(self._layout, model)
@@ -378,7 +378,7 @@ class ServerSession(ServerBase):
         self, client: ClientRecord, pending: PendingUplink, model: Model | None
     ) -> ClientRecord:
         """The client's record after an uplink, whose model is only needed where it is kept."""
-        if client.has_last(pending.number, pending.digest):
+        if client.is_last_uplink(pending.number, pending.digest):
             return client
         ours = self._held_digest(client, pending.known.version)
         client = client.with_uplink(pending.number, pending.digest).holding(pending.known, ours)

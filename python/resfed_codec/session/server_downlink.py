@@ -13,7 +13,7 @@ from resfed_codec.codec.keyframe import encode_keyframe
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.session.server_state import ServerState
 from resfed_codec.stream.link import digest64, version_digest
-from resfed_codec.stream.message import Head, Keyframe, Message
+from resfed_codec.stream.message import Keyframe, Message, VersionId
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Model, Version, keep_newest, model_of
 from resfed_codec.tensors.layout import Layout
@@ -57,7 +57,7 @@ class Broadcast:
                 return client, message._replace(keyframes=keyframes)
         if chain:
             return client, message._replace(payloads=tuple(chain))
-        return client, message._replace(head=Head(state.current.number, state.current.digest))
+        return client, message._replace(head=VersionId(state.current.number, state.current.digest))
 
     def _is_long(self, chain: list[bytes]) -> bool:
         return len(chain) > 1 and KEYFRAME_SHARE * _total(chain) > self._layout.n_bytes
@@ -132,7 +132,7 @@ class Unicast:
             client = self._encode(state, client)
         newest = self.newest(state, client)
         if known is not None and known.version == newest.number:
-            return client, message._replace(head=Head(newest.number, newest.digest))
+            return client, message._replace(head=VersionId(newest.number, newest.digest))
         if isinstance(client.sent, Keyframe):
             keyframe = client.sent._replace(replaces=client.replaces)
             return client, message._replace(keyframes=(keyframe,))

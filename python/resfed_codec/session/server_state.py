@@ -15,16 +15,16 @@ from resfed_codec.session.client_record import (
     records_to_fields,
 )
 from resfed_codec.stream.link import version_digest
-from resfed_codec.stream.message import MAX_PAYLOADS, Head
+from resfed_codec.stream.message import MAX_PAYLOADS, VersionId
 from resfed_codec.stream.schema import (
     BITS64,
     BYTES,
     NUMBER,
-    Tensors,
+    TensorChecks,
     checked_fields,
+    mapping_of,
     optional,
     require,
-    table,
 )
 from resfed_codec.stream.versions import (
     Feedback,
@@ -79,7 +79,7 @@ class ServerState(NamedTuple):
             digests={n: digest for n, digest in digests.items() if n >= oldest - 1},
         )
 
-    def chain_since(self, known: Head) -> list[bytes] | None:
+    def chain_since(self, known: VersionId) -> list[bytes] | None:
         """The payloads that follow on a version, if it is one of ours and they are all held."""
         if self.digests.get(known.version) != known.digest:
             return None
@@ -182,7 +182,7 @@ class ServerBase(Session):
         downlinks = {}
         if not self._broadcast:
             downlinks = {0: Version(0, self._down_root, self._initial.model)}
-        return ClientRecord(tag, Head(0, self._down_root), uplinks, downlinks)
+        return ClientRecord(tag, VersionId(0, self._down_root), uplinks, downlinks)
 
     def _storing(self, client_id: ClientId, client: ClientRecord) -> Assignments:
         """The assignment that replaces a client's record."""
@@ -213,14 +213,14 @@ class ServerBase(Session):
             "clients": records_to_fields(state.clients, self._new_record),
         }
 
-    def _checked(self, saved: Any, tensors: Tensors) -> ServerState:
+    def _checked(self, saved: Any, tensors: TensorChecks) -> ServerState:
         fields = checked_fields(
             saved,
             {
                 "current": tensors.version(),
                 "versions": tensors.versions(at_most=self._history),
-                "chain": table(NUMBER, BYTES),
-                "digests": table(NUMBER, BITS64),
+                "chain": mapping_of(NUMBER, BYTES),
+                "digests": mapping_of(NUMBER, BITS64),
                 "target": optional(tensors.model),
                 "target_number": NUMBER,
                 "feedback": tensors.kept_feedback(

@@ -10,9 +10,9 @@ from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.stream.identity import Identity
 from resfed_codec.stream.message import (
-    Head,
     Keyframe,
     Message,
+    VersionId,
     check_ahead,
     is_message,
     read_message,
@@ -33,7 +33,7 @@ class PendingUplink:
 
     number: int
     digest: int
-    known: Head
+    known: VersionId
     content: ParsedPayload | Keyframe
     base: Version | None = None
     other: Version | None = None
@@ -95,7 +95,7 @@ def open_uplink(
         raise StateMismatchError(
             f"payload: {link}, but from another client or run, or after a restart"
         )
-    known = Head(other.number, other.digest)
+    known = VersionId(other.number, other.digest)
     return PendingUplink(link.version, parsed.digest, known, parsed, base, other)
 
 
@@ -115,7 +115,7 @@ def _check_order(client: ClientRecord, number: int, digest: int, text: str) -> N
     """A client that was restored may use the newest number again, for something else."""
     check_ahead("uplink", number, client.newest)
     again = number == client.newest and digest not in client.seen[:1]
-    if number < client.newest or (again and not client.may_use_newest_for(digest)):
+    if number < client.newest or (again and not client.may_reuse_newest_for(digest)):
         raise StateMismatchError(
             f"payload: {text}, older than uplink {client.newest}, which has arrived"
         )

@@ -16,7 +16,7 @@ from resfed_codec.locking import Synchronized, synchronized
 from resfed_codec.stream.identity import Identity
 from resfed_codec.stream.link import digest64
 from resfed_codec.stream.message import Message, read_message
-from resfed_codec.stream.schema import Tensors
+from resfed_codec.stream.schema import TensorChecks
 from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.stream.versions import (
     Model,
@@ -107,7 +107,7 @@ class Endpoint(Synchronized):
         """What is saved."""
         raise NotImplementedError
 
-    def _checked(self, saved: Any, tensors: Tensors) -> Any:
+    def _checked(self, saved: Any, tensors: TensorChecks) -> Any:
         """The ``_state`` that :meth:`_fields` was made from, all of it checked."""
         raise NotImplementedError
 
@@ -132,4 +132,4 @@ class Endpoint(Synchronized):
                 nothing has changed.
         """
         saved = read_snapshot(type(self).__name__, self._depends(), state_dict)
-        self._state = self._checked(saved, Tensors(self._layout))
+        self._state = self._checked(saved, TensorChecks(self._layout))

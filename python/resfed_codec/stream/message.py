@@ -31,8 +31,8 @@ from an older save, or started anew, has forgotten."""
 _REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED, _IDENTITY = 1, 2, 4, 8, 16, 32
 
 
-class Head(NamedTuple):
-    """The newest version that an end holds of a direction."""
+class VersionId(NamedTuple):
+    """A version's number in its direction, and its digest."""
 
     version: int
     digest: int
@@ -79,7 +79,7 @@ class Message(NamedTuple):
     tag: int
     is_request: bool = False
     ack: Ack | None = None
-    head: Head | None = None
+    head: VersionId | None = None
     payloads: tuple[bytes, ...] = ()
     keyframes: tuple[Keyframe, ...] = ()
     refused: int | None = None
@@ -144,18 +144,18 @@ def read_message(data: bytes) -> Message:
     reader.take(len(MAGIC))
     flags = reader.byte()
     if flags >= 64:
-        raise reader.refuse("holds unknown flags")
+        raise reader.error("holds unknown flags")
     tag, run = reader.fixed64(), int.from_bytes(reader.take(4), "little")
     identity = reader.take(reader.varint()) if flags & _IDENTITY else b""
     if flags & _IDENTITY and not identity:
-        raise reader.refuse("announces an identity and holds none")
+        raise reader.error("announces an identity and holds none")
     ack = head = None
     keyframes: tuple[Keyframe, ...] = ()
     if flags & _ACK:
         newest, window = reader.varint(), reader.varint(2**ACK_WINDOW - 1)
         ack = Ack(newest, window, int.from_bytes(reader.take(4), "little"))
     if flags & _HEAD:
-        head = Head(reader.varint(), reader.fixed64())
+        head = VersionId(reader.varint(), reader.fixed64())
     if flags & _KEYFRAME:
         keyframes = tuple(
             Keyframe(
@@ -164,7 +164,7 @@ def read_message(data: bytes) -> Message:
             for _ in range(reader.varint(MAX_DEPTH))
         )
         if not keyframes:
-            raise reader.refuse("announces keyframes and holds none")
+            raise reader.error("announces keyframes and holds none")
     refused = int.from_bytes(reader.take(4), "little") if flags & _REFUSED else None
     payloads = tuple(reader.take(reader.varint()) for _ in range(reader.varint(MAX_PAYLOADS)))
     reader.end()

@@ -46,7 +46,7 @@ class LinearPredictor:
     tensors: Mapping[str, Coefficients] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        terms_over(MAX_COEF_LOG2, self.own, self.other)
+        quantized_terms(MAX_COEF_LOG2, self.own, self.other)
         object.__setattr__(self, "own", tuple(self.own))
         object.__setattr__(self, "other", tuple(self.other))
         if not isinstance(self.tensors, Mapping):
@@ -56,7 +56,7 @@ class LinearPredictor:
                 raise TypeError(f"tensors: {pattern!r} is no name pattern: it must be a str")
             if not isinstance(pair, Sequence) or len(pair) != 2:
                 raise TypeError(f"tensors[{pattern!r}]={pair!r}: must be a pair (own, other)")
-            terms_over(MAX_COEF_LOG2, *pair)
+            quantized_terms(MAX_COEF_LOG2, *pair)
         tensors = {name: (tuple(own), tuple(other)) for name, (own, other) in self.tensors.items()}
         object.__setattr__(self, "tensors", tensors)
 
@@ -96,7 +96,7 @@ class AdaptivePredictor:
 Predictor: TypeAlias = "LinearPredictor | AdaptivePredictor"
 
 
-def text_of(predictor: Predictor) -> str:
+def predictor_text(predictor: Predictor) -> str:
     """Equal for predictors that predict the same."""
     if isinstance(predictor, AdaptivePredictor):
         return "adaptive"
@@ -124,12 +124,12 @@ def predictor_of(value: object) -> Predictor:
         raise TypeError(
             f"predictor={value!r}: must be a name, a LinearPredictor or an AdaptivePredictor"
         )
-    if value not in RULES:
-        raise ValueError(f"predictor={value!r}: must be one of {', '.join(sorted(RULES))}")
-    return RULES[value]
+    if value not in PREDICTORS:
+        raise ValueError(f"predictor={value!r}: must be one of {', '.join(sorted(PREDICTORS))}")
+    return PREDICTORS[value]
 
 
-def terms_over(coef_log2: int, own: Sequence[float], other: Sequence[float]) -> Terms:
+def quantized_terms(coef_log2: int, own: Sequence[float], other: Sequence[float]) -> Terms:
     """Coefficients as numerators over ``2**coef_log2``, rounded to nearest."""
     places = [0] * (2 * MAX_DEPTH)
     for first, name, coefficients in ((0, "own", own), (MAX_DEPTH, "other", other)):
@@ -148,7 +148,7 @@ def terms_over(coef_log2: int, own: Sequence[float], other: Sequence[float]) -> 
     return (places[0], places[1], places[2], places[3], places[4], places[5])
 
 
-def coarsest(all_terms: Sequence[Terms], coef_log2: int) -> int:
+def coarsest_log2(all_terms: Sequence[Terms], coef_log2: int) -> int:
     """The least coef_log2 that still holds all these numerators exactly."""
     while coef_log2 > 0 and not any(n % 2 for terms in all_terms for n in terms):
         all_terms = [
@@ -169,7 +169,7 @@ def _depth(coefficients: Sequence[float]) -> int:
     return max((j + 1 for j, c in enumerate(coefficients) if c), default=0)
 
 
-RULES: dict[str, Predictor] = {
+PREDICTORS: dict[str, Predictor] = {
     "global": LinearPredictor(other=(1,)),
     "previous": LinearPredictor(own=(1,)),
     "res0": LinearPredictor(own=(1,)),

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from resfed_codec._native import MAX_DEPTH, DeviceArray, Role
-from resfed_codec.stream.message import MAX_VERSION, Head
+from resfed_codec.stream.message import MAX_VERSION, VersionId
 from resfed_codec.stream.versions import Feedback, Model, Version, new_feedback
 from resfed_codec.tensors.device import Memory, copy
 from resfed_codec.tensors.layout import Layout
@@ -23,7 +23,7 @@ from resfed_codec.tensors.layout import Layout
 Check: TypeAlias = "Callable[[Any, str], Any]"
 
 
-def refused(where: str, value: Any, wanted: str) -> ValueError:
+def invalid(where: str, value: Any, wanted: str) -> ValueError:
     return ValueError(f"state_dict: {where}={reprlib.repr(value)}: must be {wanted}")
 
 
@@ -36,7 +36,7 @@ def require(condition: bool, where: str) -> None:
 def integer(low: int, high: int) -> Check:
     def check(value: Any, where: str) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise refused(where, value, f"an integer in [{low}, {high}]")
+            raise invalid(where, value, f"an integer in [{low}, {high}]")
         return value
 
     return check
@@ -49,7 +49,7 @@ BITS64 = integer(0, 2**64 - 1)
 def instance(kind: type) -> Check:
     def check(value: Any, where: str) -> Any:
         if type(value) is not kind:
-            raise refused(where, value, f"of type {kind.__name__}")
+            raise invalid(where, value, f"of type {kind.__name__}")
         return value
 
     return check
@@ -67,51 +67,51 @@ def optional(one: Check) -> Check:
     return lambda value, where: None if value is None else one(value, where)
 
 
-def several(one: Check, at_most: int | None = None) -> Check:
+def list_of(one: Check, at_most: int | None = None) -> Check:
     """A list."""
 
     def check(value: Any, where: str) -> list[Any]:
         if type(value) is not list or (at_most is not None and len(value) > at_most):
-            raise refused(where, value, "a list" if at_most is None else f"at most {at_most} items")
+            raise invalid(where, value, "a list" if at_most is None else f"at most {at_most} items")
         return [one(item, f"{where}[{i}]") for i, item in enumerate(value)]
 
     return check
 
 
-def table(key: Check, one: Check) -> Check:
+def mapping_of(key: Check, one: Check) -> Check:
     """A mapping with keys of a kind."""
 
     def check(value: Any, where: str) -> dict[Any, Any]:
         if type(value) is not dict:
-            raise refused(where, value, "a mapping")
+            raise invalid(where, value, "a mapping")
         return {key(k, f"key of {where}"): one(v, f"{where}[{k!r}]") for k, v in value.items()}
 
     return check
 
 
-def row(make: Callable[..., Any], **checks: Check) -> Check:
+def tuple_of(make: Callable[..., Any], **checks: Check) -> Check:
     """A list of so many values, turned into what ``make`` makes of them."""
 
     def check(value: Any, where: str) -> Any:
         if type(value) is not list or len(value) != len(checks):
-            raise refused(where, value, f"a list of {', '.join(checks)}")
+            raise invalid(where, value, f"a list of {', '.join(checks)}")
         pairs = zip(checks.items(), value, strict=True)
         return make(*(one(item, f"{where}.{name}") for (name, one), item in pairs))
 
     return check
 
 
-HEAD = row(Head, version=NUMBER, digest=BITS64)
+VERSION_ID = tuple_of(VersionId, version=NUMBER, digest=BITS64)
 
 
 def checked_fields(value: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
     """A mapping with just these names."""
     if type(value) is not dict or set(value) != set(checks):
-        raise refused("fields", value, f"{', '.join(checks)}")
+        raise invalid("fields", value, f"{', '.join(checks)}")
     return {name: check(value[name], name) for name, check in checks.items()}
 
 
-class Tensors:
+class TensorChecks:
     """Checks of what depends on a layout. What they return is new, and lies where models do.
 
     What was one version, or one model, is one again.
@@ -145,7 +145,7 @@ class Tensors:
             feedback: Feedback = self.feedback(roles)(value, where)
             for spec, array in zip(self._layout.specs, value, strict=True):
                 if array is not None and not np.isfinite(array).all():
-                    raise refused(f"{where}: tensor {spec.name!r}", array, "finite")
+                    raise invalid(f"{where}: tensor {spec.name!r}", array, "finite")
             return feedback
 
         return check
@@ -153,17 +153,17 @@ class Tensors:
     def _filled(self, targets: Any, value: Any, where: str) -> Any:
         specs = self._layout.specs
         if type(value) is not list or len(value) != len(specs):
-            raise refused(where, value, f"{len(specs)} tensors")
+            raise invalid(where, value, f"{len(specs)} tensors")
         for spec, target, array in zip(specs, targets, value, strict=True):
             name = f"{where}: tensor {spec.name!r}"
             if target is None or not isinstance(array, np.ndarray):
                 if target is None and array is None:
                     continue
-                raise refused(name, array, "absent" if target is None else "an array")
+                raise invalid(name, array, "absent" if target is None else "an array")
             shape, dtype = tuple(target.shape), _dtype_of(target)
             if array.shape != shape or array.dtype != dtype:
                 found = f"{array.dtype} {list(array.shape)}"
-                raise refused(name, found, f"{dtype} {list(shape)}")
+                raise invalid(name, found, f"{dtype} {list(shape)}")
             copy(array, target)
         return targets
 
@@ -172,10 +172,10 @@ class Tensors:
 
         def check(value: Any, where: str) -> Version:
             if type(value) is not Version:
-                raise refused(where, value, "a version")
+                raise invalid(where, value, "a version")
             lineage = value.lineage(MAX_DEPTH + 1)
             if len(lineage) > MAX_DEPTH:
-                raise refused(where, value.number, f"a version with {MAX_DEPTH} models at most")
+                raise invalid(where, value.number, f"a version with {MAX_DEPTH} models at most")
             version: Version | None = None
             for v in reversed(lineage):
                 version = self._one(v, version, with_model, where)
@@ -195,18 +195,18 @@ class Tensors:
             model = None if v.model is None else self.model(v.model, f"{where}.model")
             known = self._versions[id(v)] = v, Version(number, digest, model, parent)
         if (known[1].model is not None) != with_model:
-            raise refused(f"{where}.model", v.model, "there" if with_model else "absent")
+            raise invalid(f"{where}.model", v.model, "there" if with_model else "absent")
         return known[1]
 
     def versions(self, *, at_most: int) -> Check:
         """Versions by number."""
-        of_numbers = table(NUMBER, self.version())
+        of_numbers = mapping_of(NUMBER, self.version())
 
         def check(value: Any, where: str) -> dict[int, Version]:
             versions: dict[int, Version] = of_numbers(value, where)
             require(all(v.number == n for n, v in versions.items()), where)
             if len(versions) > at_most:
-                raise refused(where, sorted(versions), f"at most {at_most} versions")
+                raise invalid(where, sorted(versions), f"at most {at_most} versions")
             return versions
 
         return check

@@ -21,16 +21,16 @@ from resfed_codec.locking import synchronized
 from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import (
-    Head,
     Keyframe,
     Message,
+    VersionId,
     check_ahead,
     is_message,
     read_message,
     write_message,
 )
 from resfed_codec.stream.predictor import predictor_of
-from resfed_codec.stream.schema import Check, Tensors, checked_fields
+from resfed_codec.stream.schema import Check, TensorChecks, checked_fields
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import (
     OWN,
@@ -103,11 +103,11 @@ class _Stream(Endpoint):
     def _fields(self) -> dict[str, Any]:
         return {"current": self._current}
 
-    def _schema(self, tensors: Tensors) -> dict[str, Check]:
+    def _schema(self, tensors: TensorChecks) -> dict[str, Check]:
         """What :meth:`_fields` may hold."""
         return {"current": tensors.version()}
 
-    def _checked(self, saved: Any, tensors: Tensors) -> StreamState:
+    def _checked(self, saved: Any, tensors: TensorChecks) -> StreamState:
         return StreamState(**checked_fields(saved, self._schema(tensors)))
 
 
@@ -227,7 +227,7 @@ class Encoder(_Stream):
     def _fields(self) -> dict[str, Any]:
         return {**super()._fields(), "feedback": self._state.feedback}
 
-    def _schema(self, tensors: Tensors) -> dict[str, Check]:
+    def _schema(self, tensors: TensorChecks) -> dict[str, Check]:
         feedback = tensors.kept_feedback(
             self._update_encoder.roles, self._state.feedback is not None
         )
@@ -315,7 +315,7 @@ class Decoder(_Stream):
         self._state = StreamState(open_keyframes(self._layout, message.keyframes))
 
     def _request(self) -> bytes:
-        head = Head(self._current.number, self._current.digest)
+        head = VersionId(self._current.number, self._current.digest)
         message = self._empty_message(self._tag, with_identity=head.version == 0)
         return write_message(message._replace(is_request=True, head=head))
 

@@ -18,8 +18,8 @@ from resfed_codec.stream.predictor import (
     AdaptivePredictor,
     LinearPredictor,
     Predictor,
-    coarsest,
-    terms_over,
+    coarsest_log2,
+    quantized_terms,
 )
 from resfed_codec.stream.versions import (
     OTHER,
@@ -154,9 +154,9 @@ class UpdateEncoder:
             for i, spec in enumerate(self.layout.specs):
                 if spec.name in self._named[place - 1] and self.roles[i] != Role.LOSSLESS:
                     chosen.setdefault(i, place)
-        fine = [terms_over(MAX_COEF_LOG2, *pair) for pair in pairs]
-        coef_log2 = coarsest(fine, MAX_COEF_LOG2)
-        all_terms = [terms_over(coef_log2, *pair) for pair in pairs]
+        fine = [quantized_terms(MAX_COEF_LOG2, *pair) for pair in pairs]
+        coef_log2 = coarsest_log2(fine, MAX_COEF_LOG2)
+        all_terms = [quantized_terms(coef_log2, *pair) for pair in pairs]
         return coef_log2, all_terms[0], {i: all_terms[place] for i, place in chosen.items()}
 
     def _fit(

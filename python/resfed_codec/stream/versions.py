@@ -304,7 +304,7 @@ def sum_of(feedback: Feedback, addends: Iterable[Feedback]) -> Feedback:
     return _placed_like(feedback, total)
 
 
-def with_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -> Feedback:
+def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -> Feedback:
     """New arrays: ``feedback`` and the dequantized values of payloads' matrices and vectors.
 
     Adding costs by nonzeros; it is done on the host.

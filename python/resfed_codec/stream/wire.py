@@ -25,12 +25,12 @@ class WireReader:
     def __init__(self, data: bytes, what: str) -> None:
         self._data, self._at, self._what = data, 0, what
 
-    def refuse(self, problem: str) -> PayloadError:
+    def error(self, problem: str) -> PayloadError:
         return PayloadError(f"payload: the {self._what} {problem}, before its byte {self._at}")
 
     def take(self, n_bytes: int) -> bytes:
         if n_bytes > len(self._data) - self._at:
-            raise self.refuse("is truncated")
+            raise self.error("is truncated")
         self._at += n_bytes
         return self._data[self._at - n_bytes : self._at]
 
@@ -45,13 +45,13 @@ class WireReader:
         while True:
             byte = self.byte()
             if shift >= 63 or (byte == 0 and shift > 0):
-                raise self.refuse("holds a number that is not in its shortest form")
+                raise self.error("holds a number that is not in its shortest form")
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 break
         if value > limit:
-            raise self.refuse(f"holds {value}, which is not allowed")
+            raise self.error(f"holds {value}, which is not allowed")
         return value
 
     @property
@@ -60,4 +60,4 @@ class WireReader:
 
     def end(self) -> None:
         if not self.at_end:
-            raise self.refuse("goes on where it must end")
+            raise self.error("goes on where it must end")
