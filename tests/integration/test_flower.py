@@ -282,7 +282,7 @@ def test_a_node_that_never_recovers_fails() -> None:
 
     nodes.app = refuses  # type: ignore[assignment]
     (reply,) = grid.send_and_receive(messages_for(nodes, first_model(), 2))
-    assert "do not come together" in reply.error.reason
+    assert "cannot agree on a model" in reply.error.reason
     assert reply.metadata.src_node_id == 2**63
     assert len(nodes.sent[2**63]) == 1 + flower.MAX_MESSAGES
 

@@ -392,7 +392,7 @@ def test_simulator(tmp_path: Path) -> None:
         for log in logs
     ]
     assert list(map(len, sizes)) == [6, 3, 3]
-    assert sorted(re.findall(r"(site-\d) could not follow", logs[0].read_text())) == [
+    assert sorted(re.findall(r"(site-\d) refused a message", logs[0].read_text())) == [
         "site-1",
         "site-2",
     ]

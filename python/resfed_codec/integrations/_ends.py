@@ -1,14 +1,14 @@
-"""What the integrations share: how a server and its clients begin, and what they exchange.
+"""What the integrations share: the setup of sessions, and what server and clients exchange.
 
 They exchange *parcels*, small mappings from names to bytes that any framework can carry:
 
-- ``MESSAGE``: what a session sent;
+- ``MESSAGE``: a message or payload of a session;
 - ``SETUP``: layout and configurations, for a client that may not have them yet;
-- ``REQUEST``: from an end that could not take a message: what it holds;
+- ``REQUEST``: from an end that refused a message: what it holds;
 - ``HELD``: in a reply without a model: what the client holds now.
 
-The setup is all that a client needs to know, so only the server is configured. A client that does
-not have the model the server started from begins with zeros; its first message is a keyframe then.
+A client takes everything it needs from the setup, so only the server is configured. A client that
+does not have the server's initial model starts from zeros, and its first message is a keyframe.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ MESSAGE, SETUP, REQUEST, HELD = "resfed.message", "resfed.setup", "resfed.reques
 _NOTHING = Message(0, is_request=True, head=VersionId(0, 0))
 
 NOTHING_HELD = write_message(_NOTHING)
-"""The request of a client that has no session yet, and so knows of no run."""
+"""The request of a client that has no session yet, and so does not know the run."""
 
 
 class ServerEnd:
-    """A ServerSession that begins with the first model it sees and introduces itself to clients.
+    """A ServerSession that starts from the first model it is given, and sends clients the setup.
 
     Args:
-        uplink, downlink, history: Of the ServerSession.
-        shared_initial: Clients make the first model themselves, so it need not be sent. One that
-            does not hold it after all says so and is sent a keyframe.
+        uplink, downlink, history: Arguments of the ServerSession.
+        shared_initial: Whether clients make the first model themselves, so that it is not sent. A
+            client that does not have it asks for it and gets a keyframe.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ServerEnd:
         return self._session
 
     def update(self, model: Mapping[str, NDArray[Any]]) -> bool:
-        """Take a new global model; False if it has other names or shapes than the first one.
+        """Set the global model; False if its names or shapes differ from the first one's.
 
         Raises:
             TypeError, ValueError: As :meth:`ServerSession.update`.
@@ -99,7 +99,7 @@ class ServerEnd:
         return fitted is not None
 
     def send(self, client_id: ClientId) -> Parcel:
-        """What brings the client to the newest global model."""
+        """The parcel that brings the client to the newest global model."""
         if client_id in self._introduced:
             return {MESSAGE: self.session.send(client_id)}
         if self._shared_initial:
@@ -107,7 +107,7 @@ class ServerEnd:
         return self.answer(client_id, NOTHING_HELD)
 
     def answer(self, client_id: ClientId, request: bytes) -> Parcel:
-        """What heals a client that could not take the last message.
+        """The parcel for a client that refused the last message.
 
         Raises:
             CodecError: As :meth:`ServerSession.answer`.
@@ -118,7 +118,7 @@ class ServerEnd:
         return {MESSAGE: session.answer(client_id, request), SETUP: self._setup}
 
     def receive(self, client_id: ClientId, parcel: Mapping[str, bytes]) -> Model | None:
-        """The recovered local model, or None if the reply holds none.
+        """The recovered local model, or None if the reply has no model.
 
         Raises:
             CodecError: As :meth:`ServerSession.receive`.
@@ -135,7 +135,7 @@ class ServerEnd:
 def fit(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> Model | None:
     """``model`` with the dtypes of ``like``; None if names or shapes differ.
 
-    Frameworks average integers in float64: those are rounded to integers again.
+    Frameworks average integers in float64; this function rounds them to integers again.
     """
     if model.keys() != like.keys() or any(model[n].shape != like[n].shape for n in like):
         return None
@@ -156,10 +156,10 @@ def write_setup(
 
 
 def read_setup(setup: bytes, initial: Initial | None) -> ClientSession:
-    """A new session, at ``initial()`` or at zeros.
+    """A new session that starts from ``initial()``, or from zeros.
 
     Raises:
-        ValueError: ``initial()`` has another layout than the server's model.
+        ValueError: The layout of ``initial()`` differs from the server's model.
     """
     tensors, uplink, downlink, run, history = json.loads(setup)
     zeros = {name: np.zeros(shape, dtype) for name, dtype, shape in tensors}

@@ -1,6 +1,6 @@
-"""Flower: :class:`CodecGrid` around the server's Grid, :data:`codec_mod` among the client's mods.
+"""Flower: :class:`CodecGrid` wraps the server's Grid, :data:`codec_mod` is a mod of the client.
 
-For the message API. On the server::
+They are for Flower's message API. On the server::
 
     strategy.start(grid=CodecGrid(grid), ...)
 
@@ -8,9 +8,9 @@ and on the client::
 
     app = ClientApp(mods=[codec_mod])
 
-Strategy, training and evaluation stay as they are. On its way, the ArrayRecord of a message is a
-ConfigRecord of the same name with one blob in it; other records travel as they are.
-docs/integrations.md tells the rest.
+Strategy, training and evaluation do not change. The ArrayRecord of a message is sent as a
+ConfigRecord of the same name that holds a few byte strings; other records do not change.
+docs/integrations.md has the rest.
 """
 
 from __future__ import annotations
@@ -53,32 +53,32 @@ from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
 
 STATE, SESSION = "resfed_codec", "resfed_codec.session"
-"""Where clients keep setup and session in ``Context.state``."""
+"""Names of the records in ``Context.state`` in which clients keep setup and session."""
 
 POLL_SECONDS = 1.0
 MAX_MESSAGES = 4
-"""To a node about one message of the strategy, before that counts as failed."""
+"""Messages to a node for one message of the strategy, before that counts as failed."""
 
 
 class CodecGrid(Grid):
     """A Grid that encodes the models it sends and decodes those it receives.
 
     Give it to a strategy instead of the Grid. The first model that is sent sets names, shapes and
-    dtypes; a message with another model, with none or with several travels as it is. A node that
-    cannot follow (it is new, was restarted, or has missed rounds) is brought up to date at once,
-    and the strategy sees only its reply. A reply that cannot be decoded after all is an error
-    reply to the strategy.
+    dtypes. A message with another model, without a model or with several is sent unchanged. If a
+    node refuses a message (it is new, was restarted, or has missed rounds), the grid brings it up
+    to date at once, and the strategy sees only its reply. If a reply still cannot be decoded, the
+    strategy gets an error reply.
 
     Args:
-        grid: The Grid that the ServerApp was given.
-        uplink, downlink, history: Of the :class:`~resfed_codec.ServerSession`. Clients take them
-            from here. With a PyTorch model, ``dense=resfed_codec.buffer_names(model)`` names what
-            a round replaces.
+        grid: The Grid of the ServerApp.
+        uplink, downlink, history: Arguments of the :class:`~resfed_codec.ServerSession`; clients
+            get them from the server. With a PyTorch model, use
+            ``dense=resfed_codec.buffer_names(model)`` for tensors that a round replaces.
         shared_initial: True if clients make the first model themselves, with
-            ``CodecMod(initial)``, so that it need not be sent.
+            ``CodecMod(initial)``, so that it is not sent.
 
     Raises:
-        TypeError: ``uplink`` or ``downlink`` is no CodecConfig.
+        TypeError: ``uplink`` or ``downlink`` is not a CodecConfig.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class CodecGrid(Grid):
         return self._end.session
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, their models encoded.
+        """Encode the models in messages, and send them.
 
         Returns:
             The ids for :meth:`pull_messages`.
@@ -126,7 +126,7 @@ class CodecGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that have come, their models decoded."""
+        """The replies so far, with their models decoded."""
         ids = [self._asked_as.get(message_id, message_id) for message_id in message_ids]
         replies = [self._decoded(reply) for reply in self._grid.pull_messages(ids)]
         return [reply for reply in replies if reply is not None]
@@ -134,7 +134,7 @@ class CodecGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and wait for the replies, ``timeout`` seconds at most."""
+        """Send messages and wait at most ``timeout`` seconds for the replies."""
         end = None if timeout is None else time.monotonic() + timeout
         missing = {message_id for message_id in self.push_messages(messages) if message_id}
         replies: list[Message] = []
@@ -149,7 +149,7 @@ class CodecGrid(Grid):
         return replies
 
     def _encoded(self, message: Message) -> Message:
-        """The message as it travels; itself if it holds no model for the codec."""
+        """The message to send; ``message`` itself if it has no model for the codec."""
         name = _name_of_model(message.content)
         if not name or not self._update(message.content.array_records[name]):
             return message
@@ -157,7 +157,7 @@ class CodecGrid(Grid):
         return _like(message, _replaced(message.content, name, _record_of(parcel)))
 
     def _update(self, arrays: ArrayRecord) -> bool:
-        """Make ``arrays`` the global model unless it is that already."""
+        """Set the global model to ``arrays``, unless it is that already."""
         contents = {name: (a.dtype, tuple(a.shape), a.data) for name, a in arrays.items()}
         if contents == self._current:
             return True
@@ -168,7 +168,7 @@ class CodecGrid(Grid):
         return True
 
     def _decoded(self, reply: Message) -> Message | None:
-        """The strategy's reply; None if the node has been asked something first."""
+        """The strategy's reply; None if the node got another message first."""
         waiting = self._waiting.pop(reply.metadata.reply_to_message_id, None)
         if waiting is None:
             return reply
@@ -195,9 +195,9 @@ class CodecGrid(Grid):
         return Message(content, reply_to=waiting.message)
 
     def _ask(self, waiting: _Waiting, parcel: Parcel) -> Message | None:
-        """Send the node another message about the one that is waiting."""
+        """Send the node another message for the one that is waiting."""
         if waiting.n_messages == MAX_MESSAGES:
-            return _failed(waiting, "the node and the server do not come together")
+            return _failed(waiting, "the node and the server cannot agree on a model")
         original = waiting.message
         message = _like(original, _replaced(original.content, waiting.name, _record_of(parcel)))
         self._grid.push_messages([message])
@@ -209,24 +209,24 @@ class CodecGrid(Grid):
     # ---- the rest of a Grid
 
     def set_run(self, run: Any) -> None:
-        """As of the Grid inside."""
+        """Calls the wrapped Grid."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """As of the Grid inside."""
+        """Calls the wrapped Grid."""
         return self._grid.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As of the Grid inside."""
+        """Calls the wrapped Grid."""
         return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """As of the Grid inside."""
+        """Calls the wrapped Grid."""
         return list(self._grid.get_node_ids())
 
     def get_nodes(self) -> Iterable[Any]:
-        """As of the Grid inside."""
+        """Calls the wrapped Grid."""
         return list(self._grid.get_nodes())
 
     def __getattr__(self, name: str) -> Any:
@@ -239,7 +239,7 @@ class CodecGrid(Grid):
 class _Waiting:
     """A message of the strategy that waits for its reply.
 
-    ``reply`` is what came, while only its model is asked for once more.
+    ``reply`` is the reply that came, while the node is asked to send only its model again.
     """
 
     message: Message
@@ -253,27 +253,28 @@ class _Waiting:
 
     @property
     def name(self) -> str:
-        """Of the record that holds the model."""
+        """Name of the record that holds the model."""
         return _name_of_model(self.message.content)
 
 
 class CodecMod:
-    """A client's mod that decodes the models it is sent and encodes those it sends back.
+    """A client's mod that decodes received models and encodes models in replies.
 
-    ``ClientApp(mods=[codec_mod])``; mods before it see messages as they travel, mods after it and
-    the app see models. Settings come from the server. Between messages the session lives in
-    ``Context.state``; it is written only when the app has replied without an error. Messages that
-    do not come from a :class:`CodecGrid` pass as they are.
+    ``ClientApp(mods=[codec_mod])``: mods before it see encoded messages, mods after it and the app
+    see models. The settings come from the server. Between messages the session is stored in
+    ``Context.state``, which is written only if the app replies without an error. Messages that do
+    not come from a :class:`CodecGrid` pass unchanged.
 
     Args:
-        initial: Makes the model that the server starts from, a mapping from names to NumPy arrays
-            or torch CPU tensors, bit for bit; for a server with ``shared_initial=True``.
+        initial: For a server with ``shared_initial=True``: a function that makes the server's
+            initial model, bit for bit, as a mapping from names to NumPy arrays or torch CPU
+            tensors.
 
     Raises:
-        PayloadError: In the app's process, so that the server gets an error reply: a message is
-            damaged.
-        ValueError: As well: ``initial()`` has other names or shapes than the server's model, or
-            is another model than before.
+        PayloadError: A message is damaged. The error is raised in the app's process, so the server
+            gets an error reply.
+        ValueError: ``initial()`` has other names or shapes than the server's model, or is another
+            model than before. The server gets an error reply, too.
     """
 
     def __init__(self, initial: Initial | None = None) -> None:
@@ -293,7 +294,7 @@ class CodecMod:
                 session.load_state_dict(_model_of(context.state.array_records[SESSION]))
             except ValueError as error:
                 raise ValueError(
-                    "Context.state: the session in it cannot be taken up; if CodecMod was given an"
+                    "Context.state: the session in it cannot be loaded; if CodecMod was given an"
                     " initial, that must make the same model every time"
                 ) from error
         if REQUEST in parcel:
@@ -319,7 +320,7 @@ codec_mod = CodecMod()
 
 
 def _with_local_model(content: RecordDict, session: ClientSession, like: Model) -> RecordDict:
-    """The app's reply as it travels; a model of another layout stays as it is."""
+    """The app's reply with an encoded model; a model of another layout stays unchanged."""
     name = _name_of_model(content)
     local = None if not name else fit(_model_of(content.array_records[name]), like)
     if local is None:
@@ -337,7 +338,7 @@ def _failed(waiting: _Waiting, why: object) -> Message:
 
 
 def _like(message: Message, content: RecordDict) -> Message:
-    """A message to the same node about something else."""
+    """A message to the same node with other content."""
     metadata = message.metadata
     return Message(
         content,
@@ -356,13 +357,13 @@ def _replaced(content: RecordDict, name: str, record: Any) -> RecordDict:
 
 
 def _name_of_model(content: RecordDict) -> str:
-    """The name of the ArrayRecord, if there is one and one only."""
+    """The name of the ArrayRecord, if there is exactly one."""
     names = list(content.array_records)
     return names[0] if len(names) == 1 else ""
 
 
 def _parcel_in(content: RecordDict) -> tuple[str, Parcel]:
-    """The name of the record that holds a parcel, and the parcel; empty if there is none."""
+    """The parcel in a message and the name of its record, or an empty name and parcel."""
     for name, record in content.config_records.items():
         parcel = _parcel_of(record)
         if any(key in parcel for key in (MESSAGE, REQUEST, HELD)):

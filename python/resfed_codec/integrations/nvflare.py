@@ -1,17 +1,13 @@
-"""NVIDIA FLARE: four DXO filters, one for each step of a task's way.
-
-Server, task data: :class:`ServerEncoder`. Client, task data: :class:`ClientDecoder`. Client, task
-result: :class:`ClientEncoder`. Server, task result: :class:`ServerDecoder`::
+"""NVIDIA FLARE: four DXO filters that encode and decode task data and task results::
 
     job.to_server(ServerEncoder(), filter_type=FilterType.TASK_DATA, tasks=["train"])
     job.to_clients(ClientDecoder(), filter_type=FilterType.TASK_DATA, tasks=["train"])
     job.to_clients(ClientEncoder(), filter_type=FilterType.TASK_RESULT, tasks=["train"])
     job.to_server(ServerDecoder(), filter_type=FilterType.TASK_RESULT, tasks=["train"])
 
-Models are DXOs of the kind WEIGHTS that hold NumPy arrays; everything else travels as it is. All
-four do the same again if they are given the same again, as happens when a task or a result is sent
-twice, and none changes what it is given. Ends that cannot follow each other are brought together
-by messages of their own, so no task is lost.
+Models are DXOs of kind WEIGHTS with NumPy arrays; everything else is sent unchanged. A task or a
+result that is sent twice gives the same output twice, and no filter changes its input. If a client
+refuses a message, it asks the server for what it lacks by an auxiliary message, so no task is lost.
 """
 
 from __future__ import annotations
@@ -51,7 +47,7 @@ from resfed_codec.integrations._ends import (
 from resfed_codec.session.client import ClientSession
 
 END = "resfed_codec.end"
-"""The property of a job's FLContext under which a site's filters find what they share."""
+"""The property of a job's FLContext that holds what the filters of a site share."""
 
 TOPIC = "resfed_codec.request"
 REQUEST_SECONDS = 60.0
@@ -62,12 +58,12 @@ _making_an_end = threading.Lock()
 
 
 class ServerEncoder(DXOFilter):
-    """On the server, for task data: encodes the global model for the client that gets the task.
+    """Server, task data: encodes the global model for the client that gets the task.
 
     Args:
-        uplink, downlink: Fields of :class:`~resfed_codec.CodecConfig`, e.g. ``{"sparsity": 0.99}``;
-            of a PyTorch module, ``{"dense": list(resfed_codec.buffer_names(module))}``.
-            Clients take them from here.
+        uplink, downlink: Fields of :class:`~resfed_codec.CodecConfig`, e.g. ``{"sparsity": 0.99}``,
+            or for a PyTorch module ``{"dense": list(resfed_codec.buffer_names(module))}``. Clients
+            get them from the server.
         history: See :class:`~resfed_codec.ServerSession`.
 
     Raises:
@@ -90,7 +86,7 @@ class ServerEncoder(DXOFilter):
         return _Server(ServerEnd(uplink, downlink, history=self.history, shared_initial=False))
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """At the start of the job, be ready for clients that cannot follow."""
+        """At the start of the job, register the answers to clients that refused a message."""
         if event_type == EventType.START_RUN:
             fl_ctx.get_engine().register_aux_message_handler(TOPIC, self._answer)
 
@@ -98,11 +94,11 @@ class ServerEncoder(DXOFilter):
         client = _peer_of(fl_ctx)
         reply = make_reply(ReturnCode.OK)
         reply[PARCEL] = _end_of(fl_ctx, self._new_end).answer(client, request[PARCEL][REQUEST])
-        self.log_info(fl_ctx, f"resfed_codec: {client} could not follow and gets what it lacks")
+        self.log_info(fl_ctx, f"resfed_codec: {client} refused a message and gets what it lacks")
         return reply
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
-        """The DXO as it travels; None, which leaves it as it is, if its layout is another.
+        """The encoded DXO; None, which leaves it unchanged, if its layout is another.
 
         Raises:
             TypeError, ValueError: As :meth:`~resfed_codec.ServerSession.update`.
@@ -117,7 +113,7 @@ class ServerEncoder(DXOFilter):
 
 
 class ClientDecoder(DXOFilter):
-    """On a client, for task data: decodes the global model."""
+    """Client, task data: decodes the global model."""
 
     def __init__(self) -> None:
         super().__init__([DataKind.APP_DEFINED], None)
@@ -126,9 +122,9 @@ class ClientDecoder(DXOFilter):
         """The DXO with the recovered model, a copy for this task.
 
         Raises:
-            CodecError: As :meth:`~resfed_codec.ClientSession.receive`, if asking the server did not
-                help.
-            RuntimeError: The server was asked and did not answer.
+            CodecError: As :meth:`~resfed_codec.ClientSession.receive`, also after the server's
+                answers.
+            RuntimeError: The server did not answer a request.
         """
         if MESSAGE not in dxo.data:
             return None
@@ -137,13 +133,13 @@ class ClientDecoder(DXOFilter):
 
 
 class ClientEncoder(DXOFilter):
-    """On a client, for task results: encodes the local model."""
+    """Client, task results: encodes the local model."""
 
     def __init__(self) -> None:
         super().__init__([DataKind.WEIGHTS], None)
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
-        """The DXO as it travels; None, which leaves it as it is, if its layout is another.
+        """The encoded DXO; None, which leaves it unchanged, if its layout is another.
 
         Raises:
             TypeError, ValueError: As :meth:`~resfed_codec.ClientSession.send`.
@@ -159,7 +155,7 @@ class ClientEncoder(DXOFilter):
 
 
 class ServerDecoder(DXOFilter):
-    """On the server, for task results: decodes the local model."""
+    """Server, task results: decodes the local model."""
 
     def __init__(self) -> None:
         super().__init__([DataKind.APP_DEFINED], None)
@@ -169,7 +165,7 @@ class ServerDecoder(DXOFilter):
 
         Raises:
             CodecError: As :meth:`~resfed_codec.ServerSession.receive`, for a result older than the
-                client's last one or trained from a model that is not held any more.
+                client's last one or trained from a model that the server no longer holds.
             RuntimeError: The job has no :class:`ServerEncoder`.
         """
         if MESSAGE not in dxo.data:
@@ -179,7 +175,7 @@ class ServerDecoder(DXOFilter):
 
 
 class _Server:
-    """The server's end. Tasks of several clients are filtered at the same time."""
+    """The server's session, with a lock: NVFLARE filters tasks of several clients concurrently."""
 
     def __init__(self, end: ServerEnd) -> None:
         self._end, self._lock = end, threading.Lock()
@@ -203,7 +199,7 @@ class _Server:
 
 
 class _Client:
-    """A client's end."""
+    """A client's session, with a lock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -226,7 +222,7 @@ class _Client:
         session = self._session
         if session is None or setup != self._setup:
             if not setup:
-                raise StateMismatchError("payload: from a session that is not known here")
+                raise StateMismatchError("payload: from a session that this client does not know")
             session = read_setup(setup, None)
         model: Model = session.receive(parcel[MESSAGE])
         if session is not self._session:
@@ -246,7 +242,7 @@ class _Client:
 
 
 def _end_of(fl_ctx: FLContext, make: Callable[[], Any]) -> Any:
-    """What this site's filters share in this job."""
+    """The object that this site's filters share in this job."""
     with _making_an_end:
         end = fl_ctx.get_prop(END)
         if end is None:
@@ -280,7 +276,7 @@ def _is_model(data: Mapping[str, Any]) -> bool:
 
 
 def _same(a: Model, b: Model) -> bool:
-    """Whether two models agree in every bit."""
+    """Whether two models are bitwise equal."""
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype
         and a[name].shape == b[name].shape
@@ -299,6 +295,6 @@ def _sizes(model: Model, parcel: Parcel) -> str:
 
 
 def _like(dxo: DXO, kind: str, data: dict[str, Any]) -> DXO:
-    """A DXO of its own with this content; NVFLARE adds the history of filters itself."""
+    """A new DXO with this content; NVFLARE adds the history of filters itself."""
     meta = {key: value for key, value in dxo.meta.items() if key != MetaKey.FILTER_HISTORY}
     return DXO(kind, data, meta)

@@ -1,1 +1,2 @@
-"""Two directions: one server and its clients, over a channel that loses and repeats messages."""
+"""Two directions between a server and its clients, over a channel that may lose, repeat and
+reorder messages."""

@@ -1,6 +1,7 @@
-"""What the two ends of a session share: directions, depths of history, names of clients.
+"""Session: what server and client have in common, and the names of clients.
 
-client.py and server.py hold the sessions themselves; docs/predictors.md explains the protocol.
+client.py and server.py have the protocol, client_state.py and server_state.py what each end holds.
+docs/predictors.md explains the protocol.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ LOW32 = 0xFFFFFFFF
 
 
 class Session(Endpoint):
-    """Base of both sessions: the encoders of both directions, and what follows from them.
+    """Base of both sessions: the encoders of both directions and the depths of history.
 
-    With predictors that look at the client's models the downlink is different for every client;
-    else one payload serves all ("broadcast").
+    If the downlink's predictor reads the client's models, each client has a downlink of its own.
+    Otherwise one payload serves all clients (``_broadcast``).
     """
 
     def __init__(
@@ -51,21 +52,21 @@ class Session(Endpoint):
         self._downlink_encoder = UpdateEncoder(
             self._layout, downlink, down, two_way=not self._broadcast
         )
-        # How many models back each direction's history must reach; an uplink may need none.
+        # Number of models that each direction's history keeps; an uplink may need none.
         self._keep_down = max(1, self._downlink_encoder.own_depth, self._uplink_encoder.other_depth)
         self._keep_up = max(self._uplink_encoder.own_depth, self._downlink_encoder.other_depth)
         self._down_root = chain_root("downlink", self._initial)
         self._up_root = chain_root("uplink", self._initial)
 
     def _first_downlink(self) -> Version:
-        """Version 0 of a downlink; it alone holds the initial model unless uplinks keep models."""
+        """Version 0 of a downlink. Unless uplinks keep models, it alone holds the initial model."""
         first = Version(0, self._down_root, self._initial.model)
         if not self._keep_up:
             self._initial.model = None
         return first
 
     def _first_uplink(self) -> Version | None:
-        """Version 0 of an uplink, where its models are kept."""
+        """Version 0 of an uplink, or None if uplinks keep no models."""
         return Version(0, self._up_root, self._initial.model) if self._keep_up else None
 
     def _depends(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def check_predictors(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predic
     """The predictors of both directions.
 
     Raises:
-        ValueError: One of them does not go with error feedback.
+        ValueError: One of them cannot be combined with error feedback.
     """
     up = predictor_of(uplink.predictor or "global")
     down = predictor_of(downlink.predictor or "previous")
@@ -109,12 +110,12 @@ def check_predictors(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predic
 
 
 def is_broadcast(down: Predictor) -> bool:
-    """Whether a downlink of this predictor is the same for all clients."""
+    """Whether a downlink with this predictor is the same for all clients."""
     return not (isinstance(down, LinearPredictor) and down.other_depth)
 
 
 def client_name(client_id: ClientId) -> str | int:
-    """A client's name as it is kept: of equal names, whatever their types, there is one.
+    """A client's name as a plain str or int, so that equal names of different types are one client.
 
     Raises:
         TypeError: ``client_id`` is neither a str nor an integer.
@@ -127,9 +128,9 @@ def client_name(client_id: ClientId) -> str | int:
 
 
 def client_tag(client_id: ClientId, run_digest: int) -> int:
-    """64 bits that stand for a client in messages and digests; never 0.
+    """64 bits that identify a client in messages and digests; never 0.
 
-    They do not depend on the initial model: a client with another one is still the same client.
+    They do not depend on the initial model: a client with another one is the same client.
 
     Raises:
         TypeError: ``client_id`` is neither a str nor an integer.

@@ -1,4 +1,7 @@
-"""ClientSession: a client's end of both directions."""
+"""ClientSession: what a client receives from its server and sends to it.
+
+client_state.py has what it holds, and which of its uplinks have arrived.
+"""
 
 from __future__ import annotations
 
@@ -53,26 +56,25 @@ class PendingDownlink(NamedTuple):
 
 
 class ClientSession(ClientBase):
-    """A client: receives global models, sends local ones.
+    """A client: receives global models and sends local models.
 
     Args:
-        initial_state: The model that server and client start from. A client that has another one
-            is brought up by a keyframe. Where it is on a CUDA device, so is what the session holds
-            and returns (docs/gpu.md); the server's may be on another.
-        uplink, downlink: The server's configurations. Of the downlink only the predictor matters
-            here.
+        initial_state: The model that server and client start from; a client that has another model
+            gets a keyframe. If it is on a CUDA device, so is what the session holds and returns
+            (docs/gpu.md); the server may use another device.
+        uplink, downlink: The server's configurations; of ``downlink``, only the predictor matters.
         run: A name for the run; ends with different names refuse each other's messages.
-        history: Global models kept, as by the server; and, with predictors that look at a client's
-            own models, models of uplinks kept while it is not known whether they arrived.
-        client_id: The server's name for this client; by default it is learned from the first
+        history: Number of global models kept, as by the server; and, with predictors that read the
+            client's own models, of models kept of uplinks that are not acknowledged yet.
+        client_id: The server's name for this client; by default the client learns it from the first
             answer to an uplink.
 
-    With error feedback what has not arrived is kept, as payloads, until the server tells: no more
-    bytes than the model has, at least 64 KiB. What would go beyond that counts as lost if the
-    server has acknowledged others since, else as arrived.
+    With error feedback the client keeps the payloads of its uplinks until the server acknowledges
+    them: at most the model's size in bytes, or 64 KiB if the model is smaller. If it has to drop
+    one, that uplink counts as lost if the server has acknowledged later ones, else as arrived.
 
-    Several threads may call at once; their calls take turns. An exception at any point of a call,
-    as KeyboardInterrupt, leaves the session as it was, or as it is after the call.
+    Several threads may call the methods; a lock serializes the calls. An exception at any point of
+    a call, such as KeyboardInterrupt, leaves the session as before or as after the call.
 
     Raises:
         TypeError, ValueError: As :class:`ServerSession`.
@@ -97,7 +99,7 @@ class ClientSession(ClientBase):
         if wanted or (wanted is None and self._uplink_encoder.own_depth == 0):
             feedback = new_feedback(self._layout, self._uplink_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
-        # Where the prediction is the global model itself, the payload is what it contributes.
+        # If the prediction is the global model itself, the payload is what an uplink contributes.
         self._needs_models = (
             self._state.feedback is not None and not self._uplink_encoder.copies_other
         )
@@ -108,20 +110,21 @@ class ClientSession(ClientBase):
     def receive(self, message: bytes, *, copy: bool = True, out: Any = None) -> Any:
         """The recovered global model, after a message of :meth:`ServerSession.send`.
 
-        A message that brings nothing new gives the model that is held.
+        If the message has nothing new, the result is the current model.
 
         Args:
             message: From ``send`` or ``answer`` of the server, or the payload that its ``update``
                 returned.
             copy: False returns the session's own memory, valid until the next call and read-only
-                where the array type can say so.
+                if the array type supports that.
             out: Arrays of the same layout to write into.
 
         Raises:
             PayloadError: The message is damaged, truncated, or of another kind.
-            StateMismatchError: It does not follow on what is held, is older, or is for another
-                client: says what is held and what came. ``request``, if not empty, is for
-                :meth:`ServerSession.answer`, whose message then can be received.
+            StateMismatchError: The message does not build on a version that the client holds, is
+                older, or is for another client; the error says which. Its ``request``, if not
+                empty, is for :meth:`ServerSession.answer`, which returns a message to receive
+                instead.
 
         After any error nothing has changed.
         """
@@ -163,7 +166,7 @@ class ClientSession(ClientBase):
         return state if m.ack is None else self._after_ack(state, m.ack)
 
     def _open(self, m: Message) -> PendingDownlink:
-        """Check a message and decode all its payloads but the last. Changes nothing."""
+        """Check a message and decode all its payloads but the last. The state does not change."""
         current = self._down
         if m.ack is not None:
             check_ahead("the acknowledged uplink", m.ack.newest, self._state.number)
@@ -190,7 +193,7 @@ class ClientSession(ClientBase):
     def _open_payload(
         self, payload: ParsedPayload, tag: int, latest: Version, *, alone: bool
     ) -> tuple[Version, Callable[[Plan | None], None]]:
-        """The version that a payload makes, and what decodes it."""
+        """The version that a payload makes, and a function that decodes it."""
         link = payload.link
         check_ahead("version", link.version, latest.number)
         base = latest if link.base == latest.number else self._held.get(link.base or 0)
@@ -203,7 +206,7 @@ class ClientSession(ClientBase):
         if not payload.builds_on(payload_tag, base, other):
             why = f"it is {link}, of another run, layout or client, or of other values"
             raise self._mismatch(link.version, why)
-        # A chain may fail further on, so the held model is updated in place by a single payload.
+        # A later payload of a chain may fail, so only a single payload updates the model in place.
         spare = alone or base is not self._down
         in_place = spare and self._only_newest_counts and payload.copies(OWN)
         out = model_of(base) if in_place else self._layout.empty()
@@ -212,7 +215,7 @@ class ClientSession(ClientBase):
 
     @property
     def _only_newest_counts(self) -> bool:
-        """Whether nothing looks behind the newest global model."""
+        """Whether nothing reads a global model before the newest one."""
         shallow = self._keep_down == 1 and self._keep_up == 0
         return self._broadcast and shallow and not self._needs_models
 
@@ -237,14 +240,14 @@ class ClientSession(ClientBase):
 
     @synchronized
     def acknowledge(self) -> bytes:
-        """What is held, for :meth:`ServerSession.acknowledged`.
+        """Bytes for :meth:`ServerSession.acknowledged` that say what the client holds.
 
-        An uplink says so too; this is for a client that has received and has nothing to send.
+        Uplinks say it, too; this is for a client that has received but has nothing to send.
         """
         return write_message(self._status())
 
     def _status(self) -> Message:
-        """What is held here."""
+        """A message that says what the client holds."""
         message = self._message(self._tag if self._state.named else 0)
         return message._replace(is_request=True, head=self._head)
 
@@ -262,11 +265,11 @@ class ClientSession(ClientBase):
     def send(self, local_state: State) -> bytes:
         """A payload for :meth:`ServerSession.receive` that carries ``local_state``.
 
-        As long as nothing has been received it comes in a message that names the run and the
-        tensors, so that a server with others can say what differs.
+        Until the client has received something, the payload comes in a message that names the run
+        and the tensors, so that a server with others can say what differs.
 
-        It builds on the global model that is held, and, with predictors that look at the client's
-        own models, on the last one known to have arrived.
+        The payload builds on the current global model, and, with predictors that read the client's
+        own models, on the last one that the server has acknowledged.
 
         Args:
             local_state: A model of the initial state's names, shapes and dtypes.
@@ -305,19 +308,19 @@ class ClientSession(ClientBase):
 
     @synchronized
     def answer(self, request: bytes) -> bytes:
-        """What a server that refused an uplink can receive instead.
+        """Bytes that a server that refused an uplink can receive instead.
 
-        That is the last uplink once more, or, if just that one was refused, its recovered model as
-        a keyframe.
+        They are the last uplink again, or, if that is the one that was refused, its recovered model
+        as a keyframe.
 
         Args:
             request: The ``request`` of the server's StateMismatchError.
 
         Raises:
-            PayloadError: The bytes are no request, or damaged.
-            StateMismatchError: The request is for another client, or there is no update that could
-                be sent again: train and ``send``, which will be understood, because what the
-                request says of the server is remembered all the same.
+            PayloadError: The bytes are not a request, or damaged.
+            StateMismatchError: The request is for another client, or there is no uplink to send
+                again. In the second case the client has still recorded what the request says of
+                the server, so train and ``send``: the server will accept that.
         """
         state = self._state
         tag = state.tag if state.named else 0
@@ -330,13 +333,15 @@ class ClientSession(ClientBase):
         }
         state = state._replace(confirmed=True)
         if not state.named:
-            state = state._replace(tag=m.tag)  # the uplink may have been given in another's name
+            state = state._replace(
+                tag=m.tag
+            )  # the uplink may have been received under another name
         state = self._after_ack(state, m.ack, certain=True)
         if not state.sent:
             self._state = state
             raise StateMismatchError("payload: a request, but no update waits to be sent again")
         last = state.sent[max(state.sent)]
-        is_astray = state.number > m.ack.newest + MAX_AHEAD  # by acknowledgements that were forged
+        is_astray = state.number > m.ack.newest + MAX_AHEAD  # after forged acknowledgements
         if last.version.number not in refused and not is_astray:
             self._state = state
             return last.message
@@ -376,6 +381,6 @@ class ClientSession(ClientBase):
 
 
 def _commit(plan: Plan) -> None:
-    """For a message that has nothing to decode."""
+    """Make a plan's assignments, for a message without a payload to decode."""
     for target, name, value in plan():
         setattr(target, name, value)

@@ -1,4 +1,4 @@
-"""What a server's session knows of its clients."""
+"""ClientRecord: what a server's session knows of one client, and its saved form."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ from resfed_codec.tensors.layout import Layout
 
 
 class ClientRecord(NamedTuple):
-    """What the server knows of one client; calls replace it as a whole, its mappings too.
+    """What the server knows of one client; calls replace it as a whole, including its mappings.
 
     Attributes:
-        tag: Stands for the client in messages and digests.
-        known: The global version that it holds; None if that is none of the server's.
-        uplinks: Versions that it may build on, by number; only where models of clients are kept.
-        downlinks: Versions sent to it, by number; only where the downlink is its own.
+        tag: Identifies the client in messages and digests.
+        known: The global version that it holds; None if that is not one of the server's.
+        uplinks: Its versions that uplinks may build on, by number, if the server keeps models of
+            clients.
+        downlinks: Versions sent to it, by number, if it has its own downlink.
         replaces: Digest of what it holds if ``known`` is None.
         newest, window: Which of its uplinks have arrived, as in :class:`Ack`.
-        seen: Digests of all that came with the newest number, the last one first.
-        target: The number of the global model that ``sent`` was made from.
-        sent: What the newest of ``downlinks`` was sent as; empty if it is to be made anew.
+        seen: Digests of all uplinks that came with the newest number, the last one first.
+        target: Number of the global model that ``sent`` was encoded from.
+        sent: The payload or keyframe of the newest of ``downlinks``; empty if it must be encoded
+            again.
     """
 
     tag: int
@@ -55,11 +57,11 @@ class ClientRecord(NamedTuple):
         return Ack(self.newest, self.window, self.seen[0] & LOW32 if self.seen else 0)
 
     def is_last_uplink(self, number: int, digest: int) -> bool:
-        """Whether this is the uplink that arrived last."""
+        """Whether this uplink is the last one that arrived."""
         return number == self.newest and self.seen[:1] == (digest,)
 
     def may_reuse_newest_for(self, digest: int) -> bool:
-        """Whether the newest number may stand for something that has not come with it before."""
+        """Whether another uplink may use the newest number again."""
         return digest not in self.seen and len(self.seen) < ACK_WINDOW
 
     @property
@@ -68,7 +70,7 @@ class ClientRecord(NamedTuple):
         return self.newest > 0 or (self.known is not None and self.known.version > 0)
 
     def holding_other(self, digest: int) -> ClientRecord:
-        """What the client holds is none of the server's versions. A keyframe stays of use."""
+        """After it has said that it holds none of our versions; a keyframe stays usable."""
         sent = self.sent if isinstance(self.sent, Keyframe) else b""
         return self._replace(known=None, replaces=digest, sent=sent)
 
@@ -82,13 +84,13 @@ class ClientRecord(NamedTuple):
         return self._replace(newest=number, window=window, seen=(digest,))
 
     def holding(self, head: VersionId, ours: int | None) -> ClientRecord:
-        """After it has said what it holds; ``ours`` is our digest of that number, if any."""
+        """After it has said what it holds; ``ours`` is our digest of that number."""
         if head.digest == ours:
             return self._replace(known=head, replaces=0)
         return self._replace(known=None, replaces=head.digest)
 
     def holds_like(self, other: ClientRecord) -> bool:
-        """Whether the versions are the same, and what was sent."""
+        """Whether both have the same versions and ``sent``."""
         versions = [
             [{n: v.digest for n, v in side.items()} for side in (r.uplinks, r.downlinks)]
             for r in (self, other)
@@ -104,10 +106,10 @@ _COLUMNS = 9
 def records_to_fields(
     clients: Mapping[ClientId, ClientRecord], new: Callable[[int], ClientRecord]
 ) -> dict[str, Any]:
-    """For snapshots; :func:`records_check` turns it back.
+    """Fields for a snapshot; :func:`records_check` turns them back into records.
 
-    Numbers are columns, and of versions and messages only those are saved that a ``new`` record,
-    made from a tag, does not have: of many clients little is known.
+    Numbers are columns. Versions and messages are saved only for clients that have others than a
+    ``new`` record, because the server knows little of most clients.
     """
     numbers: list[tuple[int, ...]] = []
     seen: list[int] = []
@@ -130,7 +132,7 @@ def records_to_fields(
 
 
 def records_check(tensors: TensorChecks, history: int, new: Callable[[int], ClientRecord]) -> Check:
-    """What :func:`records_to_fields` may return, turned back."""
+    """A check of what :func:`records_to_fields` returned; it turns the fields back into records."""
     keyframe = tuple_of(Keyframe, version=NUMBER, digest=BITS64, replaces=BITS64, data=BYTES)
     more_of_one = tuple_of(
         lambda *values: values,
@@ -188,10 +190,10 @@ def records_check(tensors: TensorChecks, history: int, new: Callable[[int], Clie
 def check_record(
     r: ClientRecord, layout: Layout, *, own_downlinks: bool, keeps_models: bool
 ) -> None:
-    """Whether a record that was loaded is one that a session could have made.
+    """Check that a session could have made the loaded record.
 
     Raises:
-        ValueError: It is not.
+        CodecError, ValueError: It could not.
     """
     require(bool(r.seen) == (r.newest > 0) and r.window >> max(0, r.newest - 1) == 0, "newest")
     require(max(r.uplinks, default=None) == (r.newest if keeps_models else None), "uplinks")

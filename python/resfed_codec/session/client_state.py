@@ -1,4 +1,4 @@
-"""What a client's session holds, and its saved form. client.py has what is sent and received."""
+"""What a client's session holds, and its saved form. client.py has the protocol."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from resfed_codec.stream.versions import (
 )
 
 MIN_PENDING_BYTES = 1 << 16
-"""Of uplinks whose fate is unknown a client with error feedback keeps as many bytes as a model
-has, or this many if the model is smaller."""
+"""A client with error feedback keeps payloads of unacknowledged uplinks up to the model's size in
+bytes, or up to this if the model is smaller."""
 
 
 class SentUplink(NamedTuple):
-    """An uplink whose fate is unknown.
+    """An uplink that the server has not acknowledged yet.
 
     Attributes:
-        version: What it makes; with its model where that may be asked for.
-        message: As it was sent.
-        payload: What it contributes: the residual, or what a keyframe was made of.
-        global_version: The global model that it was trained from.
-        start: The same with its model, where the payload alone does not tell the contribution: it
-            is the recovered model minus this one.
-        missed: Whether the server has acknowledged others since, and not this one.
+        version: The version that it makes, with its model if that may be read later.
+        message: The bytes that were sent.
+        payload: Its contribution: the residual, even if a keyframe was sent instead.
+        global_version: The global version that it was trained from.
+        start: The same version with its model, if the payload alone is not the contribution. The
+            contribution is the recovered model minus this one.
+        missed: Whether the server has acknowledged later uplinks, and not this one.
     """
 
     version: Version
@@ -65,21 +65,21 @@ class SentUplink(NamedTuple):
 
 
 class ClientState(NamedTuple):
-    """All that changes of a client's session; calls replace it as a whole, its mappings too.
+    """All that changes in a client's session; calls replace it as a whole, including its mappings.
 
     Attributes:
-        tag: Stands for the client in messages and digests; 0 as long as it has no name.
-        confirmed: Whether the server is known to have the same layout and run: it has been
-            understood.
-        named: Whether the tag is certain: given, or that of an answer to an uplink. Until then it
-            is that of the last message, which may have been for another client.
+        tag: Identifies the client in messages and digests; 0 until it has a name.
+        confirmed: Whether the server is known to have the same layout and run: the client has
+            understood a message of it.
+        named: Whether the tag is certain: given, or from an answer to an uplink. Until then it is
+            the tag of the last message, which may have been for another client.
         down: The newest global version.
         held: Global versions that the server may build on, by number.
-        acknowledged: The last own version known to have arrived, where its model is kept.
-        sent: Uplinks whose fate is unknown, by number, oldest first.
-        number: Of the last uplink.
-        feedback: What uplinks have left out; its arrays are updated in place, in one step with the
-            replacement.
+        acknowledged: The last own version that the server has acknowledged, if its model is kept.
+        sent: Uplinks without an acknowledgement, by number, oldest first.
+        number: Number of the last uplink.
+        feedback: What uplinks have left out; the call that replaces the state updates its arrays
+            in place, in the same step.
     """
 
     tag: int
@@ -93,7 +93,7 @@ class ClientState(NamedTuple):
     feedback: Feedback | None = None
 
     def with_sent(self, sent: SentUplink) -> ClientState:
-        """After an uplink was sent."""
+        """The state after an uplink was sent."""
         number = sent.version.number
         return self._replace(number=number, sent={**self.sent, number: sent})
 
@@ -106,7 +106,7 @@ class ClientBase(Session):
     """The client's tag, if the session was told its name; else 0."""
 
     _needs_models: bool
-    """Whether feedback can only take back a lost uplink with its recovered model."""
+    """Whether only its recovered model tells what a lost uplink would have contributed."""
 
     @property
     def _tag(self) -> int:
@@ -126,7 +126,7 @@ class ClientBase(Session):
 
     @property
     def version(self) -> int:
-        """Number of the global model that is held."""
+        """Number of the current global model."""
         return self._down.number
 
     @property
@@ -138,11 +138,11 @@ class ClientBase(Session):
     # ---- which uplinks have arrived
 
     def _with_room(self, state: ClientState) -> ClientState:
-        """Room for one more uplink whose fate is unknown.
+        """The state with room for one more unacknowledged uplink.
 
-        Payloads are small, so a client with feedback keeps many, and learns of nearly all whether
-        they arrived. What it has to drop counts as lost if the server has missed it, else as
-        arrived: perhaps nobody tells this client.
+        Payloads are small, so a client with feedback keeps many and gets an answer for nearly all
+        of them. An uplink that it has to drop counts as lost if the server has missed it, and else
+        as arrived: the server may never acknowledge uplinks.
         """
         sent, dropped = dict(state.sent), []
         per_uplink = 2 * self._layout.n_bytes if self._needs_models else 0
@@ -170,9 +170,9 @@ class ClientBase(Session):
         return base if base is not None and base.number == number else None
 
     def _after_ack(self, state: ClientState, ack: Ack, *, certain: bool = False) -> ClientState:
-        """What an acknowledgement tells of uplinks: they have arrived, got lost, or may arrive.
+        """The state after an acknowledgement, which says which uplinks have arrived or got lost.
 
-        ``certain``: this is how the server stands, even if it knew more before.
+        ``certain``: the server holds exactly this, even if it has acknowledged more before.
         """
         arrived = state.sent.get(ack.newest)
         if arrived is not None and arrived.version.digest & LOW32 == ack.digest:
@@ -194,7 +194,7 @@ class ClientBase(Session):
         return state._replace(sent=missed, number=max(state.number, ack.newest))
 
     def _with_lost(self, feedback: Feedback | None, lost: list[SentUplink]) -> Feedback | None:
-        """What lost uplinks would have contributed goes into the next one."""
+        """The feedback plus what lost uplinks would have contributed."""
         if feedback is None or not lost:
             return feedback
         if not self._needs_models:
@@ -281,7 +281,7 @@ class ClientBase(Session):
         return ClientState(**fields)
 
     def _check_sent(self, sent: SentUplink, *, is_last: bool) -> None:
-        """Whether what was sent can be sent again, and taken back.
+        """Check that a loaded uplink can be sent again, and added to the feedback.
 
         Raises:
             CodecError, ValueError: It cannot.
@@ -306,7 +306,7 @@ class ClientBase(Session):
 
 
 def _knows(base: Version | None, ack: Ack) -> bool:
-    """Whether an acknowledgement tells nothing newer than what is known to have arrived."""
+    """Whether an acknowledgement says nothing new about the last acknowledged version."""
     return (
         base is not None
         and base.number == ack.newest

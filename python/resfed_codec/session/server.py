@@ -1,4 +1,8 @@
-"""ServerSession: the server's end of both directions, for any number of clients."""
+"""ServerSession: what a server sends to its clients and receives from them.
+
+server_state.py has what it holds, server_downlink.py puts global models into messages, uplink.py
+checks uplinks.
+"""
 
 from __future__ import annotations
 
@@ -38,26 +42,26 @@ from resfed_codec.tensors.torch_tensors import untraced
 
 
 class ServerSession(ServerBase):
-    """The server: sends global models to all clients, receives their local ones.
+    """The server: sends global models to all clients and receives their local models.
 
     Args:
-        initial_state: The model that server and clients start from. Where it is on a CUDA device,
-            so is what the session holds and returns (docs/gpu.md); a client's may be on another.
-        uplink: What clients encode with; its predictor ("global" by default) must be the same on
-            both ends.
-        downlink: What global models are encoded with; predictor "previous" by default.
+        initial_state: The model that server and clients start from. If it is on a CUDA device, so
+            is what the session holds and returns (docs/gpu.md); a client may use another device.
+        uplink: The configuration that clients encode with; its predictor ("global" by default) must
+            be the same on both ends.
+        downlink: The configuration for global models; its predictor is "previous" by default.
         run: A name for the run; ends with different names refuse each other's messages.
-        history: Global models kept, for uplinks that were trained from an older one; and, with
-            predictors that look at a client's own models, versions kept per client. 1 to 32.
+        history: Number of global models kept, for uplinks that were trained from an older one; and,
+            with predictors that read a client's own models, of versions kept per client. 1 to 32.
 
-    With the default predictors nothing model-sized is kept per client; :meth:`memory` tells.
-    Several threads may call at once; their calls take turns. An exception at any point of a call,
-    as KeyboardInterrupt, leaves the session as it was, or as it is after the call.
+    With the default predictors the server keeps nothing of a model's size per client; see
+    :meth:`memory`. Several threads may call the methods; a lock serializes the calls. An exception
+    at any point of a call, such as KeyboardInterrupt, leaves the session as before or as after it.
 
     Raises:
-        TypeError, ValueError: An argument is of the wrong type or out of range; ``uplink`` has
-            ``error_feedback=True`` and a predictor that looks at a client's own models, or
-            ``downlink`` has it and one that looks at clients' models.
+        TypeError, ValueError: An argument has the wrong type or is out of range; or
+            ``error_feedback=True`` in ``uplink`` meets a predictor that reads a client's own
+            models, or in ``downlink`` one that reads clients' models.
     """
 
     @untraced
@@ -96,15 +100,15 @@ class ServerSession(ServerBase):
 
     @synchronized
     def update(self, global_state: State) -> bytes:
-        """Take a new global model; it is encoded once for all clients.
+        """Set the new global model, and encode it once for all clients.
 
         Args:
             global_state: A model of the initial state's names, shapes and dtypes.
 
         Returns:
-            The payload, for those who multicast it; clients take it in ``receive`` and learn what
-            has arrived from them by the next :meth:`send`. Empty if the downlink's predictor looks
-            at client models; then each client's payload is made by ``send``.
+            The payload, for multicast: clients pass it to ``receive``; the next :meth:`send`
+            acknowledges their uplinks. Empty if the downlink's predictor reads client models;
+            then ``send`` encodes a payload for each client.
 
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
@@ -143,15 +147,15 @@ class ServerSession(ServerBase):
     def send(self, client_id: ClientId, *, fresh: bool = False) -> bytes:
         """A message for :meth:`ClientSession.receive` that brings the client up to date.
 
-        It acknowledges what has arrived from the client and carries the payloads since the version
-        that the client is known to hold, or a keyframe if that is smaller. A client is known to
-        hold what its last uplink or acknowledgement named; a new one the initial model. Sending
-        again is harmless.
+        It acknowledges the client's uplinks and carries the payloads since the version that the
+        client is known to hold, or a keyframe if that is smaller. A client is known to hold the
+        version that its last uplink or acknowledgement named, and a new client the initial model.
+        Calling it again is harmless.
 
         Args:
             client_id: The client.
-            fresh: True if the client does not hold the initial model; as long as nothing else is
-                known of it, it is sent a keyframe.
+            fresh: True if the client does not hold the initial model. It is sent a keyframe until
+                it says what it holds.
 
         Raises:
             TypeError: ``client_id`` is neither a str nor an integer.
@@ -164,31 +168,31 @@ class ServerSession(ServerBase):
         return data
 
     def _message_for(self, client: ClientRecord) -> tuple[ClientRecord, bytes]:
-        """A client's record after a message was made, and the message. Changes no state."""
+        """The client's record after a message, and the message. The state does not change."""
         client, message = self._downlink.fill(self._state, client, self._message(client))
         return client, write_message(message)
 
     def _message(self, client: ClientRecord) -> Message:
-        """An acknowledgement; as long as nothing has come from a client it says who this is."""
+        """An acknowledgement; it has the identity until the client is known to share it."""
         message = self._empty_message(client.tag, with_identity=not client.is_confirmed)
         return message._replace(ack=client.ack())
 
     def _without_old(self, client: ClientRecord, target_number: int) -> ClientRecord:
-        """A name that nothing has come from keeps no model and no payload of old."""
+        """Drop old models and payloads of a client that has never answered."""
         if client.is_confirmed or client.target > target_number - self._history:
             return client
         return client._replace(downlinks={0: self._first_downlink()}, sent=b"")
 
     @synchronized
     def answer(self, client_id: ClientId, request: bytes) -> bytes:
-        """A message that heals a client that refused one: the missing chain, or a keyframe.
+        """A message for a client that refused one: the missing payloads, or a keyframe.
 
         Args:
             client_id: The client.
             request: The ``request`` of the client's StateMismatchError.
 
         Raises:
-            PayloadError: The bytes are no request, or damaged.
+            PayloadError: The bytes are not a request, or damaged.
             StateMismatchError: The request is from another client.
             TypeError: ``client_id`` is neither a str nor an integer.
         """
@@ -202,14 +206,14 @@ class ServerSession(ServerBase):
 
     @synchronized
     def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
-        """Take in what :meth:`ClientSession.acknowledge` returned: what the client holds.
+        """Record what a client holds, from what :meth:`ClientSession.acknowledge` returned.
 
         Args:
-            client_id: Who sent it.
+            client_id: The client that sent it.
             acknowledgement: The bytes.
 
         Raises:
-            PayloadError: The bytes are no acknowledgement, or damaged.
+            PayloadError: The bytes are not an acknowledgement, or damaged.
             StateMismatchError: The acknowledgement is from another client.
             TypeError: ``client_id`` is neither a str nor an integer.
         """
@@ -219,7 +223,8 @@ class ServerSession(ServerBase):
     def _take_request(
         self, client_id: ClientId, request: bytes
     ) -> tuple[ClientRecord, VersionId, int | None]:
-        """The client's record after, what it holds, and the digest of what it refused."""
+        """Read a request: the client's record after it, what it holds and the digest of what it
+        refused."""
         client = self._client(client_id)
         m = self._read_request(request, client.tag, "client")
         if m.head is None or m.ack is not None:
@@ -230,7 +235,7 @@ class ServerSession(ServerBase):
         return client, m.head, m.refused
 
     def _held_digest(self, client: ClientRecord, number: int) -> int | None:
-        """Digest of a global version that is still known here."""
+        """Digest of a global version, if the server still knows it."""
         return self._downlink.digest_of(self._state, client, number)
 
     # ---- uplink
@@ -239,19 +244,20 @@ class ServerSession(ServerBase):
     def receive(self, client_id: ClientId, payload: bytes, *, out: Any = None) -> Any:
         """The recovered local model, after a payload of :meth:`ClientSession.send`.
 
-        The newest payload of a client may come again and gives the same model again, as long as
-        the global model that it builds on is held (``history``).
+        If the newest payload of a client comes again, the result is the same model again, as long
+        as the server holds the global model that it builds on (``history``).
 
         Args:
-            client_id: Who sent it.
+            client_id: The client that sent it.
             payload: From ``send`` or ``answer`` of the client.
-            out: Arrays of the same layout to write into; default new ones.
+            out: Arrays of the same layout to write into; default: new ones.
 
         Raises:
             PayloadError: The payload is damaged, truncated, or of another kind.
-            StateMismatchError: It is older than what has arrived, from another client or run, or
-                builds on a version that is not held: says what is held and what came.
-                ``request`` is for :meth:`ClientSession.answer`, whose answer then can be received.
+            StateMismatchError: The payload is older than the client's last one, from another client
+                or run, or builds on a version that the server does not hold; the error says which.
+                Its ``request`` is for :meth:`ClientSession.answer`, which returns bytes to receive
+                instead.
             TypeError: ``client_id`` is neither a str nor an integer.
 
         After any error nothing has changed.
@@ -292,25 +298,25 @@ class ServerSession(ServerBase):
     ) -> bool:
         """:meth:`receive`, but the local model is added to ``aggregator`` and not returned.
 
-        With :meth:`aggregator` and the uplink predictor "global" this costs what changed and not
-        what the model holds; else the model is decoded and added.
+        With :meth:`aggregator` and the uplink predictor "global" the cost is proportional to what
+        changed, not to the model. Otherwise the model is decoded and added.
 
         Args:
             client_id, payload: As in :meth:`receive`.
             aggregator: Of the same names, shapes and dtypes.
             weight: As in :meth:`Aggregator.add`.
-            repeated: What a newer uplink of the same client does, if the aggregator has one of it
-                since it was made or reset. "replace", the default: it takes the place of that one,
-                which is subtracted exactly, so that a client counts once in a round; until then
-                the payload is kept. "add": it counts as one more model, and nothing is kept of it.
+            repeated: What happens if the aggregator already has an uplink of this client since it
+                was made or reset. "replace", the default: the older one is subtracted exactly, so
+                that a client counts once in a round; the aggregator keeps the payload for that.
+                "add": this one counts as one more model, and its payload is not kept.
 
         Returns:
-            False if it is the client's newest uplink, come again, which is not added twice.
+            False if this is the client's newest uplink again, which is not added twice.
 
         Raises:
-            CodecError, TypeError, ValueError: As :meth:`receive` and :meth:`Aggregator.add`; what
-                is wrong with the payload or its values is a CodecError. After
-                any error nothing has changed, here or in ``aggregator``.
+            CodecError, TypeError, ValueError: As :meth:`receive` and :meth:`Aggregator.add`;
+                a CodecError for what is wrong with the payload or its values. After any error
+                nothing has changed, here or in ``aggregator``.
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
@@ -322,7 +328,7 @@ class ServerSession(ServerBase):
         client = self._client(client_id)
         uplink = parse_uplink(data, self._identity)
         if uplink.payloads and client.seen[:1] == (version_digest(uplink.payloads[0]),):
-            return False  # also if what it builds on is no longer held
+            return False  # even if the version that it builds on is no longer held
         try:
             pending = self._open(client, uplink)
             if client.is_last_uplink(pending.number, pending.digest):
@@ -364,7 +370,7 @@ class ServerSession(ServerBase):
         return model
 
     def _decoding(self, pending: PendingUplink) -> Source:
-        """An uplink's model, decoded when it is asked for; holds what it builds on."""
+        """A source that decodes an uplink's model when called; it keeps the uplink's bases."""
         layout = self._layout
 
         def prepare(core: Any, weight: float) -> Any:
@@ -377,7 +383,7 @@ class ServerSession(ServerBase):
     def _after(
         self, client: ClientRecord, pending: PendingUplink, model: Model | None
     ) -> ClientRecord:
-        """The client's record after an uplink, whose model is only needed where it is kept."""
+        """The client's record after an uplink; ``model`` is only needed if it is kept."""
         if client.is_last_uplink(pending.number, pending.digest):
             return client
         ours = self._held_digest(client, pending.known.version)

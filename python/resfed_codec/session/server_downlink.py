@@ -1,7 +1,7 @@
-"""How a server's global models reach clients: by one payload for all, or by one for each.
+"""The server's side of the downlink: one payload for all clients, or one for each.
 
-A downlink is asked what a client holds, and puts payloads or keyframes into its messages. What it
-keeps besides the session's state only saves work; it can be made again.
+Both classes put into a client's message what the client lacks. What they keep apart from the
+session's state is a cache: it can be computed again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from resfed_codec.stream.versions import Model, Version, keep_newest, model_of
 from resfed_codec.tensors.layout import Layout
 
 KEYFRAME_SHARE = 16
-"""A chain shorter than one part in so many of the model is sent without encoding a keyframe to
-compare with."""
+"""If a chain is shorter than the model divided by this, no keyframe is encoded to compare with."""
 
 
 class Broadcast:
-    """One payload of each global model, for all clients."""
+    """Each global model is one payload for all clients."""
 
     def __init__(self, layout: Layout, encoder: UpdateEncoder) -> None:
         self._layout, self._encoder = layout, encoder
@@ -42,13 +41,13 @@ class Broadcast:
         return state.versions
 
     def digest_of(self, state: ServerState, client: ClientRecord, number: int) -> int | None:
-        """Of a global version, if it is still known."""
+        """Digest of a global version, if it is still known."""
         return state.digests.get(number)
 
     def fill(
         self, state: ServerState, client: ClientRecord, message: Message
     ) -> tuple[ClientRecord, Message]:
-        """The client's record after, and the message with what brings it up to date."""
+        """Add to ``message`` what the client lacks; also returns the client's record after it."""
         chain = None if client.known is None else state.chain_since(client.known)
         if chain is None or self._is_long(chain):
             replaces = client.replaces if client.known is None else 0
@@ -63,7 +62,7 @@ class Broadcast:
         return len(chain) > 1 and KEYFRAME_SHARE * _total(chain) > self._layout.n_bytes
 
     def _keyframes(self, state: ServerState, replaces: int) -> tuple[Keyframe, ...]:
-        """The current version, and the history that the next payload needs."""
+        """Keyframes of the current version and of the history that the next payload needs."""
         versions = state.current.lineage(max(1, self._encoder.own_depth))
         self._keyframe_cache = {
             v.digest: self._keyframe_cache.get(v.digest)
@@ -77,12 +76,12 @@ class Broadcast:
 
 
 class _Shared(NamedTuple):
-    """What clients share of a global model though each has a downlink of its own.
+    """What downlinks of a global model to several clients share.
 
     Attributes:
         target: The global model.
-        keyframe: Of it.
-        first_downlink: What a client recovers that holds nothing but the initial model.
+        keyframe: Its keyframe.
+        first_downlink: What a client that holds nothing but the initial model recovers.
     """
 
     target: Model | None
@@ -91,12 +90,12 @@ class _Shared(NamedTuple):
 
 
 class Unicast:
-    """A payload of the newest global model for each client, made when it is sent to.
+    """Each client gets a payload of its own, encoded when a message is sent to it.
 
     Args:
         initial: The model that clients start from.
-        keep: How many models back each downlink's history must reach.
-        history: Versions kept per client.
+        keep: Number of models that each downlink's history keeps.
+        history: Number of versions kept per client.
     """
 
     def __init__(
@@ -118,14 +117,14 @@ class Unicast:
         return client.downlinks
 
     def digest_of(self, state: ServerState, client: ClientRecord, number: int) -> int | None:
-        """Of a version that was sent to the client, if it is still known."""
+        """Digest of a version that was sent to the client, if it is still known."""
         version = client.downlinks.get(number)
         return version.digest if version else None
 
     def fill(
         self, state: ServerState, client: ClientRecord, message: Message
     ) -> tuple[ClientRecord, Message]:
-        """The client's record after, and the message with what brings it up to date."""
+        """Add to ``message`` what the client lacks; also returns the client's record after it."""
         known = client.known
         lacks_keyframe = known is None and not isinstance(client.sent, Keyframe)
         if client.target != state.target_number or lacks_keyframe:
@@ -139,7 +138,7 @@ class Unicast:
         return client, message._replace(payloads=(client.sent,))
 
     def _encode(self, state: ServerState, client: ClientRecord) -> ClientRecord:
-        """With the newest global model as the client's newest downlink."""
+        """The client's record with the newest global model as its newest downlink."""
         target = model_of(self._initial) if state.target is None else state.target
         shared = self._shared if self._shared.target is target else _Shared(target)
         number = max(client.downlinks) + 1
@@ -152,7 +151,7 @@ class Unicast:
         else:
             base = client.downlinks[client.known.version]
             other = client.uplinks[max(client.uplinks)]
-            # All clients that nothing has come from recover the same model: it is kept once.
+            # All clients that have never answered recover the same model: it is kept once.
             is_first = base.number == other.number == 0
             recovered = shared.first_downlink if is_first else None
             out = recovered or self._layout.empty()

@@ -1,4 +1,4 @@
-"""What a server's session holds, and its saved form. server.py has what is sent and received."""
+"""What a server's session holds, and its saved form. server.py has the protocol."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from resfed_codec.stream.versions import (
 
 
 class ServerState(NamedTuple):
-    """All that changes of a server's session; calls replace it as a whole.
+    """All that changes in a server's session; calls replace it as a whole.
 
-    Only ``clients`` is changed in place: one client's record is replaced by one assignment.
+    Only ``clients`` changes in place: one assignment replaces one client's record.
 
     Attributes:
-        current: The newest global version; the initial one where clients get their own.
+        current: The newest global version; the initial one if each client has its own downlink.
         versions: Global versions that uplinks may build on, by number.
-        chain: Payloads that lead to versions, by number.
-        digests: Of versions that the chain can start from, by number.
-        clients: What is known of each.
-        target: The newest global model as it was given, where clients get their own.
-        target_number: Its number.
-        feedback: What downlinks have left out; its arrays are updated in place, in one step with
-            the replacement.
+        chain: The payload that makes each version, by the version's number.
+        digests: Digests of the versions that a client can be brought up from, by number.
+        clients: What the server knows of each client.
+        target: The newest global model as given to ``update``, if each client has its own downlink.
+        target_number: The number of ``target``.
+        feedback: What downlinks have left out; the call that replaces the state updates its arrays
+            in place, in the same step.
     """
 
     current: Version
@@ -63,7 +63,7 @@ class ServerState(NamedTuple):
     feedback: Feedback | None = None
 
     def after(self, version: Version, payload: bytes, history: int, n_bytes: int) -> ServerState:
-        """With a new global version; ``history`` versions and ``n_bytes`` of payloads are kept."""
+        """The state with a new global version, ``history`` versions and ``n_bytes`` of payloads."""
         number = version.number
         chain = {**self.chain, number: payload}
         surplus = sum(map(len, chain.values())) - n_bytes
@@ -80,14 +80,14 @@ class ServerState(NamedTuple):
         )
 
     def chain_since(self, known: VersionId) -> list[bytes] | None:
-        """The payloads that follow on a version, if it is one of ours and they are all held."""
+        """The payloads after a version; None if it is unknown or one of them has been dropped."""
         if self.digests.get(known.version) != known.digest:
             return None
         return [self.chain[n] for n in range(known.version + 1, self.current.number + 1)]
 
 
 class ServerBase(Session):
-    """Base of ServerSession: what it holds, by client and in all, and how that is saved."""
+    """Base of ServerSession: what it holds and how that is saved."""
 
     _state: ServerState
 
@@ -105,7 +105,7 @@ class ServerBase(Session):
 
     @property
     def version(self) -> int:
-        """How many global models have been given to :meth:`update`."""
+        """Number of global models given to :meth:`update`."""
         state = self._state
         return state.current.number if self._broadcast else state.target_number
 
@@ -114,7 +114,7 @@ class ServerBase(Session):
     def state(self) -> Any:
         """A copy of the global model, as all clients recover it.
 
-        Where the downlink is different for every client: as it was given to :meth:`update`.
+        If each client has its own downlink, it is the model given to :meth:`update`.
         """
         target = self._state.target
         model = model_of(self._current) if target is None else target
@@ -123,15 +123,15 @@ class ServerBase(Session):
     @property
     @synchronized
     def clients(self) -> list[ClientId]:
-        """The clients that something was sent to or received from."""
+        """The clients that :meth:`send` or :meth:`receive` has been called for."""
         return list(self._clients)
 
     @synchronized
     def forget(self, client_id: ClientId) -> None:
-        """Drop what is kept of a client; if it comes back it is brought up by a keyframe.
+        """Drop what the session keeps of a client; if it comes back, it gets a keyframe.
 
         Args:
-            client_id: The client; one that is not known is no error.
+            client_id: The client; an unknown client is not an error.
 
         Raises:
             TypeError: ``client_id`` is neither a str nor an integer.
@@ -140,11 +140,11 @@ class ServerBase(Session):
 
     @synchronized
     def memory(self) -> dict[str, int]:
-        """Bytes held, by what for; docs/guide.md says what to expect.
+        """Bytes held, by purpose; docs/guide.md says what to expect.
 
         Returns:
-            "global": models that all clients share; "clients": models kept for single ones;
-            "payloads": payloads and keyframes kept to be sent; "feedback": what payloads have left
+            "global": models that all clients share; "clients": models kept for single clients;
+            "payloads": payloads and keyframes kept for sending; "feedback": what payloads have left
             out. Arrays that versions share count once.
         """
         state = self._state
@@ -165,7 +165,7 @@ class ServerBase(Session):
         }
 
     def _cached_bytes(self) -> int:
-        """Of keyframes that are kept to be sent again."""
+        """Size of the keyframes that are kept for sending."""
         raise NotImplementedError
 
     # ---- records of clients

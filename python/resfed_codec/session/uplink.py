@@ -1,4 +1,4 @@
-"""Uplinks as they arrive at the server: whose they are, in what order, what they build on."""
+"""The server checks an uplink: its client, its order and the versions that it builds on."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class PendingUplink:
     """An uplink whose order and bases have been checked, not yet decoded.
 
     Attributes:
-        number, digest: Of the version that it makes.
+        number, digest: The version that it makes.
         known: The global version that the client holds.
-        base, other: What it builds on, of the client's own models and of the global ones.
+        content: The payload or keyframe.
+        base, other: The versions that it builds on, of the client and of the server.
     """
 
     number: int
@@ -39,7 +40,7 @@ class PendingUplink:
     other: Version | None = None
 
     def decode(self, layout: Layout, out: Model) -> None:
-        """Fill ``out`` with the recovered model; all or nothing.
+        """Fill ``out`` with the recovered model, or raise and leave it unchanged.
 
         Raises:
             PayloadError, StateMismatchError: As :func:`resfed_codec.decode`.
@@ -55,8 +56,8 @@ def parse_uplink(data: bytes, identity: Identity) -> Message:
     """The message that an uplink is, or one around a bare payload.
 
     Raises:
-        PayloadError: Damaged, or no uplink.
-        StateMismatchError: Of another run or layout.
+        PayloadError: The bytes are damaged, or not an uplink.
+        StateMismatchError: The uplink is from another run or layout.
     """
     if not is_message(data):
         return Message(0, payloads=(data,))
@@ -70,12 +71,12 @@ def parse_uplink(data: bytes, identity: Identity) -> Message:
 def open_uplink(
     m: Message, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
 ) -> PendingUplink:
-    """What came from a client; ``versions`` are the global ones that it may build on.
+    """Check an uplink of ``client``; it may build on the global ``versions``.
 
     Raises:
-        PayloadError: Damaged, or no uplink.
-        StateMismatchError: Older than what has arrived, of another client or run, or building on
-            what is not held.
+        PayloadError: The uplink is damaged.
+        StateMismatchError: It is older than the client's last one, from another client or run, or
+            builds on a version that is not held.
     """
     if m.keyframes:
         return _open_keyframe(m, client)
@@ -112,7 +113,7 @@ def _open_keyframe(m: Message, client: ClientRecord) -> PendingUplink:
 
 
 def _check_order(client: ClientRecord, number: int, digest: int, text: str) -> None:
-    """A client that was restored may use the newest number again, for something else."""
+    """Refuse an old uplink. A restored client may use the newest number again for another one."""
     check_ahead("uplink", number, client.newest)
     again = number == client.newest and digest not in client.seen[:1]
     if number < client.newest or (again and not client.may_reuse_newest_for(digest)):

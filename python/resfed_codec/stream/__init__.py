@@ -1,1 +1,1 @@
-"""One direction: versions of a model, predictions from them, and payloads that refer to them."""
+"""One direction: versions of a model, predictions from them, payloads that build on them."""

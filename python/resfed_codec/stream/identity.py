@@ -1,8 +1,8 @@
-"""Which run and which layout messages are of, and how to say in what two ends differ.
+"""The run and the layout that messages belong to, and errors that name a difference in them.
 
-Each message has 32 bits of the run digest. Until the other end is known to have the same, messages
-also carry what the digest stands for: the run's name and the tensors, so that the first error can
-name the difference. docs/format.md has the bytes.
+Each message carries 32 bits of the run digest. Until the other end is known to have the same
+digest, messages also carry what is digested: the run's name and the tensors. The first error can
+then name the difference. docs/format.md has the bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resfed_codec.stream.wire import WireReader, varint
 from resfed_codec.tensors.layout import TensorSpec
 
 _SHOWN = 200
-"""Characters of a stranger's text in an error."""
+"""An error shows at most this many characters of a received text."""
 
 Texts = tuple[bytes, bytes, bytes]
 
@@ -31,8 +31,11 @@ class Identity:
 
     @cached_property
     def data(self) -> bytes:
-        """The run's name; then name, dtype and shape of each tensor, each without what it has in
-        common with the tensor before."""
+        """The run's name; then name, dtype and shape of each tensor.
+
+        Each text is coded as the length of the prefix that it shares with the tensor before, and
+        the rest.
+        """
         run = self.run.encode("utf-8", "surrogatepass")
         out = bytearray(varint(len(run)) + run)
         before: Texts = (b"", b"", b"")
@@ -45,16 +48,16 @@ class Identity:
         return bytes(out)
 
     def require_same(self, m: Message) -> None:
-        """Raise StateMismatchError, which asks for nothing, for a message of another run.
+        """Raise StateMismatchError, without a request, for a message of another run.
 
-        It names the runs or the first tensor that differs, with both sides, if the message carries
-        them.
+        If the message carries its identity, the error names both runs, or both sides of the first
+        tensor that differs.
         """
         if m.run != self.check:
             raise StateMismatchError(f"payload: {self._difference(m.identity)}")
 
     def _difference(self, data: bytes) -> str:
-        """In what ``data`` of another end differs; reads no further than the first difference."""
+        """Describe the first difference from another end's ``data``; read no further than it."""
         if not data:
             return f"of another run or layout than that of this end, {self.run!r}"
         reader = WireReader(data, "identity")

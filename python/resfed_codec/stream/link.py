@@ -1,6 +1,6 @@
-"""The link of a payload: which versions of a stream it builds on, and how they predict.
+"""The link of a payload: the versions that it builds on, and the prediction from them.
 
-docs/format.md has the bytes, csrc/format/link.hpp reads them. The classes in stream.py keep the
+docs/format.md has the bytes, csrc/format/link.hpp reads them. Streams and sessions hold the
 versions themselves.
 """
 
@@ -21,8 +21,8 @@ _PLACES = 2 * MAX_DEPTH
 _PER_TENSOR, _COEFFICIENTS = 64, 128
 
 Terms = tuple[int, int, int, int, int, int]
-"""Numerators of a prediction: of the base, the version before it, and the one before that; then
-the same of the other direction. Zeros are not terms."""
+"""Numerators of a prediction: of the base and the two versions before it, then the same of the
+other direction. A version with numerator 0 is not read."""
 
 
 class Link(NamedTuple):
@@ -58,7 +58,7 @@ class Link(NamedTuple):
 
 
 def digest64(*parts: bytes | memoryview) -> int:
-    """64 bits of BLAKE2b over the parts laid end to end, as a little-endian number."""
+    """64 bits of BLAKE2b over the concatenated parts, as a little-endian number."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)
@@ -66,13 +66,14 @@ def digest64(*parts: bytes | memoryview) -> int:
 
 
 def link_digest(tag: int, base: int, other: int) -> int:
-    """A linked payload's digest field: who it is for, and digests of what it builds on (or 0)."""
+    """The digest field of a linked payload, from the receiver's tag and the digests of the versions
+    that it builds on (0 for none)."""
     parts = (tag.to_bytes(8, "little"), base.to_bytes(8, "little"), other.to_bytes(8, "little"))
     return digest64(b"link", *parts)
 
 
 def version_digest(payload: bytes) -> int:
-    """Digest of the version that a payload makes. It covers the link, hence the whole chain."""
+    """Digest of the version that a payload makes. It covers the link, and so the whole chain."""
     return digest64(b"version", payload)
 
 
@@ -106,15 +107,15 @@ def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
 
 
 def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
-    """The link's fields, each checked; cost and memory are linear in its bytes.
+    """Parse a link and check each field; time and memory are linear in its bytes.
 
     Args:
         data: The link's bytes.
-        n_tensors: How many tensors the receiver's layout has; default: there is none to ask.
+        n_tensors: Number of tensors of the receiver's layout; default: the format's limit.
 
     Raises:
-        PayloadError: A field holds what it may not hold.
-        StateMismatchError: It names a tensor that the layout does not have.
+        PayloadError: A field has a value that is not allowed.
+        StateMismatchError: The link names a tensor that the layout does not have.
     """
     try:
         fields = _native.parse_link(data, n_tensors)
@@ -139,7 +140,7 @@ def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
 
 
 class TensorTerms(Mapping[int, Terms]):
-    """Terms of single tensors, by ordinal, made into tuples when they are asked for.
+    """Terms of single tensors, by ordinal; each tuple is made on access.
 
     Args:
         ordinals: Ascending.

@@ -1,7 +1,8 @@
-"""Messages: what travels around payloads. docs/format.md has the bytes, docs/predictors.md the use.
+"""Messages, which carry payloads and keyframes between the ends of a session or stream.
 
-A server's update carries payloads or a keyframe and acknowledges uplinks; a request says what its
-sender holds, so that the other end can send what is missing.
+A server's message carries payloads or keyframes and acknowledges uplinks. A request says what its
+sender holds, so that the other end can send what is missing. docs/format.md has the bytes,
+docs/predictors.md the protocol.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from resfed_codec.stream.wire import WireReader, varint
 
 MAGIC = b"RFM\x01"
 ACK_WINDOW = 32
-"""An acknowledgement tells of the newest uplink and of this many before it."""
+"""An acknowledgement covers the newest uplink and this many before it."""
 
 MAX_VERSION = 2**62
-"""Numbers of versions stay below, so that there is always a next one."""
+"""Version numbers are at most this, so that there is always a next one."""
 
 MAX_PAYLOADS = 256
-"""A message carries no longer chain: each payload costs its receiver a pass over the model, however
-small it is."""
+"""A message carries at most this many payloads: each costs its receiver a pass over the model,
+however small the payload is."""
 
 MAX_AHEAD = 2**24
-"""A number from outside may be ahead of this end's own by so many: of what an end that was restored
-from an older save, or started anew, has forgotten."""
+"""A received number may exceed this end's own by at most this much. It can be ahead at all because
+an end that was restarted, or restored from an older save, has forgotten the latest versions."""
 
 _REQUEST, _ACK, _HEAD, _KEYFRAME, _REFUSED, _IDENTITY = 1, 2, 4, 8, 16, 32
 
@@ -39,9 +40,10 @@ class VersionId(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """Which uplinks have arrived: the newest, and bit i of ``window`` for number newest - 1 - i.
+    """Uplinks that have arrived: ``newest``, and newest - 1 - i for each bit i of ``window``.
 
-    ``digest`` is that of the newest, its low 32 bits; ``newest`` 0 says that none has arrived.
+    ``digest`` has the low 32 bits of the newest uplink's digest. ``newest`` is 0 if none has
+    arrived.
     """
 
     newest: int = 0
@@ -53,12 +55,12 @@ class Ack(NamedTuple):
         return back == 0 or (0 < back <= ACK_WINDOW and bool(self.window >> (back - 1) & 1))
 
     def lacks(self, number: int, missed: bool) -> bool:
-        """Whether an older one got lost; ``missed`` is what counts of those before the window."""
+        """Whether an older uplink got lost; before the window ``missed`` decides."""
         return missed if self.newest - number > ACK_WINDOW else not self.has(number)
 
 
 class Keyframe(NamedTuple):
-    """A whole model: the version it is, and the digest of the version it may replace (or 0)."""
+    """A whole model as version ``version``; it may replace the version with digest ``replaces``."""
 
     version: int
     digest: int
@@ -67,13 +69,19 @@ class Keyframe(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message; ``tag`` names the client or the stream.
+    """One message.
 
-    Several keyframes are consecutive versions, oldest first: the last is the newest, the others
-    the history that it needs.
-
-    ``refused`` is, in a request, the low 32 bits of the digest of the bytes that were refused.
-    ``run`` is the low half of the run digest, ``identity`` what it stands for; see identity.py.
+    Attributes:
+        tag: Identifies the client or the stream.
+        is_request: Whether the sender asks for what it is missing.
+        ack: The uplinks that the server has received.
+        head: The newest version that the sender holds.
+        payloads: Consecutive payloads of a chain.
+        keyframes: Consecutive versions, oldest first: the last is the newest version, the others
+            are the history that it needs.
+        refused: In a request, the low 32 bits of the digest of the bytes that were refused.
+        run: The low half of the run digest.
+        identity: What the run digest covers; see identity.py.
     """
 
     tag: int
@@ -88,7 +96,7 @@ class Message(NamedTuple):
 
 
 def check_ahead(what: str, number: int, held: int) -> None:
-    """Raise StateMismatchError for a number that the other end cannot have come to."""
+    """Raise StateMismatchError for a number that the other end cannot have reached."""
     if number > held + MAX_AHEAD:
         raise StateMismatchError(
             f"payload: {what} {number} is too far ahead of {held}, which is known here"
@@ -126,10 +134,10 @@ def write_message(m: Message) -> bytes:
 
 
 def read_message(data: bytes) -> Message:
-    """The message's fields; payloads and keyframe are not looked into.
+    """Parse a message; payloads and keyframes stay bytes.
 
     Raises:
-        PayloadError: The bytes are damaged, truncated or no message.
+        PayloadError: The bytes are damaged, truncated or not a message.
     """
     if data[:3] != MAGIC[:3]:
         raise PayloadError("payload: not a message of this codec: wrong magic")

@@ -1,9 +1,9 @@
-"""Predictors: what both ends expect the next model to be, so that only the rest is sent.
+"""Predictors: both ends predict the next model, so that a payload carries only the difference.
 
-A prediction is a linear combination of recovered models: of the payload's own direction ("own",
-newest first) and of the other one ("other"). For an uplink own are the client's local models as
-the server recovered them, other the global models; for a downlink the other way round. Both ends
-hold all of them. docs/predictors.md has the rules, their sources, and what they measure.
+A prediction is a linear combination of recovered models of the payload's own direction ("own",
+newest first) and of the other direction ("other"). For an uplink, own are the client's local
+models as the server recovered them, and other are the global models; for a downlink the reverse.
+Both ends hold all of them. docs/predictors.md has the rules, their sources and measurements.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Coefficients: TypeAlias = "tuple[Sequence[float], Sequence[float]]"
 
 @dataclass(frozen=True)
 class LinearPredictor:
-    """A linear combination of history with fixed coefficients, the same for all tensors or not.
+    """A linear combination of earlier models with fixed coefficients, per tensor if wanted.
 
     Attributes:
         own: Coefficients of the last one to three models of the payload's own direction, newest
-            first. Those of a prediction should add up to 1 over ``own`` and ``other``: nothing
-            else is subtracted from the model.
+            first. The coefficients of ``own`` and ``other`` together should add up to 1, because
+            the prediction is all that is subtracted from the model.
         other: The same of the other direction; only in sessions.
         tensors: Other coefficients for some tensors: a mapping from names or patterns of names, as
-            in ``CodecConfig.exclude``, to pairs ``(own, other)``. The first that fits counts.
+            in ``CodecConfig.exclude``, to pairs ``(own, other)``. The first match counts.
 
-    Coefficients are sent as multiples of 2**-12; others are rounded to that.
+    Coefficients are rounded to multiples of 2**-12.
 
     Raises:
-        TypeError: A coefficient is no real number, or a pattern no str.
-        ValueError: More than three coefficients for a direction, one that is not finite or beyond
-            256 in magnitude, or none that differs from 0.
+        TypeError: A coefficient is not a real number, or a pattern not a str.
+        ValueError: A direction has more than three coefficients, one of them is not finite or
+            greater than 256 in magnitude, or all of them are 0.
     """
 
     own: Sequence[float] = ()
@@ -65,31 +65,31 @@ class LinearPredictor:
 
     @property
     def pairs(self) -> list[Coefficients]:
-        """All pairs (own, other) that occur."""
+        """All pairs (own, other)."""
         return [(self.own, self.other), *self.tensors.values()]
 
     @property
     def own_depth(self) -> int:
-        """How many versions back it looks in its own direction."""
+        """Number of versions of its own direction that it reads."""
         return max(_depth(own) for own, _ in self.pairs)
 
     @property
     def other_depth(self) -> int:
-        """How many versions back it looks in the other direction."""
+        """Number of versions of the other direction that it reads."""
         return max(_depth(other) for _, other in self.pairs)
 
 
 @dataclass(frozen=True)
 class AdaptivePredictor:
-    """Coefficients fitted by least squares, per tensor and payload, rounded to 1/32, and sent.
+    """Coefficients that the encoder fits by least squares, per tensor and payload, and sends.
 
-    An uplink starts from the newest global model and fits to each tensor a step along the client's
-    last update and one along the last global step. In a direction without another one, or whose
-    payloads go to many, the start is the newest own model and the steps are the last two own
-    ones. A tensor for which the fit does not save the bytes of its coefficients keeps the start as
-    its prediction.
+    They are rounded to 1/32. For an uplink, the prediction starts from the newest global model, and
+    the fit adds to each tensor a step along the client's last update and one along the last global
+    step. In a stream, or a downlink that serves all clients, it starts from the newest own model,
+    and the steps are the last two own steps. If the fit of a tensor does not save the bytes of its
+    coefficients, the start alone is the prediction.
 
-    The fit is made on the host: models on a CUDA device are copied there for it.
+    The fit runs on the host; models on a CUDA device are copied there for it.
     """
 
 
@@ -97,7 +97,7 @@ Predictor: TypeAlias = "LinearPredictor | AdaptivePredictor"
 
 
 def predictor_text(predictor: Predictor) -> str:
-    """Equal for predictors that predict the same."""
+    """A text that is equal for predictors that predict the same."""
     if isinstance(predictor, AdaptivePredictor):
         return "adaptive"
 
@@ -115,8 +115,8 @@ def predictor_of(value: object) -> Predictor:
     """A predictor from its name, or itself.
 
     Raises:
-        TypeError: Neither a str nor a predictor.
-        ValueError: No predictor has that name.
+        TypeError: ``value`` is neither a str nor a predictor.
+        ValueError: No predictor has this name.
     """
     if isinstance(value, (LinearPredictor, AdaptivePredictor)):
         return value
@@ -149,7 +149,7 @@ def quantized_terms(coef_log2: int, own: Sequence[float], other: Sequence[float]
 
 
 def coarsest_log2(all_terms: Sequence[Terms], coef_log2: int) -> int:
-    """The least coef_log2 that still holds all these numerators exactly."""
+    """The least coef_log2 that represents all these numerators exactly."""
     while coef_log2 > 0 and not any(n % 2 for terms in all_terms for n in terms):
         all_terms = [
             (t[0] // 2, t[1] // 2, t[2] // 2, t[3] // 2, t[4] // 2, t[5] // 2) for t in all_terms

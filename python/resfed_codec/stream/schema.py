@@ -1,9 +1,7 @@
-"""Which values a saved state may hold: checks that are put together as the values are.
+"""Checks of the values in a saved state, composed as the values are.
 
-A check takes a value and its name, and returns what is to be loaded.
-
-Raises:
-    ValueError: The value is of another type, or out of range; its name and what it must be.
+A check takes a value and its name, and returns the value to load. It raises ValueError, with the
+name and what the value must be, if the value has the wrong type or is out of range.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ def invalid(where: str, value: Any, wanted: str) -> ValueError:
 
 
 def require(condition: bool, where: str) -> None:
-    """What several fields must have in common."""
+    """Raise ValueError unless fields that depend on each other are consistent."""
     if not condition:
         raise ValueError(f"state_dict: {where} contradicts what is saved with it")
 
@@ -59,7 +57,7 @@ FLAG, BYTES, _TEXT = instance(bool), instance(bytes), instance(str)
 
 
 def client_name(value: Any, where: str) -> str | int:
-    """Of a client."""
+    """The name of a client, a str or an integer."""
     return value if type(value) is int else _TEXT(value, where)
 
 
@@ -68,7 +66,7 @@ def optional(one: Check) -> Check:
 
 
 def list_of(one: Check, at_most: int | None = None) -> Check:
-    """A list."""
+    """A list of values that pass ``one``."""
 
     def check(value: Any, where: str) -> list[Any]:
         if type(value) is not list or (at_most is not None and len(value) > at_most):
@@ -79,7 +77,7 @@ def list_of(one: Check, at_most: int | None = None) -> Check:
 
 
 def mapping_of(key: Check, one: Check) -> Check:
-    """A mapping with keys of a kind."""
+    """A mapping whose keys pass ``key`` and whose values pass ``one``."""
 
     def check(value: Any, where: str) -> dict[Any, Any]:
         if type(value) is not dict:
@@ -90,7 +88,7 @@ def mapping_of(key: Check, one: Check) -> Check:
 
 
 def tuple_of(make: Callable[..., Any], **checks: Check) -> Check:
-    """A list of so many values, turned into what ``make`` makes of them."""
+    """A list with one value for each check, which ``make`` turns into an object."""
 
     def check(value: Any, where: str) -> Any:
         if type(value) is not list or len(value) != len(checks):
@@ -105,16 +103,16 @@ VERSION_ID = tuple_of(VersionId, version=NUMBER, digest=BITS64)
 
 
 def checked_fields(value: Any, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """A mapping with just these names."""
+    """A mapping with exactly these names."""
     if type(value) is not dict or set(value) != set(checks):
         raise invalid("fields", value, f"{', '.join(checks)}")
     return {name: check(value[name], name) for name, check in checks.items()}
 
 
 class TensorChecks:
-    """Checks of what depends on a layout. What they return is new, and lies where models do.
+    """Checks of values that depend on a layout. They return copies on the layout's device.
 
-    What was one version, or one model, is one again.
+    Versions and models that several places of the saved state share are shared in the result, too.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -136,7 +134,7 @@ class TensorChecks:
         return check
 
     def kept_feedback(self, roles: Sequence[Role], is_kept: bool) -> Check:
-        """Feedback of finite values, or None where none is kept."""
+        """Feedback with finite values, or None if the object keeps none."""
 
         def check(value: Any, where: str) -> Feedback | None:
             if value is None or not is_kept:
@@ -168,7 +166,7 @@ class TensorChecks:
         return targets
 
     def version(self, *, with_model: bool = True) -> Check:
-        """A version and its lineage, all of them with models, or none."""
+        """A version and its lineage, all of them with models or all without."""
 
         def check(value: Any, where: str) -> Version:
             if type(value) is not Version:

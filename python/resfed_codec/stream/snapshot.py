@@ -1,11 +1,11 @@
 """State of streams and sessions as plain tensors, for state_dict() and load_state_dict().
 
-The structure (numbers, texts, lists, mappings) is JSON in a tensor of bytes, behind a digest of it
-and of all else; models, feedback and payloads are tensors beside it. Nothing is pickled, so any
-tensor format can store the result.
+The structure (numbers, texts, lists, mappings) is JSON in a tensor of bytes, after a digest of the
+structure and all other tensors. Models, feedback and payloads are tensors of their own. Nothing is
+pickled, so any tensor format can store the result.
 
-A saved state is bytes from outside: :func:`read_snapshot` only turns it back into Python's values,
-and schema.py says which of them may be loaded.
+A saved state is untrusted input. :func:`read_snapshot` only turns it back into Python values;
+schema.py checks which of them may be loaded.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from resfed_codec.tensors.torch_tensors import is_torch, plain_torch, tensor_ove
 STRUCTURE = "structure"
 
 FORMAT = 1
-"""Of saved states; other ones are refused."""
+"""Version of the format of saved states; other versions are refused."""
 
 _DIGEST_BYTES = 16
 
 _SHOWN = 200
-"""Characters of a value in an error."""
+"""An error shows at most this many characters of a value."""
 
 
 class _Writer:
@@ -44,7 +44,7 @@ class _Writer:
         self._places: dict[int, tuple[int, Any]] = {}  # of models and versions, by identity
 
     def plain(self, value: Any) -> Any:
-        """``value`` as JSON knows it; models, bytes and versions by reference."""
+        """``value`` in the types of JSON; models, bytes and versions become references."""
         if value is None or isinstance(value, (bool, int, str)):
             return value
         if isinstance(value, bytes):
@@ -80,7 +80,7 @@ class _Writer:
 
 
 class _Reader:
-    """The values behind a structure. Whatever is not as a writer makes it raises some exception."""
+    """Turns a structure back into values; raises some exception if no writer can have made it."""
 
     def __init__(self, saved: Mapping[str, Any], arrays: dict[str, Any]) -> None:
         self._arrays = arrays
@@ -127,8 +127,8 @@ def write_snapshot(
 ) -> dict[str, Any]:
     """A flat mapping of tensors that :func:`read_snapshot` turns back into ``fields``.
 
-    ``depends`` is what an object must have in common with the one that was saved, by name; values
-    are as JSON gives them back.
+    ``depends`` has the properties, by name, in which an object that loads the state must agree with
+    the saved one. Its values have the types that JSON returns.
     """
     writer = _Writer()
     content = {
@@ -149,11 +149,11 @@ def write_snapshot(
 
 
 def read_snapshot(kind: str, depends: Mapping[str, Any], state_dict: Mapping[str, Any]) -> Any:
-    """The fields that were written, not yet checked; arrays are those of ``state_dict``.
+    """The fields that were written, not yet checked; their arrays are those of ``state_dict``.
 
     Raises:
-        ValueError: No snapshot, one of another class or format, or of an object that differs in
-            what its state depends on: named, with both sides.
+        ValueError: ``state_dict`` is not a snapshot, or has another class or format, or a property
+            in ``depends`` differs; the error names it, with both sides.
     """
     if not isinstance(state_dict, Mapping) or STRUCTURE not in state_dict:
         raise ValueError(f"state_dict: must be what {kind}.state_dict() returned")
@@ -161,7 +161,7 @@ def read_snapshot(kind: str, depends: Mapping[str, Any], state_dict: Mapping[str
         with plain_torch():
             arrays = {str(name): _array(value) for name, value in state_dict.items()}
         head = _bytes_of(arrays.pop(STRUCTURE))
-    except Exception as error:  # whatever a stranger's array raises when it is looked at
+    except Exception as error:  # an array of any library may raise anything
         raise ValueError(f"state_dict: incomplete or damaged: {error}") from error
     digest, structure = head[:_DIGEST_BYTES], head[_DIGEST_BYTES:]
     if digest != _digest(structure, arrays):
@@ -225,7 +225,7 @@ def _tensor(plain: Any) -> str:
 
 
 def layout_of(specs: Sequence[TensorSpec]) -> list[list[Any]]:
-    """A layout as ``depends`` holds it."""
+    """A layout for ``depends``."""
     return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]
 
 

@@ -1,9 +1,8 @@
-"""Encoder and Decoder: one direction over a channel that neither loses nor reorders.
+"""Encoder and Decoder: one direction over a channel that delivers everything in order.
 
-Several threads may call at once; calls of one object take turns.
-
-Both hold the versions that predictions need. Every payload names the version it builds on and a
-digest of the whole chain behind it, so a decoder never decodes against another base.
+Both hold the versions that predictions need. Each payload names the version that it builds on and
+a digest of the whole chain before it, so a decoder never decodes against another base. Several
+threads may call the methods of one object; a lock serializes the calls.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ from resfed_codec.tensors.torch_tensors import untraced
 
 
 class StreamState(NamedTuple):
-    """All that changes of a stream's end; calls replace it as a whole.
+    """All that changes in an encoder or decoder; calls replace it as a whole.
 
     Attributes:
         current: The newest version, with the history that predictions need.
-        spare: Memory of a version that has been forgotten, for the next one.
-        feedback: What payloads have left out; its arrays are updated in place, in one step with
-            the replacement.
+        spare: Memory of a dropped version, for the next one.
+        feedback: What payloads have left out; the call that replaces the state updates its arrays
+            in place, in the same step.
     """
 
     current: Version
@@ -68,7 +67,7 @@ class StreamState(NamedTuple):
 
 
 class _Stream(Endpoint):
-    """What both ends of a direction have: the newest version, and how it is named and saved."""
+    """Base of both ends: the newest version, and its saved form."""
 
     _state: StreamState
 
@@ -80,7 +79,7 @@ class _Stream(Endpoint):
 
     @property
     def version(self) -> int:
-        """How many updates the current model has seen."""
+        """Number of updates up to the current model."""
         return self._current.number
 
     @property
@@ -114,20 +113,20 @@ class _Stream(Endpoint):
 class Encoder(_Stream):
     """The sending end of one direction.
 
-    Each payload builds on the one before: the channel must deliver all, in order. Over other
-    channels use sessions.
+    Each payload builds on the one before, so the channel must deliver all of them in order. For
+    other channels use sessions.
 
     Args:
-        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`. Where
-            it is on a CUDA device, so is what the stream holds and returns; see docs/gpu.md for
-            what is copied to the host all the same.
-        config: What to aim at; its predictor may look at the direction's own history ("previous",
+        initial_state: The model that both ends start from, see :func:`resfed_codec.encode`. If it
+            is on a CUDA device, so is what the stream holds and returns; docs/gpu.md says what is
+            copied to the host nevertheless.
+        config: The configuration; its predictor may read the direction's own history ("previous",
             the default, "adaptive", or a LinearPredictor of own terms).
         run: A name for the run; ends with different names refuse each other's payloads.
         **options: Fields of :class:`CodecConfig`, instead of ``config``.
 
     Raises:
-        TypeError, ValueError: As :func:`resfed_codec.encode`; a predictor that needs the other
+        TypeError, ValueError: As :func:`resfed_codec.encode`; or the predictor reads the other
             direction.
     """
 
@@ -184,22 +183,22 @@ class Encoder(_Stream):
 
     @synchronized
     def keyframe(self) -> bytes:
-        """The current recovered model as a whole, lossless, for a decoder that holds another.
+        """The current recovered model, lossless and whole, for a decoder that holds another.
 
-        A decoder takes it if it is newer than what it holds.
+        A decoder accepts it if it is newer than the decoder's version.
         """
         return self._keyframe(replaces=0)
 
     @synchronized
     def answer(self, request: bytes) -> bytes:
-        """What brings a decoder that refused a payload to the current version: a keyframe.
+        """A keyframe that brings a decoder that refused a payload to the current version.
 
         Args:
             request: The ``request`` of the decoder's StateMismatchError.
 
         Raises:
-            PayloadError: The bytes are no request, or damaged.
-            StateMismatchError: The request is of another stream.
+            PayloadError: The bytes are not a request, or damaged.
+            StateMismatchError: The request is from another stream.
         """
         head = self._read_request(request, self._tag, "stream").head
         return self._keyframe(replaces=head.digest if head else 0)
@@ -235,11 +234,11 @@ class Encoder(_Stream):
 
 
 class Decoder(_Stream):
-    """The receiving end of one direction; how payloads predict stands in the payloads.
+    """The receiving end of one direction. Payloads say how they are predicted.
 
     Args:
-        initial_state: The model that both ends start from; it decides what :meth:`decode` returns,
-            and on which device. The other end's may be on another.
+        initial_state: The model that both ends start from. What :meth:`decode` returns has its
+            kind and device; the encoder's device may differ.
         run: The encoder's ``run``.
     """
 
@@ -251,21 +250,21 @@ class Decoder(_Stream):
     def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
         """The model after this payload.
 
-        The payload of the current version may come again and gives the same model again.
+        If the payload of the current version comes again, the result is the same model again.
 
         Args:
             payload: From :meth:`Encoder.encode`, :meth:`Encoder.keyframe` or
                 :meth:`Encoder.answer`.
             copy: False returns the decoder's own memory, valid until the next call and read-only
-                where the array type can say so; with an encoder whose predictor is "previous"
-                that costs only what changed.
+                if the array type supports that. If the encoder's predictor is "previous", the
+                call then costs only what changed.
             out: Arrays of the same layout to write into.
 
         Raises:
             PayloadError: The payload is damaged, truncated, or not of this codec.
-            StateMismatchError: It does not follow on what is held: says what is held and what
-                came; its ``request`` is for :meth:`Encoder.answer`.
-            TypeError, ValueError: ``out`` is not fit to be written to.
+            StateMismatchError: The payload does not build on the current version. The error names
+                both; its ``request`` is for :meth:`Encoder.answer`.
+            TypeError, ValueError: ``out`` cannot be written to.
 
         After any error nothing has changed.
         """
@@ -321,7 +320,7 @@ class Decoder(_Stream):
 
 
 def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:
-    """The newest version, with the ones that came before it as its lineage."""
+    """Decode consecutive keyframes: the newest version, with the others as its lineage."""
     version = None
     for keyframe in keyframes:
         if version is not None and keyframe.version <= version.number:

@@ -1,4 +1,4 @@
-"""The encoder of a direction: from a state and the versions it builds on to a payload."""
+"""UpdateEncoder: encodes a model of one direction against the versions that it builds on."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from resfed_codec.tensors.layout import (
 
 ADAPTIVE_LOG2 = 5
 _COEFFICIENT_BITS = 32
-"""About what a tensor's three coefficients take in the link."""
+"""Approximate size of a tensor's three coefficients in the link."""
 
 
 class UpdateEncoder:
-    """What encodes a direction: layout, configuration, predictor, and what follows from them.
+    """The encoder of one direction, with its layout, configuration and predictor.
 
-    ``two_way`` says whether the other direction's versions may be predicted from.
+    ``two_way`` says whether predictions may read the other direction's versions.
 
     Raises:
-        ValueError: The predictor needs the other direction where there is none, or a pattern names
+        ValueError: The predictor needs the other direction and there is none, or a pattern matches
             no tensor.
     """
 
@@ -73,7 +73,8 @@ class UpdateEncoder:
         self._named = [named(names, [pattern], "predictor") for pattern in predictor.tensors]
 
     def depends(self, with_feedback: bool) -> dict[str, Any]:
-        """What feedback depends on, by name: whether there is any, and for which tensors."""
+        """Properties that saved feedback depends on, by name: whether there is any, and for which
+        tensors."""
         if not with_feedback:
             return {"error_feedback": False}
         names = [spec.name for spec in self.layout.specs]
@@ -85,7 +86,7 @@ class UpdateEncoder:
 
     @property
     def copies_base(self) -> bool:
-        """Whether every prediction is the base itself, so that it may be updated in place."""
+        """Whether every prediction is the base itself, so that the base may be updated in place."""
         return self.predictor == LinearPredictor(own=(1,))
 
     @property
@@ -108,7 +109,8 @@ class UpdateEncoder:
     ) -> bytes:
         """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.
 
-        ``tag`` names the client (0: payloads for all). ``commit`` says what changes with them.
+        ``tag`` identifies the client (0: a payload for all). ``commit`` returns the assignments to
+        make in one step with the filling.
         """
         own = base.lineage(max(1, self.own_depth)) if base else []
         others = other.lineage(max(1, self.other_depth)) if other else []
@@ -145,7 +147,7 @@ class UpdateEncoder:
         p = self.predictor
         if isinstance(p, AdaptivePredictor):
             return self._fit(current, own, others, feedback)
-        if not own and self.own_depth:  # no history yet, or none any more
+        if not own and self.own_depth:  # no history yet, or it was dropped
             return 0, unit_terms(OTHER), {}
         pairs = [(p.own, p.other)]
         chosen: dict[int, int] = {}
@@ -166,9 +168,9 @@ class UpdateEncoder:
         others: list[Version],
         feedback: Feedback | None,
     ) -> tuple[int, Terms, dict[int, Terms]]:
-        """Least squares on two steps; see AdaptivePredictor and docs/predictors.md.
+        """Least squares over two steps; see AdaptivePredictor and docs/predictors.md.
 
-        Its sums are taken on the host; arrays on a device are copied there.
+        The sums are computed on the host; arrays on a device are copied there.
         """
         places = [OTHER, OWN, OTHER + 1] if others else [OWN, OWN + 1, OWN + 2]
         start = unit_terms(places[0])
@@ -211,10 +213,11 @@ class UpdateEncoder:
 
 
 def least_squares(sums: Sequence[float], n_nonzeros: float) -> tuple[int, int]:
-    """Steps (x, y), in units of 2**-5, that make |r - x u - y v|^2 least; (0, 0) if not worth it.
+    """Steps (x, y), in units of 2**-5, that minimize |r - x u - y v|^2.
 
-    ``sums`` are (rr, ru, rv, uu, uv, vv). A residual that loses a part of its energy saves half a
-    binary logarithm of it per nonzero, as in high-resolution quantization.
+    ``sums`` are (rr, ru, rv, uu, uv, vv). If the residual's energy falls by a factor f, each
+    nonzero saves log2(f) / 2 bits, as in high-resolution quantization. The result is (0, 0) if that
+    saves less than the coefficients cost.
     """
     rr, ru, rv, uu, uv, vv = sums
     candidates = [(0.0, 0.0)]

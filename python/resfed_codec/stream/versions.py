@@ -1,7 +1,7 @@
-"""Versions of a model, and how payloads are made from them and turned into new ones.
+"""Versions of a model, predictions from them, and payloads that make new versions.
 
-Nothing here decides which version to build on: that is the business of stream.py and session.py.
-A model is a list of arrays in coding order, see :class:`resfed_codec.tensors.layout.Layout`.
+stream.py and the sessions decide which version a payload builds on. A model is a list of arrays in
+coding order, see :class:`resfed_codec.tensors.layout.Layout`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ OWN, OTHER = 0, MAX_DEPTH
 class Version:
     """A recovered model of one direction, as both ends know it.
 
-    ``model`` is None where no prediction will ask for it; ``parent`` is the version it was built
-    on, or None where the history begins or has been forgotten.
+    ``model`` is None if no prediction will read it. ``parent`` is the version that it was built on,
+    or None at the start of the history that is kept.
     """
 
     number: int
@@ -67,9 +67,9 @@ class Version:
         return versions
 
     def shortened(self, depth: int) -> Version:
-        """The same version with no more than ``depth`` versions of its lineage; shares the models.
+        """The same version with at most ``depth`` versions of its lineage; it shares the models.
 
-        This one and its parents keep what they have: they may still be built on.
+        This version and its parents do not change: payloads may still build on them.
         """
         version = None
         for v in reversed(self.lineage(depth)):
@@ -82,10 +82,10 @@ class Version:
 
 
 def run_name(run: str) -> str:
-    """A run's name, as it is kept.
+    """A run's name as a plain str.
 
     Raises:
-        TypeError: ``run`` is no str.
+        TypeError: ``run`` is not a str.
     """
     if not isinstance(run, str):
         raise TypeError(f"run={run!r}: must be a str")
@@ -93,7 +93,7 @@ def run_name(run: str) -> str:
 
 
 def run_digest(layout: Layout, run: str) -> int:
-    """Stands for the run: its name, and what models look like in it."""
+    """Digest of a run: its name and the layout of its models."""
     name = run.encode("utf-8", "surrogatepass")
     return digest64(b"run", layout.digest.to_bytes(8, "little"), name)
 
@@ -109,14 +109,14 @@ def initial_version(layout: Layout, model: Model, run: str) -> Version:
 
 
 def filled(model: Model, source: Model) -> Model:
-    """``model``, which has become a copy of ``source``."""
+    """Copy ``source`` into ``model`` and return it."""
     for array, values in zip(model, source, strict=True):
         copy(values, array)
     return model
 
 
 def new_feedback(layout: Layout, roles: Sequence[Role]) -> Feedback:
-    """Zeros for matrices and vectors."""
+    """Zeros for matrices and vectors, None for other tensors."""
     return [
         None
         if role in (Role.LOSSLESS, Role.DENSE)
@@ -134,7 +134,7 @@ def keep_newest(
 
 
 def at_place(place: int, own: list[Version], others: list[Version]) -> Version:
-    """The version at a link's place; the oldest one stands for what would be before it."""
+    """The version at a link's place; the oldest one also takes the places before it."""
     side = own if place < OTHER else others
     return side[min(place % MAX_DEPTH, len(side) - 1)]
 
@@ -147,7 +147,7 @@ def model_of(version: Version) -> Model:
 def _combination(
     terms: Terms, coef_log2: int, own: list[Version], others: list[Version]
 ) -> list[tuple[Model, float]]:
-    """Models and coefficients, each version once: version 0 is the same in both directions."""
+    """Models and coefficients, each version once; version 0 is the same in both directions."""
     merged: dict[tuple[bool, int], int] = {}
     models = {}
     for place, numerator in enumerate(terms):
@@ -272,7 +272,7 @@ def special_of(frame: Mapping[str, Any]) -> Special:
 
 
 def differences(layout: Layout, roles: Sequence[Role], new: Model, old: Model) -> Feedback:
-    """New minus old of matrices and vectors, rounded to float32 as residuals are; on the host."""
+    """New minus old of matrices and vectors, computed on the host and rounded to float32."""
     result: Feedback = []
     for role, spec, a, b in zip(roles, layout.specs, new, old, strict=True):
         if role in (Role.LOSSLESS, Role.DENSE):
@@ -295,7 +295,7 @@ def _widened(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
 
 def sum_of(feedback: Feedback, addends: Iterable[Feedback]) -> Feedback:
-    """The sum as new arrays; taken on the host, and placed where ``feedback`` is."""
+    """The sum as new arrays on the device of ``feedback``; it is computed on the host."""
     total = _copied_to_host(feedback)
     for addend in addends:
         for array, memory in zip(total, addend, strict=True):
@@ -305,9 +305,9 @@ def sum_of(feedback: Feedback, addends: Iterable[Feedback]) -> Feedback:
 
 
 def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Feedback) -> Feedback:
-    """New arrays: ``feedback`` and the dequantized values of payloads' matrices and vectors.
+    """New arrays: ``feedback`` plus the dequantized matrices and vectors of the payloads.
 
-    Adding costs by nonzeros; it is done on the host.
+    The host adds them, at a cost proportional to the nonzeros.
     """
     total = _copied_to_host(feedback)
     for payload in payloads:

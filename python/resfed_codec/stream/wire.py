@@ -1,4 +1,4 @@
-"""Bytes of links, messages and requests: numbers in, numbers out, every length checked."""
+"""Varints and a reader with bounds checks, for links, messages and identities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def zigzag(value: int) -> int:
 
 
 class WireReader:
-    """The bytes of one structure, field after field; ``what`` names it in errors."""
+    """Reads one structure field by field; ``what`` names it in errors."""
 
     def __init__(self, data: bytes, what: str) -> None:
         self._data, self._at, self._what = data, 0, what
