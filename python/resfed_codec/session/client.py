@@ -132,7 +132,7 @@ class ClientSession(ClientBase):
         m = self._parse(data)
         if self._state.named and m.tag != self._tag:
             raise StateMismatchError("payload: a message for another client")
-        output = self._output(copy=copy, out=out)
+        output = self._output(copy=copy, out=out, read_only=not copy)
         try:
             pending = self._open(m)
             after = self._after(m, pending)

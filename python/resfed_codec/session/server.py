@@ -12,7 +12,6 @@ from typing import Any, Literal
 from resfed_codec.codec.aggregate import Aggregator, Source, of_model, of_payload
 from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
-from resfed_codec.codec.update import copy_into, writable_views
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
@@ -265,18 +264,14 @@ class ServerSession(ServerBase):
         data = as_bytes(payload, UPDATE, MESSAGE)
         client = self._client(client_id)
         uplink = parse_uplink(data, self._identity)
-        layout = self._layout
-        targets = writable_views(out, layout.specs, layout.device) if out is not None else None
+        output = self._output(copy=self._keep_up > 0, out=out)
         try:
             pending = self._open(client, uplink)
             model = self._decode(client, pending)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
-        theirs = layout.copy_of(model) if self._keep_up and targets is None else model
         self._store(client_id, self._after(client, pending, model))
-        if targets is not None:
-            return copy_into(targets, model, out)
-        return layout.state_of(theirs)
+        return output(model)
 
     @synchronized
     def aggregator(self) -> Aggregator:

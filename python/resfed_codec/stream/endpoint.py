@@ -79,7 +79,7 @@ class Endpoint(Synchronized):
 
     # ---- models
 
-    def _output(self, *, copy: bool, out: Any) -> Callable[[Model], Any]:
+    def _output(self, *, copy: bool, out: Any, read_only: bool = False) -> Callable[[Model], Any]:
         """What turns a recovered model into what a call returns.
 
         It checks ``out`` and allocates now, so that the call cannot fail after the state changed.
@@ -89,7 +89,7 @@ class Endpoint(Synchronized):
             targets = writable_views(out, layout.specs, layout.device)
             return lambda model: copy_into(targets, model, out)
         if not copy:
-            return lambda model: layout.state_of(model, read_only=True)
+            return lambda model: layout.state_of(model, read_only=read_only)
         copied = layout.empty()
         return lambda model: layout.state_of(filled(copied, model))
 

@@ -269,7 +269,7 @@ class Decoder(_Stream):
         After any error nothing has changed.
         """
         data = as_bytes(payload, UPDATE, MESSAGE)
-        output = self._output(copy=copy, out=out)
+        output = self._output(copy=copy, out=out, read_only=not copy)
         if is_message(data):
             self._take_keyframe(read_message(data))
         else:
