@@ -1,12 +1,11 @@
-"""Compare this codec with its peers on this machine: bytes, times, memory.
+"""Compare this codec with other codecs on this machine: bytes, times and memory.
 
     python -m benchmarks [--snapshots FILE.npz ...] [--quick]
 
-Writes ``peers.md``, its figures and the rows behind them to ``benchmarks/results/``. Peers whose
-packages are absent are skipped, with the reason: ``pip install '.[bench]'`` brings all but NNCodec,
-for which there is ``make nncodec``. All contestants take turns, so compare times of one table with
-each other and not with those of another run. ``--quick`` takes a minute, leaves out memory, and
-writes to ``benchmarks/results/quick/``.
+Writes ``peers.md``, its figures and the rows behind them to ``benchmarks/results/``. Skips peers
+whose packages are missing and prints the reason: ``pip install '.[bench]'`` installs all but
+NNCodec, and ``make nncodec`` installs that. Codecs run in turn, so compare times only within one
+table. ``--quick`` takes a minute, leaves out memory, and writes to ``benchmarks/results/quick/``.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few turns, a minute")
     parser.add_argument(
         "--snapshots",
         type=Path,
@@ -112,12 +111,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--made-up",
         type=int,
         metavar="N",
-        help="parameters of the synthetic models beside the real ones; 0: none (default: 1000000)",
+        help="parameters of the synthetic models; 0: only real models (default: 1000000)",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--sparsities", type=float, nargs="+", metavar="S")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="parameters")
-    parser.add_argument("--turns", type=int, default=7, metavar="N", help="that count (default: 7)")
+    parser.add_argument(
+        "--turns", type=int, default=7, metavar="N", help="timed turns (default: 7)"
+    )
     parser.add_argument(
         "--limit",
         type=float,
@@ -134,7 +135,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--redraw", action="store_true", help="measure nothing: figures and page from the rows"
+        "--redraw", action="store_true", help="make figures and page from existing rows"
     )
     args = parser.parse_args(argv)
     args.sparsities = args.sparsities or ([0.99] if args.quick else SPARSITIES)

@@ -1,13 +1,13 @@
-"""The mean of many payloads: the Aggregator against decoding each and averaging with NumPy.
+"""The mean of many payloads: Aggregator compared with decoding each and averaging in NumPy.
 
     python -m benchmarks.aggregate --snapshots fedavg_cnn.npz
 
-NumPy averages in three ways: ``np.average`` of all decoded models at once, which holds them all
-and is left out above 200 clients; and a running sum, in float64 and in float32.
+NumPy averages in three ways: ``np.average`` of all decoded models at once, which holds them all and
+is left out above 200 clients, and a running sum in float64 and in float32.
 
-The payloads are those of N clients: the real update g6 to l0_7, its values scaled by a factor near
-1 of the client's own and its rows shuffled a little, so that no two clients send the same. All
-contestants take turns; medians of the turns. Each contestant's mean is compared with a float64 one.
+The payloads come from N clients. Each sends the real update g6 to l0_7 with its values scaled by a
+factor near 1 and some rows exchanged, so that no two clients send the same. All variants run in
+turn; times are medians. The mean of each variant is compared with one in float64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.common import Model, load_snapshots, write_results
 
 
 def client_updates(state: Model, reference: Model, n_clients: int) -> list[Model]:
-    """Updates as different as those of clients are: rows scaled and, one in four, exchanged."""
+    """Different updates for all clients: rows scaled and, one in four, exchanged."""
     rng = np.random.default_rng(0)
     models = []
     for _ in range(n_clients):
@@ -50,7 +50,7 @@ def client_updates(state: Model, reference: Model, n_clients: int) -> list[Model
 
 
 def decode_and_average(payloads: list[bytes], weights: list[float], reference: Model) -> Model:
-    """All models in memory, then ``np.average``, tensor by tensor."""
+    """Hold all models in memory, then ``np.average`` tensor by tensor."""
     models = [rfc.decode(payload, reference) for payload in payloads]
     return {
         name: np.average([m[name] for m in models], axis=0, weights=weights).astype(value.dtype)
@@ -61,7 +61,7 @@ def decode_and_average(payloads: list[bytes], weights: list[float], reference: M
 def decode_and_add_up(
     payloads: list[bytes], weights: list[float], reference: Model, dtype: type[np.floating[Any]]
 ) -> Model:
-    """One model after the other: decode, add up in ``dtype``; divide at the end."""
+    """Decode one model after another and add it in ``dtype``; divide at the end."""
     sums: dict[str, NDArray[Any]] = {n: np.zeros(v.shape, dtype) for n, v in reference.items()}
     for payload, weight in zip(payloads, weights, strict=True):
         for name, value in rfc.decode(payload, reference).items():
@@ -79,7 +79,7 @@ def aggregate(payloads: list[bytes], weights: list[float], reference: Model) -> 
 
 
 def greatest_error(mean: Model, exact: Model) -> float:
-    """In units of the last place of float32, over all float tensors."""
+    """The largest error over all float tensors, in float32 ULPs."""
     worst = 0.0
     for name, value in exact.items():
         if value.dtype == np.float32:
@@ -123,7 +123,7 @@ def main() -> None:
             for name, run in todo.items():
                 begin = time.perf_counter()
                 mean = run()
-                if turn > 0:  # the first turn warms up
+                if turn > 0:  # the first turn is a warm-up
                     times[name].append(time.perf_counter() - begin)
                 errors[name] = greatest_error(mean, exact)
         ours = statistics.median(times["Aggregator"])

@@ -1,4 +1,4 @@
-"""What the benchmarks share: snapshots, and the stamp that every result carries."""
+"""Shared by the benchmarks: snapshots, and the metadata of every result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_snapshots(path: Path) -> dict[str, Model]:
 def updates_in(models: dict[str, Model]) -> list[tuple[str, str]]:
     """Reference and state of every update: uplinks ``l0_t``, and downlinks ``s_t`` or else ``g_t``.
 
-    benchmarks/small_federation.py says what the prefixes mean.
+    benchmarks/small_federation.py explains the prefixes.
     """
     found = []
     for prefix in sorted(models):
@@ -59,7 +59,7 @@ def relative_squared_error(
 
 
 def stamp() -> dict[str, str]:
-    """Machine, versions, command, commit and date; file names without their folders."""
+    """Machine, versions, command, commit and date; file names without folders."""
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -81,7 +81,7 @@ def stamp() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    """The commit measured; "-dirty" when something besides the results was not committed."""
+    """The measured commit, with "-dirty" if files other than results have changes."""
     root = Path(__file__).parents[1]
 
     def git(*args: str) -> str:

@@ -1,11 +1,11 @@
-"""What contexts of the entropy coder cost: the format's, earlier ones, ideas not taken.
+"""Bytes with different contexts of the entropy coder: the format's, earlier and rejected ones.
 
     python -m benchmarks.contexts fedavg_cnn.npz snapshots/*.npz
 
-The snapshots besides ``fedavg_cnn.npz`` are those of ``benchmarks.snapshots``. Takes, per update,
-the float32 tensors of two or more dimensions, exact top-k, and levels with step = threshold / 0.55
-(docs/format.md, section 8). Every variant pays -log2(p) bits for each binary decision, with p from
-the integer arithmetic of section 5.2. Only what stands earlier in a slice serves as context.
+``benchmarks.snapshots`` makes the snapshots other than ``fedavg_cnn.npz``. The input of an update
+is its float32 tensors of two or more dimensions, with exact top-k and levels with step =
+threshold / 0.55 (docs/format.md, section 8). A binary decision costs -log2(p) bits, with p from the
+integer arithmetic of section 5.2. Contexts depend only on earlier symbols of the slice.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from resfed_codec.reference.slices import Block, Period
 from resfed_codec.tensors.layout import block_sizes
 
 STEP_RATIO = 0.55
-ONE_SLICE = 62  # slice_log2 of a slice that no model fills
-RATES = (4, 8, 16)  # of activity, as 1/rate; the format's is 8
-CLASSES = (8, 24, 56)  # from which on an activity is in the next class
+ONE_SLICE = 62  # slice_log2 that puts a model into one slice
+RATES = (4, 8, 16)  # adaptation rates of activity, as 1/rate; the format has 8
+CLASSES = (8, 24, 56)  # lower bounds of the classes of activity
 FORMER_CLASSES = (4, 8, 16, 24, 40, 56, 80)
 COST = [math.inf] + [14 - math.log2(p) for p in range(1, 2**14)]  # bits, by p in 1/2^14
 Key: TypeAlias = int | tuple[int, ...]
@@ -47,7 +47,7 @@ State: TypeAlias = tuple[int, int, int]  # fast, slow, count
 
 
 class Nonzero(NamedTuple):
-    """A nonzero and the history before it, section 5.3, with more than the format uses."""
+    """A nonzero and its history (section 5.3), with more fields than the format uses."""
 
     gap: int
     e: int  # log2(gap)
@@ -59,8 +59,8 @@ class Nonzero(NamedTuple):
     sign_before: int  # of the last nonzero but one
     last_level: int
     level_before: int
-    left: int | None  # to the end of its block from the element after the last nonzero; 0: all
-    likely: int  # the gap that the period before suggests; 0: none
+    left: int | None  # elements from the last nonzero to the end of its block; 0: a new block
+    likely: int  # the gap that the period predicts; 0: none
     above: int  # level of the nonzero above, with the sign; 0: none
     repeats: int
     agreed: int
@@ -74,21 +74,21 @@ class Nonzero(NamedTuple):
         return (1, min(self.last_e, 2), a, min(i, 15))
 
     def gap_key_in_block(self, i: int) -> Key:
-        """Knows the size class of the last gap in blocks, too."""
+        """Also uses the size class of the last gap in blocks."""
         if self.left is None or i >= 3:
             return self.gap_key(i)
         a = bisect_right(CLASSES, self.activities[RATES.index(8)])
         return (9, min(self.last_e, 2), a, min(self.left, 8), i)
 
     def gap_key_at_begin(self, i: int) -> Key:
-        """Knows whether a block begins, and no more."""
+        """Uses only whether a block begins."""
         if self.left is None or i >= 3:
             return self.gap_key(i)
         a = bisect_right(CLASSES, self.activities[RATES.index(8)])
         return (10, a, int(self.left == 0), i)
 
     def suggested(self, i: int) -> Key:
-        """What the likely gap says about the decision "e > i", where it was right of late."""
+        """Predicts the decision "e > i" from the likely gap, if that was right recently."""
         often = bisect_right((1, 3, 8), self.repeats)
         if not self.likely or not often:
             return self.gap_key(i)
@@ -144,12 +144,12 @@ class Nonzero(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to code nonzeros. The defaults are the format's, but for its initial states."""
+    """A way to code nonzeros. The defaults are the format's, except for its initial states."""
 
     slice_log2: int = 11
     period: str = "if it pays"  # or "never", "always"
     blocks: str = "if it pays"  # or "never", "always", "of kernels"
-    asks: bool = True  # for the likely gap, as a decision of its own
+    asks: bool = True  # codes whether the likely gap is right as a separate decision
     gap: Callable[[Nonzero, int], Key] = Nonzero.gap_key
     mantissa: Callable[[Nonzero, int], Key | None] = Nonzero.mantissa_key
     sign: Callable[[Nonzero], Key] = Nonzero.sign_key
@@ -215,7 +215,7 @@ line is the length in a real payload."""
 
 
 def pay(table: dict[Key, State], rates: tuple[int, int], key: Key, bit: int) -> float:
-    """Bits of one adaptively coded decision; fresh contexts are not in the table yet."""
+    """Bits of one adaptively coded decision. Adds new contexts to the table."""
     fast, slow, count = table.get(key, (2**15, 2**15, 0))
     p = min(max((fast + slow) // 8, 1), 2**14 - 1)
     r_fast, r_slow = (max(131072 // (2 * count + 3), 65536 // r) for r in rates)
@@ -270,7 +270,7 @@ def code_length(slices: list[Slice], variant: Variant) -> dict[str, float]:
 
 
 def choose(state: Model, reference: Model, sparsity: float) -> tuple[list[int], list[int]]:
-    """Indices and signed levels of what is sent, section 8."""
+    """Indices and signed levels of the selected elements, section 8."""
     residual = np.concatenate([(state[name] - reference[name]).ravel() for name in reference])
     magnitude = np.abs(residual)
     k = math.ceil(residual.size * (1 - Fraction(repr(sparsity))))
@@ -331,7 +331,7 @@ def deal(
 
 
 def measure(state: Model, reference: Model, sparsity: float) -> dict[str, dict[str, float]]:
-    """Bytes of every variant, by its name, and of the slices of a real payload."""
+    """Bytes of every variant by name, and of the slices of a real payload."""
     index, level = choose(state, reference, sparsity)
     ways = {(v.slice_log2, v.period, v.blocks) for v in VARIANTS.values()}
     dealt = {way: deal(index, level, reference, *way) for way in ways}

@@ -1,11 +1,11 @@
-"""Error feedback in a training on digits: which direction, and what the server passes on.
+"""Error feedback in a training on digits: its directions, and the model that the server sends.
 
     python -m benchmarks.feedback [--seeds 0 1 2]
 
-The training is that of ``resfed-codec demo``, 40 rounds, 10 clients. The server passes on either
-the "mean" of the recovered local models, as FedAvg does, or an "exact" model of its own, to which
-it adds the mean's step, as server optimizers do. An exact model still contains what a downlink left
-out; feedback down then counts it twice.
+The training is that of ``resfed-codec demo``: 40 rounds, 10 clients. The server sends either the
+"mean" of the recovered local models, as FedAvg does, or its own "exact" model, to which it adds the
+mean's step, as server optimizers do. An exact model still contains what a downlink left out, so
+feedback down counts it twice.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Time of encode and decode on a CUDA device, in turn with memory traffic and with peers.
+"""Time of encode and decode on a CUDA device, compared with memory copies and other coders.
 
     python -m benchmarks.gpu [--snapshots fedavg_cnn.npz] [--elements 4000000 100000000 1000000000]
 
-Beside ours, on the same tensors and in turn: a device-to-device copy of a model (the ceiling),
-``torch.sub(w, p, out=r)`` (the measure), a straightforward PyTorch pipeline (abs, topk, gather,
-quantize, copy to the host), and nvCOMP's ANS over the quantized levels of all elements, where the
-package nvidia-nvcomp-cu13 is installed. Times are wall-clock from Python with the device idle at
-both ends, since a payload is there only when the host has it; medians with the spread beside them.
-Then one encode and one decode under torch's profiler: time of each kernel. ``--device cpu`` runs
-the same lines without a GPU, to see that they run.
+On the same tensors and in turn, it also times a device-to-device copy of a model (the ceiling),
+``torch.sub(w, p, out=r)`` (the unit of comparison), a simple PyTorch pipeline (abs, topk, gather,
+quantize, copy to the host), and nvCOMP's ANS over the quantized levels of all elements, if the
+package nvidia-nvcomp-cu13 is installed. Times are wall-clock from Python, and the device is idle
+before and after, since a payload ends on the host. The tables have medians and the range. Then it
+runs one encode and one decode under torch's profiler for the time of each kernel. ``--device cpu``
+runs the same code without a GPU, as a test.
 
-Models are made up, row by row on the device, with the clustering of
+Models are synthetic, made on the device row by row, with the clustering of
 ``resfed_codec.cli.bench.synthetic_update`` ("transformer").
 """
 
@@ -55,7 +55,7 @@ def synthetic_update(n_elems: int, dtype: torch.dtype, device: str) -> tuple[Mod
 
 
 def torch_pipeline(state: Model, reference: Model, sparsity: float) -> list[torch.Tensor]:
-    """What one writes first: per tensor, top-k of the residual, 8-bit levels, indices and all."""
+    """A simple pipeline: for each tensor, top-k of the residual, 8-bit levels and indices."""
     sent = []
     for name, value in state.items():
         residual = (value.float() - reference[name].float()).flatten()
@@ -68,7 +68,7 @@ def torch_pipeline(state: Model, reference: Model, sparsity: float) -> list[torc
 
 
 def nvcomp_ans(state: Model, reference: Model, sparsity: float) -> tuple[Callable[[], Any], str]:
-    """A call of nvCOMP's ANS over int8 levels of all elements; or why there is none."""
+    """A call of nvCOMP's ANS over int8 levels of all elements, or the reason for its absence."""
     try:
         from nvidia import nvcomp
     except ImportError as error:
@@ -92,7 +92,7 @@ def nvcomp_ans(state: Model, reference: Model, sparsity: float) -> tuple[Callabl
 
 
 def wall_times(tasks: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each task, in turn; the first two turns warm up."""
+    """Seconds of each task, in turn; the first two turns are warm-ups."""
     times: dict[str, list[float]] = {task: [] for task in tasks}
     for turn in range(turns + 2):
         for task, run in tasks.items():
@@ -135,7 +135,7 @@ def measure(
         "copy": copy,
         "torch.sub": subtract,
         "encode": lambda: rfc.encode(state, reference, sparsity=sparsity),
-        "copy before decode": copy,  # makes the target the reference again
+        "copy before decode": copy,  # restores the reference in the target
         "decode, in place": lambda: rfc.decode(payload, target, out=target),
         "PyTorch pipeline": lambda: torch_pipeline(state, reference, sparsity),
         "nvCOMP ANS": ans,
@@ -164,7 +164,7 @@ def measure(
 
 
 def kernel_name(signature: str) -> str:
-    """A kernel's own name, without namespaces and arguments. Copies as they are."""
+    """A kernel's name without namespaces and arguments. Names of copies are unchanged."""
     if signature.startswith(("Memcpy", "Memset")):
         return signature
     for unnamed in ("(anonymous namespace)::", "<unnamed>::"):
@@ -173,11 +173,11 @@ def kernel_name(signature: str) -> str:
 
 
 def kernels(name: str, pair: tuple[Model, Model], sparsity: float) -> list[dict[str, Any]]:
-    """Microseconds of each kernel and copy of one encode and decode; none without profiler."""
+    """Microseconds of each kernel and copy of one encode and decode; empty without profiler."""
     try:
         return profiled(name, pair, sparsity)
-    except Exception as error:  # whatever it is, what was measured is not lost for it
-        print(f"{name}: no times of kernels: {type(error).__name__}: {error}")
+    except Exception as error:  # a profiler error must not lose the other results
+        print(f"{name}: no kernel times: {type(error).__name__}: {error}")
         return []
 
 
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=sorted(DTYPES))
     parser.add_argument("--snapshots", type=Path, help=".npz that holds g6 and l0_7")
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--device", default="cuda", help="cpu, to try this out")
+    parser.add_argument("--device", default="cuda", help="cpu runs the code without a GPU")
     parser.add_argument("--out", type=Path, help="folder for the results")
     args = parser.parse_args()
     if args.device == "cuda" and not rfc.cuda_available():
@@ -242,7 +242,7 @@ def main() -> None:
             update = synthetic_update(n_elems, DTYPES[dtype], args.device)
             for sparsity in args.sparsity:
                 rows += measure(name, update, sparsity, args.turns)
-                # What is there so far is kept, should time run out.
+                # Write the results so far, in case of a timeout.
                 write_results("gpu", "Speed on a GPU", rows, note, **folder)
             if dtype == "float32" and 0.99 in args.sparsity:
                 details += kernels(f"{name}, {n_elems:,}", update, 0.99)

@@ -1,8 +1,10 @@
-"""What the worst payloads cost their receiver, beside an honest one: python -m benchmarks.hostile.
+"""Cost of the worst payloads for their receiver, compared with an honest one.
 
-Each payload is sound: an attacker who knows the reference can make it. It is made in one process
-and received in another, which has held nothing before. Time is one thread's processor time, the
-best of three; memory is what the process held more at its peak, the result included.
+    python -m benchmarks.hostile
+
+Each payload is valid; an attacker who knows the reference can make it. One process makes it, and a
+new process receives it. Time is the processor time of one thread, the best of three. Memory is the
+growth at the peak, including the result.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ def honest(n: int) -> tuple[State, State]:
 
 
 def every_element(n: int, level: int = 1, dtype: str = "float32") -> tuple[State, State]:
-    """All are sent at one level, but for few that fix the threshold at 1."""
+    """All elements are sent at one level, except for a few that set the threshold to 1."""
     values = np.full(n, level, dtype)
     values[::500] = 1
     return matrix(values), matrix(np.zeros(n, dtype))
 
 
 def any_level(n: int, low: int = 0, high: int = 21) -> tuple[State, State]:
-    """Levels of all magnitudes, either sign: no decision is certain."""
+    """Levels of all magnitudes and both signs, so no decision is certain."""
     rng = np.random.default_rng(0)
     values = 2 ** rng.uniform(low, high, n) * rng.choice([-1, 1], n)
     values[::500] = 1
@@ -62,21 +64,21 @@ def vectors(n: int, level: int) -> tuple[State, State]:
 
 
 def integers(n: int, dtype: str, most: int) -> tuple[State, State]:
-    """All change: by one and the same, or each by anything up to ``most``."""
+    """All change by the same amount, or each by a random amount up to ``most``."""
     rng = np.random.default_rng(0)
     values = rng.integers(1, most, n, endpoint=True).astype(dtype)
     return matrix(values), matrix(np.zeros(n, dtype))
 
 
 def coded_planes(n: int) -> tuple[State, State]:
-    """Planes with two values each, one of them rare: coded, and next to nothing on the wire."""
+    """Byte planes with two values, one of them rare: coded into very few bytes."""
     bits = np.zeros(n, np.uint32)
     bits[::4096] = 0x01010101
     return matrix(bits.view(np.float32)), matrix(np.zeros(n, np.float32))
 
 
 def raw_planes(n: int, among: int = 256) -> tuple[State, State]:
-    """Bytes without structure; of 128 values each they are just worth coding."""
+    """Random bytes; with 128 values, coding them just pays."""
     data = np.random.default_rng(0).integers(0, among, 4 * n, np.uint8)
     return matrix(data.view(np.float32)), matrix(np.zeros(n, np.float32))
 
@@ -113,7 +115,7 @@ Case = tuple[bytes, State]
 
 @contextlib.contextmanager
 def sliced(slice_log2: int) -> Iterator[None]:
-    """Payloads with slices of another length than this version's encoder writes."""
+    """Payloads with slice lengths that this version's encoder does not write."""
     original = codec.native_options
 
     def changed(*args: Any) -> Any:
@@ -145,7 +147,7 @@ def keyframe(n: int, make: Make, options: dict[str, Any]) -> bytes:
 
 
 def downlinks(n: int, make: Make, options: dict[str, Any]) -> bytes:
-    """Updates in one message, as many as options say, of the same change each."""
+    """``payloads`` updates in one message, each with the same change."""
     state, reference = make(n)
     config = rfc.CodecConfig(sparsity=options["sparsity"])
     server = rfc.ServerSession(reference, downlink=config)
@@ -211,7 +213,7 @@ def measure(call: str, make: Make, n: int, payload: bytes, queue: Any) -> None:
     case = payload, {name: array.copy() for name, array in make(n)[1].items()}
     given = prepare(case)
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not to be used again
+        ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier must not be reused
     with open("/proc/self/clear_refs", "w") as refs:
         refs.write("5")
     before = _resident("VmRSS")
@@ -235,7 +237,7 @@ def _resident(field: str) -> int:
 
 
 def in_a_process(target: Callable[..., None], *args: Any) -> Any:
-    """What ``target`` puts into the queue that it gets as its last argument."""
+    """Run ``target`` in a new process; return what it puts into the queue, its last argument."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=target, args=(*args, queue))
@@ -252,7 +254,7 @@ def in_a_process(target: Callable[..., None], *args: Any) -> Any:
 
 
 def cases(n: int) -> list[tuple[str, str, Make, dict[str, Any], int]]:
-    """Call, payload, how it is made, options, elements; of each call the honest one first."""
+    """Call, payload, function that makes it, options, elements; for each call, honest first."""
     some = ("honest", "every element")
     few = n // 20 // 1000 * 1000
     found = []

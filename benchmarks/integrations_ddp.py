@@ -1,10 +1,10 @@
-"""Does the codec fit a DistributedDataParallel communication hook? Two processes over gloo.
+"""The codec in a DistributedDataParallel communication hook: two processes over gloo.
 
-Every step each worker encodes its gradient, what it left out before added, against zeros; payloads
-are gathered and averaged. Compared with DDP's own all-reduce: bytes, time and accuracy.
+In every step each worker encodes its gradient plus error feedback against zeros. Workers gather
+and average the payloads. Compares bytes, time and accuracy with DDP's all-reduce.
 """
 
-# No `from __future__ import annotations`: DDP looks at the hook's annotations.
+# No `from __future__ import annotations`: DDP reads the hook's annotations.
 import argparse
 import os
 import socket

@@ -1,7 +1,7 @@
-"""The Flower example on Flower's own engine, with the codec and without: bytes and accuracy.
+"""The Flower example on Flower's engine, with and without the codec: bytes and accuracy.
 
-Message bytes are what Flower's message_size_mod counts; socket bytes are what went through the TCP
-connections between three SuperNodes and the SuperLink, over loopback. Takes about ten minutes.
+Flower's message_size_mod counts message bytes. Socket bytes are those of the TCP connections
+between three SuperNodes and the SuperLink, over loopback. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = ("train, down", "train, up", "evaluate, down", "evaluate, up")
 
 
 def keyframe_copy(folder: Path) -> Path:
-    """The app without a first model that clients make themselves."""
+    """A copy of the app whose clients do not make the first model themselves."""
     app: Path = run_local.plain_copy(folder)
     for name in ("client_app.py", "server_app.py"):
         text = (EXAMPLE / "digits" / name).read_text()
@@ -42,7 +42,7 @@ def keyframe_copy(folder: Path) -> Path:
 
 
 def idle_bytes_per_second() -> float:
-    """What three SuperNodes and a SuperLink say to each other when there is nothing to do."""
+    """Traffic of three idle SuperNodes and a SuperLink."""
     with run_local.engine() as link:
         for i in range(run_local.N_CLIENTS):
             link.start_node(i)
@@ -53,7 +53,7 @@ def idle_bytes_per_second() -> float:
 
 
 def message_rows(name: str, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """A client's message sizes by kind: of the first round, and the mean of the others."""
+    """A client's message sizes by kind: the first round, and the mean of the others."""
     flat = [size for pair in report["message_bytes"]["node0"] for size in pair]
     by_kind = {kind: flat[i :: len(KINDS)] for i, kind in enumerate(KINDS)}
     return [

@@ -36,7 +36,7 @@ def main() -> None:
         }
     rows: list[dict[str, Any]] = []
     for number in range(args.rounds):
-        # The server has two clients, whose tasks of a round have the same size.
+        # The server has two clients; their tasks of a round have equal sizes.
         for what, (n_bytes, plain) in (
             ("task data", sent["server"][2 * number]),
             ("task result", sent["site-1"][number]),

@@ -1,18 +1,18 @@
-"""Predictors on a real federated run: energy of the residual, payload bytes and error, by round.
+"""Predictors on a real federated run: residual energy, payload bytes and error in each round.
 
     python -m benchmarks.predictors --snapshots fedavg_cnn.npz
 
 The snapshots are the global models g4 ... g8 and the models l0_5 ... l0_8 that client 0 trained
 from them (l0_5 from g4). Both ends start from g4. In round t the client sends l0_t, then the server
-sends g_t. "open" predicts from the models themselves, "closed" from what the receiver recovered
-from payloads of the same sparsity in both directions, with the other direction under its simplest
-rule ("previous" down, "global" up). As in sessions, "adaptive" down serves all clients and so looks
-at global models alone.
+sends g_t. "open" predicts from the exact models, "closed" from the models recovered from payloads
+of the same sparsity in both directions; the other direction uses its simplest rule ("previous"
+down, "global" up). As in sessions, "adaptive" down is the same for all clients, so it predicts only
+from global models.
 
 A row of the table has rounds 5 to 8. Energies are sums of squares over the matrices (two or more
-dimensions), in float64, relative to those of the model minus the newest global model that both
-ends hold (up: what the client trained from; down: the one before). Error is the same of what the
-receiver is left without. Bytes are those of whole payloads, vectors and link included.
+dimensions), in float64, relative to those of the model minus the newest global model that both ends
+hold (up: the one that the client trained from; down: the previous one). Error is the same ratio for
+the model minus the recovered one. Bytes are those of whole payloads, including vectors and link.
 """
 
 from __future__ import annotations

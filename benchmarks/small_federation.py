@@ -1,12 +1,12 @@
-"""Small federations that are trained for their models' sake, with or without the codec in the loop.
+"""Small federated trainings that produce models, with or without the codec in the loop.
 
-A run is kept as a mapping in the convention of the benchmarks' snapshots:
+A run is a mapping with the names of the benchmarks' snapshots:
 
-- ``g{t}|name``: the model that everybody holds after round t;
+- ``g{t}|name``: the model that all clients hold after round t;
 - ``l0_{t}|name``: what client 0 sends in round t, trained from ``g{t-1}``. With the codec in the
   loop it includes what earlier uplinks left out (error feedback, the default for uplinks);
-- ``s{t}|name``, with the codec in the loop only: what the server sends in round t, that is the
-  mean of the uplinks as they arrived. ``g{t}`` is how it arrived.
+- ``s{t}|name``, only with the codec in the loop: what the server sends in round t, the mean of the
+  recovered uplinks. ``g{t}`` is the model that clients recover from it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Run:
     rounds: int
     steps: int = 24  # minibatches of one client in one round
     clients: int = 10
-    sparsity: float | None = None  # of the codec in the loop, both ways; None: no codec
+    sparsity: float | None = None  # of the codec in the loop, both directions; None: no codec
 
 
 def text_batches(files: Sequence[Sequence[Path]], limit: int, batch: int, context: int) -> Batches:
-    """Batches of bytes (batch, context) and of those that follow; client i has ``files[i]``."""
+    """Batches of bytes (batch, context) and the next bytes; client i has ``files[i]``."""
     pools = []
     for own in files:
         text = b"".join(path.read_bytes() for path in own)[:limit]
@@ -62,7 +62,7 @@ def text_batches(files: Sequence[Sequence[Path]], limit: int, batch: int, contex
 
 
 def train(run: Run, seed: int = 0) -> dict[str, np.ndarray]:
-    """Federated averaging; the snapshots of the last ``KEPT_ROUNDS`` rounds."""
+    """Federated averaging; returns the snapshots of the last ``KEPT_ROUNDS`` rounds."""
     torch.manual_seed(seed)
     server, draw = run.model(), run.batches()
     generator = torch.Generator().manual_seed(seed)
@@ -129,6 +129,8 @@ def _train_client(
 
 
 def _through_codec(state: Model, held: Model, sparsity: float) -> Model:
-    statistics = [name for name in held if "running_" in name]  # which the budget would ruin
+    statistics = [
+        name for name in held if "running_" in name
+    ]  # the sparsity budget would damage these
     recovered = encode_and_recover(state, held, sparsity=sparsity, exclude=statistics)[1]
     return cast(Model, recovered)

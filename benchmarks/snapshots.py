@@ -1,12 +1,12 @@
-"""Trains federations whose models the benchmarks of bytes are run on, beside the paper's CNN.
+"""Train federations whose models the byte benchmarks use, in addition to the paper's CNN.
 
     python -m benchmarks.snapshots --out snapshots/ [--data FOLDER_WITH_CIFAR10] [--only NAME ...]
 
-One ``.npz`` per run; ``benchmarks/small_federation.py`` says what is in it. A few minutes each on
-one core. Text is the source of packages of Python's standard library, so it depends on the version
-of Python; images are CIFAR-10, in one of the forms that ``benchmarks.federated`` reads, and runs
-that need it are left out without ``--data``. Initial states are not fitted to these runs but to
-those of ``benchmarks/initial_states``, other networks on other data.
+Writes one ``.npz`` per run; ``benchmarks/small_federation.py`` describes its contents. A run takes
+a few minutes on one core. Text is the source of packages of Python's standard library, so it
+depends on the version of Python. Images are CIFAR-10, in a form that ``benchmarks.federated``
+reads; runs on images are left out without ``--data``. The initial states are fitted to other
+networks and data, those of ``benchmarks/initial_states``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PACKAGES = (  # one client each
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, normalised before, without biases."""
+    """Attention and a feed-forward network, pre-normalised, without biases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A language model of bytes: four blocks, width 160, output tied to embedding."""
+    """A byte-level language model: four blocks, width 160, output tied to the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def image_model(name: str) -> nn.Module:
 
 
 def runs(data: Path | None) -> dict[str, Run]:
-    """By name; those on images only with the folder they are in."""
+    """All runs by name; those on images only if their folder is given."""
     text = partial(Run, Decoder, package_batches, steps=12, clients=len(PACKAGES))
     found = {
         "transformer_adam": text(1e-3, None, 8),

@@ -1,16 +1,16 @@
-"""Time per parameter of encode and decode, with memory traffic measured in the same run.
+"""Time per parameter of encode and decode, with memory bandwidth measured in the same run.
 
     python -m benchmarks.speed [--snapshots fedavg_cnn.npz] [--threads 1 2] [--rounds 9]
 
-What ``resfed-codec bench`` measures, for several models and numbers of threads, as a result. The
-measure is ``torch.sub(w, p, out=r)`` with as many threads: it reads two models and writes one.
+Runs ``resfed-codec bench`` for several models and numbers of threads. The unit of comparison is
+``torch.sub(w, p, out=r)`` with the same number of threads, which reads two models and writes one.
 
-The large model is made up, like a Transformer (``resfed_codec.cli.bench.synthetic_update``).
+The large model is synthetic, like a Transformer (``resfed_codec.cli.bench.synthetic_update``).
 ``--snapshots`` adds a real update (g6 to l0_7).
 
-The clock of a core in a shared machine may change at any time while memory stays as it is, and
-ratios with it. So all is measured again in several rounds, and a sum in cache, one addition after
-the other, says how fast the core was in each.
+On a shared machine the core's clock may change while the memory's speed does not, which changes the
+ratios. So all tasks run in several rounds, and a sequential sum in cache measures the speed of the
+core in each round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # noqa: F401  what is compared with, and named in the result
+import torch  # noqa: F401  the baseline, named in the result
 from tqdm import tqdm
 
 import resfed_codec as rfc
@@ -32,7 +32,7 @@ from resfed_codec.cli import bench
 
 
 def cumsum_us() -> float:
-    """Microseconds for 65,536 additions that wait for each other: bound by the core's clock."""
+    """Microseconds for 65,536 dependent additions, which the core's clock bounds."""
     numbers = np.ones(65_536, np.int64)
     sums = np.empty_like(numbers)
     times = []
@@ -72,7 +72,7 @@ def summary(rounds: list[dict[str, float]], n_parameters: int) -> list[dict[str,
 
 
 def by_round(clocks: list[float], rounds: list[dict[str, float]], case: str) -> str:
-    """What the core did in each round, as a Markdown table."""
+    """The core's speed in each round, as a Markdown table."""
     lines = [
         f"Each round of {case}:",
         "",

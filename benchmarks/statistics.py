@@ -1,13 +1,12 @@
-"""How running statistics should travel: bytes against the error of each statistic.
+"""Options for coding running statistics: bytes against the error of each statistic.
 
     python -m benchmarks.statistics --snapshots fedavg_cnn.npz
 
-Takes real snapshots of the paper's CNN, which has BatchNorm, and encodes client updates (up) and
-broadcasts (down) against the model before, at one sparsity, with the statistics in the budget of
-the vectors, dense at several bits, lossless, and apart: in a second payload that sends all of them
-with so many bits each, a fixed number of levels between the smallest and the largest residual of
-all. Errors of a mean are in units of the standard deviation that belongs to it, errors of a
-variance relative to it.
+Encodes client updates (up) and broadcasts (down) of real snapshots of the paper's CNN, which has
+BatchNorm, against the previous model at one sparsity. The statistics are in the budget of the
+vectors, dense with several numbers of bits, lossless, or "apart": in a second payload that sends
+all of them with a fixed number of levels between their smallest and largest residual. The error of
+a mean is in units of its standard deviation, the error of a variance is relative.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def is_statistic(name: str) -> bool:
 
 
 def send_apart(state: Model, reference: Model, names: list[str], bits: int) -> tuple[int, Model]:
-    """Bytes of a payload of these tensors alone, and what it recovers."""
+    """Bytes of a payload of only these tensors, and the recovered tensors."""
     matrix = {"": np.zeros((1, 0), np.float32)}  # makes them vectors, which are scaled
     own, base = ({n: m[n] for n in names} | matrix for m in (state, reference))
     payload = rfc.encode(own, base, sparsity=0.0, bits=bits, dense=())
@@ -46,7 +45,7 @@ def send_apart(state: Model, reference: Model, names: list[str], bits: int) -> t
 
 
 def errors(state: Model, recovered: Model) -> tuple[list[float], list[float]]:
-    """Of all means, of all variances."""
+    """The errors of all means and of all variances."""
     means: list[float] = []
     variances: list[float] = []
     for name, value in state.items():

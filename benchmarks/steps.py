@@ -1,10 +1,10 @@
-"""Which step goes best with a threshold: bytes at equal error, for several ratios threshold/step.
+"""Quantizer steps for a threshold: bytes at equal error for several ratios threshold/step.
 
     python -m benchmarks.steps fedavg_cnn.npz snapshots/transformer_*.npz
 
-For each ratio, payload bytes and relative squared error over many sparsities; then bytes at given
-errors by interpolation (log bytes against error), as means over a file's updates, two up and one
-down, relative to the default.
+For each ratio, measures payload bytes and relative squared error at many sparsities and
+interpolates the bytes at given errors (log bytes against error). The table has means over a file's
+updates, two up and one down, relative to the default.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SPARSITIES = 1 - np.geomspace(0.3, 0.001, 24)
 
 
 def bytes_at(state: Model, reference: Model, ratio: float) -> NDArray[np.float64]:
-    """Payload bytes at each of ERRORS; not a number where that is out of reach."""
+    """Payload bytes at each of ERRORS; NaN for an error out of reach."""
     curve = []
     for sparsity in SPARSITIES.tolist():
         payload = rfc.encode(state, reference, sparsity=sparsity, step=ratio)

@@ -1,4 +1,4 @@
-"""Updates to compare on: real ones from snapshots of trainings, and made-up ones of any size."""
+"""Updates for the comparison: real ones from training snapshots, and synthetic ones of any size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from resfed_codec.cli.bench import COLUMNS, Like, synthetic_update
 
 @dataclass(frozen=True)
 class Source:
-    """Where an update comes from; :meth:`load` gives the same each time, in any process.
+    """The source of an update; :meth:`load` returns the same update in any process.
 
-    ``path`` names snapshots and ``pair`` two of them, reference and new model; without a path
-    the update is made up, has about ``n_elems`` elements and is ``like`` a real one.
+    ``path`` names snapshots and ``pair`` two of them, reference and new model. Without a path the
+    update is synthetic, with about ``n_elems`` elements, and ``like`` a kind of real one.
     """
 
     path: Path | None = None
@@ -57,8 +57,8 @@ def updates_in(path: Path) -> list[Source]:
     """Updates up and down in every second round of a file of snapshots.
 
     Keys are ``g4|name`` for the global model of round 4, ``l0_5|name`` for the model that client 0
-    trains from it in round 5. The update down leads to ``g5``, or to ``s5`` where the file says
-    that a server sent another model than arrived.
+    trains from it in round 5. The update down leads to ``g5``, or to ``s5`` if the file has it,
+    because the server then sent another model than clients recovered.
     """
     with np.load(path) as data:
         prefixes = {key.split("|", 1)[0] for key in data.files}
@@ -71,5 +71,5 @@ def updates_in(path: Path) -> list[Source]:
 
 
 def made_up(n_elems: int) -> list[Source]:
-    """An update of every made-up kind."""
+    """An update of every synthetic kind."""
     return [Source(n_elems=n_elems, like=like) for like in COLUMNS]

@@ -1,13 +1,12 @@
-"""How vectors (biases, norms, running statistics) should share the budget with matrices.
+"""Options for sharing the budget between vectors (biases, norms, statistics) and matrices.
 
     python -m benchmarks.vectors --snapshots fedavg_cnn.npz --images cifar10_test.npz
 
-Takes real snapshots of the paper's CNN, which has BatchNorm, and for several ways of sharing sends
-four client updates (up; means of the four), and a chain of four broadcasts in closed loop (down:
-each is encoded against what the one before recovered). Judges them by payload bytes, by relative
-squared error of matrices and vectors, and by what counts: on which share of test images the
-recovered network, in evaluation mode (that is, with its running statistics), agrees with the
-network that was to be sent.
+For each option, encodes four client updates of real snapshots of the paper's CNN, which has
+BatchNorm (up; means of the four), and a chain of four broadcasts in closed loop (down: each is
+encoded against the previous recovered model). Compares payload bytes, the relative squared error of
+matrices and vectors, and agreement: the share of test images on which the recovered network in
+evaluation mode (with its running statistics) predicts the same class as the original.
 
 Images: ``jpeg`` (all files, one after another), ``offset`` (n + 1), 32x32 RGB.
 """
@@ -59,9 +58,9 @@ def load_images(path: Path) -> torch.Tensor:
 def predict(model: Model, x: torch.Tensor) -> torch.Tensor:
     """Class of each image, in evaluation mode.
 
-    Convolution, BatchNorm, ReLU; pooling after convolutions 1, 3 and 4. The snapshots do not say
-    how the network was put together; this reading is the one whose activations have the mean and
-    the variance that their running statistics say, but for the first BatchNorm.
+    Convolution, BatchNorm, ReLU; pooling after convolutions 1, 3 and 4. The snapshots do not
+    include the architecture. With this one, activations have the mean and variance of the running
+    statistics, except at the first BatchNorm.
     """
     p = {name: torch.from_numpy(value) for name, value in model.items()}
     for i in range(5):
@@ -85,8 +84,8 @@ def vector_share(share: int) -> Iterator[None]:
 
 
 def send(way: str, state: Model, reference: Model, sparsity: float) -> tuple[int, Model]:
-    """Bytes of the payload, and what it recovers."""
-    if way == "one top-k":  # vectors unscaled among the matrices: rows of matrices to the codec
+    """Bytes of the payload, and the recovered model."""
+    if way == "one top-k":  # unscaled vectors among the matrices: the codec treats them as matrices
         state = {n: np.atleast_2d(v) if v.dtype.kind == "f" else v for n, v in state.items()}
         flat = {n: np.atleast_2d(v) if v.dtype.kind == "f" else v for n, v in reference.items()}
         payload = rfc.encode(state, flat, sparsity=sparsity, dense=())

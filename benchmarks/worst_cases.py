@@ -1,10 +1,10 @@
-"""How much longer encode takes on updates made to be slow than on a Gaussian one.
+"""Time of encode on adversarial updates, relative to a Gaussian one.
 
     python -m benchmarks.worst_cases [--elements 2000000] [--rounds 7] [--threads 1]
 
-Processor time of ``encode`` divided by that for the Gaussian update with the same target in the
-same round; each round measures all cases, one after the other. Targets are sparsities, and
-``max_bytes`` and ``max_error``, which search.
+The result is the processor time of ``encode`` divided by that for the Gaussian update with the same
+target in the same round. Each round measures all cases. Targets are sparsities, ``max_bytes`` and
+``max_error``; the latter two search.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Update = Callable[[np.random.Generator, int], Any]
 
 
 def signs(density: float) -> Update:
-    """+1 or -1 where something changed: all magnitudes are equal."""
+    """+1 or -1 for changed elements: all magnitudes are equal."""
 
     def update(rng: np.random.Generator, n: int) -> Any:
         return np.where(rng.random(n) < density, rng.choice([-1.0, 1.0], n), 0.0)
@@ -72,7 +72,7 @@ def measure(n: int, rounds: int, names: list[str]) -> dict[tuple[str, str], list
         for target, options in targets(n).items():
             for name, state in states.items():
                 start = time.process_time()
-                with suppress(ValueError):  # a bound that cannot be kept takes as long to find
+                with suppress(ValueError):  # a search that fails takes as long
                     rfc.encode(state, zeros, **options)
                 seconds.setdefault((name, target), []).append(time.process_time() - start)
     return seconds
@@ -83,7 +83,9 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=list(UPDATES), help="besides the Gaussian")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(UPDATES), help="cases in addition to the Gaussian"
+    )
     args = parser.parse_args()
     rfc.set_num_threads(args.threads)
     names = ["Gaussian", *(name for name in args.only or UPDATES if name != "Gaussian")]

@@ -1,12 +1,12 @@
-"""Fits the initial states of the contexts of slices of nonzeros.
+"""Fit the initial states of the contexts of slices of nonzeros.
 
     python -m benchmarks.initial_states.fit updates/*.npz
 
-The updates come from ``benchmarks.initial_states.updates``: no data that a benchmark reports on.
-For each context the starting probability and confidence are chosen that cost the fewest bits over
-the beginnings of all training slices, with the codec's own integer arithmetic. Writes
-``python/resfed_codec/reference/initial_states.py``. Afterwards run
-``python tests/support/context_tables.py`` and build the package again; the golden payloads then
+The updates come from ``benchmarks.initial_states.updates``, which uses no data of the benchmarks.
+For each context it selects the initial probability and count that cost the fewest bits over the
+beginnings of all training slices, with the codec's integer arithmetic. It writes
+``python/resfed_codec/reference/initial_states.py``. Afterwards, run
+``python tests/support/context_tables.py`` and build the package again. The golden payloads then
 belong to another format version.
 """
 
@@ -29,8 +29,8 @@ from resfed_codec.reference.contexts import SLICE, UNTRAINED
 from resfed_codec.tensors.layout import block_sizes
 
 SPARSITIES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.9975, 0.999)
-SLICES_PER_UPDATE = 3  # first, middle, last: a model at 0.9 must not outweigh one at 0.999
-OBSERVATIONS = 256  # of a context in a slice; later ones hardly remember where it started
+SLICES_PER_UPDATE = 3  # first, middle, last: limits the weight of models at 0.9
+OBSERVATIONS = 256  # of a context in a slice; later ones hardly depend on the initial state
 SEQUENCES = 400  # of a context, from slices spread over all
 COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ Updates = Iterator[tuple[NDArray[np.uint64], NDArray[np.int32], Rows]]
 def updates_of(path: Path) -> Updates:
     """Indices, signed levels and rows of every update in a file, up and down.
 
-    At every sparsity, or at that of the codec that was in the loop.
+    At every sparsity, or at the sparsity of the codec in the training loop.
     """
     models = load_snapshots(path)
     in_the_loop = RUNS[path.stem].sparsity
@@ -87,7 +87,7 @@ def training_slices(paths: list[Path], slice_log2: int) -> list[NDArray[np.uint1
 def costs(
     bits: NDArray[np.int64], prob: NDArray[np.int64], count: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Bits of code for each candidate (prob, count).
+    """Code length in bits for each candidate (prob, count).
 
     ``bits`` is (slices, observations), -1 where a slice has no more; ``prob``, in 1/256, and
     ``count`` are (candidates,). The arithmetic is that of csrc/entropy/probability.hpp.
@@ -113,7 +113,7 @@ def costs(
 def fit_context(sequences: list[NDArray[np.int64]]) -> tuple[int, int]:
     """The cheapest (probability in 1/256, count) for the given slices' bits."""
     sequences = sequences[:: 1 + len(sequences) // SEQUENCES]
-    # Two made-up slices, one bit each way, keep rare contexts from false certainty.
+    # Two extra slices, one bit each, prevent extreme probabilities in rare contexts.
     sequences = [*sequences, np.array([0]), np.array([1])]
     bits = np.full((len(sequences), min(OBSERVATIONS, max(map(len, sequences)))), -1, np.int64)
     for row, sequence in zip(bits, sequences, strict=True):
@@ -121,7 +121,7 @@ def fit_context(sequences: list[NDArray[np.int64]]) -> tuple[int, int]:
     logits = np.linspace(-5.5, 5.5, 34)
     probs = np.unique(np.clip(np.round(256 / (1 + np.exp(-logits))), 1, 255).astype(np.int64))
     counts, prob, count = np.array(COUNTS), 128, 6
-    for _ in range(2):  # one of the two at a time
+    for _ in range(2):  # optimize one of the two at a time
         prob = int(probs[np.argmin(costs(bits, probs, np.full_like(probs, count)))])
         count = int(counts[np.argmin(costs(bits, np.full_like(counts, prob), counts))])
     return prob, count

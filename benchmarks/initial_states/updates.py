@@ -1,12 +1,12 @@
-"""Trains small federations and keeps their models: the data that initial states are fitted on.
+"""Train small federations and store their models, the data for fitting the initial states.
 
     python -m benchmarks.initial_states.updates --out updates/
 
-Two sources that anybody has: scikit-learn's digits (as 16x16 images, shifted at random) and the
-source text of Python's standard library. CIFAR-10 is left out on purpose: the figures in
-docs/benchmarks.md are measured on it, and nothing may be fitted to what it is judged by.
+The data are scikit-learn's digits (as 16x16 images, shifted at random) and the source text of
+Python's standard library, which need no download. CIFAR-10 is excluded because docs/benchmarks.md
+reports figures on it, and nothing may be fitted to test data.
 
-Each run is one ``.npz``; ``benchmarks/small_federation.py`` says what is in it.
+Each run is one ``.npz``; ``benchmarks/small_federation.py`` describes its contents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.small_federation import Batches, Run, text_batches, train
 
 CLIENTS = 10
 BATCH = 64
-CONTEXT = 64  # bytes of text a Transformer sees
+CONTEXT = 64  # context length of a Transformer, in bytes
 
 
 def digits_batches(classes_per_client: int) -> Batches:
@@ -50,7 +50,7 @@ def digits_batches(classes_per_client: int) -> Batches:
 
 
 def library_batches() -> Batches:
-    """Batches of one client: bytes (16, 64) of the library's modules, and the bytes that follow."""
+    """Batches of one client: bytes (16, 64) of the library's modules, and the next bytes."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     return text_batches([files[i::CLIENTS] for i in range(CLIENTS)], 200_000, 16, CONTEXT)
 

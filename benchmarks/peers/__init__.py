@@ -1,4 +1,4 @@
-"""Peers of the comparison, ``python -m benchmarks``: one adapter each behind base.py."""
+"""Peers of the comparison, ``python -m benchmarks``: an adapter each, with base.py's interface."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AnyPeer = TypeVar("AnyPeer", bound=Peer)
 
 
 def lossy_peers() -> list[LossyPeer]:
-    """All that send an update with loss, but us."""
+    """All peers that code an update with loss."""
     return [
         NNCodec(dependent=True),
         NNCodec(dependent=False),
@@ -40,13 +40,13 @@ def lossy_peers() -> list[LossyPeer]:
 
 
 def lossless_peers() -> list[LosslessPeer]:
-    """All that code given integers, but us."""
+    """All peers that code given integers."""
     codes = [ZstdDense(19), ZstdDense(3), ZstdPairs(19), ZstdPairs(3), Blosc2Dense(5), RawPairs()]
     return [NNCodecIntegers(), *(Lossless(code) for code in codes)]
 
 
 def available(peers: Sequence[AnyPeer]) -> tuple[list[AnyPeer], list[str]]:
-    """Those that can run here, and of each other one its name and why it cannot."""
+    """The peers that can run here, and for each other one its name and the reason."""
     reasons = {peer.name: peer.missing() for peer in peers}
     here = [peer for peer in peers if not reasons[peer.name]]
     return here, [f"{name}: {reason}" for name, reason in reasons.items() if reason]

@@ -1,4 +1,4 @@
-"""What every peer of the comparison has: a name, a reason when it cannot run, and its turns."""
+"""Interface of the peers: a name, the reason if one cannot run, and one encoding and decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Levels: TypeAlias = dict[str, NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Update:
-    """What is to be sent: float32 matrices of the same names and shapes, C-contiguous."""
+    """The input: state and reference with the same float32 matrices, C-contiguous."""
 
     state: Floats
     reference: Floats
@@ -28,16 +28,16 @@ class Update:
         return sum(value.size for value in self.state.values())
 
     def first_tensor(self) -> Update:
-        """A part to try settings on; of a made-up model all are alike."""
+        """One tensor, for tuning; the tensors of a synthetic model are alike."""
         name = next(iter(self.state))
         return Update({name: self.state[name]}, {name: self.reference[name]})
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One encoding and one decoding: bytes, seconds, and what the receiver holds then.
+    """One encoding and one decoding: bytes, seconds, and the receiver's model.
 
-    Seconds are not a number for a scheme that counts its bytes but writes none.
+    Seconds are NaN for a scheme that only counts its bytes.
     """
 
     n_bytes: int
@@ -47,7 +47,7 @@ class Turn:
 
 
 class Peer(ABC):
-    """A contestant. Its adapter holds no state but what its library wants to be kept."""
+    """A codec in the comparison. Its adapter holds no state except its library's."""
 
     name: str
 
@@ -56,14 +56,14 @@ class Peer(ABC):
         return ""
 
     def close(self) -> None:  # noqa: B027
-        """End what turns have started; the next turn starts it anew."""
+        """End processes that turns have started; the next turn starts them again."""
 
 
 class LossyPeer(Peer):
-    """Sends an update with loss; ``knob``, from ``knobs[0]`` to ``knobs[1]``, says with how much.
+    """Codes an update with loss. ``knob``, from ``knobs[0]`` to ``knobs[1]``, sets how much.
 
-    The error of what arrives grows with ``knob``. A ``stepped`` peer knows whole numbers only, and
-    its error need not grow with every step.
+    The error of the recovered model grows with ``knob``. A ``stepped`` peer takes only whole
+    numbers, and its error need not grow with every step.
     """
 
     knobs: tuple[float, float]
@@ -71,7 +71,7 @@ class LossyPeer(Peer):
 
     @abstractmethod
     def turn(self, update: Update, knob: float) -> Turn:
-        """Encode and decode, once; ``recovered`` is the receiver's new model, in new arrays."""
+        """Encode and decode once; ``recovered`` is the receiver's new model, in new arrays."""
 
 
 class LossyCoder(LossyPeer):
@@ -98,7 +98,7 @@ class LosslessPeer(Peer):
 
     @abstractmethod
     def turn(self, levels: Levels) -> Turn:
-        """Encode and decode, once; ``recovered`` is equal to ``levels``."""
+        """Encode and decode once; ``recovered`` is equal to ``levels``."""
 
 
 class LosslessCoder(LosslessPeer):
@@ -110,7 +110,7 @@ class LosslessCoder(LosslessPeer):
 
     @abstractmethod
     def decode(self, payload: Any, like: Levels) -> Levels:
-        """The levels; ``like`` gives names, shapes and order, which no peer sends."""
+        """The levels; ``like`` gives names, shapes and order, which payloads do not have."""
 
     def turn(self, levels: Levels) -> Turn:
         begin = time.perf_counter()
@@ -122,20 +122,20 @@ class LosslessCoder(LosslessPeer):
 
 
 def flat_residual(update: Update) -> NDArray[np.float32]:
-    """State minus reference, all tensors in a row."""
+    """State minus reference, all tensors concatenated."""
     parts = [(value - update.reference[n]).ravel() for n, value in update.state.items()]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def split_like(flat: NDArray[Any], like: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The parts of a row of tensors, by name and in their shapes."""
+    """Split concatenated tensors into tensors with names and shapes."""
     ends = np.cumsum([value.size for value in like.values()])
     parts = np.split(flat, ends[:-1])
     return {n: part.reshape(like[n].shape) for n, part in zip(like, parts, strict=True)}
 
 
 def add_flat(reference: Floats, residual: NDArray[np.float32]) -> Floats:
-    """Reference plus a residual as :func:`flat_residual` gives it."""
+    """Reference plus a residual of :func:`flat_residual`."""
     parts = split_like(residual, reference)
     return {name: value + parts[name] for name, value in reference.items()}
 

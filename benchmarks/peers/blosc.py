@@ -12,7 +12,7 @@ from benchmarks.peers.integers import IntegerCode
 
 
 class Blosc2Dense(IntegerCode):
-    """All levels, zeros too, at most 1 GiB of them a chunk. One thread."""
+    """All levels, including zeros, in chunks of at most 1 GiB. One thread."""
 
     def __init__(self, level: int) -> None:
         self.level = level

@@ -1,7 +1,7 @@
-"""Codes for arrays of integers that are mostly zero, and the two contests they take part in.
+"""Codes for arrays of integers that are mostly zero, as lossless and as lossy peers.
 
-An :class:`IntegerCode` is what a general compressor needs of an adapter. :class:`Lossless` enters
-it with given levels, :class:`TopK` behind top-k and the quantizer of this codec.
+An :class:`IntegerCode` is the adapter of a general compressor. :class:`Lossless` codes given levels
+with it, :class:`TopK` the levels of top-k and this codec's quantizer.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class IntegerCode(ABC):
 
     @abstractmethod
     def pack(self, levels: NDArray[Any]) -> Any:
-        """Something with a length in bytes."""
+        """An object whose length is the number of bytes."""
 
     @abstractmethod
     def unpack(self, data: Any, like: NDArray[Any]) -> NDArray[Any]:
-        """The levels again; ``like`` has their number and dtype, and is not to be written to."""
+        """The decoded levels; ``like`` has their number and dtype and is read-only."""
 
 
 class RawPairs(IntegerCode):
-    """Index and level of each nonzero, as they are: 5 bytes or a little more."""
+    """Index and level of each nonzero without compression: 5 bytes or a little more."""
 
     name = "index, level pairs"
 
@@ -61,7 +61,7 @@ class RawPairs(IntegerCode):
 
 
 class Lossless(LosslessCoder):
-    """An integer code on given levels, all tensors in a row, in the smallest dtype that fits."""
+    """An integer code on given levels: all tensors concatenated, in the smallest dtype."""
 
     def __init__(self, code: IntegerCode) -> None:
         self._code = code
@@ -81,11 +81,11 @@ class Lossless(LosslessCoder):
 
 
 class TopK(LossyCoder):
-    """Top-k over all tensors, this codec's quantizer, an integer code.
+    """Top-k over all tensors, this codec's quantizer and an integer code.
 
-    ``knob``: one in ``2 ** knob`` elements is sent. Levels are 8 bits; the few larger ones are cut
-    down to 127. A payload begins with the threshold (float32) and, as ours do, with where in the
-    first four levels the mean of their values lies (a byte each, in 1/256 of a step).
+    ``knob``: one in ``2 ** knob`` elements is sent. Levels are 8 bits; the few larger ones are
+    clipped to 127. A payload begins with the threshold (float32) and, like this codec's, the
+    offsets of the means of the first four levels (a byte each, in 1/256 of a step).
     """
 
     knobs = (0.5, 16.0)
@@ -133,10 +133,10 @@ def kept(knob: float, n_elems: int) -> int:
 
 
 def top_k_levels(residual: NDArray[np.float32], k: int) -> tuple[NDArray[np.int32], np.float32]:
-    """(levels, threshold) of docs/format.md, section 8, as long as its "auto" step is not cut off.
+    """(levels, threshold) of docs/format.md, section 8, if its "auto" step is not limited.
 
     1 + floor((|r| - threshold) / step), signed, for the k largest magnitudes (of equal ones those
-    with the lower index); the threshold is the least of them, the step is threshold / 0.55.
+    with the lower index). The threshold is the smallest of them; the step is threshold / 0.55.
     """
     magnitudes = np.abs(residual)
     threshold = np.partition(magnitudes, magnitudes.size - k)[magnitudes.size - k]

@@ -1,8 +1,8 @@
-"""NNCodec, the reference coder of ISO/IEC 15938-17 (DeepCABAC), in an environment of its own.
+"""NNCodec, the reference coder of ISO/IEC 15938-17 (DeepCABAC), in its own environment.
 
-Its packages want an older NumPy than ours, so it runs in a worker process whose Python the variable
-``RESFED_NNCODEC_PYTHON`` names (default: that of ``make nncodec``). Times are the worker's
-own, without the pipe.
+Its packages need an older NumPy, so it runs in a worker process. The variable
+``RESFED_NNCODEC_PYTHON`` names its Python (default: that of ``make nncodec``). The worker measures
+the times, so they exclude the pipe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def python() -> Path:
 
 
 class Worker:
-    """The worker process, started by the first request."""
+    """The worker process; the first request starts it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,10 +42,10 @@ class Worker:
         return ""
 
     def code(self, arrays: Mapping[str, NDArray[Any]], qp: int, use_dq: bool) -> Turn:
-        """One turn; ``recovered`` is what the arrays decode to.
+        """One turn; ``recovered`` has the decoded arrays.
 
         Raises:
-            RuntimeError: The worker died; its reason is on standard error.
+            RuntimeError: The worker died; standard error has the reason.
         """
         if self._process is None:
             command = [str(python()), "-I", str(Path(__file__).with_name("nncodec_worker.py"))]
@@ -69,7 +69,7 @@ class Worker:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.communicate()  # closes its input, which ends it
+            self._process.communicate()  # closes its input, which ends the worker
             self._process = None
 
 
@@ -77,7 +77,7 @@ WORKER = Worker()
 
 
 class NNCodec(LossyPeer):
-    """The residual, quantized with the step that qp says: 2 ** (qp / 4) or nearly so."""
+    """The residual, quantized with the step of qp, about 2 ** (qp / 4)."""
 
     knobs = (-80, 16)
     stepped = True
@@ -104,7 +104,7 @@ class NNCodec(LossyPeer):
 
 
 class NNCodecIntegers(LosslessPeer):
-    """Integers as they are, which NNCodec codes without quantizing."""
+    """Integers, which NNCodec codes without quantization."""
 
     name = "NNCodec"
 

@@ -1,15 +1,15 @@
-"""NNCodec at the end of a pipe, run by the Python of an environment that has it.
+"""Worker process that runs NNCodec, in an environment that has it.
 
     python -I nncodec_worker.py
 
-Reads requests from standard input and writes one answer to each on standard output. A message is
-8 bytes of length (little-endian), and an .npz of so many bytes. Requests hold the arrays to code
-as ``x|NAME``, and ``qp``, ``use_dq``; answers hold ``payload``, ``seconds`` (encoding, decoding),
-``scratch`` (bytes of peak memory above the inputs while encoding) and the decoded arrays, again
-as ``x|NAME``. float32 arrays are quantized as qp and use_dq say, int32 arrays coded without loss.
+Reads requests from standard input and writes an answer to each on standard output. A message is a
+length of 8 bytes (little-endian) and an .npz of that many bytes. Requests hold the arrays to code
+as ``x|NAME``, ``qp`` and ``use_dq``. Answers hold ``payload``, ``seconds`` (encoding, decoding),
+``scratch`` (bytes of peak memory above the inputs while encoding) and the decoded arrays as
+``x|NAME``. float32 arrays are quantized with qp and use_dq, int32 arrays coded without loss.
 
-It uses nothing of this repository: the environment of NNCodec has an older NumPy. The -I keeps
-this folder, whose nncodec.py is another module, out of sight.
+It imports nothing from this repository, because NNCodec's environment has an older NumPy. -I hides
+this folder, whose nncodec.py is another module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 
 
 class _Unused(ModuleType):
-    """A module that NNCodec imports for its own trainings and that coding never calls."""
+    """A module that NNCodec imports for training and that coding never calls."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -37,7 +37,7 @@ class _Unused(ModuleType):
 
 
 def import_nncodec() -> Any:
-    """The module nncodec.nnc, with stand-ins for packages that coding never calls."""
+    """The module nncodec.nnc, with stubs for packages that coding never calls."""
     submodules = {"torchvision": ("datasets", "transforms"), "ptflops": (), "h5py": ()}
     for package in [name for name in submodules if find_spec(name) is None]:
         for name in (package, *(f"{package}.{part}" for part in submodules[package])):
@@ -48,14 +48,14 @@ def import_nncodec() -> Any:
 
 
 def memory_kib(key: str) -> int:
-    """VmRSS or VmHWM of this process, in units of 1,024 bytes; 0 where there is no /proc."""
+    """VmRSS or VmHWM of this process, in KiB; 0 without /proc."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) for line in lines if line.startswith(key + ":")), 0)
 
 
 def forget_peak() -> None:
-    """Make VmHWM what VmRSS is."""
+    """Reset VmHWM to VmRSS."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
@@ -106,7 +106,7 @@ def receive(stream: IO[bytes]) -> Any:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what NNCodec prints is no answer
+    os.dup2(2, 1)  # NNCodec's prints must not mix with answers
     nnc = import_nncodec()
     import torch
 

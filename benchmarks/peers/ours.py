@@ -13,9 +13,9 @@ from benchmarks.peers.base import Floats, LossyCoder, Turn, Update
 class Ours(LossyCoder):
     """``rfc.encode`` and ``rfc.decode``. ``knob``: one in ``2 ** knob`` elements is sent.
 
-    ``threads``: how many to set before each turn. ``target``: arrays to decode in place, as a
-    receiver does that keeps only its newest model; before each turn, untimed, they become a copy of
-    the reference.
+    ``threads``: the number of threads to set before each turn. ``target``: arrays for decoding in
+    place, as by a receiver that keeps only its newest model. Before each turn they are set to the
+    reference, which is not timed.
     """
 
     knobs = (0.1, 16.0)

@@ -1,4 +1,4 @@
-"""The ResFed paper's own scheme, by its own account of bits (benchmarks/federated/methods)."""
+"""The ResFed paper's scheme, with its count of bits (benchmarks/federated/methods)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from benchmarks.peers.base import LossyPeer, Turn, Update, add_flat, flat_residu
 
 
 class Paper(LossyPeer):
-    """Top-k and median quantizer; its bytes are counted, not written, so it has no times.
+    """Top-k and median quantizer. It counts bytes without writing them, so it has no times.
 
-    ``knob``: one in ``2 ** knob`` elements is selected, half of them are sent.
+    ``knob``: one in ``2 ** knob`` elements is selected; half of these are sent.
     """
 
     knobs = (0.0, 16.0)

@@ -1,4 +1,4 @@
-"""SZ3 on the residual, flat, with an absolute error bound: FedSZ's way (arXiv:2312.13461)."""
+"""SZ3 on the flat residual with an absolute error bound, as in FedSZ (arXiv:2312.13461)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from benchmarks.peers.base import (
 class SZ3(LossyCoder):
     """``knob``: the bound is 2 ** (knob / 4) root mean squares of the residual.
 
-    It predicts by interpolation between points ever closer, so under a loose bound most of what
-    arrives is interpolated, and the error goes up and down with the bound.
+    It predicts by interpolation on successively finer grids. With a loose bound, most values are
+    interpolated, and the error is not monotonic in the bound.
     """
 
     name = "SZ3"

@@ -1,4 +1,4 @@
-"""What one writes in PyTorch in an afternoon: subtract, top-k, 8 bits a value, index and value."""
+"""A simple PyTorch codec: subtract, top-k, 8 bits a value, indices and values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers.integers import kept
 
 
 class TorchTopK(LossyCoder):
-    """5 bytes a nonzero, and the scale. One thread.
+    """5 bytes for each nonzero, and the scale. One thread.
 
     ``knob``: one in ``2 ** knob`` elements is sent.
     """

@@ -1,4 +1,4 @@
-"""Equal error: the knob at which a peer's error is another's."""
+"""Tuning: the knob at which a peer has a given error."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STRIDE, MARGIN = 4, 1.25
 
 
 class Tuned(NamedTuple):
-    """``n_bytes`` at the error asked for; ``knob`` is where (or next to where) it is reached.
+    """``n_bytes`` at the target error; ``knob`` reaches it, or is next to the value that does.
 
-    ``error`` is that of ``knob``. For a stepped peer ``n_bytes`` lies on the line between the two
-    best steps around the error asked for, in logarithms of error and bytes.
+    ``error`` is that of ``knob``. For a stepped peer ``n_bytes`` is interpolated between the two
+    best steps around the target error, in logarithms of error and bytes.
     """
 
     knob: float
@@ -30,7 +30,7 @@ class Tuned(NamedTuple):
 
 
 def error_of(update: Update, turn: Turn) -> float:
-    """Relative squared error of what arrived, over all elements."""
+    """Relative squared error of the recovered model, over all elements."""
     names = list(update.state)
     return relative_squared_error(
         dict(update.state), dict(update.reference), dict(turn.recovered), names
@@ -38,10 +38,10 @@ def error_of(update: Update, turn: Turn) -> float:
 
 
 def tune(peer: LossyPeer, update: Update, error: float) -> Tuned:
-    """Find the knob that leaves this relative squared error, above 0 and below 1.
+    """Find the knob with this relative squared error, above 0 and below 1.
 
     Raises:
-        ValueError: The peer does not get there.
+        ValueError: The peer does not reach it.
     """
     if peer.stepped:
         return between(points(peer, update, [error]), error)
@@ -65,10 +65,10 @@ def try_knob(peer: LossyPeer, update: Update, knob: float) -> Tuned:
 
 
 def points(peer: LossyPeer, update: Update, errors: Sequence[float]) -> list[Tuned]:
-    """Error and bytes at the steps of a stepped peer that are near one of ``errors``.
+    """Error and bytes at the steps of a stepped peer near ``errors``.
 
-    Every fourth step is tried, from coarse to fine until there is less error than asked for, and
-    all between two of them that have a wanted error between theirs, or nearly so.
+    Measures every fourth step, from coarse to fine, until the error is below all targets. Then
+    measures all steps between two of them whose errors enclose a target, or nearly do.
     """
     least, most = int(peer.knobs[0]), int(peer.knobs[1])
     found: list[Tuned] = []
@@ -85,10 +85,10 @@ def points(peer: LossyPeer, update: Update, errors: Sequence[float]) -> list[Tun
 
 
 def between(tried: list[Tuned], error: float) -> Tuned:
-    """The best a peer can do at ``error``, from the steps that were tried.
+    """The smallest size at ``error``, from the measured steps.
 
     Raises:
-        ValueError: No step leaves so little.
+        ValueError: No step has an error that small.
     """
     finer = [t for t in tried if t.error <= error]
     if not finer:

@@ -1,4 +1,4 @@
-"""ZFP on the residual: flat, fixed accuracy, which it rounds down to a power of two."""
+"""ZFP on the flat residual with fixed accuracy, which it rounds down to a power of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zstandard on dense levels, and on indices and levels of the nonzeros."""
+"""Zstandard on dense levels, and on gaps and levels of the nonzeros."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.peers.integers import IntegerCode
 
 
 class ZstdDense(IntegerCode):
-    """All levels, zeros too."""
+    """All levels, including zeros."""
 
     def __init__(self, level: int) -> None:
         self.level = level
@@ -33,9 +33,9 @@ class ZstdDense(IntegerCode):
 
 
 class ZstdPairs(IntegerCode):
-    """Gaps between nonzeros, 32 bits each and split by bytes, then their levels.
+    """Gaps between nonzeros, 32 bits each and split into byte planes, then their levels.
 
-    Splitting by bytes (as Blosc's shuffle does) is for zstd's good: three of four are mostly zero.
+    Byte planes (as in Blosc's shuffle) help zstd: three of four are mostly zero.
     """
 
     def __init__(self, level: int) -> None:

@@ -1,1 +1,1 @@
-"""The comparison with peers, ``python -m benchmarks``: one file for each table it makes."""
+"""The comparison with other codecs, ``python -m benchmarks``: a file for each table."""

@@ -1,4 +1,4 @@
-"""Bytes and times at equal error: each sparsity of ours sets an error, peers are tuned to it."""
+"""Bytes and times at equal error: each of our sparsities sets an error; peers are tuned to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure(
     turns: int,
     left_out: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each peer and sparsity; who does not reach an error is appended to ``left_out``."""
+    """A row for each peer and sparsity; appends peers that miss an error to ``left_out``."""
     update = source.load()
     ours = Ours()
     own = {sparsity: try_knob(ours, update, -math.log2(1 - sparsity)) for sparsity in sparsities}

@@ -26,7 +26,7 @@ ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
 def _style(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Ours is thick and red; the others have colors and marks that go round."""
+    """Ours is thick and red; the others cycle through colors and markers."""
     style: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(name for name in names if not name.startswith(OURS)):
         color, mark = COLORS[i % len(COLORS)], MARKS[i % len(MARKS)]
@@ -50,7 +50,7 @@ def _grid(n: int, width: float, height: float) -> tuple[Any, list[Axes]]:
 
 
 def _legend(figure: Any, axes: Sequence[Axes], columns: int) -> None:
-    """One for all panels, below them."""
+    """One legend for all panels, below them."""
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -67,7 +67,7 @@ def _legend(figure: Any, axes: Sequence[Axes], columns: int) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """A PNG of few colors, which is a quarter of the size."""
+    """Save a PNG with a reduced palette, a quarter of the size."""
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, bbox_inches="tight")
@@ -134,7 +134,7 @@ def identical_integers(rows: Sequence[Row], path: Path) -> None:
 
 
 def times(rows: Sequence[Row], path: Path, sparsity: float = 0.99) -> None:
-    """Bars of encode and decode time at one sparsity, with the spread: one update of each model."""
+    """Bars of encode and decode time at one sparsity, with the range: one update of each model."""
     chosen = [r for r in rows if r["sparsity"] == sparsity and r["encode ms"] is not None]
     updates = _one_of_each(chosen)
     if not updates:
@@ -160,7 +160,7 @@ def times(rows: Sequence[Row], path: Path, sparsity: float = 0.99) -> None:
 def scale(rows: Sequence[Row], path: Path) -> None:
     """Times and bytes against the number of parameters at sparsity 0.99.
 
-    Bytes are drawn where the error is ours to a quarter.
+    Bytes are drawn only where the error is within a quarter of ours.
     """
     chosen = [r for r in rows if r["sparsity"] == 0.99]
     error = {r["parameters"]: r["error"] for r in chosen if r["peer"] == OURS}
@@ -179,7 +179,7 @@ def scale(rows: Sequence[Row], path: Path) -> None:
                 and r[column] is not None
                 and (column != "bytes" or abs(r["error"] / error[r["parameters"]] - 1) < 0.25)
             ]
-            if line and (column, name) != ("encode ms", IN_PLACE):  # encodes as the other does
+            if line and (column, name) != ("encode ms", IN_PLACE):  # encodes like the other one
                 ax.loglog(*zip(*line, strict=True), label=name, **style[name])
         ax.set(title=title, xlabel="parameters")
         ax.grid(alpha=0.3, which="both")
@@ -188,7 +188,7 @@ def scale(rows: Sequence[Row], path: Path) -> None:
 
 
 def memory(rows: Sequence[Row], path: Path) -> None:
-    """Bars of bytes per parameter that encoding takes beyond its inputs."""
+    """Bars of the memory that encoding needs beyond its inputs, in bytes per parameter."""
     updates = list(dict.fromkeys(r["update"] for r in rows))
     figure, axes = _grid(len(updates), 5.6, 3)
     for update, ax in zip(updates, axes, strict=False):

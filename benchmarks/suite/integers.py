@@ -1,4 +1,4 @@
-"""Bytes and times of identical integers: the levels that our payload holds, coded by others."""
+"""Bytes and times for identical integers: peers code the levels of our payload."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ contestants taking turns."""
 
 
 def levels_of(update: Update, sparsity: float) -> Levels:
-    """The levels that ``rfc.encode`` of this update codes, by tensor, zeros too."""
+    """The levels that ``rfc.encode`` codes for this update, by tensor, including zeros."""
     k = CodecConfig(sparsity=sparsity).count(update.n_elems)
     levels, _ = top_k_levels(flat_residual(update), k)
     return split_like(levels, update.state)
@@ -39,7 +39,7 @@ def measure(
     """A row for each peer and sparsity.
 
     Raises:
-        AssertionError: A peer's integers, or the number of nonzeros in our payload, are others.
+        AssertionError: A peer's integers, or the number of nonzeros in our payload, differ.
     """
     update = source.load()
     rows = []

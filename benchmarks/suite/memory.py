@@ -1,4 +1,4 @@
-"""Memory that encoding takes: peak resident memory above what holds the inputs."""
+"""Memory of encoding: peak resident memory above that of the inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = 61_000
 def measure(
     sources: Sequence[Source], peers: Sequence[LossyPeer], left_out: list[str]
 ) -> list[dict[str, Any]]:
-    """A row for each update and peer that writes bytes; reasons why not go to ``left_out``."""
+    """A row for each update and peer that writes bytes; appends other peers to ``left_out``."""
     rows = []
     for source in sources:
         update = source.load()
@@ -64,7 +64,7 @@ def in_fresh_process(name: str, source: Source, knob: float) -> int:
 
 
 def scratch_bytes(name: str, source: Source, knob: float) -> int:
-    """What encoding takes in this process."""
+    """Memory of encoding in this process."""
     peer = next(p for p in [Ours(), *lossy_peers()] if p.name == name)
     small = Source(n_elems=SMALL).load()
     peer.turn(small, knob)

@@ -1,4 +1,4 @@
-"""The page that sums the comparison up, and its figures, from the rows of its parts."""
+"""The summary page of the comparison and its figures, from the rows of its tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ the paper, not this codec."""
 def make(folder: Path) -> str:
     """Draw the figures and write the Markdown of ``peers.md``.
 
-    Parts that were not measured (no ``peers_*.json``) are passed over.
+    Skips tables that were not measured (no ``peers_*.json``).
     """
     sections = {
         "error": _error,
@@ -51,7 +51,7 @@ def make(folder: Path) -> str:
 
 
 def _losing(how: str, rows: list[targets.Row]) -> list[dict[str, Any]]:
-    """The rows of all tables of means in which a peer needs fewer bytes somewhere."""
+    """The rows of the tables of means in which a peer needs fewer bytes at some sparsity."""
     found = []
     for model in dict.fromkeys(targets.model_of(r) for r in rows):
         for row in targets.means([r for r in rows if targets.model_of(r) == model], model):
@@ -63,14 +63,14 @@ def _losing(how: str, rows: list[targets.Row]) -> list[dict[str, Any]]:
 
 
 def _left_out(lines: list[str], source: str) -> list[str]:
-    """Who is missing and why; only how many where that would be a long list."""
+    """The missing peers with reasons, or only their number if the list is long."""
     if len(lines) > 12:
         return [f"{len(lines)} combinations are left out; {source} has each with its reason."]
     return ["Left out:\n\n" + "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 Section: TypeAlias = tuple[list[tuple[str, str]], list[str]]
-"""Figures with their captions, and text."""
+"""Figures with captions, and text."""
 
 
 def _error(folder: Path, rows: list[targets.Row]) -> Section:
@@ -91,7 +91,7 @@ def _integers(folder: Path, rows: list[targets.Row]) -> Section:
 
 
 def _means(rows: list[targets.Row]) -> list[str]:
-    """A table of means for each model, the real ones first."""
+    """A table of means for each model, real models first."""
     models = dict.fromkeys(targets.model_of(r) for r in rows)
     return [
         markdown_table(targets.means([r for r in rows if targets.model_of(r) == model], model))

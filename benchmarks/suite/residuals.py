@@ -1,4 +1,4 @@
-"""How the residuals cluster that the comparison is made on: the made-up ones beside the real."""
+"""Clustering of the residuals in the comparison: synthetic ones compared with real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a comparison as JSON, one a line, as much as the page and its figures need."""
+"""The rows of a table as JSON, one per line, with the columns that page and figures need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.common import stamp
 def write(
     path: Path, title: str, rows: Sequence[dict[str, Any]], note: str, left_out: Sequence[str]
 ) -> None:
-    """``rows`` all have the same keys; floats keep six digits."""
+    """Write rows that all have the same keys; floats have six digits."""
     columns = list(rows[0])
     head = {"title": title, "note": note, **stamp(), "left_out": left_out, "columns": columns}
     lines = (json.dumps([_short(row[key]) for key in columns]) for row in rows)
@@ -23,7 +23,7 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What :func:`write` wrote, with ``rows`` as dictionaries again."""
+    """Read a file of :func:`write`; ``rows`` are dictionaries."""
     document: dict[str, Any] = json.loads(path.read_text())
     columns = document.pop("columns")
     document["rows"] = [dict(zip(columns, row, strict=True)) for row in document["rows"]]

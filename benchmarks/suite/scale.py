@@ -1,4 +1,4 @@
-"""Time and bytes against the number of parameters, and what of them is fixed."""
+"""Time and bytes against the number of parameters, and their fixed parts."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ that is there already, stands under encoding."""
 
 @dataclass(frozen=True)
 class Limits:
-    """Of peers: seconds a turn, and memory that is in use then, in units of 10^9 bytes."""
+    """Limits for peers: seconds of a turn, and its memory in GB (10^9 bytes)."""
 
     turn_s: float
     gb: float
 
 
 class Memory:
-    """The measures: a plain copy of a model, and torch.sub where torch is."""
+    """The baselines: a plain copy of a model, and torch.sub if torch is installed."""
 
     def __init__(self, update: Update) -> None:
         self._update = update
@@ -78,9 +78,9 @@ def measure(
     limits: Limits,
     left_out: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each contestant, size and sparsity; peers at 0.99 alone.
+    """A row for each codec, size and sparsity; peers only at 0.99.
 
-    Which of them are over the limits at a size is appended to ``left_out``.
+    Appends the peers that exceed the limits at a size to ``left_out``.
     """
     per_element: dict[str, float] = {}
     rows = []
@@ -132,7 +132,7 @@ def _within(
     n_elems: int,
     left_out: list[str],
 ) -> list[LossyPeer]:
-    """The peers that keep within the limits, if they take as long per element as before."""
+    """The peers within the limits, if their time per element stays the same."""
     here = []
     for peer in peers:
         seconds = per_element.get(peer.name, 0) * n_elems
@@ -148,7 +148,7 @@ def _within(
 def _tuned(
     peers: Sequence[LossyPeer], update: Update, left_out: list[str]
 ) -> dict[LossyPeer, float]:
-    """Knobs at our error at sparsity 0.99, by the first tensor of the update."""
+    """Knobs at our error at sparsity 0.99, tuned on the first tensor of the update."""
     first = update.first_tensor()
     error = error_of(first, Ours().turn(first, -math.log2(0.01)))
     knobs = {}
@@ -161,7 +161,7 @@ def _tuned(
 
 
 def fit(rows: Sequence[dict[str, Any]], peer: str, column: str) -> tuple[float, float]:
-    """(fixed, per parameter) of ``column``, the line with the least squared relative deviation."""
+    """(fixed, per parameter) of ``column``: the line with the least squared relative error."""
     points = [
         (r["parameters"], r[column]) for r in rows if r["peer"] == peer and r["sparsity"] == 0.99
     ]

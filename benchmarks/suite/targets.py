@@ -1,4 +1,4 @@
-"""What the tables say: goals met or missed, and means over updates."""
+"""Summaries of the tables: goals, and means over updates."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def error_goals(rows: Sequence[Row]) -> list[Row]:
 
 
 def _goal(what: str, ratios: dict[str, float], goal: float, judge: Any) -> list[Row]:
-    """A row; ``ratios`` by update, of which ``judge`` makes the number that is held to the goal."""
+    """A row; ``judge`` computes the number to compare with the goal from ``ratios`` by update."""
     if not ratios:
         return []
     reached = judge(list(ratios.values()))
@@ -78,7 +78,7 @@ def _goal(what: str, ratios: dict[str, float], goal: float, judge: Any) -> list[
 
 
 def model_of(row: Row) -> str:
-    """What was trained, or that it is made up: the update's name without its snapshots."""
+    """The name of the model, real or synthetic: the update's name without its snapshots."""
     return str(row["update"].split(",")[0])
 
 
@@ -98,7 +98,7 @@ def means(rows: Sequence[Row], model: str) -> list[Row]:
 
 
 def _ratio(value: float) -> str:
-    """In bold where others need fewer bytes."""
+    """The ratio, in bold where the peer needs fewer bytes."""
     return f"**{value:.3f}**" if value > 1 else f"{value:.3f}"
 
 

@@ -1,7 +1,7 @@
-"""Models on a CUDA device: the same bytes and the same models as on the host, and they stay there.
+"""Models on a CUDA device: the same bytes and models as on the host, without copies to the host.
 
-On a machine with a GPU this runs with torch's tensors and two other kinds of arrays, in the
-emulated build (`make test-emulated`) with the latter; see tests/support/gpu.py.
+With a GPU these tests use torch tensors and two other kinds of arrays. In the emulated build
+(`make test-emulated`) they use the latter; see tests/support/gpu.py.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_available() -> None:
 
 
 def check(gpu: Gpu, state: Any, reference: Any, **config: Any) -> bytes:
-    """Encode and decode on both; the payload."""
+    """Encode and decode on device and host, compare, and return the payload."""
     payload, recovered = encode_and_recover(state, reference, **config)
     on_device, base = gpu.state(state), gpu.state(reference)
     there, recovered_there = encode_and_recover(on_device, base, **config)
@@ -111,7 +111,7 @@ def test_network_with_running_statistics(gpu: Gpu, rng: np.random.Generator) -> 
 
 
 @one_gpu
-def test_more_than_one_slice_and_segment(gpu: Gpu, rng: np.random.Generator) -> None:
+def test_more_than_one_slice_and_chunk(gpu: Gpu, rng: np.random.Generator) -> None:
     reference = {"w": rng.standard_normal((300, 700), np.float32), "b": np.zeros(70000, np.float16)}
     payload = check(gpu, moved(reference, rng), reference, sparsity=0.95)
     assert len(rfc.inspect(payload).lossy_slices) > 2
@@ -153,8 +153,8 @@ def test_out(gpu: Gpu, rng: np.random.Generator) -> None:
     assert_same(gpu.host(out), recovered)
 
 
-def test_results_are_the_callers_own(gpu: Gpu, rng: np.random.Generator) -> None:
-    """What is done to them moves no decoder; copy=False is the decoder's memory."""
+def test_callers_own_the_results(gpu: Gpu, rng: np.random.Generator) -> None:
+    """Writing to a result does not change the decoder; copy=False returns the decoder's memory."""
     state, reference = cnn_pair(rng)
     encoder, decoder = rfc.Encoder(reference), rfc.Decoder(gpu.state(reference))
     payload = encoder.encode(state)
@@ -209,7 +209,7 @@ def test_streams_of_each_kind(gpu: Gpu, rng: np.random.Generator) -> None:
 
 
 def check_stream(gpu: Gpu, predictor: Any, feedback: bool, rng: np.random.Generator) -> None:
-    """Both ends on both kinds of memory, all in step; saved and restored on the other kind."""
+    """Compare both ends on device and host; save on one kind of memory and restore on the other."""
     initial = random_model(rng)
     config = rfc.CodecConfig(sparsity=0.8, predictor=predictor, error_feedback=feedback)
     encoder = Twin(gpu, rfc.Encoder(initial, config), rfc.Encoder(gpu.state(initial), config))
@@ -246,7 +246,7 @@ def test_mean(gpu: Gpu, rng: np.random.Generator) -> None:
     mean.result()
 
 
-# ---- streams of the device
+# ---- CUDA streams
 
 
 def test_work_goes_to_the_current_stream(
@@ -264,7 +264,7 @@ def test_work_goes_to_the_current_stream(
 
 
 class current_stream:  # noqa: N801 - a context manager
-    """A stream of the library's own, where it has streams; else the legacy default stream."""
+    """A stream of the array library if it has streams, else the legacy default stream."""
 
     def __init__(self, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gpu, self.monkeypatch = gpu, monkeypatch
@@ -272,12 +272,12 @@ class current_stream:  # noqa: N801 - a context manager
     def __enter__(self) -> int:
         self.context: Any = nullcontext()
         if self.gpu.library != "torch":
-            # A device knows two numbers by which the legacy default stream may be called.
+            # CUDA has two numbers for the legacy default stream.
             legacy = 1
             self.monkeypatch.setattr(device_library.cuda, "stream", device_library.Stream(legacy))
             return torch.cuda.current_stream().cuda_stream if REAL_TORCH else legacy
         if not REAL_TORCH:
-            posing_torch.pose(self.monkeypatch, stream=77)  # the emulator does not look at it
+            posing_torch.pose(self.monkeypatch, stream=77)  # the emulator ignores it
             return 77
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -289,10 +289,10 @@ class current_stream:  # noqa: N801 - a context manager
         self.context.__exit__(*error)
 
 
-def test_waits_for_those_who_read_elsewhere(
+def test_waits_for_unknown_streams(
     gpu: Gpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results of libraries whose streams are not known, or are others, are finished."""
+    """For libraries with unknown or other streams, results are complete when the call returns."""
     waits = []
     wait = _native.wait
     monkeypatch.setattr(_native, "wait", lambda *a: (waits.append(a), wait(*a))[1])
@@ -301,7 +301,7 @@ def test_waits_for_those_who_read_elsewhere(
     assert bool(waits) == (gpu.library == "other")
 
 
-# ---- torch's own
+# ---- torch parameters
 
 
 @needs_torch
@@ -323,7 +323,7 @@ def test_torch_parameters_and_views(rng: np.random.Generator) -> None:
 
 
 def test_without_torch_and_cupy() -> None:
-    """DeviceArrays alone, in a process where nothing else could be imported."""
+    """Only DeviceArrays, in a process that cannot import torch or CuPy."""
     code = """
 import sys
 sys.modules["torch"] = sys.modules["cupy"] = None

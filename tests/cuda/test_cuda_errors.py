@@ -1,4 +1,4 @@
-"""Models on a CUDA device: what cannot be is refused, and nothing is lost.
+"""Errors with models on a CUDA device: they name the tensor and change nothing.
 
 See tests/support/gpu.py.
 """
@@ -52,7 +52,7 @@ def test_two_devices_in_one_state(gpu: Gpu, rng: np.random.Generator) -> None:
 
 
 def elsewhere(array: np.ndarray) -> rfc.DeviceArray:
-    """An array that claims to lie on a second device."""
+    """An array that reports a second device."""
     memory = device_library.to_device(array)
     shape, dtype = memory.shape, memory.dtype
     return _native.DeviceArray.from_pointer(memory.pointer, shape, dtype, 1, memory)
@@ -112,7 +112,7 @@ def test_not_finite(gpu: Gpu, rng: np.random.Generator) -> None:
 
 @one_gpu
 def test_damaged_payloads_change_nothing(gpu: Gpu, rng: np.random.Generator) -> None:
-    """Some damage behind a right checksum is a sound payload of something else, on both."""
+    """With a valid checksum, some corrupt payloads decode to another model, the same on both."""
     state, reference, payload = small(rng)
     base = gpu.empty_like(reference)
     for n in (*range(0, len(payload), 7), len(payload) - 1):
@@ -166,7 +166,7 @@ def test_arrays_that_are_not_contiguous(gpu: Gpu) -> None:
         rfc.decode(payload, gpu.state(reference), out=[strided])
 
 
-def test_arrays_that_cannot_be_written_to(gpu: Gpu) -> None:
+def test_read_only_arrays(gpu: Gpu) -> None:
     reference = [np.zeros((4, 6), np.float32)]
     payload = rfc.encode(reference, reference)
     locked = [device_library.Array(device_library.to_device(reference[0]))]
@@ -174,7 +174,7 @@ def test_arrays_that_cannot_be_written_to(gpu: Gpu) -> None:
         rfc.decode(payload, gpu.state(reference), out=locked)
 
 
-def test_dtypes_that_are_not_supported() -> None:
+def test_unsupported_dtypes() -> None:
     memory = device_library.to_device(np.zeros((2, 3), np.float32))
 
     class Complex(device_library.Array):
@@ -187,7 +187,7 @@ def test_dtypes_that_are_not_supported() -> None:
         rfc.encode({"w": Complex(memory)}, {"w": memory})
 
 
-def test_arrays_that_refuse_to_be_exchanged() -> None:
+def test_arrays_whose_dlpack_export_fails() -> None:
     memory = device_library.to_device(np.zeros((2, 3), np.float32))
 
     class Sharded(device_library.Array):
@@ -203,7 +203,7 @@ def test_arrays_that_refuse_to_be_exchanged() -> None:
 
 @pytest.fixture
 def no_memory() -> Iterator[None]:
-    """Whatever is allocated on the device from here on fails."""
+    """All later allocations on the device fail."""
     rfc.release_workspace()
     _native.set_device_memory_limit(0)
     yield
@@ -242,4 +242,4 @@ def test_out_of_memory(gpu: Gpu, rng: np.random.Generator, request: pytest.Fixtu
     assert_same(gpu.host(decoder.decode(second)), encoder.state)
     assert before != snapshot(decoder)
     both.encode(new)
-    both.state_dict()  # the same feedback too
+    both.state_dict()  # compares the feedback, too

@@ -1,7 +1,7 @@
-"""Sessions with models on a CUDA device beside the same with models of the host, step for step.
+"""Sessions with models on a CUDA device, compared with the same sessions on the host.
 
-Every end is held twice (gpu.py); whatever goes over the channel must be the same bytes, and
-whatever is recovered the same model. What is lost, crashes and is restored is drawn at random.
+Every end exists twice (gpu.py). Both must send the same bytes and recover the same models. Losses,
+crashes and restores are random.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ one_gpu = pytest.mark.parametrize("gpu", ONE, indirect=True)
 
 
 class Twins(Federation):
-    """A federation of which every end is there twice."""
+    """A federation in which every end exists on the host and on the device."""
 
     def __init__(self, gpu: Gpu, rules: tuple[str, str], feedback: bool = False) -> None:
         self.gpu = gpu
@@ -92,8 +92,8 @@ def test_losses_and_crashes(gpu: Gpu, rules: tuple[str, str], feedback: bool) ->
 
 @one_gpu
 @pytest.mark.parametrize("rules", ["default", "adaptive"])
-def test_what_is_lost_goes_into_the_next(gpu: Gpu, rules: str) -> None:
-    """Error feedback takes back an uplink when the server says that it did not arrive."""
+def test_a_lost_uplink_is_sent_again(gpu: Gpu, rules: str) -> None:
+    """Error feedback restores an uplink when the server reports that it did not arrive."""
     fed = Twins(gpu, RULES[rules], feedback=True)
     client = fed.new_client()
     fed.rounds(client, 1)
@@ -120,7 +120,7 @@ def test_all_dtypes(gpu: Gpu, rules: tuple[str, str], rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("rules", ["default", "own history", "own downlinks"])
-def test_mean_of_what_arrives(gpu: Gpu, rules: str) -> None:
+def test_mean_of_uplinks(gpu: Gpu, rules: str) -> None:
     fed = Twins(gpu, RULES[rules])
     clients = {name: fed.new_client() for name in ("a", "b")}
     for _ in range(3):

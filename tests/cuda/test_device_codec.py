@@ -1,8 +1,8 @@
-"""Native encode and decode for arrays on a device, against the CPU's: same bytes, same models.
+"""Native encode and decode on a device, compared with the CPU: same bytes, same models.
 
-They run on a CUDA device, or where the build emulates one (see CONTRIBUTING.md). Sizes lie around
-what kernels work on at once (tiles of 4,096 elements, 32 lanes), and around the sizes from which
-on thresholds are estimated and candidates have limited room.
+They run on a CUDA device or in an emulated build (see CONTRIBUTING.md). Sizes lie around the
+kernels' units (chunks of 4,096 elements, 32 lanes), and around those from which on thresholds are
+estimated and the space for candidates is limited.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def to_device(array: np.ndarray) -> _native.DeviceArray:
 
 
 def bytes_of(arrays: Sequence[Any]) -> list[bytes]:
-    """Their memory; nothing for None."""
+    """The bytes of the arrays; empty for None."""
     result = []
     for array in arrays:
         if isinstance(array, _native.DeviceArray):
@@ -51,7 +51,7 @@ def bytes_of(arrays: Sequence[Any]) -> list[bytes]:
 
 
 class Result(NamedTuple):
-    """What a call gave: payload, recovered model, feedback; or the error's numbers."""
+    """Result of a call: payload, recovered model and feedback, or the error's numbers."""
 
     payload: bytes = b""
     model: Sequence[bytes] = ()
@@ -60,7 +60,7 @@ class Result(NamedTuple):
 
 
 class Case:
-    """A state and a reference, to be encoded in both places."""
+    """A state and a reference for encoding on host and device."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Case:
 
 
 def assert_same_everywhere(case: Case) -> Result:
-    """Encode and decode in both places, with outputs of their own and in place."""
+    """Encode and decode on host and device, into new arrays and in place."""
     expected = case.encode(on_device=False)
     for in_place in (False, True):
         result = case.encode(on_device=True, in_place=in_place)
@@ -214,7 +214,7 @@ def test_options(config: dict[str, Any], rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("n", [31, 32, 33, 4095, 4096, 4097, 8193])
-def test_sizes_around_tiles(n: int) -> None:
+def test_sizes_around_chunks(n: int) -> None:
     assert_same_everywhere(Case(*random_pair({"a": (n, 1), "b": (1, n)}), sparsity=0.9))
 
 
@@ -241,8 +241,8 @@ def test_estimated_threshold(dtype: Any, sparsity: float) -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0.99, 0.4])
-def test_more_equal_residuals_than_there_is_room_for(sparsity: float) -> None:
-    """The estimate catches all of them, so that the exact threshold must be found instead."""
+def test_more_equal_residuals_than_candidate_space(sparsity: float) -> None:
+    """All pass the estimated threshold, so the encoder must find the exact one."""
     state, reference = {"a": np.zeros((600, 1000), "f4")}, {"a": np.zeros((600, 1000), "f4")}
     state["a"].flat[::2] = 1
     state["a"].flat[::3] = -1
@@ -251,8 +251,8 @@ def test_more_equal_residuals_than_there_is_room_for(sparsity: float) -> None:
     assert_same_everywhere(Case(state, reference, sparsity=sparsity))
 
 
-def test_symbols_that_take_many_decisions() -> None:
-    """Lone spikes of all sizes: more decisions than areas have room for at first."""
+def test_symbols_with_many_decisions() -> None:
+    """Isolated values of all magnitudes: more decisions than the first buffers hold."""
     rng = np.random.default_rng(5)
     state = {"a": np.zeros((1000, 1000), np.float32)}
     at = rng.choice(10**6, 4000, replace=False)
@@ -262,7 +262,7 @@ def test_symbols_that_take_many_decisions() -> None:
 
 
 def test_unaligned_tensors() -> None:
-    """Views that begin anywhere in their memory are read element by element."""
+    """Unaligned views are read element by element."""
     state, reference = random_pair({"a": (50, 101)}, np.float16)
     case = Case(state, reference, sparsity=0.9)
     expected = case.encode(on_device=False)
@@ -278,7 +278,7 @@ def test_unaligned_tensors() -> None:
     assert bytes_of([out]) == expected.model
 
 
-def test_one_tensor_in_many() -> None:
+def test_many_tensors() -> None:
     shapes = {f"{i:03}": (1 + i % 7, 1 + i % 5) for i in range(700)}
     assert_same_everywhere(Case(*random_pair(shapes), sparsity=0.9))
 
@@ -297,7 +297,7 @@ def test_not_finite(name: str, value: float, rng: np.random.Generator) -> None:
 
 
 def test_damaged_slices_change_nothing(rng: np.random.Generator) -> None:
-    """The same errors as on the CPU, and nothing written; checksums are made right again."""
+    """With valid checksums: the same errors as on the CPU, and nothing written."""
     case = Case(*cnn_pair(rng), sparsity=0.5)
     payload = case.encode(on_device=False).payload
     before = bytes_of([np.zeros_like(array) for array in case.base])
@@ -346,7 +346,7 @@ def test_out_of_memory_changes_nothing() -> None:
         _native.set_device_memory_limit(limit)
         try:
             result = case.encode(on_device=True, in_place=True)
-        except _native.NativeError:  # no room for the model itself
+        except _native.NativeError:  # no memory for the model itself
             continue
         finally:
             _native.set_device_memory_limit(2**62)

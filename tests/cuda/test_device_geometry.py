@@ -1,4 +1,4 @@
-"""Launch geometry and workspace sizes of the CUDA backend: plain functions, tested without it."""
+"""Launch geometry and workspace sizes of the CUDA backend; the test needs no CUDA."""
 
 from __future__ import annotations
 

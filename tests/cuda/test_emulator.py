@@ -1,7 +1,7 @@
-"""What the emulated device shows that a real one does not: stray accesses, failures, lateness.
+"""Faults that only the emulated device detects: out-of-bounds accesses, failed calls, stream order.
 
-Each word of RESFED_EMULATOR (tests/emulator/cuda_runtime.h) makes the whole process another device;
-`make test-emulated` runs the tests of kernels with some of them.
+RESFED_EMULATOR (tests/emulator/cuda_runtime.h) sets properties of the device for the process;
+`make test-emulated` runs the tests of kernels with several settings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ late = pytest.mark.skipif(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """Arrays of what poses as torch."""
+    """Arrays of the emulated torch."""
     return Gpu("torch", monkeypatch)
 
 
@@ -49,7 +49,7 @@ def as_before() -> Iterator[None]:
 
 
 def run(code: str, mode: str = "") -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, with the modules of the tests."""
+    """Run Python code in a new process that can import the test modules."""
     paths = os.pathsep.join(sys.path)
     environment = {**os.environ, "PYTHONPATH": paths, "RESFED_EMULATOR": mode}
     return subprocess.run(
@@ -79,13 +79,13 @@ print("refused")
 
 
 @pytest.mark.parametrize("mode", ["", "zeros", "ones", "stale", "zeros,at-once,blocks"])
-def test_forged_payloads_whatever_memory_holds(mode: str) -> None:
-    """Slices that end in damage leave symbols that nobody wrote; no kernel may follow them."""
+def test_forged_payloads_with_any_memory_contents(mode: str) -> None:
+    """Corrupt slices leave symbols uninitialized; no kernel may use them as indices."""
     done = run(FORGED, mode)
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
-def test_a_kernel_that_leaves_its_memory() -> None:
+def test_an_out_of_bounds_access_of_a_kernel() -> None:
     done = run("""
 import numpy as np
 from resfed_codec import _native
@@ -99,10 +99,10 @@ tensors = tensors_of(case.specs, case.roles, [longer], current=current)
 _native.encode_on_device(tensors, case.options, 0, 0)
 """)
     assert done.returncode == -signal.SIGSEGV
-    assert "a kernel leaves the memory that it was given" in done.stderr
+    assert "a kernel accesses memory outside its allocations" in done.stderr
 
 
-def test_host_code_that_reads_a_devices_memory() -> None:
+def test_host_code_that_reads_device_memory() -> None:
     done = run("""
 import ctypes
 from resfed_codec import _native
@@ -110,15 +110,15 @@ array = _native.empty_on_device((4,), "float32", 0)
 ctypes.string_at(array.pointer, 4)
 """)
     assert done.returncode == -signal.SIGSEGV
-    assert "host code touches a device's memory" in done.stderr
+    assert "host code accesses device memory" in done.stderr
 
 
-# ---- calls of the run time that fail
+# ---- failing calls of the CUDA runtime
 
 
 @pytest.mark.parametrize("config", [{}, {"max_bytes": 3000}], ids=str)
 def test_every_call_fails_once(config: dict[str, Any]) -> None:
-    """An error, nothing changed up to the last writes, and the next call as if nothing was."""
+    """The call raises, changes nothing before its final writes, and the next call succeeds."""
     case = Case(*random_pair({"a": (70, 100), "b": (9,)}), feedback=True, **config)
     expected = case.encode(on_device=False)
     _native.release_workspace()
@@ -134,7 +134,7 @@ def test_every_call_fails_once(config: dict[str, Any]) -> None:
             payload = _native.encode_on_device(tensors, case.options, 0, 0)
         except (_native.NativeError, MemoryError):
             left = _native.emulate("fail_in", NEVER)
-            assert left == NEVER  # it is this failure that is told
+            assert left == NEVER  # the error reports this failure
         else:
             assert _native.emulate("fail_in", NEVER) != NEVER
             break
@@ -162,10 +162,10 @@ def test_errors_have_names(gpu: Gpu, rng: np.random.Generator) -> None:
 
 
 @late
-def test_memory_of_another_stream_is_not_in_use_any_more(
+def test_memory_of_another_stream_is_idle(
     gpu: Gpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a session allocated on one stream may go back to it after a call on another."""
+    """A session may free memory of one stream after a call on another stream."""
     state, reference = cnn_pair(rng)
     encoder = rfc.Encoder(reference)
     first, second = encoder.encode(state), encoder.encode(moved(state, rng))
@@ -183,8 +183,8 @@ def test_memory_of_another_stream_is_not_in_use_any_more(
 
 
 @late
-def test_arrays_of_unknown_streams_are_not_in_use_any_more(rng: np.random.Generator) -> None:
-    """A library like JAX uses memory again when it wants to."""
+def test_arrays_of_unknown_streams_are_idle(rng: np.random.Generator) -> None:
+    """A library like JAX may reuse memory at any time."""
     reference = {"a": np.zeros((40, 50), np.float32)}
     state = {"a": rng.standard_normal((40, 50), dtype=np.float32)}
     config = rfc.CodecConfig(error_feedback=True)
@@ -194,7 +194,7 @@ def test_arrays_of_unknown_streams_are_not_in_use_any_more(rng: np.random.Genera
     assert _native.emulate("waiting") == 0
 
 
-def test_a_stream_in_capture(
+def test_a_stream_under_capture(
     gpu: Gpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, reference = cnn_pair(rng)
@@ -223,8 +223,8 @@ def test_a_stream_in_capture(
     assert_same(gpu.host(decoder.decode(message)), encoder.state)
 
 
-def test_no_context_where_there_was_none() -> None:
-    """A process that uses the second device takes nothing of the first one's memory."""
+def test_no_context_on_unused_devices() -> None:
+    """A process that uses only the second device allocates nothing on the first."""
     done = run("""
 import sys
 sys.modules["torch"] = sys.modules["cupy"] = None
@@ -245,8 +245,8 @@ print(_native.emulate("contexts"))
 # ---- work and memory
 
 
-def test_slices_that_need_more_room_are_coded_again_once() -> None:
-    """The pass over the model is not repeated, and the next call knows."""
+def test_slices_that_need_more_memory_are_coded_again_once() -> None:
+    """The encoder does not repeat the pass over the model; the next call allocates enough."""
     rng = np.random.default_rng(5)
     state = {"a": np.zeros((600, 1000), np.float32)}
     at = rng.choice(600_000, 2400, replace=False)
@@ -267,7 +267,7 @@ def test_slices_that_need_more_room_are_coded_again_once() -> None:
 def test_memory_comes_from_the_library(
     gpu: Gpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside torch, which holds all memory that is not in use, there is none to be had."""
+    """The codec allocates from torch's cache if torch holds all free memory."""
     state, reference = cnn_pair(rng)
     config = rfc.CodecConfig(error_feedback=True)
     payload, expected = rfc.encode(state, reference), rfc.Encoder(reference, config).encode(state)

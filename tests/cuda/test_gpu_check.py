@@ -1,4 +1,4 @@
-"""What runs on a machine with a GPU, as far as it can be seen without one."""
+"""Tests of benchmarks/gpu.py and gpu_check.sh that need no GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_names_of_kernels(signature: str, name: str) -> None:
     assert gpu.kernel_name(signature) == name
 
 
-def test_a_profiler_that_fails_costs_nothing_else(
+def test_a_failing_profiler_does_not_lose_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def profiled(*args: Any) -> Any:
@@ -42,7 +42,7 @@ def test_a_profiler_that_fails_costs_nothing_else(
     assert "CUPTI is not there" in capsys.readouterr().out
 
 
-def test_limits_leave_room_in_nine_minutes() -> None:
+def test_limits_add_up_to_less_than_nine_minutes() -> None:
     script = SCRIPT.read_text()
     (tools,) = re.findall(r"for tool in (.*); do", script)
     steps = re.findall(r"^ *step (\S+) (\d+) ", script, re.MULTILINE)

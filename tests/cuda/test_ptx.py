@@ -1,4 +1,4 @@
-"""What tests/ptx does before a simulator is needed."""
+"""Functions of tests/ptx that need no simulator."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def test_lowered_ptx_has_no_masks_and_no_wide_integers():
     ]
 
 
-def test_edits_go_by_the_places_in_order(tmp_path):
+def test_edits_search_in_order(tmp_path):
     path = tmp_path / "a.cc"
     path.write_text("case A: old\nint f() {\n  case A: old\n}\nint g() {\n}\n")
     source = edits.Source(tmp_path, "a.cc")
@@ -47,7 +47,7 @@ def test_edits_go_by_the_places_in_order(tmp_path):
     assert path.read_text() == "case A: old\nint f() { // here\n  case A: new\n}\nint g();\n"
 
 
-def test_edits_stop_where_a_place_is_missing(tmp_path):
+def test_edits_fail_where_a_text_is_missing(tmp_path):
     path = tmp_path / "a.cc"
     path.write_text("second first")
     with pytest.raises(SystemExit, match=r"a\.cc: no 'second'; these edits are for 667834cfe5"):
@@ -55,7 +55,7 @@ def test_edits_stop_where_a_place_is_missing(tmp_path):
     assert path.read_text() == "second first"
 
 
-def test_without_a_simulator_it_says_so_and_ends_well():
+def test_without_a_simulator_it_skips_with_a_message():
     command = [sys.executable, FOLDER, "no such folder"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("PTX in a simulator skipped: there is no ")

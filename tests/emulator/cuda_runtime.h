@@ -1,23 +1,23 @@
-// An emulator of the part of CUDA that csrc/cuda/ uses, so that kernels can be tested without a
-// GPU. The build RESFED_CUDA=EMULATED compiles the .cu files as C++ with this header in the place
-// of the CUDA run time's, and takes the branches that nvcc takes for the device.
+// An emulator of the part of CUDA that csrc/cuda/ uses, for testing kernels without a GPU. The
+// build RESFED_CUDA=EMULATED compiles the .cu files as C++ with this header instead of the CUDA
+// runtime's, and takes the same branches as nvcc does for the device.
 //
-// Kernels (kernels.cpp): the threads of a block are fibers that run until they wait for each other
-// (__syncthreads, or any warp function with a mask), in a shuffled order; blocks run in a shuffled
-// order too, some of them at the same time. So a missing barrier, an order of blocks taken for
-// granted or a warp function that not all lanes reach shows.
+// Kernels (kernels.cpp): the threads of a block are fibers. They run in a shuffled order until they
+// wait for each other (__syncthreads, or any warp function with a mask). Blocks run in a shuffled
+// order, some of them concurrently. This detects missing barriers, assumptions on the order of
+// blocks, and warp functions that some lanes do not reach.
 //
-// Memory and streams (runtime.cpp): whatever is put into a stream happens when something waits for
-// it. "Device memory" can be touched by kernels and copies only, ends at a page that nobody can
-// touch, and is never taken again after it was freed: the process ends where a kernel leaves it, or
-// where host code enters it.
+// Memory and streams (runtime.cpp): operations in a stream run when something waits for them. Only
+// kernels and copies can access "device memory". It ends at an inaccessible page, and its addresses
+// are never reused. The process aborts when a kernel accesses other memory, or when host code
+// accesses device memory.
 //
-// RESFED_EMULATOR, words with commas between them, chooses among what a device may do:
-//   zeros, ones, stale   what fresh memory holds: bits of 0, bits of 1, what was freed last; else
+// RESFED_EMULATOR, words separated by commas, sets properties of the device:
+//   zeros, ones, stale   contents of new memory: zero bits, one bits, the data freed last; default:
 //                        bytes 0xa5
-//   at-once              what is put into a stream happens before the call returns
-//   blocks               three processors in the place of one: three times as many blocks
-// What does not show: weak memory order, and time.
+//   at-once              operations in a stream run before the call returns
+//   blocks               three multiprocessors instead of one: three times as many blocks
+// The emulator does not model weak memory order or time.
 #pragma once
 
 #include <atomic>
@@ -28,12 +28,12 @@
 #define __global__
 #define __device__
 #define __host__
-// Never a function of its own: the CPU's files have others of the same name.
+// Always inlined: the CPU's files have other functions of the same names.
 #define __forceinline__ inline __attribute__((always_inline))
-#define __shared__ static thread_local  // a thread of the host runs one block at a time
+#define __shared__ static thread_local  // a host thread runs one block at a time
 #define __launch_bounds__(...)
 
-// Types that CUDA has by itself.
+// CUDA's built-in types.
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3() = default;
@@ -49,31 +49,31 @@ struct alignas(8) ushort4 {
   unsigned short x, y, z, w;
 };
 
-// Of the thread that runs.
+// Indices of the running thread.
 extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-// Runs a kernel's body for every thread; returns when all have ended.
+// Runs a kernel's body for every thread and waits for all.
 void run(unsigned n_blocks, unsigned n_threads, const std::function<void()>& body);
 
-// Waits until all threads of the block, or all of the warp, that have not ended are here.
+// Waits for all threads of the block, or of the warp, that have not ended.
 void wait_for_block();
 void wait_for_warp();
 
-// The values that the lanes of this warp gave; `mine` is this one's. Waits for the warp.
+// The values of all lanes of this warp; `mine` is this lane's. Waits for the warp.
 const uint64_t* exchange(uint64_t mine);
 unsigned lane();
 
 // Whether RESFED_EMULATOR has this word.
 bool is_asked_for(const char* word);
 
-// For tests, by name; returns what it was, or is:
-//   memory_limit  allocations on devices fail once this many bytes are held
-//   fail_in       after so many more launches, copies and allocations, one fails
-//   capturing     the stream that is being captured, as far as the run time can tell
-//   launches      of kernels so far
-//   waiting       what was put into streams and has not happened
+// Sets or reads a value for tests, by name; returns the old or current value:
+//   memory_limit  limit of the bytes allocated on devices
+//   fail_in       number of launches, copies and allocations until one fails
+//   capturing     the stream that the runtime reports as being captured
+//   launches      number of kernel launches
+//   waiting       number of pending operations in streams
 //   contexts      a bit for each device that has a context
 uint64_t control(const char* what, uint64_t value);
 
@@ -138,7 +138,7 @@ T atomicOr(T* place, T value) {
   return emulator::change(place, [=](T old) { return old | value; });
 }
 
-// The run time.
+// The CUDA runtime.
 #define CUDART_VERSION 13000
 enum cudaError_t {
   cudaSuccess = 0,
@@ -169,7 +169,7 @@ cudaError_t cudaMalloc(void** memory, size_t n_bytes);
 cudaError_t cudaFree(void* memory);
 cudaError_t cudaMallocHost(void** memory, size_t n_bytes);
 cudaError_t cudaFreeHost(void* memory);
-// Fails for "device" addresses outside of what was allocated.
+// Fails for "device" addresses outside of allocations.
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n_bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
@@ -182,6 +182,6 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 namespace emulator {
 cudaError_t launch(unsigned n_blocks, unsigned n_threads, cudaStream_t stream,
                    std::function<void()> body);
-// Fills what the codec will use as if it were fresh.
+// Fills memory that the codec reuses, as if it were new.
 void forget(void* memory, size_t n_bytes);
 }  // namespace emulator

@@ -1,4 +1,4 @@
-// Kernels of the emulator: blocks as threads of the host, their threads as fibers.
+// Kernels of the emulator: blocks are host threads, and their threads are fibers.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -23,8 +23,8 @@ constexpr size_t kStackBytes = 128 << 10;
 
 enum class Waits { kNot, kForWarp, kForBlock, kEnded };
 
-// A place to go on from. swapcontext() asks the kernel for the signal mask each time, so it is used
-// only where a sanitizer must see it.
+// An execution context. swapcontext() makes a system call for the signal mask each time, so only
+// builds with a sanitizer use it.
 struct Place {
   ucontext_t context;
   jmp_buf jump;
@@ -49,10 +49,10 @@ struct Fiber {
 };
 
 struct Warp {
-  uint64_t values[2][kWarp] = {};  // in turn, for a lane may be one exchange ahead
+  uint64_t values[2][kWarp] = {};  // alternating, since a lane may be one exchange ahead
 };
 
-// A multiprocessor: runs one block after the other, with fibers that stay.
+// A multiprocessor: runs blocks one after another and reuses its fibers.
 struct Processor {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Warp> warps;
@@ -65,8 +65,8 @@ struct Processor {
 };
 thread_local Processor* processor = nullptr;
 
-// What a fiber does next may be for another thread of the host, and so with other thread_local
-// variables: functions of their own ask for these anew.
+// A fiber may continue on another host thread with other thread_local variables, so separate
+// functions read these again.
 __attribute__((noinline)) void wait(Waits what) {
   Fiber& fiber = *processor->fibers[processor->now];
   fiber.waits = what;
@@ -91,7 +91,7 @@ void make_fibers(Processor& p, size_t n) {
   }
 }
 
-// Lets the fibers [first, last) go on if all that have not ended wait for the same.
+// Continues the fibers [first, last) if all that have not ended wait for the same barrier.
 bool release(Processor& p, size_t first, size_t last, Waits what) {
   bool any = false;
   for (size_t i = first; i < last; ++i) {
@@ -138,7 +138,7 @@ void run_block(Processor& p, size_t n_threads) {
 
 }  // namespace
 
-// The caller sees to it that one kernel runs at a time.
+// The caller ensures that only one kernel runs at a time.
 void run(unsigned n_blocks, unsigned n_threads, const std::function<void()>& body) {
   static auto& processors = *new std::vector<Processor>(kBlocksAtOnce);
   static uint64_t random = 1;

@@ -19,7 +19,7 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kArenaBytes = size_t{1} << 40;  // of addresses, which are used once
+constexpr size_t kArenaBytes = size_t{1} << 40;  // of addresses, each used once
 constexpr size_t kStaleBytes = size_t{4} << 20;
 constexpr int kDevices = 2;
 
@@ -33,7 +33,7 @@ struct Settings {
 Settings settings;
 thread_local int current_device = 0;
 
-// One lock for all: calls of the run time come one at a time.
+// One lock serializes all calls of the runtime.
 std::recursive_mutex& lock_of_all() {
   static auto& mutex = *new std::recursive_mutex;
   return mutex;
@@ -66,7 +66,7 @@ struct Memory {
     const auto* const first = static_cast<const char*>(at);
     return first >= begin && first + n_bytes <= begin + size;
   }
-  // The block whose pages hold this address; the end if there is none.
+  // The allocation whose pages hold this address, or the end.
   auto block_at(const void* at) {
     auto found = held.upper_bound(static_cast<char*>(const_cast<void*>(at)));
     if (found == held.begin()) return held.end();
@@ -98,7 +98,7 @@ void fill_as_fresh(char* to, size_t n_bytes) {
   }
 }
 
-// While tasks run, what they touch is opened, and closed at their end.
+// Opens device memory that running tasks access, and closes it at their end.
 volatile bool runs_tasks = false;
 std::atomic_flag opening;
 std::vector<std::pair<char*, size_t>>& opened() {
@@ -122,13 +122,14 @@ void close_all() {
 
 struct sigaction before;
 
-// Opens what was allocated to tasks. Else says what happened, and leaves the rest to who was asked
-// before: the access comes again.
+// Opens memory of an allocation for running tasks. Otherwise prints the fault and restores the
+// previous handler, which handles the repeated access.
 void on_fault(int signal, siginfo_t* info, void*) {
   if (runs_tasks && open(info->si_addr)) return;
-  const char* const text = runs_tasks ? "emulator: a kernel leaves the memory that it was given\n"
+  const char* const text = runs_tasks
+                               ? "emulator: a kernel accesses memory outside its allocations\n"
                            : Memory::covers(info->si_addr, 1, memory().arena, kArenaBytes)
-                               ? "emulator: host code touches a device's memory\n"
+                               ? "emulator: host code accesses device memory\n"
                                : "";
   if (write(STDERR_FILENO, text, std::strlen(text)) < 0) _exit(1);
   sigaction(signal, &before, nullptr);
@@ -161,14 +162,14 @@ std::deque<Task>& tasks() {
 }
 uint64_t last_task = 0;
 
-// The legacy default stream comes after all that was put into other streams, and before all that
-// will be.
+// The legacy default stream waits for all earlier operations in other streams, and later ones wait
+// for it.
 bool is_legacy(cudaStream_t stream) { return reinterpret_cast<uintptr_t>(stream) <= 1; }
 
-// All that comes before this task of the stream, and itself.
+// Runs all tasks up to and including this task of the stream.
 void run_up_to(cudaStream_t stream, uint64_t number) {
   std::deque<Task>& all = tasks();
-  uint64_t ordered = is_legacy(stream) ? number : 0;  // up to here, all streams
+  uint64_t ordered = is_legacy(stream) ? number : 0;  // up to this number, all streams
   for (const Task& task : all) {
     if (task.number <= number && is_legacy(task.stream)) ordered = std::max(ordered, task.number);
   }
@@ -242,7 +243,7 @@ cudaError_t launch(unsigned n_blocks, unsigned n_threads, cudaStream_t stream,
 }
 
 void forget(void* at, size_t n_bytes) {
-  if (n_bytes == 0 || is_asked_for("stale")) return;  // it holds stale results
+  if (n_bytes == 0 || is_asked_for("stale")) return;  // it keeps stale results
   const Lock lock(lock_of_all());
   open(at);
   fill_as_fresh(static_cast<char*>(at), n_bytes);
@@ -294,13 +295,13 @@ cudaError_t cudaMalloc(void** result, size_t n_bytes) {
     return cudaErrorMemoryAllocation;
   }
   char* const pages = m.arena + m.used;
-  m.used += in_pages(n_bytes) + page();  // and a page that stays closed
+  m.used += in_pages(n_bytes) + page();  // and a page that stays inaccessible
   if (mprotect(pages, in_pages(n_bytes), PROT_READ | PROT_WRITE) != 0) {
     return cudaErrorMemoryAllocation;
   }
   fill_as_fresh(pages, in_pages(n_bytes));
   mprotect(pages, in_pages(n_bytes), PROT_NONE);
-  // Its end, as far as alignment allows, is the last page's.
+  // Ends at the end of the last page, as far as alignment allows.
   char* const made = pages + (in_pages(n_bytes) - n_bytes) / 16 * 16;
   m.held[pages] = {made, n_bytes};
   m.total += n_bytes;
@@ -315,7 +316,7 @@ cudaError_t cudaFree(void* address) {
   const auto found = m.block_at(address);
   if (found == m.held.end() || found->second.data != address) return cudaErrorInvalidValue;
   touch_context();
-  run_all();  // as the run time does
+  run_all();  // as the CUDA runtime does
   char* const pages = found->first;
   const size_t n_bytes = found->second.n_bytes;
   if (is_asked_for("stale")) {
@@ -358,7 +359,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n_bytes, cudaMemc
       (from_device && !m.covers(from, n_bytes))) {
     return cudaErrorInvalidValue;
   }
-  if (!from_device && !m.is_pinned(from)) {  // the source may change when the call is back
+  if (!from_device && !m.is_pinned(from)) {  // the source may change after the call returns
     const auto* const first = static_cast<const char*>(from);
     put(stream, [to, bytes = std::vector<char>(first, first + n_bytes)] {
       std::memcpy(to, bytes.data(), bytes.size());

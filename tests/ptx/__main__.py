@@ -1,13 +1,13 @@
-"""Run the kernels of csrc/cuda as nvcc compiles them, as PTX, in GPGPU-Sim: no GPU is needed.
+"""Run the kernels of csrc/cuda, compiled to PTX by nvcc, in GPGPU-Sim, without a GPU.
 
-    python tests/ptx CHECKOUT                 all cases, against the CPU codec, bit for bit
-    python tests/ptx CHECKOUT --case ties     one of them
+    python tests/ptx CHECKOUT                 compare all cases with the CPU codec, bit for bit
+    python tests/ptx CHECKOUT --case ties     one case
     python tests/ptx CHECKOUT --cycles        cycles of each kernel, on the model of an RTX 2060
 
-CHECKOUT is a clone of https://github.com/accel-sim/gpgpu-sim_distribution that has the commit
-of edits.py; it stays as it is. Copies, builds and logs go to build/ptx. Needs nvcc (a GPU or
-driver is not needed), g++, make, pip, and what the simulator is built with (Debian: bison
-flex xutils-dev zlib1g-dev libgl1-mesa-dev); says so and ends well where something is absent.
+CHECKOUT is a clone of https://github.com/accel-sim/gpgpu-sim_distribution that has the commit of
+edits.py; it is not changed. Copies, builds and logs go to build/ptx. Needs nvcc (but no GPU or
+driver), g++, make, pip, and the simulator's build tools (Debian: bison flex xutils-dev zlib1g-dev
+libgl1-mesa-dev). If a tool is missing, prints a message and exits with 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TIMED = re.compile(r"^kernel_name = (\w+).*?^gpu_sim_cycle = (\d+).*?^gpu_sim_in
 
 
 def plain_name(mangled: str) -> str:
-    """`encode_each` of _ZN6resfed4cuda40_GLOBAL__N__...11encode_eachE...: the last of the names."""
+    """The last name: `encode_each` of _ZN6resfed4cuda40_GLOBAL__N__...11encode_eachE..."""
     names, rest = [], mangled.removeprefix("_ZN")
     while found := re.match(r"\d+", rest):
         n = int(found[0])
@@ -43,7 +43,7 @@ def plain_name(mangled: str) -> str:
 
 
 def check(program: Program, cases: list[str], jobs: int, limit: float) -> bool:
-    """Whether all cases pass and, if they are all there are, every kernel was launched."""
+    """Whether all cases pass and, if these are all cases, together launch every kernel."""
     with ThreadPoolExecutor(jobs) as pool:
         said = dict(zip(cases, pool.map(lambda c: _run(program, c, limit), cases), strict=True))
     failed = [case for case, text in said.items() if f"DONE: {case} passed" not in text]
@@ -68,7 +68,7 @@ def _run(program: Program, case: str, limit: float) -> str:
 
 
 def print_cycles(program: Program, limit: float) -> bool:
-    """A page of benchmarks/results/."""
+    """Print a page for benchmarks/results/."""
     text = program.run("timing", timing=True, limit=limit)
     version = re.findall(r"release (\S+),", _output("nvcc", "--version"))[0]
     changed = _output("git", "-C", ROOT, "status", "--porcelain", "csrc")

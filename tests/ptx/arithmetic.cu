@@ -1,5 +1,5 @@
-// The codec's arithmetic, value by value: the device's branches of numeric/ and entropy/ against
-// the host's, over ranges that no model of a size for a simulator covers.
+// Compares the arithmetic of numeric/ and entropy/ on the device with the host, value by value,
+// over ranges that a model small enough for a simulator cannot cover.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -17,14 +17,14 @@ using namespace resfed;
 
 namespace {
 
-// One number of all that was computed.
+// A hash of all results.
 struct Digest {
   uint64_t value = 0;
   RESFED_HD void add(uint64_t number) { value = mix64(value ^ number); }
 };
 
-// A probability, all of them in turn: both bits put and taken, in a state of any size; what the
-// context becomes, and how slots are kept.
+// Every probability: coding and decoding both bits with states of any size, the context update, and
+// the stored slots.
 struct Coding {
   RESFED_HD uint64_t operator()(uint64_t i) const {
     Digest digest;
@@ -65,7 +65,7 @@ struct Coding {
   }
 };
 
-// All float16 and bfloat16 patterns, and as many float32 and float64 of all exponents.
+// All float16 and bfloat16 patterns, and as many float32 and float64 values of all exponents.
 struct Floats {
   RESFED_HD uint64_t operator()(uint64_t i) const {
     Digest digest;
@@ -76,7 +76,7 @@ struct Floats {
     const float wide = float_from_bits(static_cast<uint32_t>(random));
     const float tiny = float_from_bits(static_cast<uint32_t>(random) & 0x80ffffffu);
     const double whole = double_from_bits(mix64(random));
-    const auto add = [&](float value) {  // a NaN's bits are not IEEE's matter
+    const auto add = [&](float value) {  // IEEE does not define a NaN's bits
       digest.add(is_finite_key(magnitude_key(value)) ? float_bits(value) : 1u << 31);
     };
     add(widen(half));

@@ -1,5 +1,5 @@
-// Models through cuda::encode and cuda::decode, kernels simulated, against the CPU codec, bit
-// for bit. `cases NAME` runs one.
+// Compares cuda::encode and cuda::decode with simulated kernels to the CPU codec, bit for bit.
+// `cases NAME` runs one case.
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -35,7 +35,7 @@ void expect(bool holds, const char* what) {
 // Numbers
 std::mt19937_64 generator(1);
 float uniform() { return static_cast<float>(generator() >> 40) * 0x1p-24f; }
-float normal() {  // near enough
+float normal() {  // approximately
   float sum = -6.0f;
   for (int i = 0; i < 12; ++i) sum += uniform();
   return sum;
@@ -56,8 +56,8 @@ Bytes stored(const Floats& values, DType dtype) {
   return bytes;
 }
 
-// A tensor's memory on the host. `shift` elements at its beginning are not the tensor's, so that on
-// the device it is not aligned.
+// A tensor's memory on the host. The tensor starts after `shift` elements, so it is unaligned on
+// the device.
 struct Memory {
   Bytes current, reference, older, out;
   Floats feedback;
@@ -94,7 +94,7 @@ struct Model {
     options.blocks.push_back(spec.block);
   }
 
-  // `at` says where a block of host memory is to be read and written.
+  // `at` maps a host buffer to the address for reading and writing.
   std::vector<Tensor> tensors(std::vector<Memory>& of,
                               const std::function<void*(void*)>& at) const {
     std::vector<Tensor> tensors;
@@ -191,7 +191,7 @@ void for_decoding(std::vector<Tensor>& tensors) {
   for (Tensor& t : tensors) t.current = nullptr, t.feedback = nullptr;
 }
 
-// Decodes on host and device: the same outcome, and the same memory after it.
+// Decodes on host and device and compares the outcome and the memory.
 Outcome check_decode(const Model& model, const Bytes& payload) {
   std::vector<Memory> host = model.memory;
   OnDevice device(model.memory);
@@ -213,7 +213,7 @@ Outcome check_decode(const Model& model, const Bytes& payload) {
   return got;
 }
 
-// How likely what happens was, at the least and at the most, in slots of kProbOne.
+// The smallest and largest probability of a coded bit, in slots of kProbOne.
 struct Counting {
   uint64_t n = 0;
   uint32_t least = kProbOne, most = 0;
@@ -223,7 +223,7 @@ struct Counting {
     most = max_of<uint32_t>(most, slots.n);
   }
 };
-// Of a payload without rows and blocks.
+// For a payload without rows and blocks.
 Counting count_decisions(const Model& model, const Bytes& payload) {
   std::vector<Memory> host = model.memory;
   std::vector<Tensor> tensors = model.tensors(host, same_place);
@@ -254,8 +254,8 @@ Counting count_decisions(const Model& model, const Bytes& payload) {
   return counting;
 }
 
-// Encodes on host and device, and decodes: payload, model and feedback are the same. Returns the
-// payload; empty where encoding fails, on both sides alike.
+// Encodes and decodes on host and device and compares payload, model and feedback. Returns the
+// payload, or nothing if encoding fails on both.
 Bytes check(const Model& model) {
   std::vector<Memory> host = model.memory;
   OnDevice device(model.memory);
@@ -288,7 +288,7 @@ Model mixed(Spec spec, size_t n_elems, const std::function<float(size_t)>& resid
   return model;
 }
 constexpr size_t kFew = 500,
-                 kMany = 4200;  // with many a threshold is estimated, and chunks are whole
+                 kMany = 4200;  // estimated threshold, whole chunks
 
 void plain() { check(mixed({}, kMany)); }
 void unaligned() {
@@ -316,7 +316,7 @@ void in_place() {
   spec.in_place = true;
   check(mixed(spec, kFew));
 }
-// Few values, all of them exact in every dtype, and a threshold among equals.
+// Few distinct values, exact in every dtype; several equal the threshold.
 void ties() {
   check(mixed({}, kFew, [](size_t i) {
     return i % 3 == 0 ? (i % 2 == 0 ? 2.0f : -2.0f) : i % 7 == 0 ? 3.0f : 0.0f;
@@ -330,7 +330,7 @@ void nothing_wanted() {
   model.options.k_matrix = 0;
   check(model);
 }
-// No threshold is estimated: all that differ from zero are candidates.
+// No estimated threshold: all nonzeros are candidates.
 void small() {
   Model model;
   for (const DType dtype : kDTypes) model.add({70, dtype}, usual);
@@ -351,7 +351,7 @@ void one_element() {
   check(model);
 }
 
-// The host codes some tensors, which are copied and appended to what the device codes.
+// The host codes some tensors; the payload appends them to the device's.
 Model all_roles() {
   Model model;
   for (const DType dtype : kDTypes) {
@@ -377,7 +377,7 @@ void no_matrices() {
   model.options.k_vector = 20;
   check(model);
 }
-// Rows that resemble each other, and blocks that are sent together: what slices tell.
+// Similar rows, and blocks whose elements are sent together: periods and blocks in slices.
 void rows_and_blocks() {
   Model model;
   Spec rows{2400}, blocks{2400};
@@ -390,7 +390,7 @@ void rows_and_blocks() {
   check(model);
 }
 
-// What is tried again: the elements that are sampled are the largest, so the estimate is too high.
+// A second attempt: the sampled elements are the largest, so the estimated threshold is too high.
 void too_few_candidates() {
   Model model = mixed({}, kMany, [](size_t) { return 0.0f; });
   size_t n = 0;
@@ -414,7 +414,7 @@ void too_few_candidates() {
   again.options = options;
   check(again);
 }
-// Far apart and of all sizes: many decisions and bytes for each, more than there is room for.
+// Isolated nonzeros of all magnitudes: more decisions and bytes than the first buffers hold.
 float of_all_sizes(size_t i) {
   if (i % 53 != 0) return 0.0f;
   const float size = std::ldexp(1.0f + uniform(), static_cast<int>(generator() % 22));
@@ -428,7 +428,7 @@ void too_many_decisions() {
   model.options.slice_log2 = 7;
   check(model);
 }
-// Signs, gaps and levels that repeat for long, so that contexts learn certainty, and then differ.
+// Signs, gaps and levels that repeat until contexts become certain, and then change.
 void sure_and_wrong() {
   Model model;
   model.add({4500}, [](size_t i) {
@@ -464,8 +464,8 @@ void seal(Bytes& payload) {
   store_le(payload.data() + n, crc32c(payload.data(), n));
 }
 
-// Slices that are damaged behind a right checksum. What is behind the damage nobody writes: there
-// lie, in turn, what an earlier call left and fresh memory filled with a byte.
+// Corrupt slices with a valid checksum. Memory after the damage stays unwritten: it holds the data
+// of an earlier call, or fresh memory filled with a byte.
 void forged_with(int fill) {
   ptx::fill_fresh_memory(fill);
   const Model model = all_roles();
@@ -487,14 +487,14 @@ void forged_with(int fill) {
   };
   for (int turn = 0; turn < 5; ++turn) {
     n_bad += decode_damaged([&](Bytes& b) { b[place()] ^= 1u << generator() % 8; });
-    n_bad += decode_damaged([&](Bytes& b) {  // zeros from somewhere on
+    n_bad += decode_damaged([&](Bytes& b) {  // zeros from some position on
       const size_t begin = place();
       std::fill(b.begin() + begin, b.begin() + end, 0);
     });
-    n_bad += decode_damaged([&](Bytes& b) {  // any words from somewhere on
+    n_bad += decode_damaged([&](Bytes& b) {  // random words from some position on
       for (size_t i = place(); i < end; ++i) b[i] = static_cast<uint8_t>(generator());
     });
-    n_bad += decode_damaged([&](Bytes& b) {  // a state that is none, at the first slice
+    n_bad += decode_damaged([&](Bytes& b) {  // an invalid state in the first slice
       const uint32_t state = turn % 2 == 0 ? 0 : kRansLow - 1;
       store_le(b.data() + frame.slices_offset, state);
     });
@@ -506,8 +506,7 @@ void forged_with(int fill) {
 void forged_over_zeros() { forged_with(0x00); }
 void forged_over_ones() { forged_with(0xff); }
 
-// More symbols for the matrices than the payload has of them: their indices lie behind all
-// matrices.
+// More matrix symbols than the header counts: their indices lie beyond all matrices.
 void forged_counts() {
   const Model model = all_roles();
   const Bytes sound = check(model);
@@ -528,7 +527,7 @@ void forged_counts() {
 
 void arithmetic() { expect(ptx::arithmetic_differences() == 0, "arithmetic: host and device"); }
 
-// For cycles: float32, and nothing else, at 1 %.
+// For --cycles: one float32 tensor, 1 % nonzeros.
 void timing() {
   Model model;
   model.add({20000}, usual);
@@ -536,7 +535,7 @@ void timing() {
   count_decisions(model, check(model));
 }
 
-// That the account sees what it is for.
+// The memory check detects an invalid access.
 void account() {
   const ptx::Block memory(100);
   uint8_t bytes[100];

@@ -1,7 +1,7 @@
-"""What GPGPU-Sim lacks for these kernels, as edits of a copy of its sources.
+"""Edits of a copy of GPGPU-Sim's sources that add what these kernels need.
 
-Each edit names the places it goes by in order, most of them a word or two, and stops with
-an error where one is missing: then the checkout is another version than the one named below.
+Each edit searches for short texts in order and raises an error if one is missing. The checkout is
+then not the version named below.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Source:
         self._text = self._path.read_text()
 
     def _find(self, *places: str) -> tuple[int, int]:
-        """Where the last of the places stands, each looked for behind the one before."""
+        """The position of the last text; each is searched for after the previous one."""
         begin = end = 0
         for place in places:
             begin = self._text.find(place, end)
@@ -45,7 +45,7 @@ class Source:
         self._put(*self._find(*places), text)
 
     def replace_function(self, head: str, text: str) -> None:
-        """Put ``text`` in the place of the function that begins with this line."""
+        """Replace the function that begins with this line."""
         begin, end = self._find(head)
         self._put(begin, self._text.index("\n}\n", end) + 3, text)
 
@@ -133,18 +133,18 @@ def atomic_case(kind: str, result: str) -> str:
 
 def apply(root: Path) -> None:
     """Edit the copy at ``root``."""
-    # The program's CUDA version is looked for in what it is linked with: say it instead.
+    # The build searches the program's libraries for the CUDA version: set it instead.
     source = Source(root, "libcuda/cuda_runtime_api.cc")
     source.insert_after("int get_app_cuda_version() {", text="\n  return CUDART_VERSION / 1000;")
 
-    # Debug information makes compiling slow; the model of power is not wanted.
+    # Debug information makes compilation slow; the power model is not needed.
     for name in ("src/Makefile", "src/cuda-sim/Makefile", "src/gpgpu-sim/Makefile"):
         Source(root, name).replace("-g3", text="")
     source = Source(root, SIMULATION)
     source.insert_after("//redefined", text="\n#define MAX(a, b) ((a) > (b) ? (a) : (b))")
     source.replace("m_gpgpusim_wrapper->get_scaling_coeffs()", text="NULL")
 
-    # A latency of shuffles that exceeds the floating-point unit's is beyond an array's end.
+    # A shuffle latency above the floating-point unit's exceeds an array.
     Source(root, "src/gpgpu-sim/shader.cc").replace(
         "max_sp_latency = ", "fp_latency[1]", text="std::max(fp_latency[1], int_latency[5])"
     )
@@ -178,13 +178,13 @@ def apply(root: Path) -> None:
     for function in ("u2f", "s2f"):
         source.insert_after(f"ptx_reg_t {function}(", "} else {", text="\n    y = x;")
     source.replace_function("void bfi_impl(", INSERTION)
-    # An address of global memory has 64 bits, so that one that is 4 GiB away is not taken for near.
+    # Global addresses have 64 bits, so that addresses 4 GiB apart differ.
     for function, address in (("ld_exec", "src1_data"), ("st_impl", "addr_reg")):
         source.insert_after(
             f"void {function}(", "decode_space(", ";",
             text=f"\n  if (space.get_type() == global_space) addr = {address}.u64;",
         )  # fmt: skip
-    # Padding of a structure that is stored four words at a time has no value.
+    # Padding in a structure that is stored four words at a time has no value.
     source.replace(
         "::get_vector_operand_values(", "assert(reg_iter != m_regs.back().end());",
         text="if (reg_iter == m_regs.back().end()) {\n"

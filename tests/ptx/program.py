@@ -1,4 +1,4 @@
-"""The program of the cases, with kernels as PTX that the simulator can read."""
+"""Builds the program of the cases, with kernels as PTX for the simulator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from programs import ROOT, Library, run
 
 FOLDER = Path(__file__).resolve().parent
-ARCHITECTURE = "75"  # the oldest that nvcc 13 compiles for, and the simulator's newest model
+ARCHITECTURE = "75"  # the oldest target of nvcc 13 and the newest model of the simulator
 FLAGS = ("-std=c++20", "--fmad=false", "--expt-relaxed-constexpr")
 """As in CMakeLists.txt."""
 
@@ -26,18 +26,18 @@ INTEGER = re.compile(r"(?<![\w.%$+\]])-?\d{10,}(?![\w.])")
 
 
 def wide_literal(match: re.Match[str]) -> str:
-    """The simulator reads integers into 32 bits, but takes a double's bits as they are."""
+    """Write an integer as a double's bits, because the simulator reads integers as 32 bits."""
     value = int(match[0])
     return match[0] if -(2**31) <= value < 2**31 else f"0d{value % 2**64:016X}"
 
 
 def lowered(ptx: str, name: str) -> str:
-    """PTX of today in the dialect of the simulator, which runs warps in step."""
+    """Translate current PTX to the simulator's dialect, which runs warps in lockstep."""
     ptx = re.sub(r"^\.version .*", ".version 7.0", ptx, flags=re.MULTILINE)
     ptx = SHUFFLE.sub(r"shfl.\1\2,\3;", ptx)
     ptx = VOTE.sub(r"vote.\1;", ptx)
     ptx = re.sub(r"bar\.warp\.sync\s+[^;]+;", "", ptx)
-    # Inline functions' shared variables are in several files; the simulator has one namespace.
+    # Shared variables of inline functions are in several files; the simulator has one namespace.
     for variable in set(re.findall(r"^\.shared .* (\w+)(?:\[\d+\])?;", ptx, flags=re.MULTILINE)):
         ptx = re.sub(rf"\b{variable}\b", f"{name}_{variable}", ptx)
     lines = ptx.split("\n")
@@ -47,7 +47,7 @@ def lowered(ptx: str, name: str) -> str:
 
 
 def compile_kernels(nvcc: str, source: Path, objects: Path, ptx: Path, newest: float) -> Path:
-    """The object of a source; PTX, and what ptxas says of it, go to ``ptx``."""
+    """Compile a source to an object; PTX and ptxas output go to ``ptx``."""
     name, target = source.stem, objects / f"{source.name}.o"
     if target.exists() and target.stat().st_mtime > newest:
         return target
@@ -91,7 +91,7 @@ class Program:
         )  # fmt: skip
 
     def kernels(self) -> set[str]:
-        """Their mangled names."""
+        """The mangled names of the kernels."""
         texts = [path.read_text() for path in self._ptx.glob("*.ptx")]
         return {name for text in texts for name in re.findall(r"\.entry (\w+)\(", text)}
 
@@ -100,7 +100,7 @@ class Program:
         return re.findall(r"(?<!define )CASE\((\w+)\)", text)
 
     def run(self, case: str, timing: bool, limit: float) -> str:
-        """What the program says; what the simulator says with it is in ``log``."""
+        """The program's output; the log file also has the simulator's."""
         folder = self._folder / ("timing" if timing else "cases") / case
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -121,7 +121,7 @@ class Program:
         return self._simulator.environment() | {"RESFED_PTX": str(self._ptx)}
 
     def _configure(self, folder: Path, timing: bool) -> None:
-        """The model of an RTX 2060, with fewer processors: what runs on each is the same."""
+        """The model of an RTX 2060 with fewer processors, which does not change the results."""
         model = self._simulator.root / "configs/tested-cfgs/SM75_RTX2060"
         for path in model.iterdir():
             shutil.copy(path, folder)
@@ -131,7 +131,7 @@ class Program:
             "gpgpu_n_clusters": "2" if timing else "1",
             "gpgpu_n_mem": "4",
             "gpgpu_ptx_sim_mode": "0" if timing else "1",
-            # One value more than the model has: of shuffles.
+            # One value more than in the model: the latency of shuffles.
             "ptx_opcode_latency_int": "4,4,4,4,21,23",
             "ptx_opcode_initiation_int": "2,2,2,2,2,4",
         }

@@ -1,5 +1,5 @@
-// What nvcc's host code and csrc/cuda call and the simulator's run time lacks; and an account of
-// device memory, against which every access of a kernel or a copy is held.
+// Functions that nvcc's host code and csrc/cuda call and the simulator's runtime lacks, and a
+// record of device memory that checks every access of a kernel or a copy.
 #include "runtime.hpp"
 
 #include <cuda_runtime_api.h>
@@ -25,7 +25,7 @@ struct Allocation {
 };
 
 std::mutex mutex;
-std::vector<Allocation> allocations;  // the simulator hands out ascending addresses, none twice
+std::vector<Allocation> allocations;  // the simulator's addresses ascend and are never reused
 size_t n_wild = 0;
 int fill = 0;
 bool lacks_memory = false;
@@ -90,7 +90,7 @@ cudaError_t cudaFree(void* memory) {
   return memory == nullptr ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// There is one device, with one context, and nothing is captured.
+// There is one device with one context, and no capture.
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;

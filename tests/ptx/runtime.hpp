@@ -1,4 +1,4 @@
-// What the cases ask of the run time that the simulator gives them, beside CUDA's own calls.
+// Functions of the simulator's runtime that the cases call in addition to CUDA's.
 #pragma once
 
 #include <cstddef>
@@ -18,16 +18,16 @@ class Block {
   void* data_ = nullptr;
 };
 
-// From now on every access to device memory is held against what is allocated: how many were
-// outside, to the byte. What is read there is 0, and nothing stops.
+// From now on every access to device memory is checked against the allocations, to the byte, and
+// invalid ones are counted. Invalid reads return 0; the kernel continues.
 void begin_account();
 size_t wild_accesses();
 
-void fill_fresh_memory(int byte);  // with what allocations come
-void refuse_memory(bool refuse);   // to allocate any
+void fill_fresh_memory(int byte);  // the contents of new allocations
+void refuse_memory(bool refuse);   // whether allocations fail
 
-// Runs the codec's arithmetic in kernels of its own, all probabilities and 16-bit floats and many
-// other values; says for how many of them host and device differ.
+// Runs the codec's arithmetic in separate kernels for all probabilities, all 16-bit floats and many
+// other values. Returns for how many of them host and device differ.
 size_t arithmetic_differences();
 
 }  // namespace ptx

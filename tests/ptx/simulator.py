@@ -1,4 +1,4 @@
-"""A build of GPGPU-Sim from a copy of a checkout, which stays as it is."""
+"""Builds GPGPU-Sim from a copy of a checkout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADERS = ("nvidia-cuda-runtime-cu11==11.8.89", "nvidia-cuda-nvcc-cu11==11.8.89"
 
 TOOLKIT = {
     "bin/nvcc": '#!/bin/sh\necho "Cuda compilation tools, release 11.0, V11.0.0"\n',
-    # As the simulator calls them: -lptx PROGRAM, -xptx FILE PROGRAM; ptxas ... FILE ...
+    # The simulator calls these as: -lptx PROGRAM, -xptx FILE PROGRAM; ptxas ... FILE ...
     "bin/cuobjdump": """#!/bin/sh
 case $1 in
 -lptx) n=0; for f in "$RESFED_PTX"/*.ptx; do n=$((n + 1)); echo "PTX $n: $(basename "$f")"; done ;;
@@ -35,7 +35,7 @@ typedef enum CUoutput_mode_enum { CU_OUT_KEY_VALUE_PAIR = 0, CU_OUT_CSV = 1 } CU
 
 
 def copy_sources(checkout: Path, to: Path) -> None:
-    """The version that the edits are for, from a clone; or a tree without history as it is."""
+    """Copy the edits' version from a clone, or a source tree without history."""
     is_bare = (checkout / "objects").is_dir()
     if is_bare or (checkout / ".git").exists():
         to.mkdir(parents=True)
@@ -50,7 +50,7 @@ def copy_sources(checkout: Path, to: Path) -> None:
 
 
 def make_toolkit(folder: Path) -> None:
-    """What the simulator looks for below CUDA_INSTALL_PATH."""
+    """Create the files that the simulator expects in CUDA_INSTALL_PATH."""
     wheels = folder / "wheels"
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, *HEADERS],
@@ -73,7 +73,7 @@ def make_toolkit(folder: Path) -> None:
 
 
 class Simulator:
-    """Built below ``folder`` unless it is there already."""
+    """The simulator in ``folder``; built if missing."""
 
     def __init__(self, checkout: Path, folder: Path) -> None:
         self.root, self.toolkit = folder / "source", folder / "toolkit"
@@ -87,7 +87,7 @@ class Simulator:
         self._build(folder / "build.log")
 
     def environment(self) -> dict[str, str]:
-        """For building and for programs."""
+        """Environment variables for building and for programs."""
         environment = {key: value for key, value in os.environ.items() if "GPGPUSIM" not in key}
         return environment | {
             "CUDA_INSTALL_PATH": str(self.toolkit),

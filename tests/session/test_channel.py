@@ -1,7 +1,7 @@
-"""Sessions over a channel that loses, repeats, delays and reorders, between ends that crash.
+"""Sessions over a channel that loses, repeats, delays and reorders messages; ends may crash.
 
-Whatever happens, a call either raises and changes nothing, or both ends hold the same models; and
-a pair can always be healed.
+A call either raises and changes nothing, or both ends hold the same models. A pair can always
+recover.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def same_snapshot(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 class Channel(RuleBasedStateMachine):
-    """One server, two clients, and every message ever sent waiting to be delivered again."""
+    """One server and two clients; every message ever sent may be delivered again."""
 
     uplink = rfc.CodecConfig(sparsity=0.8)
     downlink = rfc.CodecConfig(sparsity=0.8)
@@ -76,7 +76,7 @@ class Channel(RuleBasedStateMachine):
             assert_same(self.globals.setdefault(version.digest, state), state)
 
     def attempt(self, session: Any, call: Any, argument: bytes) -> Any:
-        """The result of a call, or None after a refusal, which must have changed nothing."""
+        """The result of a call, or None if it was refused; a refused call must change nothing."""
         before = session.state_dict()
         try:
             return call(argument)
@@ -84,7 +84,7 @@ class Channel(RuleBasedStateMachine):
             assert same_snapshot(before, session.state_dict()), "a refusal changed the state"
             return error
 
-    # ---- what happens
+    # ---- events
 
     @rule()
     def update(self) -> None:
@@ -109,7 +109,7 @@ class Channel(RuleBasedStateMachine):
             if result.request:
                 self.requests.append(("server", to, result.request))
             return
-        # A client that has no name yet takes the one on its first message.
+        # A client without a name takes the one in its first message.
         assert_same(result, self.globals[client._down.digest])
 
     @rule(name=st.sampled_from(NAMES))
@@ -173,7 +173,7 @@ class Channel(RuleBasedStateMachine):
         self.clients[name] = self.new_client(initial)
         self.saved.pop(name, None)
 
-    # ---- what must hold
+    # ---- invariants
 
     @invariant()
     def clients_hold_global_versions(self) -> None:
@@ -182,7 +182,7 @@ class Channel(RuleBasedStateMachine):
                 assert_same(client.state, self.globals[client._down.digest])
 
     def teardown(self) -> None:
-        """Every pair can be healed, and then serves again."""
+        """Every pair can recover and then exchange models."""
         self.server.update(moved(self.server.state, self.rng))
         self.note_globals()
         for name, client in self.clients.items():

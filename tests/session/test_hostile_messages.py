@@ -1,6 +1,6 @@
-"""Messages that no honest end makes: each number in them is bounded by what this end has made.
+"""Forged messages: an end accepts only numbers within the range of what it has sent.
 
-Whoever can send messages can forge checksums and digests, so those are right here.
+An attacker can forge checksums and digests, so they are valid here.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def test_an_acknowledgement_of_what_was_never_sent(running: Running, newest: int
     fed.rounds(client)
 
 
-def test_the_most_that_is_believed_does_no_harm(running: Running) -> None:
-    """A server cannot be told from one that knows of a life that this client has forgotten."""
+def test_the_largest_accepted_number_is_harmless(running: Running) -> None:
+    """A client restored from older state cannot tell such a number from its own earlier one."""
     fed, client = running
     fed.update()
     for i in range(1, 4):
@@ -84,7 +84,7 @@ def test_the_most_that_is_believed_does_no_harm(running: Running) -> None:
 
 
 @pytest.mark.parametrize("number", [LARGEST - 1, 2**40])
-def test_versions_from_nowhere(running: Running, number: int) -> None:
+def test_unknown_versions(running: Running, number: int) -> None:
     fed, client = running
     fed.update()
     fed.down(client)
@@ -103,7 +103,7 @@ def test_versions_from_nowhere(running: Running, number: int) -> None:
 
 
 def test_one_number_for_many_uplinks(running: Running) -> None:
-    """What has come with the newest number is remembered to a bound, and healed beyond it."""
+    """A server remembers a limited number of uplinks with the newest number; then it recovers."""
     fed, client = running
     fed.update()
     fed.down(client)
@@ -129,11 +129,11 @@ def test_one_number_for_many_uplinks(running: Running) -> None:
     fed.rounds(client)
 
 
-# ---- what is built on
+# ---- versions that a payload predicts from
 
 
-def test_a_downlink_that_builds_on_an_uplink() -> None:
-    """With the default rules no model of an uplink is kept."""
+def test_a_downlink_that_predicts_from_an_uplink() -> None:
+    """With the default rules, ends keep no models of uplinks."""
     fed = Federation()
     client = fed.new_client()
     fed.rounds(client)
@@ -173,10 +173,10 @@ def test_a_downlink_that_builds_on_an_uplink() -> None:
 
 @pytest.mark.parametrize("lost", [True, False])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
-def test_a_nameless_client_that_got_a_message_of_another(
+def test_a_client_without_a_name_that_gets_a_message_for_another(
     rules: tuple[str, str], lost: bool
 ) -> None:
-    """It learns its name when the server answers to what it has sent, and not before."""
+    """It learns its name only from the server's answer to its own message."""
     fed = Federation(rules)
     other = fed.new_client()
     client = fed.new_client()
@@ -203,8 +203,8 @@ def test_a_nameless_client_that_got_a_message_of_another(
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
-def test_an_uplink_that_was_given_in_the_name_of_another(rules: tuple[str, str]) -> None:
-    """Whoever refuses it may ask for it again, but does not tell the client who it is."""
+def test_an_uplink_delivered_under_another_name(rules: tuple[str, str]) -> None:
+    """The server refuses it and may request it again, but that does not name the client."""
     fed = Federation(rules)
     other, client = fed.new_client(), fed.new_client()
     fed.rounds(other, 2, "b")
@@ -255,12 +255,12 @@ def test_streams(predictor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == encoder._keep
 
 
-# ---- what a name costs
+# ---- cost of a name
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of the keyframes that servers make."""
+    """Lengths of the keyframes that servers encode."""
     made: list[int] = []
     encode_keyframe = server_module.encode_keyframe
 
@@ -299,8 +299,8 @@ def test_forged_requests_make_one_keyframe_a_model(
 
 
 @pytest.mark.parametrize("name", OWN_DOWNLINKS)
-def test_strangers_keep_no_models(name: str) -> None:
-    """Names that something was sent to and nothing has come from."""
+def test_silent_clients_keep_no_models(name: str) -> None:
+    """Names that the server sent to but never received from."""
     fed = Federation(RULES[name])
     size = sum(value.nbytes for value in fed.initial.values())
     for round_ in range(8):
@@ -317,8 +317,8 @@ def test_strangers_keep_no_models(name: str) -> None:
     fed.rounds(late, name="7, 3")
 
 
-def test_all_first_downlinks_are_of_one_model() -> None:
-    """They are encoded for each client, and recovered once."""
+def test_first_downlinks_share_one_model() -> None:
+    """The server encodes them for each client, but recovers the model once."""
     fed = Federation(RULES["own downlinks"])
     fed.update()
     models = set()

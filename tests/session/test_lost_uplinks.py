@@ -1,7 +1,7 @@
-"""What a client with error feedback sends is never lost, and never counts twice.
+"""With error feedback, no change of a client is lost or counted twice.
 
-Messages get lost, come late, come twice, in both directions. After every step, what has arrived,
-what may still arrive and what is held back add up to what was to be sent.
+Messages in both directions are lost, delayed and repeated. After every step, the changes that
+arrived, that may still arrive and that feedback holds add up to the changes made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIGS = {
 
 
 class Book:
-    """One server, one client, and an account of every uplink's change."""
+    """One server, one client, and a record of every uplink's change."""
 
     def __init__(self, up: Any, down: str, history: int) -> None:
         self.rng = np.random.default_rng(1)
@@ -65,7 +65,7 @@ class Book:
         self.uplinks[uplink] = dict(zip(NAMES, change, strict=True))  # type: ignore[arg-type]
 
     def receive(self, uplink: bytes, with_answer: bool) -> bytes | None:
-        """Deliver an uplink; what the client answers if it is refused."""
+        """Deliver an uplink; return the client's answer if the server refuses it."""
         try:
             model = self.server.receive("a", uplink)
         except rfc.StateMismatchError as error:

@@ -1,4 +1,4 @@
-"""Links, messages and requests as bytes: round trips, and what hostile bytes may not do."""
+"""Links, messages and requests as bytes: round trips and forged bytes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def links(draw: st.DrawFn) -> Link:
 
 
 def exact(link: Link) -> tuple[Any, ...]:
-    """The link with its coefficients as fractions: there may be two ways to write them."""
+    """The link with its coefficients as fractions, because two encodings may be equal."""
     one = 2**link.coef_log2
     return (
         link[:6],
@@ -130,7 +130,7 @@ def test_links_of_plain_streams_are_short() -> None:
 
 
 @given(st.one_of(st.binary(max_size=40), links().map(write_link)), st.data())
-def test_any_bytes_are_a_legal_link_or_refused(data: bytes, draw: Any) -> None:
+def test_any_bytes_are_a_valid_link_or_an_error(data: bytes, draw: Any) -> None:
     if data:
         at = draw.draw(st.integers(0, len(data) - 1))
         data = data[:at] + bytes([draw.draw(st.integers(0, 255))]) + data[at + 1 :]
@@ -219,7 +219,7 @@ def test_every_flipped_bit(message: Message) -> None:
 
 @given(MESSAGES, st.data())
 def test_forged_messages(message: Message, draw: Any) -> None:
-    """With a checksum that is right: a message that can be written again, or an error."""
+    """With a valid checksum: a message that can be written again, or an error."""
     body = bytearray(write(message)[:-4])
     body[draw.draw(st.integers(3, len(body) - 1))] = draw.draw(st.integers(0, 255))
     data = sealed(bytes(body))
@@ -262,7 +262,7 @@ def test_bad_messages(body: bytes, match: str) -> None:
 @example({1, 34})
 @example({2, 3, 35, 67})
 def test_acknowledgements(arrived: set[int]) -> None:
-    """What a window tells is what arrived, as far back as it reaches."""
+    """A window lists exactly the uplinks that arrived, as far back as it reaches."""
     record = ClientRecord(1, None, {}, {})
     assert record.ack() == Ack()
     for number in sorted(arrived):
@@ -274,7 +274,7 @@ def test_acknowledgements(arrived: set[int]) -> None:
         assert record.ack().has(number) == (number in arrived), number
 
 
-# ---- hostile bytes at the sessions and streams themselves
+# ---- forged bytes at sessions and streams
 
 
 def peak_bytes(call: Callable[[], Any]) -> int:
@@ -288,8 +288,8 @@ def peak_bytes(call: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("n", [2**20, 2**40, LARGEST])
-def test_lengths_that_are_not_there_allocate_nothing(n: int) -> None:
-    """The bytes stand for themselves; nothing is made in the size that they claim."""
+def test_forged_lengths_allocate_nothing(n: int) -> None:
+    """Allocations depend on the size of the message, not on the lengths in it."""
     head = varints(3, 1, 0, 0x11) + b"\xc1" + varints(0, 2)
     keyframe = HEADER + b"\x08" + TAG + varints(1, 5) + bytes(16) + varints(n)
     for data, call in (
@@ -303,7 +303,7 @@ def test_lengths_that_are_not_there_allocate_nothing(n: int) -> None:
 
 
 def forged_links(payload: bytes) -> Iterator[bytes]:
-    """The payload with each byte of its link changed to others, and its checksum made right."""
+    """The payload with each byte of its link changed to others and a valid checksum."""
     n = rfc.inspect(payload).link_bytes
     for at in range(18, 18 + n):
         for value in {*range(0, 256, 7), *(payload[at] ^ 1 << bit for bit in range(8))}:
@@ -311,7 +311,7 @@ def forged_links(payload: bytes) -> Iterator[bytes]:
 
 
 def survives(end: Any, call: Callable[[bytes], Any], data: bytes) -> None:
-    """An error of this codec that changes nothing, or success."""
+    """The call succeeds, or raises CodecError and changes nothing."""
     before = snapshot(end)
     try:
         call(data)

@@ -1,4 +1,4 @@
-"""Ends of other runs and other layouts: the first error names both sides and asks for nothing."""
+"""Ends of other runs or layouts: the first error names both identities and has no request."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_other_runs(rules: tuple[str, str], client_id: str | None) -> None:
 
 
 def test_a_multicast_payload_of_another_layout() -> None:
-    """It is bare; what heals it ends at once."""
+    """It has no identity; the recovery that follows fails at once."""
     fed, client = ends(LAYOUTS["names"][0], "", RULES["default"])
     payload = fed.server.update(HERE)
     error = refused(
@@ -121,7 +121,7 @@ def test_a_multicast_payload_of_another_layout() -> None:
 
 @pytest.mark.parametrize("theirs", [HERE, LAYOUTS["shape"][0]], ids=["run", "layout"])
 def test_a_client_that_changes_servers(theirs: State) -> None:
-    """Its uplinks are bare by then; the server's request lets it tell."""
+    """Its uplinks then have no identity; the server's request reveals the mismatch."""
     fed, client = ends(theirs, "tuesday", RULES["default"])
     home = rfc.ServerSession(theirs, *fed.configs, run="tuesday")
     client.receive(home.send("a"))
@@ -133,7 +133,7 @@ def test_a_client_that_changes_servers(theirs: State) -> None:
     home.receive("a", uplink)
 
 
-def test_who_knows_each_other_says_no_more_than_needed() -> None:
+def test_connected_ends_omit_their_identities() -> None:
     fed = Federation()
     client = fed.new_client()
     first = client.send(client.state)
@@ -147,8 +147,8 @@ def test_who_knows_each_other_says_no_more_than_needed() -> None:
     assert rfc.inspect(client.send(client.state)).link is not None
 
 
-def test_identities_are_read_to_the_first_difference() -> None:
-    """A stranger's text costs no more than the layout at hand."""
+def test_identities_are_compared_up_to_the_first_difference() -> None:
+    """Reading a foreign identity costs no more than the own layout."""
     specs = [TensorSpec("a" * 50, (3,), "float32")] * 3
     identity = Identity("run", 5, specs)
     n_run = len(varint(3) + b"run")
@@ -182,7 +182,7 @@ def test_tags_of_many_clients_differ() -> None:
     assert len({client_tag(i, 1234567) for i in range(200_000)}) == 200_000
 
 
-def test_a_request_without_an_identity_says_what_it_can() -> None:
+def test_the_error_for_a_request_without_an_identity() -> None:
     fed = Federation()
     client = fed.new_client()
     fed.rounds(client, 1)

@@ -1,4 +1,4 @@
-"""A run that is killed and started again sends the same bytes as one that was never stopped."""
+"""A run that is killed and restarted sends the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def n_bytes_logged(folder: Path) -> int:
 
 
 def killed(folder: Path, rng: np.random.Generator, *arguments: str) -> bool:
-    """Start the run and kill it at some moment after a few more steps; False if it was done."""
+    """Start the run and kill it after a few more steps; False if it finished."""
     process = start(folder, *arguments)
     wanted = n_bytes_logged(folder) + int(rng.integers(1, 600))
     end = time.monotonic() + DEADLINE
@@ -56,7 +56,7 @@ def finish(folder: Path, *arguments: str) -> None:
 
 
 def steps_of(folder: Path, name: str) -> list[str]:
-    """The log's lines without those that say the same again."""
+    """The log's lines without repeated ones."""
     lines: list[str] = []
     for line in (folder / f"{name}.log").read_text().splitlines():
         if line not in lines:

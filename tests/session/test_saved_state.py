@@ -1,6 +1,6 @@
-"""Saved state that does not fit, or was forged: refused as a whole, by name, or good for use.
+"""Saved state that does not fit or was forged: an error that names the field, or a usable state.
 
-A digest tells damage. Here it is made right again, so that what is behind it has to be checked.
+The digest in a state detects damage. Here it is valid, so the checks behind it must work.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from saved_states import (
 )
 from snapshots import refused, snapshot
 
-# ---- objects of other arguments
+# ---- objects with other arguments
 
 
 def streams_and_sessions(initial: State, **options: Any) -> dict[str, Any]:
-    """Each class with ``options`` in the place where its state depends on them."""
+    """Each class, with ``options`` where its state depends on them."""
     config = rfc.CodecConfig(**{"error_feedback": True, **options})
     return {
         "Encoder": rfc.Encoder(initial, config),
@@ -68,7 +68,7 @@ def test_other_roles(
 
 
 @pytest.mark.parametrize("kind", ["Encoder", "ClientSession", "ServerSession"])
-def test_patterns_count_by_what_they_name(kind: str, rng: np.random.Generator) -> None:
+def test_patterns_that_match_the_same_tensors_are_equal(kind: str, rng: np.random.Generator) -> None:
     initial = model(rng)
     before = streams_and_sessions(initial, exclude=("w", "s"))[kind].state_dict()
     streams_and_sessions(initial, exclude=("[sw]",))[kind].load_state_dict(before)
@@ -177,7 +177,7 @@ def forged_arrays(saved: StateDict, rng: np.random.Generator) -> Iterator[StateD
 def test_forged_state(
     case: str, forged: Callable[..., Iterator[StateDict]], rng: np.random.Generator
 ) -> None:
-    """Refused, and nothing has changed; or loaded, and then all calls end in the codec's errors."""
+    """An error that changes nothing; or it loads, and later calls raise only the codec's errors."""
     n_refused = 0
     *pair, play = ends(case)
     for i in range(2):
@@ -199,7 +199,7 @@ def test_forged_state(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_state_that_was_saved_goes_on(case: str) -> None:
+def test_saved_state_continues(case: str) -> None:
     first, second, play = ends(case)
     for _ in range(3):
         for end in (first, second):
@@ -207,15 +207,15 @@ def test_state_that_was_saved_goes_on(case: str) -> None:
         play(first, second)
 
 
-def test_nothing_but_a_mapping() -> None:
+def test_only_mappings() -> None:
     end = rfc.Encoder([np.zeros(3, np.float32)])
     for value in (None, 5, "structure", [], {}, {"structure": 3}, {"structure": object()}):
         refused(end, ValueError, "state_dict: ", lambda v=value: end.load_state_dict(v))
 
 
 @pytest.mark.parametrize("name", ["more", "structure", "tensor.0"])
-def test_arrays_that_claim_more_than_they_hold(name: str, rng: np.random.Generator) -> None:
-    """A view with strides of 0 is any size; it is refused before it is copied or hashed."""
+def test_arrays_larger_than_their_memory(name: str, rng: np.random.Generator) -> None:
+    """A view with strides of 0 has any size; it is refused before it is copied or hashed."""
     encoder = rfc.Encoder(model(rng))
     saved = encoder.state_dict()
     huge = np.broadcast_to(saved["structure"][:1], (1 << 44,))

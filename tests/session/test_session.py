@@ -1,6 +1,6 @@
-"""Sessions: the protocol over a channel that loses, repeats, reorders, and ends that restart.
+"""Sessions over a channel that loses, repeats and reorders messages.
 
-tests/session/test_channel.py does all of it at random; here each promise has a test of its own.
+tests/session/test_channel.py tests random sequences; here each promise has its own test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def fed(request: pytest.FixtureRequest) -> Federation:
 
 @pytest.fixture
 def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """After some rounds."""
+    """A federation after some rounds."""
     client = fed.new_client()
     fed.rounds(client, 4)
     return fed, client
@@ -31,10 +31,10 @@ def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
 Running = tuple[Federation, rfc.ClientSession]
 
 
-# ---- what a message carries
+# ---- contents of messages
 
 
-def test_each_payload_is_made_once() -> None:
+def test_each_payload_is_encoded_once() -> None:
     """Broadcast: clients at the same version get the same payload."""
     fed = Federation()
     payload = fed.server.update(moved(fed.initial, fed.rng))
@@ -57,7 +57,7 @@ def test_uplinks_are_acknowledged_by_the_next_send(running: Running) -> None:
 
 
 def test_nothing_new(running: Running) -> None:
-    """A message without anything new is short, and returns what is held."""
+    """A message without a new model is short, and ``receive`` returns the held model."""
     fed, client = running
     message = fed.server.send("a")
     assert len(message) < 40
@@ -118,7 +118,7 @@ def test_reordered_uplinks(running: Running) -> None:
 
 @pytest.mark.parametrize("n_lost", [1, 2, 3])
 def test_lost_downlinks(running: Running, n_lost: int) -> None:
-    """The next message brings all that was missed; nobody has to ask."""
+    """The next message has all missed payloads, without a request."""
     fed, client = running
     for _ in range(n_lost):
         fed.update()
@@ -140,7 +140,7 @@ def test_lost_uplinks(running: Running, n_lost: int) -> None:
 
 
 def test_lost_payloads_do_not_shorten_histories(running: Running) -> None:
-    """What the next ones predict from reaches as far back as if nothing had been lost."""
+    """Later payloads predict from as many versions as without the loss."""
     fed, client = running
 
     def depths(downlink: bytes, uplink: bytes) -> list[tuple[int, int]]:
@@ -162,7 +162,7 @@ def test_lost_payloads_do_not_shorten_histories(running: Running) -> None:
 
 
 def test_a_client_that_only_listens(running: Running) -> None:
-    """No uplink tells what it holds; still it needs to ask for nothing."""
+    """The server never learns what it holds, but the client needs no request."""
     fed, client = running
     for _ in range(12):
         fed.update()
@@ -171,7 +171,7 @@ def test_a_client_that_only_listens(running: Running) -> None:
 
 
 def test_uplinks_from_older_global_models(running: Running) -> None:
-    """A slow client: trained from a model that is up to ``history`` - 1 versions old."""
+    """A slow client trains from a model that is up to ``history`` - 1 versions old."""
     fed, client = running
     for n_updates in range(4):
         local = moved(client.state, fed.rng)
@@ -183,7 +183,7 @@ def test_uplinks_from_older_global_models(running: Running) -> None:
 
 @pytest.mark.parametrize("rules", [r for n, r in RULES.items() if n not in OWN_DOWNLINKS], ids=str)
 def test_history_bound_passed(rules: tuple[str, str]) -> None:
-    """The global model that an uplink builds on is gone: its recovered model comes as it is."""
+    """The server lacks the global model of an uplink; the client sends the model as a keyframe."""
     fed = Federation(rules)
     client = fed.new_client()
     fed.rounds(client, 4)
@@ -195,11 +195,11 @@ def test_history_bound_passed(rules: tuple[str, str]) -> None:
     fed.rounds(client)
 
 
-# ---- late and new
+# ---- late and new clients
 
 
-def test_late_joiner_gets_what_is_smaller() -> None:
-    """A chain of payloads while that is short, then a keyframe."""
+def test_a_late_client_gets_what_is_smaller() -> None:
+    """A short chain of payloads, or else a keyframe."""
     fed = Federation()
     kinds = []
     for number in range(1, 40):
@@ -225,7 +225,7 @@ def test_late_joiner_gets_what_is_smaller() -> None:
 def test_client_with_another_initial_model(
     fed: Federation, n_rounds: int, client_id: str | None
 ) -> None:
-    """It is found out by the first message, and then gets a keyframe."""
+    """The first message reveals it, and the client gets a keyframe."""
     fed.rounds(fed.new_client(), n_rounds, "b")
     client = fed.new_client(model(fed.rng), client_id=client_id)
     fed.down(client, answers=1)
@@ -234,7 +234,7 @@ def test_client_with_another_initial_model(
 
 
 def test_late_client_that_misses_rounds(running: Running) -> None:
-    """The chain since the version it holds, and no keyframe, as long as that is short."""
+    """It gets the chain since its version instead of a keyframe, if the chain is short."""
     fed, client = running
     other = fed.new_client()
     for _ in range(3):
@@ -265,7 +265,7 @@ def test_fresh_clients_start_with_a_keyframe(fed: Federation, n_updates: int) ->
 
 
 def test_acknowledgement_without_an_uplink(fed: Federation) -> None:
-    """What is held already is not sent again; telling is harmless at any time."""
+    """The server does not send what the client holds; an acknowledgement is always harmless."""
     client = fed.new_client()
     fed.update(2)
     fed.down(client)

@@ -1,4 +1,4 @@
-"""Sessions: arguments, whose memory is whose, copies, saved state, and messages made by hand."""
+"""Sessions: arguments, ownership of memory, copies, saved state, and hand-made messages."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_messages_in_the_wrong_place() -> None:
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_callers_own_their_copies(rules: tuple[str, str]) -> None:
-    """All that goes in or comes out is overwritten; sessions left alone send the same bytes."""
+    """Overwriting all inputs and outputs does not change the bytes that sessions send."""
 
     def spoil(state: Any) -> None:
         for value in state.values():
@@ -224,10 +224,10 @@ WAYS.update({name: _loader(save) for name, save in SAVERS.items()})
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("feedback", [False, True])
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_goes_on_as_if_nothing_had_been(
+def test_copies_continue_like_the_original(
     rules: tuple[str, str], feedback: bool, way: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """A copy sends the same bytes; here with uplinks under way, and one that was lost."""
+    """A copy sends the same bytes, here with uplinks under way and one lost."""
     server, client, rng = pair(rules, feedback)
     run(server, client, rng)
     server.update(moved(server.state, rng))
@@ -257,7 +257,7 @@ def test_state_dicts_that_do_not_fit() -> None:
     run(server, client, rng)
     initial = random_model(np.random.default_rng(5))
     deep = rfc.LinearPredictor(own=(2, -1))
-    # Both keep two local and one global model, but only one of them has downlinks of its own.
+    # Both keep two local and one global model, but only one has a downlink for each client.
     shared = rfc.ServerSession(initial, rfc.CodecConfig(predictor=deep))
     alone = rfc.ServerSession(initial, downlink=rfc.CodecConfig(predictor="res1"))
     cases: list[tuple[Any, Any, str]] = [
@@ -284,12 +284,12 @@ def test_state_dicts_that_do_not_fit() -> None:
     run(server, client, rng)
 
 
-# ---- messages made by hand
+# ---- hand-made messages
 
 
 @pytest.mark.parametrize("rules", [RULES[0], RULES[1]], ids=str)
-def test_a_chain_that_fails_further_on(rules: tuple[str, str]) -> None:
-    """All or nothing: what its first payloads brought is gone again."""
+def test_a_chain_that_fails_in_the_middle(rules: tuple[str, str]) -> None:
+    """The call undoes the effect of the first payloads."""
     server, client, rng = pair(rules)
     run(server, client, rng)
     other = copy.deepcopy(server)

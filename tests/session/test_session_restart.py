@@ -1,4 +1,4 @@
-"""Sessions whose ends are killed: restored from older state, or begun again with nothing."""
+"""Sessions whose ends are killed and then restored from older state or started without state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fed(request: pytest.FixtureRequest) -> Federation:
 
 @pytest.fixture
 def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """After some rounds."""
+    """A federation after some rounds."""
     client = fed.new_client()
     fed.rounds(client, 4)
     return fed, client
@@ -26,7 +26,7 @@ def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
 Running = tuple[Federation, rfc.ClientSession]
 
 
-def test_client_restarts_with_nothing(running: Running) -> None:
+def test_client_restarts_without_state(running: Running) -> None:
     fed, _ = running
     client = fed.new_client()
     fed.update()
@@ -35,8 +35,8 @@ def test_client_restarts_with_nothing(running: Running) -> None:
     fed.rounds(client)
 
 
-def test_client_restarts_and_trains_at_once(running: Running) -> None:
-    """Without asking for the global model: its uplink is refused, and healed."""
+def test_client_restarts_and_sends_first(running: Running) -> None:
+    """It does not request the global model; the server refuses its uplink, and the pair recovers."""
     fed, _ = running
     client = fed.new_client(client_id="a")
     fed.up(client, answers=1)
@@ -59,7 +59,7 @@ def test_client_restarts_from_old_state(running: Running, n_rounds: int) -> None
 
 @pytest.mark.parametrize("n_rounds", [1, 3])
 def test_server_restarts_from_old_state(running: Running, n_rounds: int) -> None:
-    """Clients are ahead of it, and come back; once is enough."""
+    """Clients are ahead of the server; one exchange brings them back."""
     fed, client = running
     saved = fed.server.state_dict()
     fed.rounds(client, n_rounds)
@@ -74,7 +74,7 @@ def test_server_restarts_from_old_state(running: Running, n_rounds: int) -> None
 @pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("arrived", [True, False])
 def test_client_saved_before_send(running: Running, same: bool, arrived: bool) -> None:
-    """Crashed after sending and before saving; then it sends the same, or trains anew."""
+    """It crashes after sending and before saving; then it sends the same, or trains again."""
     fed, client = running
     fed.update()
     fed.down(client)
@@ -91,7 +91,7 @@ def test_client_saved_before_send(running: Running, same: bool, arrived: bool) -
 
 
 def test_a_number_used_twice(running: Running) -> None:
-    """By a client that was restored; what the number meant before is old now."""
+    """A restored client reuses a number; its earlier meaning is then obsolete."""
     fed, client = running
     saved = client.state_dict()
     payloads = []
@@ -122,8 +122,8 @@ def test_server_saved_before_send(running: Running) -> None:
     fed.rounds(client)
 
 
-def test_client_applied_and_did_not_answer(running: Running) -> None:
-    """And its state was saved before, or after it had applied."""
+def test_client_applied_a_message_but_did_not_answer(running: Running) -> None:
+    """Its state was saved before or after applying it."""
     fed, client = running
     for late in (False, True):
         fed.update()

@@ -1,4 +1,4 @@
-"""Sessions: names of clients, memory, arguments, copies and saved state."""
+"""Sessions: names of clients, multicast, aggregation and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDS = [
 
 
 def test_names_of_all_kinds() -> None:
-    """Each is a client of its own; also after state has been saved."""
+    """Names of each type are different clients, also in saved state."""
     server, _, rng = pair()
     clients = [rfc.ClientSession(server.state, *configs(RULES[0]), client_id=i) for i in IDS]
     for _ in range(2):
@@ -60,7 +60,7 @@ def test_same_number_of_another_type_is_the_same_client() -> None:
 
 
 @pytest.mark.parametrize("name", [None, 1.0, True, np.True_, b"a", ("a",), np.float32(3)])
-def test_what_is_no_name(name: Any) -> None:
+def test_invalid_names(name: Any) -> None:
     server, client, _ = pair()
     payload = client.send(client.state)
     aggregator = server.aggregator()
@@ -140,7 +140,7 @@ def test_forget() -> None:
 
 @pytest.mark.parametrize("rules", [RULES[0], RULES[1], RULES[3]], ids=str)
 def test_multicast(rules: tuple[str, str]) -> None:
-    """The payload of ``update`` serves all; ``send`` tells what has arrived."""
+    """The payload of ``update`` suits all clients; ``send`` acknowledges uplinks."""
     server, _, rng = pair(rules)
     clients = {n: rfc.ClientSession(server.state, *configs(rules), client_id=n) for n in ("a", "b")}
     for t in range(6):
@@ -154,7 +154,7 @@ def test_multicast(rules: tuple[str, str]) -> None:
 
 
 def test_multicast_to_a_client_without_a_name() -> None:
-    """It learns its name by ``send``, or, when its second uplink is refused, by that."""
+    """It learns its name from ``send``, or from the refusal of its second uplink."""
     server, client, rng = pair()
     for t in range(3):
         assert_same(client.receive(server.update(moved(server.state, rng))), server.state)
@@ -171,7 +171,7 @@ def test_multicast_to_a_client_without_a_name() -> None:
         assert_same([server.receive("a", payload)["steps"]], [local["steps"]])
 
 
-def test_no_multicast_of_what_is_each_clients_own() -> None:
+def test_no_multicast_with_a_downlink_for_each_client() -> None:
     server, _, rng = pair(("global", "res1"))
     assert server.update(moved(server.state, rng)) == b""
 
@@ -181,7 +181,7 @@ def test_no_multicast_of_what_is_each_clients_own() -> None:
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_receive_into(rules: tuple[str, str]) -> None:
-    """The mean of what ``receive`` returns, whatever the predictor."""
+    """The mean of the models that ``receive`` returns, with any predictor."""
     server, _, rng = pair(rules)
     twin = copy.deepcopy(server)
     clients = [rfc.ClientSession(server.state, *configs(rules)) for _ in range(3)]
@@ -237,7 +237,7 @@ def size(state: State) -> int:
 
 
 def test_memory() -> None:
-    """Default predictors keep nothing of clients; rules with their history do."""
+    """Default predictors keep no models of clients; rules that use their history do."""
     for rules, n_models in ((RULES[0], 0), (RULES[3], 2), (("res2", "previous"), 3)):
         server, _, rng = pair(rules)
         model = size(server.state)
@@ -281,8 +281,8 @@ def test_memory_of_feedback() -> None:
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_clients_of_whom_little_is_known_take_no_tensors(rules: tuple[str, str]) -> None:
-    """Numbers of all clients are a tensor; versions and messages only of those that have some."""
+def test_silent_clients_take_no_tensors(rules: tuple[str, str]) -> None:
+    """One tensor has the numbers of all clients; only active ones have versions and messages."""
     server, client, rng = pair(rules)
     server.send("b")
     n_tensors = len(server.state_dict())

@@ -1,6 +1,6 @@
-"""Sound messages in wrong places: of another client, round, run or layout, and parts of several.
+"""Valid messages in the wrong place (another client, round, run or layout), and spliced ones.
 
-All checksums are right. Each ends in a result, or in an error of the codec that changes nothing.
+All checksums are valid. Each call succeeds, or raises CodecError and changes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def deliveries(ends: Ends) -> Iterator[tuple[str, Callable[[Any, bytes], Any]]]:
 
 
 def delivered(ends: Ends, messages: list[bytes]) -> tuple[int, int]:
-    """How many deliveries of these messages were accepted, and refused without a trace."""
+    """Numbers of accepted and refused deliveries; a refused one must change nothing."""
     n_accepted = n_refused = 0
     for name, deliver in deliveries(ends):
         end = copy.deepcopy(ends[name])
@@ -76,7 +76,7 @@ def test_messages_of_other_clients_rounds_and_runs(rules: tuple[str, str]) -> No
 
 
 def spliced(messages: list[Message], rng: np.random.Generator, n: int) -> Iterator[bytes]:
-    """Messages with each field from one of several."""
+    """Messages whose fields come from several messages."""
     fields = Message._fields
     for _ in range(n):
         parts = [messages[i] for i in rng.integers(len(messages), size=2)]
@@ -86,7 +86,7 @@ def spliced(messages: list[Message], rng: np.random.Generator, n: int) -> Iterat
 
 
 @pytest.mark.parametrize("rules", [RULES["default"], RULES["own history"], RULES["all"]], ids=str)
-def test_parts_of_several_messages(rules: tuple[str, str], rng: np.random.Generator) -> None:
+def test_spliced_messages(rules: tuple[str, str], rng: np.random.Generator) -> None:
     fed = Recorded(rules)
     parsed = [read_message(m) for m in fed.said if is_message(m)]
     payloads = payloads_of(fed.said)
@@ -101,8 +101,8 @@ def test_parts_of_several_messages(rules: tuple[str, str], rng: np.random.Genera
     goes_on(fed)
 
 
-def test_runs_and_layouts_told_apart_from_damage() -> None:
-    """A message of another run is not said to be damaged, nor a damaged one of another run."""
+def test_another_run_or_layout_is_not_reported_as_damage() -> None:
+    """The error for a message of another run differs from that for a damaged message."""
     fed, other = Recorded(RULES["default"]), Recorded(RULES["default"], run="another")
     client = fed.past[-1]["a"]
     message = other.server.send("a")

@@ -1,4 +1,4 @@
-"""The adaptive predictor: least squares, only where it pays, and recovered as its link says."""
+"""The adaptive predictor: least squares, used only where it reduces the residual."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT = 2.0**-5
 
 
 def coefficients_of(payload: bytes, names: list[str]) -> dict[str, tuple[float, ...]]:
-    """Per tensor the six coefficients that the payload carries."""
+    """The six coefficients of each tensor in the payload."""
     link = rfc.inspect(payload).link
     assert link is not None
     return {
@@ -92,7 +92,7 @@ SHAPES = {"a": (60, 50), "b": (20, 30), "c": (200,)}
 
 
 def steps_of(history: History, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two steps that a stream's prediction may go along, as columns."""
+    """The two steps that a stream's prediction combines, as columns."""
     newest, second, third = (history[-k].model[name].astype(np.float64).ravel() for k in (1, 2, 3))
     return newest - second, second - third
 
@@ -120,7 +120,7 @@ def test_coefficients_are_those_of_least_squares(
         columns = np.stack(steps_of(history, name), axis=1)
         wanted = (state[name].astype(np.float64) - history.models[-1][name]).ravel()
         best = np.linalg.lstsq(columns, wanted, rcond=None)[0]
-        # The codec fits own1 and own2, rounds those, and lets own3 follow.
+        # The codec fits and rounds own1 and own2; own3 follows from them.
         exact = (1 + best[0], best[1] - best[0], -best[1])
         assert np.abs(np.array([own1, own2]) - exact[:2]).max() <= UNIT / 2 + 1e-4, (name, exact)
 
@@ -154,7 +154,7 @@ def test_session_coefficients(rng: np.random.Generator) -> None:
 
 
 def twins(history: list[State], **options: Any) -> tuple[rfc.Encoder, rfc.Encoder]:
-    """An adaptive encoder with this history, and one of the start rule with the same."""
+    """An adaptive encoder and one of the start rule, with the same history."""
     adaptive = rfc.Encoder(history[0], predictor="adaptive", **options)
     for model in history[1:]:
         adaptive.encode(model)
@@ -165,7 +165,7 @@ def twins(history: list[State], **options: Any) -> tuple[rfc.Encoder, rfc.Encode
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.9, 0.99])
 @pytest.mark.parametrize("seed", range(6))
-def test_costs_little_where_there_is_nothing_to_gain(sparsity: float, seed: int) -> None:
+def test_costs_few_bytes_without_a_gain(sparsity: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     models = random_walk(rng, 6, SHAPES)
     adaptive, start = twins(models[:-1], sparsity=sparsity)
@@ -178,7 +178,7 @@ def test_costs_little_where_there_is_nothing_to_gain(sparsity: float, seed: int)
 def test_gains_where_the_model_moves_along_its_history(
     sparsity: float, rng: np.random.Generator
 ) -> None:
-    """At equal sparsity the error is a part, for hardly more bytes."""
+    """At equal sparsity the error is a fraction, for few more bytes."""
     models = drifting(rng, 5, {"a": (200, 150)})
     exact = rfc.Encoder(models[0], sparsity=0.0, bits=16, predictor="adaptive")
     for model in models[1:-1]:
@@ -195,7 +195,7 @@ def test_gains_where_the_model_moves_along_its_history(
 
 @pytest.mark.parametrize("shapes", [{"a": (30, 40)}, {"v": (30,)}, {"s": ()}, {"e": (0, 3)}, {}])
 def test_small_models(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
-    """One tensor or none, short history, residuals that are zero."""
+    """One tensor or none, a short history, and zero residuals."""
     initial = {n: np.asarray(rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
     config = rfc.CodecConfig(sparsity=0.5, predictor="adaptive")
     server, client = (k(initial, config, config) for k in (rfc.ServerSession, rfc.ClientSession))

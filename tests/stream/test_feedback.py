@@ -1,7 +1,6 @@
-"""Error feedback against its own model in NumPy, and over a channel that loses.
+"""Error feedback compared with a NumPy model, and over a channel that loses messages.
 
-e' = r + e - sent for what was sent; a lost uplink's contribution comes back with the next one
-after the server has told.
+e' = r + e - sent. After the server reports a lost uplink, the next one carries its contribution.
 """
 
 from __future__ import annotations
@@ -75,8 +74,8 @@ def test_both_directions(up: str, exclude: tuple[str, ...], rng: np.random.Gener
 
 @pytest.mark.parametrize("up", UP)
 def test_lost_uplinks(up: str, rng: np.random.Generator) -> None:
-    """Uplinks of rounds 1, 3 and 4 are lost; that the server did not have them is known in the
-    round after the next one that arrives."""
+    """Uplinks of rounds 1, 3 and 4 are lost. The client learns it in the round after the next
+    uplink that arrives."""
     initial = random_model(rng)
     server = rfc.ServerSession(initial, config(UP[up][0]))
     client = rfc.ClientSession(initial, config(UP[up][0]))
@@ -103,7 +102,7 @@ def test_lost_uplinks(up: str, rng: np.random.Generator) -> None:
 
 
 def update(recovered: State, start: State) -> State:
-    """What a local model contributes to the mean."""
+    """The contribution of a local model to the mean."""
     return {n: residual(v, start[n]) for n, v in recovered.items() if n in Feedback(start).error}
 
 
@@ -112,7 +111,7 @@ def update(recovered: State, start: State) -> State:
 def test_what_was_lost_arrives_later(
     up: Any, dtype: Any, offset: float, rng: np.random.Generator
 ) -> None:
-    """With hardly any loss in coding: the update that was lost is in the one after the next."""
+    """With nearly lossless coding, the uplink after the next contains the lost update."""
     initial = {"w": (offset + rng.standard_normal((40, 50))).astype(dtype)}
     exact = config(up, sparsity=0.0, bits=16)
     server, client = (kind(initial, exact) for kind in (rfc.ServerSession, rfc.ClientSession))
@@ -130,7 +129,7 @@ def test_what_was_lost_arrives_later(
     assert max(errors) < 1e-3, errors
 
 
-def test_nothing_comes_back_that_arrived(rng: np.random.Generator) -> None:
+def test_arrived_uplinks_are_not_sent_again(rng: np.random.Generator) -> None:
     """Acknowledged late, in a window, and twice."""
     initial = {"w": rng.standard_normal((20, 30)).astype(np.float32)}
     up = config("global", sparsity=0.5)
@@ -148,7 +147,7 @@ def test_nothing_comes_back_that_arrived(rng: np.random.Generator) -> None:
 
 
 def test_feedback_sends_what_was_left_out(rng: np.random.Generator) -> None:
-    """One target for many rounds: with feedback nothing is left out for ever, at a tenth each."""
+    """The same target for many rounds at sparsity 0.9: feedback sends everything in the end."""
     initial = {"w": np.zeros((50, 40), np.float32)}
     target = {"w": rng.standard_normal((50, 40)).astype(np.float32)}
     totals = {}
@@ -163,7 +162,7 @@ def test_feedback_sends_what_was_left_out(rng: np.random.Generator) -> None:
     assert errors[True] < 0.3 * errors[False], errors
 
 
-def test_refused_states_leave_feedback_alone(rng: np.random.Generator) -> None:
+def test_refused_states_do_not_change_feedback(rng: np.random.Generator) -> None:
     initial = random_model(rng)
     enc = rfc.Encoder(initial, config("previous"))
     twin = rfc.Encoder(initial, config("previous"))
@@ -178,7 +177,7 @@ def test_refused_states_leave_feedback_alone(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("predictor", [None, "global", "previous", "res2", "adaptive"])
 def test_the_default(predictor: str | None, rng: np.random.Generator) -> None:
-    """On for uplinks that look at global models alone, off for all else."""
+    """On for uplinks that predict only from global models, otherwise off."""
     initial = random_model(rng)
     on = predictor in (None, "global")
     payloads = []
@@ -214,8 +213,8 @@ OWN_TERMS = [
 
 
 @pytest.mark.parametrize("predictor", OWN_TERMS, ids=str)
-def test_refused_with_own_terms(predictor: Any) -> None:
-    """They carry what was left out forward by themselves: it would count twice."""
+def test_not_allowed_with_own_terms(predictor: Any) -> None:
+    """Own terms already carry forward what was left out; feedback would count it twice."""
     initial = {"w": np.zeros((4, 5), np.float32)}
     wrong = config(predictor)
     for session in (rfc.ServerSession, rfc.ClientSession):
@@ -228,7 +227,7 @@ def test_refused_with_own_terms(predictor: Any) -> None:
     rfc.ClientSession(initial, config("adaptive"))  # its fit sees the feedback
 
 
-def test_a_rule_that_collapses_is_warned_of() -> None:
+def test_a_diverging_rule_warns() -> None:
     initial = {"w": np.zeros((4, 5), np.float32)}
     down = rfc.CodecConfig(predictor="res2")
     with pytest.warns(UserWarning, match=r'downlink: predictor "res2" at sparsity=0.99') as caught:

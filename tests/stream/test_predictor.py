@@ -1,7 +1,7 @@
-"""Predictors: sessions and streams recover what NumPy makes of the published formulas, bit for bit.
+"""Predictors: sessions and streams equal the published formulas in NumPy, bit for bit.
 
-tests/support/published_rules.py has the formulas. A model of it computes each prediction, and the
-stateless encode() and decode() turn it into the recovered model.
+tests/support/published_rules.py computes each prediction, and the stateless encode() and decode()
+recover the model from it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def mean(models: Sequence[State]) -> State:
 def check_sessions(
     up: Any, up_rule: Rule, down: Any, down_rule: Rule, rng: np.random.Generator, n_rounds: int = 5
 ) -> None:
-    """A server and two clients, held against the model in every round."""
+    """Compare a server and two clients with the NumPy model in every round."""
     initial = random_model(rng)
     uplink = rfc.CodecConfig(sparsity=SPARSITY, predictor=up, error_feedback=False)
     downlink = rfc.CodecConfig(sparsity=SPARSITY, predictor=down)
@@ -83,7 +83,7 @@ def test_named_rules(up: str, down: str, rng: np.random.Generator) -> None:
 def test_model_follows_the_published_formulas(
     name: str, n_models: int, rng: np.random.Generator
 ) -> None:
-    """The model's float32 sums against the formula as it is printed, in float64."""
+    """Compare the float32 sums of the NumPy model with the printed formula in float64."""
     initial = {"w": rng.standard_normal((30, 40)).astype(np.float32)}
     own, other = History("l", initial), History("g", initial)
     for history in (own, other):
@@ -104,7 +104,7 @@ def test_model_follows_the_published_formulas(
 
 @st.composite
 def coefficients(draw: st.DrawFn) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Up to three of each direction, not all zero; some are no multiples of 2**-12."""
+    """Up to three of each direction, not all zero; some are not multiples of 2**-12."""
     one = st.one_of(
         st.sampled_from([0, 1, -1, 0.5, 2, 1 / 3, 2**-12, 1 + 2**-12, 3 * 2**-13, 5 * 2**-13]),
         st.floats(-2, 2),
@@ -132,7 +132,7 @@ def test_own_coefficients(up: Any, down: Any, seed: int) -> None:
 def check_stream(
     predictor: Any, predictions: Any, rng: np.random.Generator, **options: Any
 ) -> None:
-    """An Encoder and a Decoder; ``predictions(history)`` is what they should predict."""
+    """Compare an Encoder and a Decoder with the expected ``predictions(history)``."""
     initial = random_model(rng)
     enc = rfc.Encoder(initial, sparsity=SPARSITY, predictor=predictor, **options)
     dec = rfc.Decoder(initial)
@@ -159,7 +159,7 @@ def test_streams_by_name(name: str | None, rng: np.random.Generator) -> None:
 
 
 def test_tensors_with_their_own_coefficients(rng: np.random.Generator) -> None:
-    """The first pattern that fits counts; lossless tensors ask for none."""
+    """The first matching pattern applies; lossless tensors need no coefficients."""
     tensors = {"w1*": ((2, -1), ()), "w*": ((1.5, 0, -0.5), ()), "s*": ((0, 1), ())}
     predictor = rfc.LinearPredictor(own=(1,), tensors=tensors)
 
@@ -193,7 +193,7 @@ def test_tensors_with_terms_of_the_other_direction(rng: np.random.Generator) -> 
 
 
 def test_real_rounds(snapshots: dict[str, State]) -> None:
-    """Four rounds of a real training: a client that starts at g4 and trains l0_5 ... l0_8."""
+    """Four rounds of a real training; a client starts at g4 and trains l0_5 ... l0_8."""
     initial = snapshots["g4"]
     for name in ("res0", "res1", "res2"):
         uplink = rfc.CodecConfig(sparsity=0.99, predictor=name)
@@ -207,7 +207,7 @@ def test_real_rounds(snapshots: dict[str, State]) -> None:
             g.models.append(client.receive(server.send(0)))
 
 
-def test_names_that_mean_the_same() -> None:
+def test_equivalent_rule_names() -> None:
     linear_ones = {
         "global": rfc.LinearPredictor(other=(1,)),
         "previous": rfc.LinearPredictor(own=(1,)),

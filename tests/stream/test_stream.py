@@ -1,4 +1,4 @@
-"""Encoder and Decoder: one direction, both ends always at the same model."""
+"""Encoder and Decoder: one direction, both ends hold the same model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stream(initial: Any, **options: Any) -> tuple[rfc.Encoder, rfc.Decoder]:
     return rfc.Encoder(initial, **options), rfc.Decoder(initial)
 
 
-# ---- what is recovered
+# ---- recovered models
 
 
 @given(pairs(), options(), st.sampled_from(PREDICTORS), st.booleans(), st.data())
@@ -116,7 +116,7 @@ def test_threads(predictor: Any) -> None:
     assert payloads[0] == payloads[1] == payloads[2]
 
 
-# ---- kinds of state, and whose memory it is
+# ---- types of state, and ownership of memory
 
 
 def test_sequences(rng: np.random.Generator) -> None:
@@ -161,7 +161,7 @@ def test_torch(dtype: str, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
 @pytest.mark.parametrize("n_rounds", [1, 4])
 def test_callers_own_their_copies(predictor: Any, n_rounds: int, rng: np.random.Generator) -> None:
-    """Everything handed in or out is overwritten with ones; a stream left alone stays equal."""
+    """Overwriting all inputs and outputs with ones does not change the stream."""
 
     def spoil(state: State) -> None:
         for value in state.values():
@@ -204,7 +204,7 @@ def test_no_copy(predictor: Any, rng: np.random.Generator) -> None:
 
 
 def test_no_copy_updates_in_place(rng: np.random.Generator) -> None:
-    """With "previous" the memory stays where it is: the cost is what changed."""
+    """With "previous" a model keeps its memory, so only changed elements are written."""
     initial = small_model(rng)
     enc, dec = stream(initial)
     places = set()

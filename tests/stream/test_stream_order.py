@@ -1,4 +1,4 @@
-"""Encoder and Decoder out of step: what is refused, what heals, what survives a restart."""
+"""Encoder and Decoder out of sync: refused payloads, recovery and restarts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(predictor: Any = None, feedback: bool = False) -> rfc.CodecConfig:
 
 
 class Pair:
-    """Both ends, and the payloads of some rounds."""
+    """An Encoder, a Decoder, and the payloads of some rounds."""
 
     def __init__(self, predictor: Any = None, n_rounds: int = 4, **arguments: Any) -> None:
         self.rng = np.random.default_rng(11)
@@ -51,7 +51,7 @@ class Pair:
         self.goes_on()
 
     def goes_on(self) -> None:
-        """The next rounds work, and both ends predict from the same history."""
+        """The next rounds succeed, and both ends predict from the same history."""
         for _ in range(4):
             assert_same(self.dec.decode(self.encode()), self.enc.state)
             assert self.dec.version == self.enc.version
@@ -62,8 +62,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(request.param)
 
 
-def test_again(pair: Pair) -> None:
-    """The same payload again is the same model again, any number of times."""
+def test_repeated_payload(pair: Pair) -> None:
+    """A repeated payload returns the same model, any number of times."""
     for number in range(1, 5):
         first = pair.deliver(number)
         before = snapshot(pair.dec)
@@ -72,7 +72,7 @@ def test_again(pair: Pair) -> None:
     pair.goes_on()
 
 
-def test_older(pair: Pair) -> None:
+def test_older_payload(pair: Pair) -> None:
     pair.deliver(1, 2, 3)
     for number in (1, 2):
         request = pair.refused(
@@ -95,11 +95,11 @@ def test_gap(pair: Pair) -> None:
     pair.heal(request)
 
 
-def test_gap_before_anything(pair: Pair) -> None:
+def test_gap_before_the_first_payload(pair: Pair) -> None:
     pair.heal(pair.refused(pair.payloads[3], "held here, version 0 "))
 
 
-def test_what_was_missing_may_come_instead(pair: Pair) -> None:
+def test_missing_payloads_may_arrive_late(pair: Pair) -> None:
     pair.deliver(1)
     pair.refused(pair.payloads[2], "are missing")
     assert_same(pair.deliver(2, 3, 4), pair.enc.state)
@@ -176,7 +176,7 @@ def test_payloads_of_other_kinds(pair: Pair) -> None:
 
 
 def test_keyframe(pair: Pair) -> None:
-    """For a decoder that is behind; not for one that is ahead."""
+    """A decoder that is behind takes a keyframe; one that is ahead does not."""
     early = pair.enc.keyframe()
     assert_same(pair.dec.decode(early), pair.enc.state)
     before = snapshot(pair.dec)
@@ -189,7 +189,7 @@ def test_keyframe(pair: Pair) -> None:
     assert_same(newcomer.decode(pair.encode()), pair.enc.state)
 
 
-def test_keyframe_before_anything() -> None:
+def test_keyframe_before_the_first_payload() -> None:
     pair = Pair(n_rounds=0)
     assert_same(pair.dec.decode(pair.enc.keyframe()), pair.initial)
     pair.goes_on()
@@ -201,7 +201,7 @@ def test_keyframe_before_anything() -> None:
 @pytest.mark.parametrize("feedback", [False, True])
 @pytest.mark.parametrize("n_ahead", [1, 3])
 def test_encoder_restarts_from_an_old_state(pair: Pair, n_ahead: int, feedback: bool) -> None:
-    """What it sends then has numbers that have been used for something else."""
+    """It then reuses version numbers for other models."""
     pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.payloads = [pair.encode() for _ in range(2)]
     pair.deliver(1, 2)
@@ -224,14 +224,14 @@ def test_decoder_restarts_from_an_old_state(pair: Pair) -> None:
     pair.heal(pair.refused(pair.encode(), "are missing"))
 
 
-def test_decoder_restarts_with_nothing(pair: Pair) -> None:
+def test_decoder_restarts_without_state(pair: Pair) -> None:
     pair.deliver(1, 2, 3, 4)
     pair.dec = rfc.Decoder(pair.initial)
     pair.heal(pair.refused(pair.encode(), "held here, version 0 "))
 
 
 def test_state_saved_before_an_encode_that_was_delivered(pair: Pair) -> None:
-    """The same state then makes the same payload, which the decoder knows."""
+    """The same state makes the same payload again, which the decoder has already received."""
     pair.deliver(1, 2, 3, 4)
     saved, state = pair.enc.state_dict(), moved(pair.initial, pair.rng)
     payload = pair.enc.encode(state)
@@ -254,7 +254,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
 @pytest.mark.parametrize("feedback", [False, True])
 def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> None:
-    """A copy goes on as the original does, and neither moves the other."""
+    """A copy continues like the original, and neither affects the other."""
     pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
