@@ -29,7 +29,7 @@ from resfed_codec.codec.update import encode_and_recover
 try:
     import torch
 
-    import posing_torch
+    import emulated_torch
 except ImportError:
     pass
 
@@ -277,7 +277,7 @@ class current_stream:  # noqa: N801 - a context manager
             self.monkeypatch.setattr(device_library.cuda, "stream", device_library.Stream(legacy))
             return torch.cuda.current_stream().cuda_stream if REAL_TORCH else legacy
         if not REAL_TORCH:
-            posing_torch.pose(self.monkeypatch, stream=77)  # the emulator ignores it
+            emulated_torch.install(self.monkeypatch, stream=77)  # the emulator ignores it
             return 77
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -25,7 +25,7 @@ from resfed_codec import _native
 from test_device_codec import Case, bytes_of, random_pair
 
 torch = pytest.importorskip("torch")
-import posing_torch  # noqa: E402
+import emulated_torch  # noqa: E402
 
 pytestmark = [pytest.mark.cuda, needs_cuda, needs_emulator]
 
@@ -169,15 +169,15 @@ def test_memory_of_another_stream_is_idle(
     state, reference = cnn_pair(rng)
     encoder = rfc.Encoder(reference)
     first, second = encoder.encode(state), encoder.encode(moved(state, rng))
-    posing_torch.pose(monkeypatch, stream=77)
+    emulated_torch.install(monkeypatch, stream=77)
     decoder, base = rfc.Decoder(gpu.state(reference)), gpu.state(reference)
     decoder.decode(first, copy=False)
     assert _native.emulate("waiting") > 0
-    posing_torch.pose(monkeypatch, stream=78)
+    emulated_torch.install(monkeypatch, stream=78)
     assert_same(gpu.host(decoder.decode(second, copy=False)), encoder.state)
     decoder = rfc.Decoder(base)
     decoder.decode(first, copy=False)
-    posing_torch.pose(monkeypatch, stream=79)
+    emulated_torch.install(monkeypatch, stream=79)
     decoder.decode(second, copy=False)
     assert _native.emulate("waiting") == 0
 
@@ -199,7 +199,7 @@ def test_a_stream_under_capture(
 ) -> None:
     state, reference = cnn_pair(rng)
     encoder = rfc.Encoder(reference)
-    posing_torch.pose(monkeypatch, stream=77)
+    emulated_torch.install(monkeypatch, stream=77)
     on_device, base = gpu.state(state), gpu.state(reference)
     there = rfc.Encoder(base)
     decoder = rfc.Decoder(base)
@@ -282,7 +282,7 @@ def test_memory_comes_from_the_library(
         part = cache.flat(used, n_bytes)
         used += (n_bytes + 511) // 512 * 512
         name = str(dtype).removeprefix("torch.")
-        return posing_torch.tensor_over(
+        return emulated_torch.tensor_over(
             _native.DeviceArray.from_pointer(part.pointer, shape, name, 0, part)
         )
 

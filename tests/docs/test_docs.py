@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from printed import BLOCK, outputs
+from page_outputs import BLOCK, outputs
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/quickstart.md", "docs/guide.md", "docs/implementers.md"]

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import resfed_codec as rfc
 import saved_states
 from federation import RULES, model
-from forging import Forger, Material
 from models import State
+from mutations import Corpus, Mutator
 from published_rules import moved
 from recorded import REMEMBERED, Ends, Recorded
 from resfed_codec.codec.payload import REQUEST, UPDATE, kind_of
@@ -79,7 +79,7 @@ class World:
 
     Attributes:
         moments: Copies of the ends at each moment.
-        material: Their messages.
+        corpus: Their messages.
         initial: Their first model.
         is_stream: Whether they are an encoder and a decoder.
     """
@@ -87,7 +87,7 @@ class World:
     def __init__(self, moments: list[Ends], said: list[bytes], initial: State) -> None:
         self.moments, self.initial = moments, initial
         self.is_stream = "encoder" in moments[0]
-        self.material = Material(moments, said, initial)
+        self.corpus = Corpus(moments, said, initial)
         self.model_bytes = sum(value.nbytes for value in initial.values())
 
     def readers(self) -> list[tuple[str, str, Reader]]:
@@ -204,7 +204,7 @@ class Trial:
     def __init__(self, world: World, rng: np.random.Generator, *, measure: bool) -> None:
         self.world, self.rng, self.measure = world, rng, measure
         self.ends: Ends = copy.deepcopy(world.moments[int(rng.integers(len(world.moments)))])
-        self.forger = Forger(world.material, rng)
+        self.mutator = Mutator(world.corpus, rng)
         self.steps: list[str] = []
         self.is_impersonated = False
         self.n_accepted = self.n_refused = 0
@@ -222,7 +222,7 @@ class Trial:
             self.n_refused += 1
             self._before.pop(name, None)
             if getattr(error, "request", b""):
-                self.forger.heard(error.request)
+                self.mutator.record(error.request)
             if any(text in str(error) for text in REMEMBERED):
                 return
             self._before[name] = before
@@ -232,7 +232,7 @@ class Trial:
             self.n_accepted += 1
             self._before.pop(name, None)
             if isinstance(made, bytes):
-                self.forger.heard(made)
+                self.mutator.record(made)
             self.is_impersonated |= self._impersonates(data)
 
     def stateless(self, data: bytes) -> None:
@@ -252,13 +252,13 @@ class Trial:
         with contextlib.suppress(ValueError):
             if name == "server":
                 if self.rng.random() < 0.3:
-                    self.forger.heard(end.update(moved(end.state, self.rng)))
-                self.forger.heard(end.send(str(self.rng.choice(["a", "b", "new"]))))
+                    self.mutator.record(end.update(moved(end.state, self.rng)))
+                self.mutator.record(end.send(str(self.rng.choice(["a", "b", "new"]))))
             elif name == "encoder":
-                self.forger.heard(end.encode(moved(end.state, self.rng)))
+                self.mutator.record(end.encode(moved(end.state, self.rng)))
             else:
-                self.forger.heard(end.send(moved(end.state, self.rng)))
-        self.forger.look_at(self.ends.values())
+                self.mutator.record(end.send(moved(end.state, self.rng)))
+        self.mutator.observe(self.ends.values())
 
     def restored(self) -> None:
         """Save and restore every end."""
@@ -283,8 +283,8 @@ class Trial:
         if not is_message(data):
             return False
         frames = tuple(k[:2] + k[3:] for k in read_message(data).keyframes)
-        material = self.world.material
-        return bool(frames) and frames not in material.honest_keyframes
+        corpus = self.world.corpus
+        return bool(frames) and frames not in corpus.honest_keyframes
 
     # ---- honest ends again
 
@@ -395,7 +395,7 @@ def deliver_messages(trial: Trial) -> None:
         if i < 2 or rng.random() < 0.3:
             trial.honest()
             continue
-        data = trial.forger.message() if rng.random() < 0.7 else trial.forger.payload()
+        data = trial.mutator.message() if rng.random() < 0.7 else trial.mutator.payload()
         if rng.random() < 0.1:
             trial.stateless(data)
         fitting = [r for r in readers if may_take(data, *r[:2])]
@@ -410,7 +410,7 @@ def load_state(trial: Trial) -> None:
     name = str(trial.rng.choice(list(trial.ends)))
     end = trial.ends[name]
     before = snapshot(end)
-    state_dict = trial.forger.state_dict(type(end))
+    state_dict = trial.mutator.state_dict(type(end))
     structure = bytes(np.asarray(state_dict["structure"]))
     trial.steps.append(f"{name}.load_state_dict: {structure!r}")
     size = sum(np.asarray(value).nbytes for value in state_dict.values())

@@ -201,7 +201,7 @@ class Channel(RuleBasedStateMachine):
         message = self.server.send(name)
         self.note_globals()
         if client._tag not in (0, self.server._clients[name].tag):
-            return  # it took a message for the other client as its first: it is that client now
+            return  # its first message was for the other client: it now has that name
         try:
             state = client.receive(message)
         except rfc.StateMismatchError as error:

@@ -14,7 +14,7 @@ import pytest
 import resfed_codec as rfc
 from federation import OWN_DOWNLINKS, RULES, Federation
 from published_rules import moved
-from resfed_codec.session import server as server_module
+from resfed_codec.session import server_downlink as server_module
 from resfed_codec.stream import stream as stream_module
 from resfed_codec.stream.message import (
     MAX_AHEAD,

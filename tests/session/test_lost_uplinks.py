@@ -101,7 +101,7 @@ def test_nothing_is_lost_and_nothing_counts_twice(rules: tuple[Any, str], histor
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         book = Book(*rules, history)
-        up: list[bytes] = []  # all that was ever sent, to come when it likes
+        up: list[bytes] = []  # all messages ever sent, for delivery at any time
         down: list[bytes] = []
         n_rounds = data.draw(st.integers(5, 30))
         loss = data.draw(st.sampled_from([0, 3, 7]))

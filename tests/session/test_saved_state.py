@@ -68,7 +68,9 @@ def test_other_roles(
 
 
 @pytest.mark.parametrize("kind", ["Encoder", "ClientSession", "ServerSession"])
-def test_patterns_that_match_the_same_tensors_are_equal(kind: str, rng: np.random.Generator) -> None:
+def test_patterns_that_match_the_same_tensors_are_equal(
+    kind: str, rng: np.random.Generator
+) -> None:
     initial = model(rng)
     before = streams_and_sessions(initial, exclude=("w", "s"))[kind].state_dict()
     streams_and_sessions(initial, exclude=("[sw]",))[kind].load_state_dict(before)

@@ -252,7 +252,7 @@ def test_late_client_that_misses_rounds(running: Running) -> None:
 def test_fresh_clients_start_with_a_keyframe(fed: Federation, n_updates: int) -> None:
     fed.update(n_updates)
     client = fed.new_client(model(fed.rng))
-    for _ in range(2):  # again, as long as nothing has been heard of it
+    for _ in range(2):  # again, until the server hears from it
         message = fed.server.send("a", fresh=True)
         assert read_message(message).keyframes
         fed.check(client, client.receive(message))

@@ -36,7 +36,7 @@ def test_client_restarts_without_state(running: Running) -> None:
 
 
 def test_client_restarts_and_sends_first(running: Running) -> None:
-    """It does not request the global model; the server refuses its uplink, and the pair recovers."""
+    """It requests no global model; the server refuses its uplink, and the pair recovers."""
     fed, _ = running
     client = fed.new_client(client_id="a")
     fed.up(client, answers=1)

@@ -46,7 +46,7 @@ def delivered(ends: Ends, messages: list[bytes]) -> tuple[int, int]:
                     end = copy.deepcopy(ends[name])
                 else:
                     same = snapshot(end) == before
-                    assert same, f"it changed the state: {error}"  # noqa: PT017 -- may go well, too
+                    assert same, f"it changed the state: {error}"  # noqa: PT017 -- may succeed, too
             else:
                 n_accepted += 1
                 end = copy.deepcopy(ends[name])

@@ -141,7 +141,7 @@ def test_session_coefficients(rng: np.random.Generator) -> None:
         payload = client.send(local)
         previous, l = l[-1], [*l, server.receive(0, payload)]  # noqa: E741
         if t == 0:
-            continue  # the client has no update behind it yet
+            continue  # the client has no earlier update
         for name, c in coefficients_of(payload, list(SHAPES)).items():
             wanted, *columns = (
                 (a[name].astype(np.float64) - b[name]).ravel()

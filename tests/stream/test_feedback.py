@@ -227,11 +227,11 @@ def test_not_allowed_with_own_terms(predictor: Any) -> None:
     rfc.ClientSession(initial, config("adaptive"))  # its fit sees the feedback
 
 
-def test_a_diverging_rule_warns() -> None:
+def test_an_unstable_rule_warns() -> None:
     initial = {"w": np.zeros((4, 5), np.float32)}
     down = rfc.CodecConfig(predictor="res2")
     with pytest.warns(UserWarning, match=r'downlink: predictor "res2" at sparsity=0.99') as caught:
         rfc.ServerSession(initial, None, down)
     assert caught[0].filename == __file__
     rfc.ServerSession(initial, None, rfc.CodecConfig(predictor="res2", sparsity=0.5))
-    rfc.ClientSession(initial, None, down)  # there its sparsity is not known
+    rfc.ClientSession(initial, None, down)  # its sparsity is not known there

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: model files, and the program as a process."""
+"""Helpers of the tests of the command line: model files, and the program as a process."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def model(seed: int) -> Arrays:
 
 
 def write_raw(path: Path, dtype: str, words: np.ndarray[Any, Any]) -> None:
-    """A safetensors file of one tensor "w", of any dtype, made by hand."""
+    """Write a safetensors file with one tensor "w" of any dtype, without the library."""
     header = {
         "__metadata__": METADATA,
         "w": {"dtype": dtype, "shape": words.shape, "data_offsets": [0, words.nbytes]},
@@ -79,7 +79,7 @@ def make_files(folder: Path) -> Files:
 
 
 def assert_fails(argv: list[str], capsys: pytest.CaptureFixture[str], *parts: str) -> None:
-    """Exit code 1 and one line on standard error, with all ``parts``."""
+    """Check for exit code 1 and one line on standard error with all ``parts``."""
     assert main(argv) == 1
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,9 +1,9 @@
-"""Writes what is generated from the table of contexts: a C++ header and tables in docs/format.md.
+"""Generate a C++ header and the tables in docs/format.md from the table of contexts.
 
     python tests/support/context_tables.py
 
-To be run after any change of ``python/resfed_codec/reference/contexts.py`` or its initial states. A
-test says so if it was not.
+Run it after any change of ``python/resfed_codec/reference/contexts.py`` or the initial states. A
+test fails if the files are out of date.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def subscripted(family: Family) -> str:
 
 
 def families(table: ContextTable) -> str:
-    """An alias for each family, which begins where the one before it ends."""
+    """An alias for each family; it begins where the previous one ends."""
     lines, begin = [], "0"
     for family in table.families:
         parameters = ", ".join([begin, *(str(n) for _, n in family.axes)])
@@ -91,7 +91,7 @@ def markdown(table: ContextTable) -> str:
 
 
 def page(text: str) -> str:
-    """docs/format.md with its tables as they must be."""
+    """docs/format.md with up-to-date tables."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name} contexts -->\n", f"<!-- end of {name} contexts -->"
         before, rest = text.split(begin)

@@ -1,8 +1,7 @@
-"""A library of arrays on CUDA devices, as small as it can be: what tests use in CuPy's place.
+"""A minimal library of arrays on CUDA devices that replaces CuPy in tests.
 
-:func:`pose_as_cupy` makes it the module "cupy", so the codec treats its arrays as CuPy's. Memory
-and copies are those of resfed_codec's native module, so it works wherever that has a device, the
-emulated one included.
+:func:`install_as_cupy` installs it as the module "cupy", so the codec treats its arrays as CuPy's.
+It uses memory and copies of resfed_codec's native module, so it also works on the emulated device.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 class Array:
-    """An array of some library: knows its memory, and speaks DLPack."""
+    """An array with DLPack export."""
 
     def __init__(self, memory: _native.DeviceArray) -> None:
         self.memory = memory
@@ -48,7 +47,7 @@ class Array:
 
 
 class ndarray(Array):  # noqa: N801 - CuPy's name
-    """An array that may be written to."""
+    """A writable array."""
 
 
 ndarray.__module__ = "cupy"
@@ -72,7 +71,7 @@ class Strided(Array):
 
 
 class _Tensor(ctypes.Structure):
-    """DLPack's DLTensor, with which its capsules begin."""
+    """DLPack's DLTensor, the first member of a capsule's struct."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -100,14 +99,14 @@ def to_device(array: np.ndarray) -> _native.DeviceArray:
 
 
 def to_host(value: Any) -> np.ndarray:
-    """Anything that speaks DLPack, as NumPy array."""
+    """A NumPy copy of any DLPack array."""
     memory = _native.DeviceArray.from_dlpack(value.__dlpack__(stream=1))
     array = np.empty(memory.shape, _dtype(memory.dtype))
     _native.copy_to_host(memory, array, 0)
     return array
 
 
-# ---- what the codec uses of CuPy
+# ---- the functions of CuPy that the codec uses
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
@@ -150,5 +149,5 @@ class cuda:  # noqa: N801 - a module there
         return cuda.stream
 
 
-def pose_as_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+def install_as_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", sys.modules[__name__])

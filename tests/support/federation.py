@@ -1,4 +1,4 @@
-"""A server and clients, for tests of sessions: rounds, deliveries, and healing when refused."""
+"""A server and clients for tests of sessions: rounds, deliveries, and recovery from refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model(rng: np.random.Generator) -> State:
 
 
 class Federation:
-    """A server and clients that hold what they hold; every model is checked on arrival."""
+    """A server and clients; checks every model on arrival."""
 
     def __init__(
         self, rules: tuple[str, str] = RULES["default"], feedback: bool = False, **arguments: Any
@@ -42,7 +42,7 @@ class Federation:
         self.initial = model(self.rng)
         self.broadcast = rules[1] in ("previous", "adaptive")
         self.keeps_local_models = rules[0] != "global" or not self.broadcast
-        up_feedback = feedback and rules[0] in ("global", "adaptive")  # refused with own terms
+        up_feedback = feedback and rules[0] in ("global", "adaptive")  # not allowed with own terms
         self.configs = (
             rfc.CodecConfig(sparsity=0.8, predictor=rules[0], error_feedback=up_feedback),
             rfc.CodecConfig(
@@ -70,7 +70,7 @@ class Federation:
             self.server.update(moved(self.server.state, self.rng))
 
     def check(self, client: rfc.ClientSession, received: State) -> None:
-        """Lossless tensors tell which model it is."""
+        """The lossless tensors identify the model."""
         assert_same(client.state, received)
         assert np.array_equal(received["n"], self.server.state["n"]), "not the newest global model"
         if self.broadcast:
@@ -79,8 +79,7 @@ class Federation:
     def healed(
         self, end: Any, receive: Any, answer: Any, message: bytes, answers: int | None
     ) -> State:
-        """What ``receive`` returns after so many refusals and answers; None: as many as it takes,
-        but no more than two."""
+        """The result of ``receive`` after ``answers`` refusals and answers; None: at most two."""
         for n in range(2 if answers is None else answers):
             try:
                 state: State = receive(message)
@@ -95,7 +94,7 @@ class Federation:
         return receive(message)  # type: ignore[no-any-return]
 
     def down(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
-        """Deliver the newest global model; ``answers`` refusals are expected and healed."""
+        """Deliver the newest global model, after ``answers`` expected refusals and answers."""
         message = self.server.send(name)
         received = self.healed(
             client,
@@ -123,7 +122,7 @@ class Federation:
         assert np.abs(received["w"] - local["w"]).max() < 3
 
     def rounds(self, client: rfc.ClientSession, n: int = 3, name: Any = "a") -> None:
-        """Rounds in which nothing goes wrong."""
+        """Rounds without faults."""
         for _ in range(n):
             self.update()
             self.down(client, name)

@@ -1,4 +1,4 @@
-"""Where tests marked `cuda` run: kinds of arrays on a device, and ends of a channel held twice."""
+"""Fixtures of tests marked `cuda`: kinds of device arrays, and objects on both host and device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resfed_codec import _native
 try:
     import torch
 
-    import posing_torch
+    import emulated_torch
 except ImportError:
     torch = None  # type: ignore[assignment]
 
@@ -38,26 +38,26 @@ ONE = LIBRARIES[-1:] if EMULATED else LIBRARIES
 
 
 class Gpu:
-    """One kind of arrays on a device: torch's, those of a library like CuPy, or of any other.
+    """A kind of device arrays: torch's, those of a library like CuPy, or of another library.
 
-    What comes out for the other library, whose arrays may not be written to, is a DeviceArray.
+    Results for the other library, whose arrays are read-only, are DeviceArrays.
     """
 
     def __init__(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.library = library
-        device_library.pose_as_cupy(monkeypatch)
+        device_library.install_as_cupy(monkeypatch)
         if library == "torch":
-            self.result_type: type = torch.Tensor if REAL_TORCH else posing_torch.CudaTensor
+            self.result_type: type = torch.Tensor if REAL_TORCH else emulated_torch.CudaTensor
             if not REAL_TORCH:
-                posing_torch.pose(monkeypatch)
+                emulated_torch.install(monkeypatch)
         else:
             self.result_type = device_library.ndarray if library == "cupy" else rfc.DeviceArray
 
     def array(self, array: Any) -> Any:
-        """A host array, put on the device."""
+        """Copy a host array to the device."""
         array = np.asarray(array)
         if self.library == "torch" and not REAL_TORCH:
-            return posing_torch.to_device(array)
+            return emulated_torch.to_device(array)
         if self.library == "torch":
             raw = array.view(np.uint16) if array.dtype.name == "bfloat16" else array
             tensor = torch.from_numpy(np.array(raw)).cuda()
@@ -66,13 +66,13 @@ class Gpu:
         return kind(device_library.to_device(array))
 
     def state(self, state: Any) -> Any:
-        """A state of host arrays, put on the device."""
+        """Copy a state of host arrays to the device."""
         if isinstance(state, dict):
             return {name: self.array(value) for name, value in state.items()}
         return [self.array(value) for value in state]
 
     def empty_like(self, state: Any) -> Any:
-        """Arrays to write into."""
+        """Writable arrays of the same shapes."""
         new = self.state(state)
         if self.library != "other":
             return new
@@ -89,7 +89,7 @@ class Gpu:
         return array.view(device_library.BFLOAT16) if is_bfloat16 else array
 
     def host(self, state: Any, *, result: bool = True) -> Any:
-        """A state on the device, as host arrays; ``result``: one that the codec returned."""
+        """Copy a state to host arrays; ``result``: the codec returned it."""
         values = list(state.values() if isinstance(state, dict) else state)
         for value in values if result else ():
             assert type(value) is self.result_type
@@ -98,10 +98,10 @@ class Gpu:
 
 
 class Twin:
-    """One object twice, for models of the host and for models on the device.
+    """Two copies of an object, for models on the host and on the device.
 
-    A call goes to both, with its models put on the device for the second, and must come out alike:
-    the same bytes, models, error. It returns, or raises, what the first one did.
+    A call goes to both; the second gets its models on the device. Both must have the same result:
+    bytes, models or error. The call returns or raises what the first one did.
     """
 
     def __init__(self, gpu: Gpu, host: Any, device: Any) -> None:
@@ -144,14 +144,14 @@ class Twin:
         if not _is_state(expected):
             assert type(actual) is type(expected)
             assert actual == expected
-        elif "structure" in expected:  # a state_dict, of which the host has both
+        elif "structure" in expected:  # a state_dict is on the host for both
             assert_same(dict(actual), expected)
         else:
             assert_same(self.gpu.host(actual), expected)
         return expected
 
     def state_dict(self) -> dict[str, Any]:
-        """The same for both, of host arrays."""
+        """The same host arrays for both."""
         expected = self.host.state_dict()
         actual = {name: np.asarray(value) for name, value in self.device.state_dict().items()}
         assert_same(actual, expected)

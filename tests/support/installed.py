@@ -1,9 +1,9 @@
-"""Whether an installed wheel works where nothing but NumPy is installed beside it:
+"""Test an installed wheel in an environment with only NumPy:
 
     python tests/support/installed.py
 
-Run it with the Python of such an environment; it needs no test runner. `make wheel-test` does, and
-so does the building of wheels for release.
+Run it with the environment's Python; it needs no test runner. `make wheel-test` and the wheel
+builds of a release run it.
 """
 
 from __future__ import annotations

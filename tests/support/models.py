@@ -1,4 +1,4 @@
-"""Models for tests: drawn by hypothesis, and made by hand."""
+"""Models for tests: hypothesis strategies, and fixed ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ State = dict[str, np.ndarray]
 
 
 def float_values(dtype: str) -> st.SearchStrategy[float]:
-    """Ordinary numbers, and the edges: zeros of both signs, subnormals, huge and tiny ones.
+    """Ordinary numbers and edge cases: zeros of both signs, subnormals, huge and tiny values.
 
-    Bounded by a quarter of the largest float16 or float32, so that residuals stay finite.
+    At most a quarter of the largest float16 or float32, so that residuals are finite.
     """
     info = np.finfo(np.float32 if dtype == "float64" else dtype)
     edge = float(info.max) / 4
@@ -61,7 +61,7 @@ def pairs(draw: st.DrawFn, dtypes: tuple[str, ...] = FLOATS + INTEGERS) -> tuple
 
 
 def options() -> st.SearchStrategy[dict[str, Any]]:
-    """Keyword arguments of encode that any model can be encoded with."""
+    """Keyword arguments of encode that are valid for any model."""
     steps = st.one_of(
         st.just({}),
         st.fixed_dictionaries({"step": st.floats(0.01, 100)}),
@@ -72,7 +72,7 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def clustered(shape: tuple[int, ...], rng: np.random.Generator, scale: float = 1e-2) -> np.ndarray:
-    """A float32 residual whose rows differ in scale, as those of trained models do."""
+    """A float32 residual whose rows differ in scale, like those of trained models."""
     rows = rng.lognormal(0, 1.5, (shape[0],) + (1,) * (len(shape) - 1))
     return (scale * rows * rng.standard_normal(shape)).astype(np.float32)
 
@@ -91,7 +91,7 @@ def cnn_pair(rng: np.random.Generator) -> tuple[State, State]:
 
 
 def assert_same(actual: Any, expected: Any, where: str = "") -> None:
-    """Bitwise equality of two states; the message locates the first difference."""
+    """Check that two states are bitwise equal; the message locates the first difference."""
     if isinstance(expected, dict):
         assert list(actual) == list(expected), where
         pairs = [(name, actual[name], expected[name]) for name in expected]

@@ -1,7 +1,6 @@
-"""Builds a program from csrc/cpu and one file of its own, with any compiler.
+"""Builds programs from csrc/cpu and one more source, with any compiler.
 
-For what Python cannot run in: other compilers and processors, sanitizers, fuzzing. The package
-itself is built by CMake.
+Tests use it for other compilers and processors, sanitizers and fuzzing. CMake builds the package.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def run(command: Sequence[str | Path]) -> None:
 
 
 class Library:
-    """The objects of csrc/cpu, made once for several programs."""
+    """The objects of csrc/cpu, compiled once for several programs."""
 
     def __init__(
         self, folder: Path, compiler: str, options: Sequence[str], processor: str = "x86_64"
@@ -64,7 +63,7 @@ class Library:
         return target
 
     def program(self, source: Path, *options: str) -> Path:
-        """The program of one more source; ``options`` are for it and for linking."""
+        """Build a program with one more source; ``options`` are for compiling it and linking."""
         target = self._folder / source.stem
         run([*self._command, *options, source, *self._objects, "-o", target])
         return target

@@ -1,6 +1,6 @@
-"""The predictors once more, in NumPy, from the published formulas: what sessions are held against.
+"""The predictors in NumPy, from the published formulas, as a reference for sessions.
 
-Nothing of resfed_codec's own predictors, versions or sessions is used here.
+It uses no predictors, versions or sessions of resfed_codec.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def random_model(rng: np.random.Generator) -> State:
 
 
 def moved(model: State, rng: np.random.Generator, scale: float = 0.1) -> State:
-    """The model after a step; integers count it."""
+    """The model after a step; integers count the steps."""
     new = {}
     for name, value in model.items():
         if value.dtype.type in FLOATS:
@@ -52,28 +52,28 @@ def moved(model: State, rng: np.random.Generator, scale: float = 0.1) -> State:
 
 
 class Term:
-    """A member of a history: its name, and the model."""
+    """A member of a history: its name and the model."""
 
     def __init__(self, key: tuple[str, int], model: State) -> None:
         self.key, self.model = key, model
 
 
 class History:
-    """Recovered models of one direction; the initial model, which both begin with, is number 0."""
+    """Recovered models of one direction; number 0 is the common initial model."""
 
     def __init__(self, direction: str, initial: State) -> None:
         self.direction, self.models = direction, [initial]
 
     def __getitem__(self, back: int) -> Term:
-        """``history[-1]`` is the newest; the oldest stands for all that would be before it."""
+        """``history[-1]`` is the newest; the oldest also replaces all earlier ones."""
         number = max(0, len(self.models) + back)
         return Term((self.direction if number else "", number), self.models[number])
 
 
 Rule = Callable[[History, History], list[tuple[float, Term]]]
 
-# Own terms come first, newest first, then those of the other direction: the order of summation.
-# o is a history of the payload's own direction, x of the other one. Upwards (o, x) is (l, g).
+# The order of summation: own terms, newest first, then those of the other direction. o is the
+# history of the payload's own direction, x that of the other one. For uplinks (o, x) is (l, g).
 RULES: dict[str, Rule] = {
     "global": lambda o, x: [(1, x[-1])],
     "previous": lambda o, x: [(1, o[-1])],
@@ -99,7 +99,7 @@ def linear(own: Sequence[float], other: Sequence[float] = ()) -> Rule:
 
 
 def combine(terms: Sequence[tuple[float, Term]], name: str) -> np.ndarray:
-    """One tensor of a prediction: each model once, in the order in which they first come."""
+    """One tensor of a prediction: each model once, in the order of its first occurrence."""
     coefficients: dict[tuple[str, int], float] = {}
     models: dict[tuple[str, int], State] = {}
     for c, term in terms:
@@ -124,7 +124,7 @@ def predict(rule: Rule, own: History, other: History) -> State:
 
 
 def recover(state: State, prediction: State, **options: Any) -> State:
-    """What a stateless codec makes of the state, given the prediction."""
+    """The model that a stateless codec recovers, given the prediction."""
     return rfc.decode(rfc.encode(state, prediction, **options), prediction)
 
 
@@ -134,7 +134,7 @@ def residual(state: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 class Feedback:
-    """Error feedback of one direction: what was wanted and not sent, in float32."""
+    """Error feedback of one direction: the changes not sent yet, in float32."""
 
     def __init__(self, model: State) -> None:
         self.error = {

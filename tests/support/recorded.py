@@ -1,4 +1,4 @@
-"""A federation that keeps what its ends send, and payloads put together from several of them."""
+"""A federation that records its messages, and payloads spliced from several of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Ends = dict[str, Any]
 
 
 class Recorded(Federation):
-    """A federation that keeps all that its ends have said, and copies of the ends as they were."""
+    """A federation that records all messages, and copies of the ends at each moment."""
 
     def __init__(
         self, rules: tuple[str, str], feedback: bool | None = None, **arguments: Any
@@ -67,7 +67,7 @@ def payloads_of(messages: list[bytes]) -> list[bytes]:
 
 
 def cut_together(payloads: list[bytes], rng: np.random.Generator, n: int) -> Iterator[bytes]:
-    """Payloads with the digest, the link or the rest of another one."""
+    """Payloads with the digest, the link or the rest of another payload."""
     for _ in range(n):
         a, b = (payloads[i] for i in rng.integers(len(payloads), size=2))
         n_a, n_b = (18 + rfc.inspect(p).link_bytes for p in (a, b))

@@ -2,10 +2,10 @@
 
     python resumable_run.py FOLDER RULES FEEDBACK
 
-Started again in the same folder it goes on where the files say. Each step of an end is: read what
-has arrived, call the session, write what it returned, save the state. A kill between any two of
-these makes the step be done again, from the state before it. ``log`` is written to before the
-state is saved, so a step that is done again appears twice, and must have the same bytes.
+When started again in the same folder, it continues from the files. A step of an end reads the
+messages that arrived, calls the session, writes the result and saves the state. After a kill inside
+a step, the step runs again from the state before it. The program writes to ``log`` before it saves
+the state, so a repeated step appears twice and must have the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ State = dict[str, np.ndarray]
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file atomically."""
     part = path.with_suffix(".part")
     with open(part, "wb") as file:
         file.write(data)
@@ -42,7 +42,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def train(model: State, *key: int) -> State:
-    """A step that depends on the model and the key alone."""
+    """A training step that depends only on the model and the key."""
     rng = np.random.default_rng(key)
     return {
         "w": (0.95 * model["w"] + 0.1 * rng.standard_normal((60, 50))).astype(np.float32),
@@ -52,7 +52,7 @@ def train(model: State, *key: int) -> State:
 
 
 class End:
-    """A session, the number of steps it has made, and the file that has both."""
+    """A session, its number of steps, and the file that holds both."""
 
     def __init__(self, folder: Path, name: str, session: Any) -> None:
         self.path, self.name, self.session, self.steps = folder / f"{name}.npz", name, session, 0
@@ -64,7 +64,7 @@ class End:
             session.load_state_dict(fields)
 
     def step(self, number: int, make: Any) -> None:
-        """Step ``number``, unless it has been made: the bytes it sends, and then the state."""
+        """Run step ``number`` unless it is done: write the bytes it sends, then the state."""
         if number != self.steps:
             return
         data = make()
@@ -96,8 +96,8 @@ def main(folder: Path, rules: str, feedback: bool) -> None:
     server = End(folder, "server", rfc.ServerSession(initial, *configs))
     clients = [End(folder, name, rfc.ClientSession(initial, *configs)) for name in CLIENTS]
 
-    # The server's steps in a round: a new global model, then for each client a message and what
-    # comes back. Client "b" never gets the messages of round 2, and its uplink of round 3 is lost.
+    # The server's steps in a round: a new global model, then for each client a message and the
+    # reply. Client "b" never gets the messages of round 2, and its uplink of round 3 is lost.
     n_steps = 1 + 2 * len(clients)
     for t in range(N_ROUNDS):
         first = n_steps * t

@@ -1,4 +1,4 @@
-"""Saved states taken apart, changed and made whole again, and ends to load them into."""
+"""Reading, changing and resealing saved states, and ends to load them into."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ StateDict = dict[str, Any]
 
 
 def resealed(structure: Any, arrays: StateDict) -> StateDict:
-    """A state_dict of these contents, with the digest that they have."""
+    """A state_dict with these contents and their digest."""
     text = structure if isinstance(structure, bytes) else json.dumps(structure).encode()
     digest = hashlib.blake2b(text, digest_size=16)
     for name, array in sorted(arrays.items()):
@@ -35,7 +35,7 @@ def opened(state_dict: StateDict) -> tuple[Any, StateDict]:
 
 
 def both_sessions(rules: str, feedback: bool) -> tuple[Federation, rfc.ClientSession]:
-    """Some rounds, and an uplink under way."""
+    """A server and a client after some rounds, with an uplink under way."""
     fed = Federation(RULES[rules], feedback)
     client = fed.new_client(client_id="a")
     fed.rounds(client, 2)
@@ -47,10 +47,12 @@ def both_sessions(rules: str, feedback: bool) -> tuple[Federation, rfc.ClientSes
 
 
 def play_sessions(server: rfc.ServerSession, client: rfc.ClientSession) -> None:
-    """Exchanges after which both ends have gone through all that they hold."""
+    """Exchanges that use everything that both ends hold."""
     rng = np.random.default_rng(3)
     for _ in range(2):
-        with contextlib.suppress(ValueError):  # models may hold what cannot be sent, as NaN
+        with contextlib.suppress(
+            ValueError
+        ):  # models may hold values that cannot be sent, such as NaN
             server.update(moved(server.state, rng))
         for name in [*server.clients, "new"]:
             with contextlib.suppress(ValueError):
@@ -68,7 +70,7 @@ def play_sessions(server: rfc.ServerSession, client: rfc.ClientSession) -> None:
 def exchange(
     message: bytes, receive: Callable[[bytes], Any], answer: Callable[[bytes], bytes]
 ) -> None:
-    """Deliver, with two answers at most."""
+    """Deliver a message, with at most two answers."""
     for _ in range(3):
         try:
             receive(message)
@@ -86,7 +88,7 @@ def play_stream(encoder: rfc.Encoder, decoder: rfc.Decoder) -> None:
 
 
 def ends(case: str) -> tuple[Any, Any, Callable[[Any, Any], None]]:
-    """Two ends in the middle of their work, and how they go on."""
+    """Two ends in the middle of a run, and a function that continues it."""
     if case.startswith("stream"):
         initial = model(np.random.default_rng(7))
         options = {"predictor": "adaptive"} if case == "stream adaptive" else {}

@@ -1,4 +1,4 @@
-"""Whether an sdist holds what git has, no more and no less, but for what is left out on purpose:
+"""Check that an sdist holds exactly the files in git, except those excluded on purpose:
 
     python tests/support/sdist.py dist/resfed_codec-0.1.0.tar.gz
 

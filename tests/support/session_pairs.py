@@ -15,7 +15,7 @@ RULES = [("global", "previous"), ("res2", "adaptive"), ("adaptive", "res2"), ("r
 
 def configs(rules: tuple[str, str], feedback: bool = False) -> tuple[Any, Any]:
     broadcast = rules[1] in ("previous", "adaptive")
-    up_feedback = feedback and rules[0] in ("global", "adaptive")  # refused with own terms
+    up_feedback = feedback and rules[0] in ("global", "adaptive")  # not allowed with own terms
     return (
         rfc.CodecConfig(sparsity=0.7, predictor=rules[0], error_feedback=up_feedback),
         rfc.CodecConfig(sparsity=0.7, predictor=rules[1], error_feedback=feedback and broadcast),

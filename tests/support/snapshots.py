@@ -1,4 +1,4 @@
-"""Saved state of streams and sessions: seen as bytes, and stored in ways that users store it."""
+"""Saved state of streams and sessions: as bytes for comparison, and in common file formats."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 
 def snapshot(end: Any) -> dict[str, bytes]:
-    """All that can change of a stream's or session's end, to be compared."""
+    """The whole state of a stream's or session's end, for comparison."""
     return {name: np.asarray(value).tobytes() for name, value in end.state_dict().items()}
 
 
 def refused(end: Any, error: type[Exception], match: str, call: Callable[[], Any]) -> Any:
-    """The error of a call that must be refused and must have changed nothing."""
+    """The error of a call, which must raise it and change nothing."""
     before = snapshot(end)
     with pytest.raises(error, match=match) as caught:
         call()

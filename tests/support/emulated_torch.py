@@ -1,8 +1,8 @@
-"""torch with a CUDA device where there is none: its tensors over the emulated device's memory.
+"""torch tensors that use the emulated CUDA device's memory.
 
-They say that they are on CUDA, and the few functions of torch that the codec calls to make such
-tensors, and to know the current stream, are replaced. So the codec's own lines for torch run; what
-the real ones do with a real device, this does not show.
+They report a CUDA device. :func:`install` replaces the functions of torch with which the codec
+creates CUDA tensors and gets the current stream. This tests the codec's code for torch, but not
+torch's behavior on a real device.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CudaTensor(torch.Tensor):
     def contiguous(self) -> CudaTensor:  # type: ignore[override]
         if self.is_contiguous():
             return self
-        # Host code cannot read it where it is: all of the storage there, and back in order.
+        # Host code cannot read device memory: copy the whole storage to the host and back.
         storage = self.untyped_storage()
         raw = _native.DeviceArray.from_pointer(
             storage.data_ptr(), (storage.nbytes(),), "uint8", 0, self
@@ -86,8 +86,8 @@ def from_dlpack(capsule: Any) -> CudaTensor:
     return tensor_over(_native.DeviceArray.from_dlpack(capsule))
 
 
-def pose(monkeypatch: pytest.MonkeyPatch, stream: int = 0) -> None:
-    """Until the test ends; ``stream`` is what torch says is the current one."""
+def install(monkeypatch: pytest.MonkeyPatch, stream: int = 0) -> None:
+    """Replace torch's functions until the test ends; ``stream`` is the current stream."""
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch, "from_dlpack", from_dlpack)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -1,6 +1,6 @@
-"""What the Python code in a page of Markdown prints. To write it down anew:
+"""Output of the Python code in Markdown pages. To update the pages:
 
-python tests/support/printed.py docs/quickstart.md docs/guide.md
+python tests/support/page_outputs.py docs/quickstart.md docs/guide.md
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
-"""Code, and what is said that it prints, if that comes right below it."""
+"""A code block and, if present, the output block right below it."""
 
 
 def outputs(text: str, page: str) -> list[str]:
-    """What each block prints; all of them run in order, in one namespace."""
+    """The output of each block; the blocks run in order in one namespace."""
     namespace: dict[str, Any] = {}
     printed = []
     for block in BLOCK.finditer(text):

@@ -1,4 +1,4 @@
-"""Bytes that no honest end makes, from bytes that they made: parts changed, checksums right."""
+"""Mutations of the messages and saved states of honest ends, with valid checksums."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ EDGES = [0, 1, 2, 63, 64, 127, 128, 255, 256, 2**14 - 1, 2**14, 2**24, 2**24 + 1
 LARGEST64 = 2**64 - 1
 
 
-class Material:
-    """What honest ends have made, in parts.
+class Corpus:
+    """The messages and saved states of honest ends, and their fields.
 
     Attributes:
-        said, messages, payloads: All, and what is in it.
-        keyframes: The bytes of whole models.
-        numbers: Of versions that they hold, with the digests of each.
-        digests, tags: All that occur.
-        honest_keyframes: Versions, digests and models of keyframes that are what they say.
-        saved: By class, what ends were saved as at each moment.
+        said, messages, payloads: All bytes, the parsed messages, and the payloads.
+        keyframes: Bytes of keyframes.
+        numbers: Numbers of the versions that ends hold, with the digests of each.
+        digests, tags: All digests and tags.
+        honest_keyframes: Versions, digests and bytes of genuine keyframes.
+        saved: The saved states of each class at each moment.
     """
 
     def __init__(self, moments: list[dict[str, Any]], said: list[bytes], initial: State) -> None:
@@ -81,7 +81,7 @@ class Material:
 
 
 def versions_in(value: Any) -> list[Version]:
-    """All versions that a state holds, somewhere."""
+    """All versions in a state."""
     if isinstance(value, Version):
         return value.lineage(9)
     if isinstance(value, dict):
@@ -89,23 +89,23 @@ def versions_in(value: Any) -> list[Version]:
     return [v for item in value for v in versions_in(item)] if isinstance(value, tuple) else []
 
 
-class Forger:
-    """Draws from material, and changes what it draws."""
+class Mutator:
+    """Draws from a corpus and mutates the result."""
 
-    def __init__(self, material: Material, rng: np.random.Generator) -> None:
-        self._material, self._rng = material, rng
-        self._heard: list[bytes] = []
-        self._payloads = material.payloads
-        self._held = material.numbers
+    def __init__(self, corpus: Corpus, rng: np.random.Generator) -> None:
+        self._corpus, self._rng = corpus, rng
+        self._recorded: list[bytes] = []
+        self._payloads = corpus.payloads
+        self._held = corpus.numbers
 
-    def heard(self, data: bytes) -> None:
-        """Something that was said just now."""
+    def record(self, data: bytes) -> None:
+        """Add new bytes of an end."""
         if data:
-            self._heard.append(data)
+            self._recorded.append(data)
             self._payloads = [*self._payloads, *3 * payloads_of([data])]
 
-    def look_at(self, ends: Iterable[Any]) -> None:
-        """Ends whose versions are named from now on."""
+    def observe(self, ends: Iterable[Any]) -> None:
+        """Use the versions of these ends from now on."""
         self._held = defaultdict(set)
         for end in ends:
             for version in versions_in(end._state):
@@ -126,16 +126,14 @@ class Forger:
         ])  # fmt: skip
 
     def _bits64(self, value: int) -> int:
-        known = self._one(self._material.digests)
+        known = self._one(self._corpus.digests)
         flipped = value ^ 1 << self._below(64)
-        return self._one(
-            [known, known, known, flipped, 0, LARGEST64, self._one(self._material.tags)]
-        )
+        return self._one([known, known, known, flipped, 0, LARGEST64, self._one(self._corpus.tags)])
 
     # ---- bytes
 
     def raw(self, data: bytes, others: list[bytes]) -> bytes:
-        """Bits flipped, parts left out, doubled or of another, numbers replaced."""
+        """Flip bits, remove, repeat or replace bytes, or insert numbers."""
         i, n = self._below(len(data)), 1 + self._below(9)
         part = self._one(others)
         j = self._below(len(part))
@@ -151,7 +149,7 @@ class Forger:
         ])  # fmt: skip
 
     def payload(self) -> bytes:
-        """Of a stream or of none; most have a right checksum and the digest that they need."""
+        """A payload of a stream or a stateless one; most have a valid checksum and digest."""
         data = self._one(self._payloads)
         kind = self._below(10)
         if kind == 0:
@@ -163,17 +161,17 @@ class Forger:
         if kind == 6:
             return data
         with contextlib.suppress(LookupError, ValueError):  # some links cannot be written
-            return self._linked(data)
+            return self._with_changed_link(data)
         return data
 
-    def _linked(self, data: bytes) -> bytes:
-        """With another link, and the digest of versions that it may name."""
+    def _with_changed_link(self, data: bytes) -> bytes:
+        """Change the link, and use the digest of versions that it may name."""
         info = rfc.inspect(data)
         if info.link is None:
             return data
         link = info.link
         if self._below(2):
-            return self._built(data, self._sound(link))
+            return self._with_link(data, self._valid_link(link))
         for _ in range(1 + self._below(2)):
             field = self._one(["version", "base", "other", "n_own", "n_other", "keep", "terms"])
             value: Any = getattr(link, field)
@@ -187,10 +185,10 @@ class Forger:
                 new = self._number(value or 0)
                 value = new if field == "version" else self._one([None, new, new])
             link = link._replace(**{field: value})
-        return self._built(data, link)
+        return self._with_link(data, link)
 
-    def _sound(self, link: Link) -> Link:
-        """That predicts from any versions that are held, as some predictor might."""
+    def _valid_link(self, link: Link) -> Link:
+        """A link that predicts from held versions, as a predictor could make it."""
         held = list(self._held)
         base = self._one([link.base, link.base, self._one(held)])
         other = self._one([link.other, self._one(held), None if base is not None else 0])
@@ -201,13 +199,13 @@ class Forger:
             coef_log2=0, terms=unit_terms(place), per_tensor={},
         )  # fmt: skip
 
-    def _built(self, data: bytes, link: Link) -> bytes:
-        """A payload with this link, and the digest of versions that are held."""
+    def _with_link(self, data: bytes, link: Link) -> bytes:
+        """A payload with this link and the digest of held versions."""
         digests = [
             self._one(sorted(self._held.get(-1 if n is None else n, {0})))
             for n in (link.base, link.other)
         ]
-        tag = self._one([0, 0, self._one(self._material.tags)])
+        tag = self._one([0, 0, self._one(self._corpus.tags)])
         digest = link_digest(tag, *digests).to_bytes(8, "little")
         raw = write_link(link)
         rest = data[FIXED_HEADER_BYTES + rfc.inspect(data).link_bytes : -4]
@@ -216,29 +214,29 @@ class Forger:
         )
 
     def keyframe(self) -> bytes:
-        data = self._one(self._material.keyframes)
+        data = self._one(self._corpus.keyframes)
         if self._below(3) == 0:
             return data
-        return sealed(self.raw(data[:-4], self._material.keyframes))
+        return sealed(self.raw(data[:-4], self._corpus.keyframes))
 
     # ---- messages
 
     def message(self) -> bytes:
-        """Sound, with fields of others, with fields that nobody would write, or cut somewhere."""
+        """A valid message, or one with fields of others, invalid fields or mutated bytes."""
         kind = self._below(12)
-        if self._heard and self._below(3):
-            data = self._one(self._heard)
+        if self._recorded and self._below(3):
+            data = self._one(self._recorded)
             if kind <= 1 or not is_message(data):
                 return data
             m = read_message(data)
         elif kind == 2:
-            return self._one(self._material.said)
+            return self._one(self._corpus.said)
         else:
-            m = self._one(self._material.messages)
+            m = self._one(self._corpus.messages)
         if kind == 3:
-            return self.raw(write_message(m), self._material.said)
+            return self.raw(write_message(m), self._corpus.said)
         if kind <= 5:
-            return sealed(self.raw(write_message(m)[:-4], self._material.said))
+            return sealed(self.raw(write_message(m)[:-4], self._corpus.said))
         for _ in range(1 + self._below(3)):
             m = self._changed(m)
         return write_message(m)
@@ -246,13 +244,13 @@ class Forger:
     def _changed(self, m: Message) -> Message:
         field = self._one([*Message._fields, *2 * ("ack", "head", "payloads", "keyframes")])
         if self._below(2):
-            return m._replace(**{field: getattr(self._one(self._material.messages), field)})
+            return m._replace(**{field: getattr(self._one(self._corpus.messages), field)})
         value = getattr(m, field)
         change: Callable[[Any], Any] = getattr(self, f"_other_{field}")
         return m._replace(**{field: change(value)})
 
     def _other_tag(self, tag: int) -> int:
-        return self._one([self._one(self._material.tags), self._bits64(tag)])
+        return self._one([self._one(self._corpus.tags), self._bits64(tag)])
 
     def _other_is_request(self, is_request: bool) -> bool:
         return not is_request
@@ -307,17 +305,17 @@ class Forger:
         return self._one([None, self._bits64(refused or 0) & 0xFFFFFFFF])
 
     def _other_run(self, run: int) -> int:
-        return self._one([run ^ 1 << self._below(32), self._one(self._material.messages).run])
+        return self._one([run ^ 1 << self._below(32), self._one(self._corpus.messages).run])
 
     def _other_identity(self, identity: bytes) -> bytes:
-        known = [m.identity for m in self._material.messages if m.identity] or [b"\0"]
+        known = [m.identity for m in self._corpus.messages if m.identity] or [b"\0"]
         return self.raw(identity or self._one(known), known)
 
     # ---- saved states
 
     def state_dict(self, kind: type) -> dict[str, Any]:
-        """One of this class, with a right digest; 0 to 3 changes."""
-        saved = self._material.saved[kind]
+        """A saved state of this class with 0 to 3 changes and a valid digest."""
+        saved = self._corpus.saved[kind]
         structure, arrays = saved_states.opened(self._one(saved))
         other_structure, other_arrays = saved_states.opened(self._one(saved))
         arrays = dict(arrays)
@@ -338,7 +336,7 @@ class Forger:
             saved_states.setting(self._one([*EDGES, 2**63, LARGEST64, 2**64])),
             saved_states.setting(copy.deepcopy(value)),
             saved_states.setting(copy.deepcopy(value)),
-            saved_states.setting(self._one(self._material.digests)),
+            saved_states.setting(self._one(self._corpus.digests)),
             saved_states.without,
             saved_states.twice,
         ])  # fmt: skip
