@@ -8,11 +8,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "format/frame.hpp"
+#include "format/link.hpp"
 #include "numeric/predict.hpp"
 #include "numeric/quantize.hpp"
 #include "status.hpp"
@@ -67,23 +67,33 @@ using BeforeWriting = std::function<void(const std::vector<uint8_t>& payload)>;
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             const BeforeWriting& before_writing = nullptr);
 
-// Verifies the checksum and reads the frame, for a layout of n_tensors; kMostTensors where there is
-// none to hold it against. Throws Failure.
-Frame open_payload(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors);
+// A payload whose checksum, frame and link are verified and read: once for all that is done with
+// it. Its bytes are borrowed.
+struct Payload {
+  const uint8_t* data = nullptr;
+  size_t n_bytes = 0;
+  Frame frame;
+  std::optional<Link> link;  // of a payload of a stream
 
-// Verifies the checksum; the link inside the payload, empty if there is none. Throws Failure.
-std::string_view link_bytes(const uint8_t* payload, size_t n_bytes);
+  const uint8_t* slices() const { return data + frame.slices_offset; }
+};
+
+// Reads a payload for a layout of n_tensors, which bounds the lists in it; kMostTensors where there
+// is none. A payload without a link must have the layout's digest, if that is given; this is
+// checked before the lists. Throws Failure.
+Payload open_payload(const uint8_t* data, size_t n_bytes, uint64_t n_tensors = kMostTensors,
+                     std::optional<uint64_t> layout_digest = std::nullopt);
 
 // All or nothing: throws Failure before the first write to any `out`. The tensors have the roles of
-// a payload without exclusions and dense tensors. `before_writing` as above.
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors,
+// a payload without exclusions and dense tensors. `digest` is the one that the payload must have.
+// `before_writing` as above.
+void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
             const std::function<void()>& before_writing = nullptr);
 
 // Adds the dequantized values of a payload of one's own to the tensors' feedback: what it would
 // have contributed. Matrices and vectors have feedback. Throws Failure before the first write, also
 // where the payload's counts are not those of the tensors; its digest is not checked.
-void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors);
+void add_values(const Payload& payload, const std::vector<Tensor>& tensors);
 
 // For a fit of coefficients: of each lossy tensor, with f[0] its residuals and f[1 + j] =
 // term[j] - term[last], the sums over its elements of f[a] f[b] for a <= b, row by row. Float64

@@ -7,6 +7,7 @@
 
 #if defined(RESFED_CUDA)
 #include "bindings/commit.hpp"
+#include "bindings/payload.hpp"
 #include "bindings/tensors.hpp"
 #include "cuda/codec.hpp"
 #include "cuda/workspace.hpp"
@@ -173,20 +174,18 @@ py::object encode_on_device(const TensorColumns& columns, const EncodeOptions& o
   return payload;
 }
 
-void decode_on_device(const py::bytes& payload, uint64_t digest, const TensorColumns& columns,
+void decode_on_device(const PythonPayload& payload, uint64_t digest, const TensorColumns& columns,
                       int device, uintptr_t stream, const py::object& plan) {
   Held held;
   const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, held, device);
   const bool elsewhere = any_elsewhere(columns, stream);
-  const std::string_view bytes = payload;
   Commit commit(plan);
   const Unlocked unlocked;
   const WaitAtTheEnd wait(elsewhere, device, stream);
-  cuda::decode(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), digest, tensors,
-               device, stream_of(stream), [&] {
-                 const Locked locked;
-                 commit();
-               });
+  cuda::decode(*payload, digest, tensors, device, stream_of(stream), [&] {
+    const Locked locked;
+    commit();
+  });
 }
 
 }  // namespace

@@ -8,13 +8,13 @@
 #include "bindings/device_array.hpp"
 #include "bindings/gil.hpp"
 #include "bindings/overlaps.hpp"
+#include "bindings/payload.hpp"
 #include "bindings/tensors.hpp"
 #include "cpu/aggregate.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/keyframe.hpp"
 #include "cpu/residual.hpp"
 #include "cpu/slice.hpp"
-#include "format/link.hpp"
 #include "format/version.hpp"
 
 namespace py = pybind11;
@@ -41,14 +41,13 @@ py::object encode_tensors(const TensorColumns& columns, const EncodeOptions& opt
 std::string_view view(const py::bytes& payload) { return payload; }
 const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8_t*>(v.data()); }
 
-void decode_tensors(const py::bytes& payload, uint64_t digest, const TensorColumns& columns,
+void decode_tensors(const PythonPayload& payload, uint64_t digest, const TensorColumns& columns,
                     const py::object& plan) {
   Held held;
   const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, held);
-  const std::string_view bytes = view(payload);
   Commit commit(plan);
   const Unlocked unlocked;
-  decode(data_of(bytes), bytes.size(), digest, tensors, [&] {
+  decode(*payload, digest, tensors, [&] {
     const Locked locked;
     commit();
   });
@@ -75,72 +74,10 @@ void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
-std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const py::bytes& payload,
+std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const PythonPayload& payload,
                                               uint64_t digest, double weight) {
-  const std::string_view bytes = view(payload);
   const Unlocked unlocked;
-  return aggregator.prepare(data_of(bytes), bytes.size(), digest, weight);
-}
-
-py::dict quantizer_dict(const Quantizer& q) {
-  py::list offsets;
-  for (uint32_t i = 0; i < q.n_offsets; ++i) offsets.append(q.offsets[i]);
-  return py::dict(py::arg("threshold") = q.threshold, py::arg("step") = q.step,
-                  py::arg("offsets") = offsets);
-}
-
-// The numbers as they lie in memory, for array.array: a list of them would take many times as much.
-template <class T>
-py::bytes raw(const std::vector<T>& numbers) {
-  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)};
-}
-
-py::tuple parse_link(const py::bytes& link, uint64_t n_tensors) {
-  try {
-    const Link l = read_link(data_of(view(link)), view(link).size(), n_tensors);
-    return py::make_tuple(l.version, l.back, l.other, l.n_own, l.n_other, l.keep, l.places,
-                          l.coef_log2, raw(l.numerators), raw(l.ordinals));
-  } catch (const Failure& f) {
-    if (f.code == Code::kNoSuchTensor) throw;
-    throw Failure{Code::kBadLink, f.where, static_cast<uint64_t>(f.code)};
-  }
-}
-
-py::dict inspect_payload(const py::bytes& payload, uint64_t n_tensors) {
-  const std::string_view bytes = view(payload);
-  Frame f;
-  {
-    const Unlocked unlocked;
-    f = open_payload(data_of(bytes), bytes.size(), n_tensors);
-  }
-  py::dict d;
-  d["format_version"] = f.version;
-  d["slice_log2"] = f.slice_log2;
-  d["digest"] = f.digest;
-  d["link"] = py::bytes(f.link);
-  d["counts_offset"] = f.counts_offset;
-  d["reference_check"] = f.reference_check;
-  d["n_matrix"] = f.n_matrix;
-  d["n_vector"] = f.n_vector;
-  d["n_dense"] = f.n_dense;
-  d["n_lossless"] = f.n_lossless;
-  d["k_matrix"] = f.k_matrix;
-  d["k_vector"] = f.k_vector;
-  d["k_dense"] = f.k_dense;
-  d["n_changed"] = f.n_changed;
-  d["matrix"] = quantizer_dict(f.matrix);
-  d["vector"] = quantizer_dict(f.vector);
-  d["dense"] = quantizer_dict(f.dense);
-  d["exponents"] = raw(f.exponents);
-  d["dense_exponents"] = raw(f.dense_exponents);
-  d["exclusions"] = raw(f.exclusions);
-  d["dense_tensors"] = raw(f.dense_tensors);
-  d["slice_bytes"] = raw(f.slice_bytes);
-  d["n_lossy_slices"] = f.lossy_partition().n_slices;
-  d["quantizer_offset"] = f.quantizer_offset;
-  d["table_offset"] = f.table_offset;
-  d["slices_offset"] = f.slices_offset;
-  return d;
+  return aggregator.prepare(*payload, digest, weight);
 }
 
 py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
@@ -186,6 +123,7 @@ PYBIND11_MODULE(_native, m) {
   bind_constants(m);
   bind_error(m);
   bind_tensors(m);
+  bind_payload(m);
 
   py::class_<StepRule>(m, "StepRule")
       .def(py::init<>())
@@ -263,10 +201,10 @@ PYBIND11_MODULE(_native, m) {
         py::arg("commit") = py::none());
   m.def(
       "add_values",
-      [](const py::bytes& payload, const TensorColumns& columns) {
+      [](const PythonPayload& payload, const TensorColumns& columns) {
         Held held;
         const std::vector<Tensor> tensors = tensors_from(columns, {.feedback = true}, held);
-        add_values(data_of(view(payload)), view(payload).size(), tensors);
+        add_values(*payload, tensors);
       },
       py::arg("payload"), py::arg("tensors"));
   m.def(
@@ -283,15 +221,7 @@ PYBIND11_MODULE(_native, m) {
       "crc32c",
       [](const py::bytes& data) { return crc32c(data_of(view(data)), view(data).size()); },
       py::arg("data"));
-  m.def("inspect", &inspect_payload, py::arg("payload"), py::arg("n_tensors") = kMostTensors);
-  m.def(
-      "link_of",
-      [](const py::bytes& payload) {
-        return py::bytes(link_bytes(data_of(view(payload)), view(payload).size()));
-      },
-      py::arg("payload"));
   m.def("overlaps", &overlaps, py::arg("out"), py::arg("reference"));
-  m.def("parse_link", &parse_link, py::arg("link"), py::arg("n_tensors"));
   m.def("encode_keyframe", &encode_keyframe_of, py::arg("tensors"), py::arg("layout_digest"),
         py::arg("mantissa_bits"));
   m.def("decode_keyframe", &decode_keyframe_into, py::arg("payload"), py::arg("layout_digest"),

@@ -81,21 +81,22 @@ void for_lossless(const Update& u, Visit visit) {
 
 }  // namespace
 
-std::unique_ptr<Contribution> Aggregator::prepare(const uint8_t* payload, size_t n_bytes,
-                                                  uint64_t digest, double weight) const {
+std::unique_ptr<Contribution> Aggregator::prepare(const Payload& payload, uint64_t digest,
+                                                  double weight) const {
   const DefaultFloatMode mode;
   auto c = std::make_unique<Contribution>();
   c->owner = this;
   c->weight = weight;
-  read_update(payload, n_bytes, digest, tensors_, &c->update);
+  read_update(payload, digest, tensors_, &c->update);
+  const Frame& frame = payload.frame;
   const Update& u = c->update;
   c->values.resize(u.symbols.size());
   double* const matrix = c->values.data();
   double* const vector = matrix + u.sent_matrix.size();
   double* const dense = vector + u.sent_vector.size();
-  u.verify(weigh(u.groups.matrix, u.sent_matrix, u.frame.matrix, weight, c->bounds, matrix) +
-           weigh(u.groups.vector, u.sent_vector, u.frame.vector, weight, c->bounds, vector) +
-           weigh(u.groups.dense, u.sent_dense, u.frame.dense, weight, c->bounds, dense));
+  u.verify(weigh(u.groups.matrix, u.sent_matrix, frame.matrix, weight, c->bounds, matrix) +
+           weigh(u.groups.vector, u.sent_vector, frame.vector, weight, c->bounds, vector) +
+           weigh(u.groups.dense, u.sent_dense, frame.dense, weight, c->bounds, dense));
   for_lossless(u, [&](uint64_t ordinal, uint64_t element, uint64_t after) {
     look_at(ordinal, element, after, weight, c->bounds);
   });

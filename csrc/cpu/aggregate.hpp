@@ -60,7 +60,7 @@ class Aggregator {
   // What a payload, or a model with one address per tensor, adds. `digest` is the one that the
   // payload must name; its prediction is the reference. Weights lie in [2^-40, 2^40], or are 0,
   // which adds nothing. Several threads may prepare while another calls any other function.
-  std::unique_ptr<Contribution> prepare(const uint8_t* payload, size_t n_bytes, uint64_t digest,
+  std::unique_ptr<Contribution> prepare(const Payload& payload, uint64_t digest,
                                         double weight) const;
   std::unique_ptr<Contribution> prepare(const std::vector<const void*>& model, double weight) const;
 

@@ -16,6 +16,11 @@ namespace {
 // rule.
 void assign_roles(std::vector<Tensor>& tensors, const Frame& frame) {
   if (frame.exclusions.empty() && frame.dense_tensors.empty()) return;
+  for (const auto* ordinals : {&frame.exclusions, &frame.dense_tensors}) {
+    if (!ordinals->empty() && ordinals->back() >= tensors.size()) {
+      throw Failure{Code::kNoSuchTensor, ordinals->back(), tensors.size()};
+    }
+  }
   for (uint32_t ordinal : frame.exclusions) tensors[ordinal].role = Role::kLossless;
   for (uint32_t ordinal : frame.dense_tensors) {
     Role& role = tensors[ordinal].role;
@@ -63,24 +68,24 @@ size_t check_envelope(const uint8_t* payload, size_t n_bytes) {
 
 }  // namespace
 
-Frame open_payload(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
-  return read_frame(payload, check_envelope(payload, n_bytes), n_tensors);
+Payload open_payload(const uint8_t* data, size_t n_bytes, uint64_t n_tensors,
+                     std::optional<uint64_t> layout_digest) {
+  const size_t n_checked = check_envelope(data, n_bytes);
+  const uint64_t digest = load_le<uint64_t>(data + kDigestOffset);
+  if (layout_digest && *layout_digest != digest && (data[kFlagsOffset] & kFlagLink) == 0) {
+    throw Failure{Code::kWrongLayout, digest, *layout_digest};
+  }
+  Payload payload{data, n_bytes, read_frame(data, n_checked, n_tensors), std::nullopt};
+  if (!payload.frame.link.empty()) payload.link = read_link(payload.frame.link, n_tensors);
+  return payload;
 }
 
-std::string_view link_bytes(const uint8_t* payload, size_t n_bytes) {
-  ByteReader in(payload, check_envelope(payload, n_bytes));
-  in.skip(kFixedHeaderBytes);
-  return payload[kFlagsOffset] & kFlagLink ? take_link(in) : std::string_view();
-}
-
-void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                 const std::vector<Tensor>& tensors, Update* update) {
+void open_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
+                 Update* update) {
   Update& u = *update;
-  const size_t n_checked = check_envelope(payload, n_bytes);
-  const uint64_t found = load_le<uint64_t>(payload + kDigestOffset);
-  if (found != digest) throw Failure{Code::kWrongLayout, found, digest};
-  u.frame = read_frame(payload, n_checked, tensors.size());
-  const Frame& frame = u.frame;
+  const Frame& frame = payload.frame;
+  if (frame.digest != digest) throw Failure{Code::kWrongLayout, frame.digest, digest};
+  u.payload = &payload;
   u.tensors = tensors;
   assign_roles(u.tensors, frame);
   u.groups = make_groups(u.tensors);
@@ -90,45 +95,47 @@ void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   if (frame.k_dense > 0) apply_exponents(groups.dense, frame.dense_exponents);
 }
 
-void finish_update(const uint8_t* payload, Update* update) {
+void finish_update(Update* update) {
   Update& u = *update;
-  const Frame& frame = u.frame;
+  const Frame& frame = u.payload->frame;
   if (!lies_in(u.sent_matrix, u.groups.matrix) || !lies_in(u.sent_vector, u.groups.vector) ||
       !lies_in(u.sent_dense, u.groups.dense)) {
     throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   }
-  u.changes = decode_changes(payload, frame);
+  u.changes = decode_changes(u.payload->data, frame);
   u.restored = restore_changes(u.groups.lossless, u.changes);
 }
 
-void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                 const std::vector<Tensor>& tensors, Update* update) {
+void read_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
+                 Update* update) {
   Update& u = *update;
-  open_update(payload, n_bytes, digest, tensors, &u);
-  const Frame& frame = u.frame;
-  decode_symbols(payload, frame, &u.symbols);
+  open_update(payload, digest, tensors, &u);
+  const Frame& frame = payload.frame;
+  decode_symbols(payload.data, frame, &u.symbols);
   const SentSymbols symbols(u.symbols);
   u.sent_matrix = symbols.first(frame.k_matrix);
   u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
   u.sent_dense = symbols.last(frame.k_dense);
-  finish_update(payload, &u);
+  finish_update(&u);
 }
 
 void Update::verify(uint32_t recovered_check) const {
   const uint32_t check = recovered_check + restored.check;
-  if (check != frame.reference_check) {
-    throw Failure{Code::kWrongReference, frame.reference_check, check};
+  const uint32_t expected = payload->frame.reference_check;
+  if (check != expected) {
+    throw Failure{Code::kWrongReference, expected, check};
   }
 }
 
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, const std::function<void()>& before_writing) {
+void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
+            const std::function<void()>& before_writing) {
   const DefaultFloatMode mode;
+  const Frame& frame = payload.frame;
   Update u;
-  read_update(payload, n_bytes, digest, tensors, &u);
-  const Recovered matrix = recover_all(u.groups.matrix, u.sent_matrix, u.frame.matrix, nullptr);
-  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
-  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, u.frame.dense, nullptr);
+  read_update(payload, digest, tensors, &u);
+  const Recovered matrix = recover_all(u.groups.matrix, u.sent_matrix, frame.matrix, nullptr);
+  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, frame.vector, nullptr);
+  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, frame.dense, nullptr);
   u.verify(matrix.check + vector.check + dense.check);
   if (before_writing) before_writing();
   // From here on nothing can fail.
@@ -139,14 +146,14 @@ void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
   write_changes(u.groups.lossless, u.changes, u.restored);
 }
 
-void add_values(const uint8_t* payload, size_t n_bytes, const std::vector<Tensor>& tensors) {
+void add_values(const Payload& payload, const std::vector<Tensor>& tensors) {
   const DefaultFloatMode mode;
-  const Frame frame = open_payload(payload, n_bytes, tensors.size());
+  const Frame& frame = payload.frame;
   Groups groups = make_groups(tensors);
   check_counts(frame, groups);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   Scratch<SentSymbol> symbols;
-  decode_symbols(payload, frame, &symbols);
+  decode_symbols(payload.data, frame, &symbols);
   const SentSymbols matrix = SentSymbols(symbols).first(frame.k_matrix);
   const SentSymbols vector = SentSymbols(symbols).subspan(frame.k_matrix, frame.k_vector);
   if (!lies_in(matrix, groups.matrix) || !lies_in(vector, groups.vector)) {

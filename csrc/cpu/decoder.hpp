@@ -8,9 +8,9 @@
 namespace resfed {
 
 struct Update {
-  Frame frame;
-  std::vector<Tensor> tensors;  // with the roles that the payload gives them
-  Groups groups;                // point into `tensors`
+  const Payload* payload = nullptr;  // borrowed, until the update is read
+  std::vector<Tensor> tensors;       // with the roles that the payload gives them
+  Groups groups;                     // point into `tensors`
   Scratch<SentSymbol> symbols;
   SentSymbols sent_matrix, sent_vector, sent_dense;  // parts of `symbols`
   std::vector<ChangedElement> changes;
@@ -22,13 +22,13 @@ struct Update {
 
 // `tensors` have the roles of a payload without exclusions and dense tensors. Throws Failure. What
 // `update` held is gone; its memory is used again.
-void read_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                 const std::vector<Tensor>& tensors, Update* update);
+void read_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
+                 Update* update);
 
-// The same in two parts: frame, tensors and groups; and, once the lossy symbols stand in the sent_
+// The same in two steps: tensors and groups; and, once the lossy symbols stand in the sent_
 // members, everything else.
-void open_update(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-                 const std::vector<Tensor>& tensors, Update* update);
-void finish_update(const uint8_t* payload, Update* update);
+void open_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
+                 Update* update);
+void finish_update(Update* update);
 
 }  // namespace resfed

@@ -61,31 +61,31 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   return payload;
 }
 
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, Stream stream,
-            const std::function<void()>& before_writing) {
+void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors, int device,
+            Stream stream, const std::function<void()>& before_writing) {
   const DefaultFloatMode mode;
+  const Frame& frame = payload.frame;
   Update u;
-  open_update(payload, n_bytes, digest, tensors, &u);
+  open_update(payload, digest, tensors, &u);
   WorkspaceLease lease(device, stream);
   if (u.groups.matrix.n_elems == 0) {
     std::vector<Tensor> staged = tensors;
     Staging staging(lease, &staged, any);
     staging.wait();
-    resfed::decode(payload, n_bytes, digest, staged, before_writing);
+    resfed::decode(payload, digest, staged, before_writing);
     staging.flush();
     return;
   }
   Staging staging(lease, &u.tensors, no_matrix);
-  MatrixDecoder matrices(lease, u.groups.matrix, u.frame, payload + u.frame.slices_offset);
+  MatrixDecoder matrices(lease, u.groups.matrix, frame, payload.slices());
   matrices.start();
   const auto decoded = matrices.finish();
   u.symbols.assign(decoded.others.begin(), decoded.others.end());
-  u.sent_vector = SentSymbols(u.symbols).first(u.frame.k_vector);
-  u.sent_dense = SentSymbols(u.symbols).last(u.frame.k_dense);
-  finish_update(payload, &u);
-  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, u.frame.vector, nullptr);
-  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, u.frame.dense, nullptr);
+  u.sent_vector = SentSymbols(u.symbols).first(frame.k_vector);
+  u.sent_dense = SentSymbols(u.symbols).last(frame.k_dense);
+  finish_update(&u);
+  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, frame.vector, nullptr);
+  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, frame.dense, nullptr);
   u.verify(decoded.check + vector.check + dense.check);
   if (before_writing) before_writing();
   matrices.write();

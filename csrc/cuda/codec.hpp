@@ -20,8 +20,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
                             const BeforeWriting& before_writing = nullptr);
 
 // All or nothing. Waits for the stream once. Throws Failure.
-void decode(const uint8_t* payload, size_t n_bytes, uint64_t digest,
-            const std::vector<Tensor>& tensors, int device, Stream stream,
-            const std::function<void()>& before_writing = nullptr);
+void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors, int device,
+            Stream stream, const std::function<void()>& before_writing = nullptr);
 
 }  // namespace resfed::cuda

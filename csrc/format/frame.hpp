@@ -143,8 +143,10 @@ inline void write_exponents(ByteWriter& out, const std::vector<int8_t>& exponent
 }
 
 template <class Format>
-std::vector<int8_t> read_exponents(ByteReader& in, uint64_t most) {
-  std::vector<int8_t> exponents(in.varint(min_of<uint64_t>(most, in.left())));
+std::vector<int8_t> read_exponents(ByteReader& in, uint64_t n_elems, uint64_t n_tensors) {
+  const uint64_t n_exponents = in.varint(min_of<uint64_t>(n_elems, in.left()));
+  if (n_exponents > n_tensors) throw Failure{Code::kNoSuchTensor, n_exponents - 1, n_tensors};
+  std::vector<int8_t> exponents(n_exponents);
   for (int8_t& exponent : exponents) {
     exponent = static_cast<int8_t>(in.fixed<uint8_t>());
     if (exponent < Format::kMinExponent || exponent > Format::kMaxExponent) {
@@ -211,14 +213,6 @@ inline void write_frame(const Frame& f, ByteWriter& out) {
   for (size_t i = 0; i + 1 < f.slice_bytes.size(); ++i) out.varint(f.slice_bytes[i] / 2);
 }
 
-inline std::string_view take_link(ByteReader& in) {
-  const uint64_t n_bytes = in.varint(in.left());
-  if (n_bytes == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
-  const auto* const link = reinterpret_cast<const char*>(in.here());
-  in.skip(n_bytes);
-  return {link, n_bytes};
-}
-
 template <class Format>
 Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) {
   ByteReader in(payload, n_bytes);
@@ -233,7 +227,12 @@ Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) 
   }
   f.digest = in.fixed<uint64_t>();
   f.reference_check = in.fixed<uint32_t>();
-  if (flags & kFlagLink) f.link = take_link(in);
+  if (flags & kFlagLink) {
+    const uint64_t n_bytes = in.varint(in.left());
+    if (n_bytes == 0) throw Failure{Code::kBadField, in.offset() - 1, 0};
+    f.link.assign(reinterpret_cast<const char*>(in.here()), n_bytes);
+    in.skip(n_bytes);
+  }
   f.counts_offset = in.offset();
   constexpr uint64_t kMaxElems = (1ull << 61) - 1;
   f.n_matrix = in.varint(kMaxElems);
@@ -246,12 +245,12 @@ Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) 
   if (f.n_vector > 0) f.k_vector = in.varint(f.n_vector);
   if (f.k_vector > 0) {
     f.vector = read_quantizer<Format>(in);
-    f.exponents = read_exponents<Format>(in, min_of(f.n_vector, n_tensors));
+    f.exponents = read_exponents<Format>(in, f.n_vector, n_tensors);
   }
   if (f.n_dense > 0) f.k_dense = in.varint(f.n_dense);
   if (f.k_dense > 0) {
     f.dense = read_quantizer<Format>(in);
-    f.dense_exponents = read_exponents<Format>(in, min_of(f.n_dense, n_tensors));
+    f.dense_exponents = read_exponents<Format>(in, f.n_dense, n_tensors);
   }
   if (f.n_lossless > 0) f.n_changed = in.varint(f.n_lossless);
   if (flags & kFlagExclusions) f.exclusions = read_ordinals(in, n_tensors);

@@ -30,8 +30,7 @@ struct Link {
 };
 
 // Throws Failure: one of the codes 1 to 7, or kNoSuchTensor.
-inline Link read_link(const uint8_t* data, size_t n_bytes, uint64_t n_tensors) {
-  ByteReader in(data, n_bytes);
+inline Link read_link_fields(ByteReader in, uint64_t n_tensors) {
   const auto refuse_unless = [&](bool holds) {
     if (!holds) throw Failure{Code::kBadField, in.offset()};
   };
@@ -90,6 +89,17 @@ inline Link read_link(const uint8_t* data, size_t n_bytes, uint64_t n_tensors) {
   }
   if (in.left() > 0) throw Failure{Code::kTrailingBytes, in.offset()};
   return link;
+}
+
+// Throws Failure: kBadLink, or kNoSuchTensor.
+inline Link read_link(std::string_view bytes, uint64_t n_tensors) {
+  try {
+    const auto* const data = reinterpret_cast<const uint8_t*>(bytes.data());
+    return read_link_fields({data, bytes.size()}, n_tensors);
+  } catch (const Failure& f) {
+    if (f.code == Code::kNoSuchTensor) throw;
+    throw Failure{Code::kBadLink, f.where, static_cast<uint64_t>(f.code)};
+  }
 }
 
 }  // namespace resfed

@@ -14,10 +14,11 @@ import pytest
 
 import resfed_codec as rfc
 from programs import ROOT, Library, find
+from resfed_codec import _native
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
-from resfed_codec.tensors.layout import Special, roles_of, views_of
+from resfed_codec.tensors.layout import RoleOverrides, roles_of, views_of
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it moves pages out of reach")
@@ -121,12 +122,12 @@ def test_arrays_keep_their_memory_during_a_call() -> None:
 
     specs = [view.spec for view in views_of(base, "state")]
     roles = roles_of(specs)
-    options = native_options(rfc.CodecConfig(), specs, roles, Special())
+    options = native_options(rfc.CodecConfig(), specs, roles, RoleOverrides())
     arrays = {"current": [new["w"]], "out": [sliced["w"][:30]]}
     tensors = tensors_of(specs, roles, [base["w"]], **arrays)
     payload = native_call.encode(tensors, options, None, resize)
     assert len(refused) == 3
-    native_call.decode(payload, options.digest, tensors, None, resize)
+    native_call.decode(_native.Payload(payload), options.digest, tensors, None, resize)
     assert len(refused) == 6
     for array in (new["w"], base["w"], sliced["w"]):
         array.resize(10, refcheck=False)  # after the call the caller can resize them

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
-from resfed_codec.tensors.layout import TensorSpec, special_tensors
+from resfed_codec.tensors.layout import TensorSpec, role_overrides
 
 REPLACED = [
     # each line is a model; the names before "|" are dense by default
@@ -54,13 +54,13 @@ REPLACED = [
 def test_names(line: str) -> None:
     replaced, others = (side.split() for side in line.split("|"))
     specs = [TensorSpec(name, (4,), "float32") for name in sorted({*replaced, *others})]
-    special = special_tensors(specs, rfc.CodecConfig())
-    assert {specs[i].name for i in special.dense} == set(replaced)
+    overrides = role_overrides(specs, rfc.CodecConfig())
+    assert {specs[i].name for i in overrides.dense} == set(replaced)
 
 
 def test_integers_are_never_dense() -> None:
     specs = [TensorSpec("bn.running_mean", (4,), "int32"), TensorSpec("w", (4,), "float32")]
-    assert special_tensors(specs, rfc.CodecConfig()).dense == ()
+    assert role_overrides(specs, rfc.CodecConfig()).dense == ()
 
 
 def test_a_name_takes_precedence_over_a_pattern() -> None:
@@ -156,7 +156,7 @@ def test_observers() -> None:
         TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in sorted(module.state_dict().items())
     ]
-    dense = {specs[i].name for i in special_tensors(specs, rfc.CodecConfig()).dense}
+    dense = {specs[i].name for i in role_overrides(specs, rfc.CodecConfig()).dense}
     assert dense <= replaced
     constant = {name for name in replaced if name.endswith("eps")}
     assert dense == replaced - constant

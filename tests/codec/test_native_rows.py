@@ -36,8 +36,10 @@ def encode(given: Tensors) -> bytes:
     return _native.encode(given, options)
 
 
-PAYLOAD = rfc.encode([np.ones((2, 4), np.float32)], [np.zeros((2, 4), np.float32)], sparsity=0)
-DIGEST: int = _native.inspect(PAYLOAD)["digest"]
+PAYLOAD = _native.Payload(
+    rfc.encode([np.ones((2, 4), np.float32)], [np.zeros((2, 4), np.float32)], sparsity=0)
+)
+DIGEST = PAYLOAD.digest
 KEYFRAME = rfc.encode_keyframe([np.ones((2, 4), np.float32)])
 KEYFRAME_DIGEST = int.from_bytes(KEYFRAME[4:12], "little")
 

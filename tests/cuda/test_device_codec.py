@@ -22,7 +22,7 @@ from resfed_codec._native import Role, Tensors
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
 from resfed_codec.config import CodecConfig
-from resfed_codec.tensors.layout import layout_digest, roles_of, special_tensors, views_of
+from resfed_codec.tensors.layout import layout_digest, role_overrides, roles_of, views_of
 
 pytestmark = [
     pytest.mark.cuda,
@@ -76,9 +76,9 @@ class Case:
         self.base = [view.array for view in views]
         self.specs = [view.spec for view in views]
         parsed = CodecConfig(**config)
-        special = special_tensors(self.specs, parsed)
-        self.roles = roles_of(self.specs, special)
-        self.options = native_options(parsed, self.specs, self.roles, special)
+        overrides = role_overrides(self.specs, parsed)
+        self.roles = roles_of(self.specs, overrides)
+        self.options = native_options(parsed, self.specs, self.roles, overrides)
         self.options.digest = layout_digest(self.specs)
         self.terms = terms
         self.feedback_given = feedback
@@ -128,9 +128,11 @@ class Case:
         tensors = tensors_of(self.specs, roles_of(self.specs), base, out=out)
         try:
             if on_device:
-                _native.decode_on_device(payload, self.options.digest, tensors, 0, 0)
+                _native.decode_on_device(
+                    _native.Payload(payload), self.options.digest, tensors, 0, 0
+                )
             else:
-                _native.decode(payload, self.options.digest, tensors)
+                _native.decode(_native.Payload(payload), self.options.digest, tensors)
         except _native.NativeError as error:
             return Result(model=bytes_of(out), error=error.args)
         return Result(model=bytes_of(out))

@@ -40,7 +40,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
     const Memory before = total > 0 ? mean(forward, total) : Memory();
     for (int attempt = 0; attempt < 2; ++attempt) {
       const Outcome outcome = outcome_of([&] {
-        forward.add(forward.prepare(payload.data(), payload.size(), kDigest, weight).get());
+        forward.add(
+            forward.prepare(open_payload(payload.data(), payload.size()), kDigest, weight).get());
       });
       if (!outcome) {
         accepted.emplace_back(payload, weight);
@@ -57,7 +58,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
   for (auto entry = accepted.rbegin(); entry != accepted.rend(); ++entry) {
     const auto& [payload, weight] = *entry;
     const Outcome outcome = outcome_of([&] {
-      backward.add(backward.prepare(payload.data(), payload.size(), kDigest, weight).get());
+      backward.add(
+          backward.prepare(open_payload(payload.data(), payload.size()), kDigest, weight).get());
     });
     check(!outcome, "what was accepted once is accepted again");
   }

@@ -209,8 +209,8 @@ Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& l
   for (int threads = 1; threads <= 3; ++threads) {
     set_num_threads(threads);
     Memory out = before;
-    const Outcome outcome =
-        outcome_of([&] { decode(payload.data(), payload.size(), digest, tensors(&out)); });
+    const Outcome outcome = outcome_of(
+        [&] { decode(open_payload(payload.data(), payload.size()), digest, tensors(&out)); });
     if (outcome) check(out == before, "a refused payload leaves the output untouched");
     if (threads == 1) {
       first = outcome;
@@ -257,7 +257,8 @@ inline Outcome decode_for(size_t which, const Bytes& payload, uint64_t digest) {
   Bytes sealed = payload;
   Memory in_place = reference;
   const auto decode_in_place = [&] {
-    decode(sealed.data(), sealed.size(), digest, tensors_of(layout, in_place, &in_place));
+    decode(open_payload(sealed.data(), sealed.size()), digest,
+           tensors_of(layout, in_place, &in_place));
   };
   Outcome again = outcome_of(decode_in_place);
   if (again && again->code == Code::kWrongReference) {

@@ -10,7 +10,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t n_bytes) {
   const uint64_t n_tensors = in.flag() ? kMostTensors : in.number(70);
   const Bytes bytes = in.rest();
   Link link;
-  if (outcome_of([&] { link = read_link(bytes.data(), bytes.size(), n_tensors); })) return 0;
+  if (outcome_of([&] {
+        link = read_link({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, n_tensors);
+      }))
+    return 0;
   check(link.version > 0 && link.back <= link.version, "versions are in order");
   check(link.keep >= 1 && link.keep <= kMaxDepth, "depth to keep");
   const auto n_places = static_cast<size_t>(std::popcount(link.places));

@@ -231,7 +231,7 @@ void try_encode(Changing& state, const Model& model) {
   tensor.current = tensor.feedback = nullptr;
   const bool named = model.role == Role::kLossless || model.role == Role::kDense;
   if (named) tensor.role = Role::kMatrix;  // the payload names the tensor
-  decode(payload.data(), payload.size(), 0, {tensor});
+  decode(open_payload(payload.data(), payload.size()), 0, {tensor});
   check(equal(out, again), "the payload is of another model than the encoder keeps");
   for (const float left : feedback) check(std::isfinite(left), "feedback is not finite");
 }
@@ -254,7 +254,7 @@ void try_decode(Changing& reference, const Model& model) {
   tensor.out = random_bits() % 2 == 0 ? out.data() : reference.data();
   reference.start();
   try {
-    decode(payload.data(), payload.size(), 0, {tensor});
+    decode(open_payload(payload.data(), payload.size()), 0, {tensor});
   } catch (const Failure& failure) {
     check(failure.code == Code::kWrongReference || failure.code == Code::kBadSlice,
           "a failure that is not the reference's");

@@ -87,7 +87,7 @@ void make_call(const std::string& path) {
     tensors[i].role = roles_to_decode[i];
     tensors[i].out = const_cast<void*>(tensors[i].reference);
   }
-  decode(payload.data(), payload.size(), options.digest, tensors);
+  decode(open_payload(payload.data(), payload.size()), options.digest, tensors);
   std::ofstream out(path + ".out", std::ios::binary);
   const uint64_t n_bytes = payload.size();
   out.write(reinterpret_cast<const char*>(&n_bytes), 8);

@@ -155,17 +155,26 @@ void fail_all(uint64_t n_rows, bool whole) {
   const std::vector<uint8_t> without = payload;
   fail_each<Seen>(
       "decode", reset,
-      [&] { decode(without.data(), without.size(), 0, tensors(layout, false, false)); }, seen);
+      [&] {
+        decode(open_payload(without.data(), without.size()), 0, tensors(layout, false, false));
+      },
+      seen);
   no_feedback();
   encode_with(true);
   const std::vector<uint8_t> from_terms = payload;
   fail_each<Seen>(
       "decode, predicted", reset,
-      [&] { decode(from_terms.data(), from_terms.size(), 0, tensors(layout, true, false)); }, seen);
+      [&] {
+        decode(open_payload(from_terms.data(), from_terms.size()), 0, tensors(layout, true, false));
+      },
+      seen);
   if (!whole) return;
   fail_each<Seen>(
       "add_values", reset,
-      [&] { add_values(plain.data(), plain.size(), tensors(with_dense, false, true)); }, seen);
+      [&] {
+        add_values(open_payload(plain.data(), plain.size()), tensors(with_dense, false, true));
+      },
+      seen);
   fail_each<Seen>("moments", reset, [&] { moments(tensors(layout, true, true)); }, seen);
 
   Bytes keyframe;
@@ -187,7 +196,8 @@ void fail_all(uint64_t n_rows, bool whole) {
   double total = 0;
   const auto empty = [&] {
     aggregator = std::make_unique<Aggregator>(tensors_of(layout, reference, nullptr), is_signed);
-    aggregator->add(aggregator->prepare(without.data(), without.size(), 0, 1.0).get());
+    aggregator->add(
+        aggregator->prepare(open_payload(without.data(), without.size()), 0, 1.0).get());
     total = 1;
   };
   const std::function<Memory()> mean = [&] {
@@ -200,7 +210,8 @@ void fail_all(uint64_t n_rows, bool whole) {
   fail_each<Memory>(
       "Aggregator.add", empty,
       [&] {
-        aggregator->add(aggregator->prepare(without.data(), without.size(), 0, 2.0).get());
+        aggregator->add(
+            aggregator->prepare(open_payload(without.data(), without.size()), 0, 2.0).get());
         total = 3;
       },
       mean);

@@ -54,14 +54,16 @@ int main() {
         check(encode_into(&out, &feedback) == payload, "the same payload");
         check(out == expected && feedback == left, "the same model and feedback");
         Memory decoded = reference;
-        decode(payload.data(), payload.size(), 0, tensors_of(layout, reference, &decoded));
+        decode(open_payload(payload.data(), payload.size()), 0,
+               tensors_of(layout, reference, &decoded));
         check(decoded == expected, "the same decoded model");
         check(encode_keyframe(tensors_of(layout, state, nullptr), 0, kMaxMantissaBits) == keyframe,
               "the same keyframe");
         decode_keyframe(keyframe.data(), keyframe.size(), 0,
                         tensors_of(layout, reference, &decoded));
         check(decoded == state, "the keyframe's model");
-        const auto contribution = aggregator.prepare(payload.data(), payload.size(), 0, 1.0);
+        const auto contribution =
+            aggregator.prepare(open_payload(payload.data(), payload.size()), 0, 1.0);
         const std::lock_guard lock(adding);
         aggregator.add(contribution.get());
       }

@@ -72,7 +72,9 @@ def write_down(
         seen.update(tensors=tensors, options=o)
         return real_encode(tensors, o, commit)
 
-    def decode(payload: bytes, digest: int, tensors: _native.Tensors, commit: Any) -> None:
+    def decode(
+        payload: _native.Payload, digest: int, tensors: _native.Tensors, commit: Any
+    ) -> None:
         seen.update(decoded=tensors)
         real_decode(payload, digest, tensors, commit)
 

@@ -198,9 +198,10 @@ Outcome check_decode(const Model& model, const Bytes& payload) {
   std::vector<Tensor> tensors = model.tensors(host, same_place), there = device.tensors(model);
   for_decoding(tensors);
   for_decoding(there);
-  const Outcome want = outcome_of([&] { decode(payload.data(), payload.size(), 0, tensors); });
-  const Outcome got =
-      outcome_of([&] { cuda::decode(payload.data(), payload.size(), 0, there, 0, nullptr); });
+  const Outcome want =
+      outcome_of([&] { decode(open_payload(payload.data(), payload.size()), 0, tensors); });
+  const Outcome got = outcome_of(
+      [&] { cuda::decode(open_payload(payload.data(), payload.size()), 0, there, 0, nullptr); });
   cuda::wait(0, nullptr);
   expect(same(got, want), "decode: host and device come to the same");
   if (!same(got, want)) {
@@ -229,8 +230,9 @@ Counting count_decisions(const Model& model, const Bytes& payload) {
   std::vector<Tensor> tensors = model.tensors(host, same_place);
   for_decoding(tensors);
   Update u;
-  read_update(payload.data(), payload.size(), 0, tensors, &u);
-  const Partition p = u.frame.lossy_partition();
+  const Payload opened = open_payload(payload.data(), payload.size());
+  read_update(opened, 0, tensors, &u);
+  const Partition p = opened.frame.lossy_partition();
   Counting counting;
   for (uint64_t s = 0; s < p.n_slices; ++s) {
     Probability contexts[CurrentFormat::Contexts::kSlice];
@@ -470,7 +472,7 @@ void forged_with(int fill) {
   ptx::fill_fresh_memory(fill);
   const Model model = all_roles();
   const Bytes sound = check(model);
-  const Frame frame = open_payload(sound.data(), sound.size(), model.specs.size());
+  const Frame frame = open_payload(sound.data(), sound.size(), model.specs.size()).frame;
   size_t end = frame.slices_offset;
   for (uint64_t s = 0; s < frame.lossy_partition().n_slices; ++s) end += frame.slice_bytes[s];
   size_t n_bad = 0, n_all = 0;
@@ -510,7 +512,7 @@ void forged_over_ones() { forged_with(0xff); }
 void forged_counts() {
   const Model model = all_roles();
   const Bytes sound = check(model);
-  Frame frame = open_payload(sound.data(), sound.size(), model.specs.size());
+  Frame frame = open_payload(sound.data(), sound.size(), model.specs.size()).frame;
   const Bytes slices(sound.begin() + static_cast<ptrdiff_t>(frame.slices_offset), sound.end());
   for (const uint64_t more : {1, 7, 29}) {
     Frame forged = frame;

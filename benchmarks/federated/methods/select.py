@@ -16,7 +16,7 @@ from resfed_codec import _native
 from resfed_codec.codec import update as codec
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.tensors.layout import NOTHING_SPECIAL, layout_digest, roles_of, views_of
+from resfed_codec.tensors.layout import NO_OVERRIDES, layout_digest, roles_of, views_of
 
 Index = NDArray[np.int64]
 
@@ -302,7 +302,7 @@ def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) ->
     specs = [view.spec for view in base]
     roles = roles_of(specs)
     config = rfc.CodecConfig(sparsity=sparsity)
-    options = codec.native_options(config, specs, roles, NOTHING_SPECIAL)
+    options = codec.native_options(config, specs, roles, NO_OVERRIDES)
     options.k_matrix = sum(int(np.count_nonzero(state[name])) for name in matrices)
     options.digest = layout_digest(specs)
     arrays = codec.arrays_of(current)

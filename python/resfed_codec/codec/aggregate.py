@@ -14,11 +14,11 @@ from resfed_codec import _native
 from resfed_codec.codec.native_call import Assignments, Plan, tensors_of
 from resfed_codec.codec.numbers import as_float
 from resfed_codec.codec.payload import UPDATE, as_bytes
-from resfed_codec.codec.update import Payload, check_stands_alone
+from resfed_codec.codec.update import Payload, parse_unlinked
 from resfed_codec.errors import raise_from_native
 from resfed_codec.tensors.device import copy, empty_on_host, on_host, staging
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
-from resfed_codec.tensors.layout import Layout, State, check_same_layout, roles_of
+from resfed_codec.tensors.layout import Layout, State, TensorSpec, check_same_layout, roles_of
 from resfed_codec.tensors.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
@@ -75,19 +75,10 @@ class Aggregator:
 
     @untraced
     def __init__(self, reference: State) -> None:
-        core = _Core(reference)
-        self._specs = core.layout.specs
-        self._digest = core.layout.digest
+        sums = _Sums(reference)
+        self._specs = sums.layout.specs
         self._lock = threading.RLock()
-        self._state = _State(core, {})
-
-    @property
-    def _origin(self) -> int | None:
-        return self._state.origin
-
-    def _set_origin(self, digest: int) -> None:
-        """The reference is the version with this digest."""
-        self._state = self._state._replace(origin=digest)
+        self._state = _State(sums, {})
 
     @untraced
     def add(self, payload: Payload, weight: float = 1.0) -> None:
@@ -108,53 +99,8 @@ class Aggregator:
         """
         value = _checked_weight(weight)
         data = as_bytes(payload, UPDATE)
-        try:
-            check_stands_alone(data, len(self._specs), "receive_into() of the ServerSession")
-        except _native.NativeError as error:
-            raise_from_native(error, (), len(data))
-        self._add(of_payload(data, self._digest), value, len(data))
-
-    def _add(self, source: Source, weight: float, n_bytes: int = 0) -> None:
-        self._add_from(None, source, source, weight, n_bytes)
-
-    def _add_from(
-        self,
-        client: str | int | None,
-        source: Source,
-        again: Source,
-        weight: float,
-        n_bytes: int,
-        also: Assignments = (),
-    ) -> None:
-        """Add what ``source`` prepares.
-
-        Args:
-            client: Whose model it is: it replaces the one before. None: nobody's.
-            source: Prepares the contribution.
-            again: Prepares the same contribution once more, should it be replaced.
-            weight: Its weight.
-            n_bytes: Length of the payload that it comes from, if it comes from one.
-            also: What is done in one step with it.
-        """
-        value = _checked_weight(weight)
-        try:
-            while True:
-                core, members = self._state.core, self._state.members
-                before = None if client is None else members.get(client)
-                contribution = source(core, value)
-                replaced = None if before is None else before.again(core, before.weight)
-                with self._lock:
-                    if core is not self._state.core or (
-                        client is not None and members.get(client) is not before
-                    ):
-                        continue  # reset(), or another call for this client, came in between
-                    plan = list(also)
-                    if client is not None:
-                        plan.append((members, client, _Member(value, again)))
-                    core.native.add(contribution, replaced, self._plan(value, before, plan))
-                    return
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in self._specs], n_bytes)
+        parsed = parse_unlinked(data, self._specs, "receive_into() of the ServerSession")
+        add_from(self, None, of_payload(parsed), of_payload(parsed), value, len(data))
 
     @untraced
     def add_state(self, state: State, weight: float = 1.0) -> None:
@@ -169,7 +115,8 @@ class Aggregator:
             ValueError: The layouts differ (both sides are named), ``weight`` is out of range, or
                 a change times it is not finite or 2^45 and more (the tensor is named).
         """
-        self._add(of_model(state), _checked_weight(weight))
+        source = of_model(state)
+        add_from(self, None, source, source, _checked_weight(weight))
 
     @untraced
     def result(self) -> Any:
@@ -186,13 +133,13 @@ class Aggregator:
         with self._lock:
             if self.count == 0:
                 raise ValueError("result: nothing was added")
-            core = self._state.core
-            model = core.layout.empty()
+            sums = self._state.sums
+            model = sums.layout.empty()
             arrays = [staging(memory) for memory in model]
-            core.native.result(arrays, self.total_weight)
+            sums.native.result(arrays, self.total_weight)
         for array, memory in zip(arrays, model, strict=True):
             copy(array, memory)
-        return core.layout.state_of(model)
+        return sums.layout.state_of(model)
 
     @untraced
     def reset(self, reference: State | None = None) -> None:
@@ -208,12 +155,12 @@ class Aggregator:
         if reference is None:
             with self._lock:
                 state = self._state
-                self._state = _State(state.core.emptied(), {}, origin=state.origin)
+                self._state = _State(state.sums.emptied(), {}, version=state.version)
             return
-        core = _Core(reference)
-        check_same_layout(core.layout.specs, self._specs, "reference")
+        sums = _Sums(reference)
+        check_same_layout(sums.layout.specs, self._specs, "reference")
         with self._lock:
-            self._state = _State(core, {})
+            self._state = _State(sums, {})
 
     @property
     def total_weight(self) -> float:
@@ -231,7 +178,7 @@ class Aggregator:
     def __reduce__(self) -> NoReturn:
         raise TypeError("an Aggregator can be neither copied nor pickled: its sums are native")
 
-    def _plan(self, weight: float, before: _Member | None, also: Assignments) -> Plan:
+    def _plan(self, weight: float, before: _Replaceable | None, also: Assignments) -> Plan:
         """What becomes true when a model of this weight is added, and ``before`` taken back."""
         state = self._state
         units, n_models = _units(weight), int(weight > 0)
@@ -242,26 +189,84 @@ class Aggregator:
         return lambda: [(self, "_state", after), *also]
 
 
-Source: TypeAlias = "Callable[[_Core, float], _native.Contribution]"
+def aggregator_of(reference: State, version: int | None) -> Aggregator:
+    """An empty aggregator; ``version`` is the digest of the version that its reference is."""
+    aggregator = Aggregator(reference)
+    aggregator._state = aggregator._state._replace(version=version)
+    return aggregator
+
+
+def is_of_version(aggregator: Aggregator, digest: int) -> bool:
+    """Whether an aggregator's reference is the version with this digest."""
+    return aggregator._state.version == digest
+
+
+def specs_of(aggregator: Aggregator) -> list[TensorSpec]:
+    return aggregator._specs
+
+
+def add_from(
+    aggregator: Aggregator,
+    client: str | int | None,
+    source: Source,
+    again: Source,
+    weight: float,
+    n_bytes: int = 0,
+    also: Assignments = (),
+) -> None:
+    """Add what ``source`` prepares.
+
+    Args:
+        aggregator: The sums.
+        client: Whose model it is: it replaces the one before. None: nobody's.
+        source: Prepares the contribution.
+        again: Prepares the same contribution once more, should it be replaced.
+        weight: Its weight.
+        n_bytes: Length of the payload that it comes from, if it comes from one.
+        also: What is done in one step with it.
+    """
+    value = _checked_weight(weight)
+    try:
+        while True:
+            sums, members = aggregator._state.sums, aggregator._state.members
+            before = None if client is None else members.get(client)
+            contribution = source(sums, value)
+            replaced = None if before is None else before.again(sums, before.weight)
+            with aggregator._lock:
+                if sums is not aggregator._state.sums or (
+                    client is not None and members.get(client) is not before
+                ):
+                    continue  # reset(), or another call for this client, came in between
+                plan = list(also)
+                if client is not None:
+                    plan.append((members, client, _Replaceable(value, again)))
+                commit = aggregator._plan(value, before, plan)
+                sums.native.add(contribution, replaced, commit)
+                return
+    except _native.NativeError as error:
+        raise_from_native(error, [spec.name for spec in aggregator._specs], n_bytes)
+
+
+Source: TypeAlias = "Callable[[_Sums, float], _native.Contribution]"
 """Prepares a contribution of a weight. Raises CodecError or NativeError where it cannot be."""
 
 
-def of_payload(payload: bytes, digest: int) -> Source:
-    """A payload with this digest field, whose prediction is the reference itself."""
-    return lambda core, weight: core.native.prepare(payload, digest, weight)
+def of_payload(payload: _native.Payload) -> Source:
+    """A payload whose prediction is the reference itself, as the caller has made sure."""
+    return lambda sums, weight: sums.native.prepare(payload, payload.digest, weight)
 
 
 def of_model(state: State) -> Source:
     """A model as it is."""
 
-    def prepare(core: _Core, weight: float) -> _native.Contribution:
-        arrays = [on_host(memory) for memory in core.layout.model_of(state, "state")]
-        return core.native.prepare_state(arrays, weight)
+    def prepare(sums: _Sums, weight: float) -> _native.Contribution:
+        arrays = [on_host(memory) for memory in sums.layout.model_of(state, "state")]
+        return sums.native.prepare_state(arrays, weight)
 
     return prepare
 
 
-class _Core:
+class _Sums:
     """A private copy of a reference, and the native sums over it."""
 
     def __init__(self, reference: State) -> None:
@@ -276,22 +281,22 @@ class _Core:
                     f"reference: tensor {spec.name!r}: {spec.dtype} has no mean here; leave the"
                     " tensor out, or decode the models and average them"
                 )
-        self.native = self._sums()
+        self.native = self._new_sums()
 
-    def emptied(self) -> _Core:
+    def emptied(self) -> _Sums:
         """The same reference, with nothing added."""
         new = copy_of(self)
-        new.native = self._sums()
+        new.native = self._new_sums()
         return new
 
-    def _sums(self) -> _native.Aggregator:
+    def _new_sums(self) -> _native.Aggregator:
         specs = self.layout.specs
         tensors = tensors_of(specs, roles_of(specs), self.reference)
         is_signed = [spec.dtype.startswith("int") for spec in specs]
         return _native.Aggregator(tensors, is_signed, [spec.dtype in PARTS for spec in specs])
 
 
-class _Member(NamedTuple):
+class _Replaceable(NamedTuple):
     """A client's model in the sums, and how to prepare it again to take it back."""
 
     weight: float
@@ -306,14 +311,14 @@ class _State(NamedTuple):
         members: By client, of those that may be replaced.
         units: The sum of the weights, in units of 2**-92.
         n_models: How many were added.
-        origin: Digest of the version that is the reference, if one is.
+        version: Digest of the version that is the reference, if one is.
     """
 
-    core: _Core
-    members: dict[str | int, _Member]
+    sums: _Sums
+    members: dict[str | int, _Replaceable]
     units: int = 0
     n_models: int = 0
-    origin: int | None = None
+    version: int | None = None
 
 
 def _units(weight: float) -> int:

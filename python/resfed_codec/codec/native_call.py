@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resfed_codec import _native
-from resfed_codec._native import Role, Tensors
+from resfed_codec._native import Payload, Role, Tensors
 
 if TYPE_CHECKING:
     from resfed_codec.tensors.device import Memory
@@ -77,7 +77,7 @@ def encode(
 
 
 def decode(
-    payload: bytes, digest: int, tensors: Tensors, on: int | None, commit: Plan | None = None
+    payload: Payload, digest: int, tensors: Tensors, on: int | None, commit: Plan | None = None
 ) -> None:
     """The native decoder on the CUDA device ``on`` (None: the host); raises NativeError."""
     if on is None:

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resfed_codec import _native
-from resfed_codec._native import CHECKSUM_BYTES, FIXED_HEADER_BYTES
+from resfed_codec._native import (
+    CHECKSUM_BYTES,
+    FIXED_HEADER_BYTES,
+    MOST_TENSORS,
+    NativeError,
+    Payload,
+    Quantizer,
+)
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.errors import PayloadError, raise_from_native
-from resfed_codec.stream.link import Link, parse_link
+from resfed_codec.stream.link import Link, link_from
 from resfed_codec.tensors.torch_tensors import untraced
 
 
@@ -190,6 +197,27 @@ def as_bytes(payload: object, *accepted: str) -> bytes:
     return data
 
 
+def parse_payload(
+    data: bytes, n_tensors: int = MOST_TENSORS, layout_digest: int | None = None
+) -> Payload:
+    """An update, verified and read; all that is done with it takes what this returns.
+
+    Args:
+        data: The bytes.
+        n_tensors: How many tensors the receiver's layout has, which bounds the lists in the
+            payload. Default: there is no layout.
+        layout_digest: What a payload without a link was made for.
+
+    Raises:
+        PayloadError: Damaged, or no update.
+        StateMismatchError: Made for another layout.
+    """
+    try:
+        return Payload(data, n_tensors, layout_digest)
+    except NativeError as error:
+        raise_from_native(error, (), len(data))
+
+
 @untraced
 def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
     """Describe a payload without a reference: counts, quantizers, bytes of each part.
@@ -206,51 +234,44 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         TypeError: ``payload`` is not bytes-like.
     """
     data = as_bytes(payload, UPDATE)
-    try:
-        d = _native.inspect(data)
-    except _native.NativeError as error:
-        raise_from_native(error, (), len(data))
-    n_lossy_slices, slices = d["n_lossy_slices"], Numbers(d["slice_bytes"], "Q")
-    lossy, lossless = slices[:n_lossy_slices], slices[n_lossy_slices:]
+    p = parse_payload(data)
+    slices = Numbers(p.slice_bytes, "Q")
+    lossy, lossless = slices[: p.n_lossy_slices], slices[p.n_lossy_slices :]
     return PayloadInfo(
         n_bytes=len(data),
-        format_version=d["format_version"],
-        digest=d["digest"],
-        link=parse_link(d["link"]) if d["link"] else None,
-        reference_check=d["reference_check"],
-        n_matrix=d["n_matrix"],
-        n_vector=d["n_vector"],
-        n_dense=d["n_dense"],
-        n_lossless=d["n_lossless"],
-        k_matrix=d["k_matrix"],
-        k_vector=d["k_vector"],
-        k_dense=d["k_dense"],
-        n_changed=d["n_changed"],
-        matrix=_quantizer(d["matrix"]) if d["k_matrix"] else None,
-        vector=_quantizer(d["vector"]) if d["k_vector"] else None,
-        dense=_quantizer(d["dense"]) if d["k_dense"] else None,
-        exponents=Numbers(d["exponents"], "b"),
-        dense_exponents=Numbers(d["dense_exponents"], "b"),
-        exclusions=Numbers(d["exclusions"], "I"),
-        dense_tensors=Numbers(d["dense_tensors"], "I"),
+        format_version=p.format_version,
+        digest=p.digest,
+        link=None if p.link is None else link_from(p.link),
+        reference_check=p.reference_check,
+        n_matrix=p.n_matrix,
+        n_vector=p.n_vector,
+        n_dense=p.n_dense,
+        n_lossless=p.n_lossless,
+        k_matrix=p.k_matrix,
+        k_vector=p.k_vector,
+        k_dense=p.k_dense,
+        n_changed=p.n_changed,
+        matrix=_quantizer(p.matrix) if p.k_matrix else None,
+        vector=_quantizer(p.vector) if p.k_vector else None,
+        dense=_quantizer(p.dense) if p.k_dense else None,
+        exponents=Numbers(p.exponents, "b"),
+        dense_exponents=Numbers(p.dense_exponents, "b"),
+        exclusions=Numbers(p.exclusions, "I"),
+        dense_tensors=Numbers(p.dense_tensors, "I"),
         lossy_slices=lossy,
         lossless_slices=lossless,
-        header_bytes=d["quantizer_offset"] - (d["counts_offset"] - FIXED_HEADER_BYTES),
-        link_bytes=d["counts_offset"] - FIXED_HEADER_BYTES,
-        quantizer_bytes=d["table_offset"] - d["quantizer_offset"],
-        table_bytes=d["slices_offset"] - d["table_offset"],
+        header_bytes=p.quantizer_offset - (p.counts_offset - FIXED_HEADER_BYTES),
+        link_bytes=p.counts_offset - FIXED_HEADER_BYTES,
+        quantizer_bytes=p.table_offset - p.quantizer_offset,
+        table_bytes=p.slices_offset - p.table_offset,
         lossy_bytes=sum(lossy),
         lossless_bytes=sum(lossless),
         checksum_bytes=CHECKSUM_BYTES,
     )
 
 
-def _quantizer(d: dict[str, object]) -> QuantizerInfo:
-    threshold, step, offsets = d["threshold"], d["step"], d["offsets"]
-    assert isinstance(threshold, float)
-    assert isinstance(step, float)
-    assert isinstance(offsets, list)
-    return QuantizerInfo(threshold, step, tuple(offsets))
+def _quantizer(q: Quantizer) -> QuantizerInfo:
+    return QuantizerInfo(q.threshold, q.step, tuple(q.offsets))
 
 
 __all__ = ["PayloadError", "PayloadInfo", "QuantizerInfo", "inspect"]

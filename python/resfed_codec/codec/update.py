@@ -11,16 +11,16 @@ from resfed_codec import _native
 from resfed_codec._native import Role
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
-from resfed_codec.codec.payload import UPDATE, as_bytes
+from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
 from resfed_codec.errors import StateMismatchError, raise_from_native
-from resfed_codec.stream.link import parse_link
+from resfed_codec.stream.link import link_from
 from resfed_codec.tensors import device
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
 from resfed_codec.tensors.device import Memory
 from resfed_codec.tensors.layout import (
     Array,
-    Special,
+    RoleOverrides,
     State,
     TensorSpec,
     View,
@@ -30,8 +30,8 @@ from resfed_codec.tensors.layout import (
     device_of,
     layout_digest,
     read_once,
+    role_overrides,
     roles_of,
-    special_tensors,
     view_of,
     views_of,
 )
@@ -120,10 +120,10 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     check_same_device(current, device_of(base), "state")
     if state is not reference:
         warn_if_shared(current, base)
-    special = special_tensors(specs, config)
-    roles = roles_of(specs, special)
+    overrides = role_overrides(specs, config)
+    roles = roles_of(specs, overrides)
 
-    options = native_options(config, specs, roles, special)
+    options = native_options(config, specs, roles, overrides)
     options.digest = layout_digest(specs)
     targets = arrays_of(views_of(out, "out")) if out is not None else None
     tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=targets)
@@ -137,11 +137,11 @@ def native_options(
     config: CodecConfig,
     specs: Sequence[TensorSpec],
     roles: Sequence[Role],
-    special: Special,
+    overrides: RoleOverrides,
 ) -> _native.EncodeOptions:
     """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
     options = _native.EncodeOptions()
-    options.exclusions, options.dense = special
+    options.exclusions, options.dense = overrides
     options.dense_bits = config.dense_bits
     options.row_lengths = [spec.row_length for spec in specs]
     shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
@@ -204,24 +204,24 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             or two of its arrays share memory, or one with another tensor of ``reference``.
         MemoryError, RuntimeError: As :func:`encode`.
     """
-    data, in_place = as_bytes(payload, UPDATE), out is reference
+    in_place = out is reference
+    data = as_bytes(payload, UPDATE)
     reference = read_once(reference, "reference")
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
-    digest = layout_digest(specs)
+    parsed = parse_unlinked(data, specs, "the Decoder or the session")
+    if out is None:
+        result = empty_like(reference)
+        targets = views_of(result, "reference")
+    else:
+        result = out
+        targets = base if in_place else views_of(out, "out")
+        tied = check_writable(targets, specs, device_of(base), base)
+        if tied:
+            return _decode_tied(data, reference, targets, tied, out)
+    tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=arrays_of(targets))
     try:
-        check_stands_alone(data, len(specs))
-        if out is None:
-            result = empty_like(reference)
-            targets = views_of(result, "reference")
-        else:
-            result = out
-            targets = base if in_place else views_of(out, "out")
-            tied = check_writable(targets, specs, device_of(base), base)
-            if tied:
-                return _decode_tied(data, reference, targets, tied, out)
-        tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=arrays_of(targets))
-        native_call.decode(data, digest, tensors, device_of(base))
+        native_call.decode(parsed, parsed.digest, tensors, device_of(base))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
     device.publish(view.origin for view in targets)
@@ -248,16 +248,25 @@ def _decode_tied(
     return copy_into(targets, decoded, out)
 
 
-def check_stands_alone(
-    payload: bytes, n_tensors: int, taker: str = "the Decoder or the session"
-) -> None:
-    """Refuse payloads that build on a stream's versions; raises NativeError for damaged ones."""
-    link = _native.link_of(payload)
-    if link:
+def parse_unlinked(data: bytes, specs: Sequence[TensorSpec], taker: str) -> _native.Payload:
+    """A payload of :func:`encode` for this layout.
+
+    Args:
+        data: The bytes.
+        specs: The layout.
+        taker: Who takes payloads that build on versions of a stream.
+
+    Raises:
+        PayloadError: Damaged, or no update.
+        StateMismatchError: Made for another layout, or of a stream.
+    """
+    parsed = parse_payload(data, len(specs), layout_digest(specs))
+    if parsed.link is not None:
         raise StateMismatchError(
-            f"payload: belongs to a stream ({parse_link(link, n_tensors)}): give it to {taker} that"
+            f"payload: belongs to a stream ({link_from(parsed.link)}): give it to {taker} that"
             " holds this version"
         )
+    return parsed
 
 
 def arrays_of(views: Sequence[View]) -> list[Memory]:

@@ -29,7 +29,6 @@ from resfed_codec.stream.versions import (
     differences,
     model_of,
     new_feedback,
-    special_of,
     sum_of,
     with_payload_values,
 )
@@ -300,7 +299,7 @@ class ClientBase(Session):
         if has_model or wanted or (self._keep_up and is_last):
             require(has_model and (wanted or self._keep_up > 0), "version")
         if self._state.feedback is not None and not wanted:
-            require(special_of(parsed.frame) == self._uplink_encoder.special, "payload")
+            require(parsed.overrides == self._uplink_encoder.overrides, "payload")
             nothing = new_feedback(self._layout, self._uplink_encoder.roles)
             with_payload_values(self._layout, [sent.payload], nothing)
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-from resfed_codec.codec.aggregate import Aggregator, Source, of_model, of_payload
+from resfed_codec.codec.aggregate import (
+    Aggregator,
+    Source,
+    add_from,
+    aggregator_of,
+    is_of_version,
+    of_model,
+    of_payload,
+    specs_of,
+)
 from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.config import CodecConfig
@@ -19,9 +28,10 @@ from resfed_codec.session.base import LOW32, ClientId
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.session.server_downlink import Broadcast, Downlink, Unicast
 from resfed_codec.session.server_state import ServerBase, ServerState
-from resfed_codec.session.uplink import PendingUplink, open_uplink, parse_uplink
+from resfed_codec.session.uplink import PendingUplink, content_of, open_uplink, parse_uplink
 from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import (
+    Keyframe,
     Message,
     VersionId,
     write_message,
@@ -266,7 +276,7 @@ class ServerSession(ServerBase):
         uplink = parse_uplink(data, self._identity)
         output = self._output(copy=self._keep_up > 0, out=out)
         try:
-            pending = self._open(client, uplink)
+            pending = self._open(client, uplink, content_of(uplink, self._layout))
             model = self._decode(client, pending)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
@@ -276,10 +286,8 @@ class ServerSession(ServerBase):
     @synchronized
     def aggregator(self) -> Aggregator:
         """An empty :class:`Aggregator` whose reference is the global model."""
-        aggregator = Aggregator(self.state)
-        if not self._keep_up:  # else local models are decoded anyway, to be kept
-            aggregator._set_origin(self._current.digest)
-        return aggregator
+        # With _keep_up local models are decoded anyway, to be kept.
+        return aggregator_of(self.state, None if self._keep_up else self._current.digest)
 
     @synchronized
     def receive_into(
@@ -315,38 +323,41 @@ class ServerSession(ServerBase):
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
-        if aggregator._digest != self._layout.digest:
-            check_same_layout(aggregator._specs, self._layout.specs, "aggregator")
+        check_same_layout(specs_of(aggregator), self._layout.specs, "aggregator")
         if repeated not in ("replace", "add"):
             raise ValueError(f'repeated={repeated!r}: must be "replace" or "add"')
         data = as_bytes(payload, UPDATE, MESSAGE)
         client = self._client(client_id)
         uplink = parse_uplink(data, self._identity)
-        if uplink.payloads and client.seen[:1] == (version_digest(uplink.payloads[0]),):
-            return False  # even if the version that it builds on is no longer held
         try:
-            pending = self._open(client, uplink)
+            content = content_of(uplink, self._layout)
+            if isinstance(content, ParsedPayload) and client.seen[:1] == (content.digest,):
+                return False  # even if the version that it builds on is no longer held
+            pending = self._open(client, uplink, content)
             if client.is_last_uplink(pending.number, pending.digest):
                 return False
-            content, other = pending.content, pending.other
-            on_reference = other is not None and other.digest == aggregator._origin
+            on_reference = pending.other is not None and is_of_version(
+                aggregator, pending.other.digest
+            )
             model = None
             if on_reference and isinstance(content, ParsedPayload) and content.copies(OTHER):
-                source = again = of_payload(content.payload, content.frame["digest"])
+                source = again = of_payload(content.native)
             else:
                 model = self._decode(client, pending)
                 source = of_model(self._layout.state_of(model))
                 again = self._decoding(pending)
             storing = self._storing(client_id, self._after(client, pending, model))
             name = storing[0][1] if repeated == "replace" else None
-            aggregator._add_from(name, source, again, weight, len(data), storing)
+            add_from(aggregator, name, source, again, weight, len(data), storing)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         return True
 
-    def _open(self, client: ClientRecord, uplink: Message) -> PendingUplink:
+    def _open(
+        self, client: ClientRecord, uplink: Message, content: ParsedPayload | Keyframe
+    ) -> PendingUplink:
         versions = self._downlink.versions(self._state, client)
-        return open_uplink(uplink, self._layout, client, versions)
+        return open_uplink(uplink, content, client, versions)
 
     def _request(self, client: ClientRecord, refused: bytes) -> bytes:
         newest = self._downlink.newest(self._state, client)

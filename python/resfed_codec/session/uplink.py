@@ -68,20 +68,32 @@ def parse_uplink(data: bytes, identity: Identity) -> Message:
     return m
 
 
+def content_of(m: Message, layout: Layout) -> ParsedPayload | Keyframe:
+    """What an uplink carries, read.
+
+    Raises:
+        PayloadError: Damaged, or no uplink.
+        StateMismatchError: Of another layout.
+    """
+    return m.keyframes[0] if m.keyframes else ParsedPayload(m.payloads[0], layout)
+
+
 def open_uplink(
-    m: Message, layout: Layout, client: ClientRecord, versions: Mapping[int, Version]
+    m: Message,
+    content: ParsedPayload | Keyframe,
+    client: ClientRecord,
+    versions: Mapping[int, Version],
 ) -> PendingUplink:
     """Check an uplink of ``client``; it may build on the global ``versions``.
 
     Raises:
-        PayloadError: The uplink is damaged.
+        PayloadError: It is no uplink.
         StateMismatchError: It is older than the client's last one, from another client or run, or
             builds on a version that is not held.
     """
-    if m.keyframes:
-        return _open_keyframe(m, client)
-    parsed = ParsedPayload(m.payloads[0], layout)
-    link = parsed.link
+    if isinstance(content, Keyframe):
+        return _open_keyframe(m, content, client)
+    parsed, link = content, content.link
     _check_order(client, link.version, parsed.digest, str(link))
     other = versions.get(-1 if link.other is None else link.other)
     if other is None:
@@ -100,12 +112,11 @@ def open_uplink(
     return PendingUplink(link.version, parsed.digest, known, parsed, base, other)
 
 
-def _open_keyframe(m: Message, client: ClientRecord) -> PendingUplink:
+def _open_keyframe(m: Message, keyframe: Keyframe, client: ClientRecord) -> PendingUplink:
     if m.head is None:
         raise PayloadError("payload: this message is not from a client's session")
     if m.tag != client.tag and (m.tag or client.newest):
         raise StateMismatchError("payload: a keyframe of another client")
-    keyframe = m.keyframes[0]
     _check_order(
         client, keyframe.version, keyframe.digest, f"a keyframe of version {keyframe.version}"
     )

@@ -106,6 +106,23 @@ def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
     return b"".join(varint(zigzag(terms[j])) for j in used)
 
 
+def link_from(link: _native.Link) -> Link:
+    """The link that native code has read."""
+    used = tuple(j for j in range(_PLACES) if link.places >> j & 1)
+    numerators = Numbers(link.numerators, "i")
+    return Link(
+        version=link.version,
+        base=link.version - link.back if link.back else None,
+        other=link.other - 1 if link.other else None,
+        n_own=link.n_own,
+        n_other=link.n_other,
+        keep=link.keep,
+        coef_log2=link.coef_log2,
+        terms=_terms(used, numerators[: len(used)]),
+        per_tensor=TensorTerms(Numbers(link.ordinals, "I"), numerators, used),
+    )
+
+
 def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
     """Parse a link and check each field; time and memory are linear in its bytes.
 
@@ -118,25 +135,9 @@ def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
         StateMismatchError: The link names a tensor that the layout does not have.
     """
     try:
-        fields = _native.parse_link(data, n_tensors)
+        return link_from(_native.Link(data, n_tensors))
     except _native.NativeError as error:
         raise_from_native(error, (), len(data))
-    version, back, other, n_own, n_other, keep, places, coef_log2, raw_numerators, raw_ordinals = (
-        fields
-    )
-    used = tuple(j for j in range(_PLACES) if places >> j & 1)
-    numerators = Numbers(raw_numerators, "i")
-    return Link(
-        version=version,
-        base=version - back if back else None,
-        other=other - 1 if other else None,
-        n_own=n_own,
-        n_other=n_other,
-        keep=keep,
-        coef_log2=coef_log2,
-        terms=_terms(used, numerators[: len(used)]),
-        per_tensor=TensorTerms(Numbers(raw_ordinals, "I"), numerators, used),
-    )
 
 
 class TensorTerms(Mapping[int, Terms]):

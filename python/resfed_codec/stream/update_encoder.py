@@ -35,8 +35,8 @@ from resfed_codec.tensors.device import on_host
 from resfed_codec.tensors.layout import (
     Layout,
     named,
+    role_overrides,
     roles_of,
-    special_tensors,
 )
 
 ADAPTIVE_LOG2 = 5
@@ -58,8 +58,8 @@ class UpdateEncoder:
         self, layout: Layout, config: CodecConfig, predictor: Predictor, *, two_way: bool
     ) -> None:
         self.layout, self.config, self.predictor, self.two_way = layout, config, predictor, two_way
-        self.special = special_tensors(layout.specs, config)
-        self.roles = roles_of(layout.specs, self.special)
+        self.overrides = role_overrides(layout.specs, config)
+        self.roles = roles_of(layout.specs, self.overrides)
         if isinstance(predictor, AdaptivePredictor):
             self.own_depth, self.other_depth = (1, 2) if two_way else (MAX_DEPTH, 0)
             return
@@ -80,8 +80,8 @@ class UpdateEncoder:
         names = [spec.name for spec in self.layout.specs]
         return {
             "error_feedback": True,
-            "exclude": [names[i] for i in self.special.exclusions],
-            "dense": [names[i] for i in self.special.dense],
+            "exclude": [names[i] for i in self.overrides.exclusions],
+            "dense": [names[i] for i in self.overrides.dense],
         }
 
     @property
@@ -126,7 +126,7 @@ class UpdateEncoder:
             terms=terms,
             per_tensor=per_tensor,
         )
-        options = native_options(self.config, self.layout.specs, self.roles, self.special)
+        options = native_options(self.config, self.layout.specs, self.roles, self.overrides)
         options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         options.link = write_link(link)
         tensors = prediction_tensors(

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec import _native
-from resfed_codec._native import MAX_DEPTH, Role, Tensors
+from resfed_codec._native import MAX_DEPTH, Payload, Role, Tensors
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import Plan, tensors_of
 from resfed_codec.codec.numbers import Numbers
+from resfed_codec.codec.payload import parse_payload
 from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
 from resfed_codec.stream.link import (
     Link,
     Terms,
     digest64,
     link_digest,
-    parse_link,
+    link_from,
     unit_terms,
     version_digest,
 )
@@ -32,7 +34,7 @@ from resfed_codec.tensors import device
 from resfed_codec.tensors.device import Memory, copy, on_host, placed
 from resfed_codec.tensors.layout import (
     Layout,
-    Special,
+    RoleOverrides,
     TensorSpec,
     plain_text,
     roles_of,
@@ -197,34 +199,37 @@ def prediction_tensors(
 
 
 class ParsedPayload:
-    """A payload whose checksum, frame and link have been verified, not yet decoded.
+    """A payload of a stream that has been verified and read, not yet decoded.
 
     Args:
-        payload: The bytes.
-        layout: Of the receiver: what a payload counts is bounded by it before it is read.
+        data: The bytes.
+        layout: The receiver's, which bounds the lists in the payload.
 
     Raises:
         PayloadError: Damaged, or not of a stream.
         StateMismatchError: It names tensors that the layout does not have.
     """
 
-    def __init__(self, payload: bytes, layout: Layout) -> None:
-        self.payload = payload
-        n_tensors = len(layout.specs)
-        try:
-            self.frame = _native.inspect(payload, n_tensors)
-        except _native.NativeError as error:
-            raise_from_native(error, (), len(payload))
-        if not self.frame["link"]:
+    def __init__(self, data: bytes, layout: Layout) -> None:
+        self.native = parse_payload(data, len(layout.specs))
+        if self.native.link is None:
             raise PayloadError("payload: belongs to no stream: give it to decode()")
-        self.link = parse_link(self.frame["link"], n_tensors)
-        self.digest = version_digest(payload)
+        self.link = link_from(self.native.link)
+
+    @cached_property
+    def digest(self) -> int:
+        """Digest of the version that the payload makes."""
+        return version_digest(self.native.data)
+
+    @property
+    def overrides(self) -> RoleOverrides:
+        """The tensors that the payload carries losslessly, or dense."""
+        return overrides_in(self.native)
 
     def builds_on(self, tag: int, base: Version | None, other: Version | None) -> bool:
         """Whether these are what the payload names, by digest; see UpdateEncoder.encode."""
         expected = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
-        found: int = self.frame["digest"]
-        return found == expected
+        return self.native.digest == expected
 
     def copies(self, place: int) -> bool:
         """Whether the prediction of every tensor is the version at this place, unchanged."""
@@ -258,17 +263,17 @@ class ParsedPayload:
             )
         if any(version.model is None for version in (*own, *others)):
             raise StateMismatchError(f"payload: {link}, of which no model is kept here")
-        roles = roles_of(layout.specs, special_of(self.frame))
+        roles = roles_of(layout.specs, self.overrides)
         tensors = prediction_tensors(layout, roles, link, own, others, None, out, None)
         try:
-            native_call.decode(self.payload, self.frame["digest"], tensors, layout.device, commit)
+            native_call.decode(self.native, self.native.digest, tensors, layout.device, commit)
         except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in layout.specs], len(self.payload))
+            raise_from_native(error, [spec.name for spec in layout.specs], len(self.native.data))
 
 
-def special_of(frame: Mapping[str, Any]) -> Special:
-    exclusions, dense = (Numbers(frame[name], "I") for name in ("exclusions", "dense_tensors"))
-    return Special(tuple(exclusions), tuple(dense))
+def overrides_in(payload: Payload) -> RoleOverrides:
+    exclusions, dense = Numbers(payload.exclusions, "I"), Numbers(payload.dense_tensors, "I")
+    return RoleOverrides(tuple(exclusions), tuple(dense))
 
 
 def differences(layout: Layout, roles: Sequence[Role], new: Model, old: Model) -> Feedback:
@@ -311,7 +316,8 @@ def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Fee
     """
     total = _copied_to_host(feedback)
     for payload in payloads:
-        roles = roles_of(layout.specs, special_of(_native.inspect(payload, len(layout.specs))))
+        parsed = parse_payload(payload, len(layout.specs))
+        roles = roles_of(layout.specs, overrides_in(parsed))
         tensors = Tensors(
             roles=roles,
             dtypes=[spec.float_dtype for spec in layout.specs],
@@ -319,7 +325,7 @@ def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Fee
             feedback=total,
         )
         try:
-            _native.add_values(payload, tensors)
+            _native.add_values(parsed, tensors)
         except _native.NativeError as error:
             raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
     return _placed_like(feedback, total)

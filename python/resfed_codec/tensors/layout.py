@@ -418,34 +418,34 @@ def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-class Special(NamedTuple):
+class RoleOverrides(NamedTuple):
     """Ordinals of the float tensors that are not in the budget, ascending; no tensor is in both."""
 
     exclusions: Sequence[int] = ()
     dense: Sequence[int] = ()
 
 
-NOTHING_SPECIAL = Special()
+NO_OVERRIDES = RoleOverrides()
 
 
-def special_tensors(specs: Sequence[TensorSpec], config: CodecConfig) -> Special:
+def role_overrides(specs: Sequence[TensorSpec], config: CodecConfig) -> RoleOverrides:
     """The tensors that ``exclude`` and ``dense`` name.
 
     Raises:
         ValueError: A pattern that was given names no tensor at all.
     """
-    return _special_tensors(tuple(specs), config.exclude, config.dense)
+    return _role_overrides(tuple(specs), config.exclude, config.dense)
 
 
 @lru_cache(maxsize=16)
-def _special_tensors(
+def _role_overrides(
     specs: tuple[TensorSpec, ...], exclude: tuple[str, ...], dense: tuple[str, ...] | None
-) -> Special:
+) -> RoleOverrides:
     names = [spec.name for spec in specs]
     excluded = named(names, exclude, "exclude")
     replaced = set(replaced_tensors(specs)) if dense is None else named(names, dense, "dense")
     floats = [(i, spec.name) for i, spec in enumerate(specs) if spec.is_float]
-    return Special(
+    return RoleOverrides(
         tuple(i for i, name in floats if name in excluded),
         tuple(i for i, name in floats if name in replaced and name not in excluded),
     )
@@ -472,14 +472,14 @@ def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[s
     return chosen
 
 
-def roles_of(specs: Sequence[TensorSpec], special: Special = NOTHING_SPECIAL) -> list[Role]:
+def roles_of(specs: Sequence[TensorSpec], overrides: RoleOverrides = NO_OVERRIDES) -> list[Role]:
     """The role of each tensor, a function of the layout and of what is excluded or dense.
 
     Integers, bool and excluded tensors are lossless; of the other floats that are not dense, those
     of two or more dimensions are matrices, the rest vectors. Where there is no matrix at all (say,
     one flat parameter vector) the vectors are treated as matrices.
     """
-    exclusions, dense = (set(ordinals) for ordinals in special)
+    exclusions, dense = (set(ordinals) for ordinals in overrides)
     roles = [
         Role.LOSSLESS
         if not spec.is_float or i in exclusions
