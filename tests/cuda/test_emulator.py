@@ -18,11 +18,11 @@ import pytest
 
 import device_library
 import resfed_codec as rfc
+from device_cases import Case, bytes_of, random_pair
 from gpu import Gpu, needs_cuda, needs_emulator
 from models import assert_same, cnn_pair
 from published_rules import moved
 from resfed_codec import _native
-from test_device_codec import Case, bytes_of, random_pair
 
 torch = pytest.importorskip("torch")
 import emulated_torch  # noqa: E402
@@ -62,7 +62,7 @@ def run(code: str, mode: str = "") -> subprocess.CompletedProcess[str]:
 FORGED = """
 import numpy as np, resfed_codec as rfc
 from resfed_codec import _native
-from test_device_codec import Case, random_pair
+from device_cases import Case, random_pair
 case = Case(*random_pair({"a": (90, 111)}), sparsity=0.3)
 payload = case.encode(on_device=False).payload
 inspected = rfc.inspect(payload)
@@ -90,7 +90,7 @@ def test_an_out_of_bounds_access_of_a_kernel() -> None:
 import numpy as np
 from resfed_codec import _native
 from resfed_codec.codec.native_call import tensors_of
-from test_device_codec import Case, random_pair, to_device
+from device_cases import Case, random_pair, to_device
 case = Case(*random_pair({"a": (64, 65)}), sparsity=0.9)
 short = to_device(case.base[0][:32])
 longer = _native.DeviceArray.from_pointer(short.pointer, (64, 65), "float32", 0, short)
