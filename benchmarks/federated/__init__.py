@@ -1,5 +1,5 @@
-"""Accuracy against bytes: federated trainings through this codec and through others.
+"""Accuracy against bytes: federated training with this codec and other methods.
 
 ``python -m benchmarks.federated run`` trains and writes one JSON line per round to ``runs.jsonl``;
-``report`` makes tables of it, ``chart`` a chart.
+``report`` makes tables from it, ``chart`` a chart.
 """

@@ -26,7 +26,7 @@ NUMBERS = ("clients", "rounds", "images", "test_images", "batch", "epochs", "ste
 
 
 def main() -> None:
-    """What the command line says; ``--help`` explains it."""
+    """Run the command line; see ``--help``."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.federated",
         description="Accuracy against bytes: federated trainings through this codec and others.",
@@ -44,7 +44,7 @@ def main() -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_run)
-    parser.add_argument("--suite", choices=SUITES, help="trainings that answer a question")
+    parser.add_argument("--suite", choices=SUITES, help="a predefined list of trainings")
     parser.add_argument(
         "--method",
         action="append",
@@ -58,7 +58,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="clients of a training that train at the same time"
     )
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; resumable")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit; resumable")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, or the suite's")
     settings = parser.add_argument_group("the training (default: the suite's, or small)")
     for name in NUMBERS:
@@ -72,7 +72,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_report)
-    parser.add_argument("folder", type=Path, help="what run wrote; the tables go to FOLDER.md")
+    parser.add_argument("folder", type=Path, help="output of run; tables go to FOLDER.md")
     parser.add_argument(
         "--targets", type=float, nargs="+", default=[], help="accuracies, e.g. 0.7, or losses"
     )
@@ -81,8 +81,8 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _add_chart(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_chart)
-    parser.add_argument("folder", type=Path, help="what run wrote")
-    parser.add_argument("file", type=Path, help="what to write, an .svg or .png")
+    parser.add_argument("folder", type=Path, help="output of run")
+    parser.add_argument("file", type=Path, help="chart to write, .svg or .png")
     parser.add_argument("--only", nargs="+", default=["*"], help="names, e.g. 'ours*' 'STC*'")
     parser.add_argument("--over", choices=OVER, default="total", help="default: total megabytes")
     parser.add_argument("--title", default="")
@@ -90,13 +90,11 @@ def _add_chart(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_unfinished(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--unfinished", action="store_true", help="also what there is of unfinished trainings"
-    )
+    parser.add_argument("--unfinished", action="store_true", help="include unfinished trainings")
 
 
 def configs_of(args: argparse.Namespace) -> list[RunConfig]:
-    """The trainings that the command line asks for, in order."""
+    """The trainings of the command line, in order."""
     base, methods, seeds = SUITES[args.suite or "quick"]
     if args.data and not args.suite:
         base = replace(base, data="cifar10", model="groupnorm_cnn")
@@ -115,7 +113,7 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
 
 
 def _check(config: RunConfig) -> None:
-    """Complain about a method or its options now, not when hours later its turn comes."""
+    """Raise an error for invalid methods or options before the first training."""
     try:
         make(config.method, config.options, SMALL_STATE, config.clients, config.seed)
     except TypeError as error:
@@ -140,7 +138,7 @@ def _run(args: argparse.Namespace) -> None:
         deadline=time.time() + 60 * args.minutes,
     )
     if finished < len(configs):
-        print(f"{finished} of {len(configs)} are done; the same command goes on from there")
+        print(f"{finished} of {len(configs)} are done; run the same command to continue")
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ def draw(
         loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=2, fontsize=9, frameon=False
     )
     figure.tight_layout()
-    mpl.rcParams["svg.hashsalt"] = "resfed"  # the same file each time
+    mpl.rcParams["svg.hashsalt"] = "resfed"  # reproducible files
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, dpi=110, metadata=metadata, bbox_inches="tight")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What the runner asks of clients: to train, and to test what they hold."""
+"""Interface of clients for the runner: training and testing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Clients(Protocol):
     weights: list[int]
 
     def about(self) -> dict[str, Any]:
-        """What else the header of a result should name, e.g. the text that was read."""
+        """Extra fields for the header of a result, e.g. the text that was read."""
 
     def state(self) -> State:
         """The first model."""
@@ -32,21 +32,21 @@ class Clients(Protocol):
         """Every client's model after round ``number``, counted from 1, in order."""
 
     def test(self, state: State) -> dict[str, float]:
-        """What a line says of the model: accuracies, or a loss."""
+        """Fields of a result line: accuracies, or a loss."""
 
     def memory(self) -> Any:
-        """What clients keep from round to round besides models; can be pickled."""
+        """State of clients between rounds, except models; can be pickled."""
 
     def remember(self, memory: Any) -> None:
-        """Go on from what :meth:`memory` gave."""
+        """Restore the result of :meth:`memory`."""
 
 
 def make_clients(config: RunConfig, data: Data | Text, device: str, threads: int) -> Clients:
     """The clients of a training.
 
     Raises:
-        ValueError: The configuration names a model, a split or an optimizer that does not exist, or
-            not for this data.
+        ValueError: The model, split or optimizer of the configuration does not exist, or not for
+            this data.
     """
     if isinstance(data, Text):
         return TextClients(config, data, device=device, threads=threads)
@@ -54,7 +54,7 @@ def make_clients(config: RunConfig, data: Data | Text, device: str, threads: int
 
 
 class ImageClients:
-    """Clients that hold images."""
+    """Clients with images."""
 
     def __init__(self, config: RunConfig, data: Data, *, device: str, threads: int) -> None:
         if config.optimizer != "sgd" or config.steps:

@@ -1,4 +1,4 @@
-"""What one training is: everything that its result depends on."""
+"""The configuration of a training: everything that its result depends on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from benchmarks.federated.names import name_of
 class RunConfig:
     """One training. ``images`` and ``test_images`` of 0 mean all.
 
-    With a text instead of images these two count bytes, and a client trains ``steps`` steps in a
-    round, not ``epochs``. ``precision`` is that of training and testing, float32 or bf16; what is
-    sent is float32.
+    With text instead of images these two count bytes, and a client trains ``steps`` steps in a
+    round, not ``epochs``. ``precision`` is that of training and testing, float32 or bf16; models
+    are sent as float32.
     """
 
     method: str = "codec"
@@ -40,12 +40,12 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """The method with its options, for readers."""
+        """The method with its options, for display."""
         return name_of(self.method, self.options)
 
     @property
     def id(self) -> str:
-        """Names the run among those of a suite: the method, a digest of its options, the seed."""
+        """The id of the run in its suite: the method, a digest of its options, the seed."""
         text = json.dumps(self.options, sort_keys=True)
         digest = [hashlib.sha256(text.encode()).hexdigest()[:4]] if self.options else []
         return "-".join([self.method, *digest, str(self.seed)])
@@ -59,7 +59,7 @@ def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
     """``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``; several patterns of a value are joined by ``+``.
 
     Raises:
-        ValueError: A part is no KEY=VALUE.
+        ValueError: An option is not KEY=VALUE.
     """
     name, _, rest = spec.partition(":")
     options: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """A Python number or True or False; else the text itself."""
+    """The text as a Python number, True or False, or else unchanged."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

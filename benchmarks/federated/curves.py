@@ -24,7 +24,7 @@ DIRECTIONS = ("up", "down", "total")
 
 @dataclass(frozen=True)
 class Curve:
-    """One training: by round, its score and megabytes per client so far, all ``(rounds,)``."""
+    """One training: score and cumulative megabytes per client by round, all ``(rounds,)``."""
 
     config: RunConfig
     header: dict[str, Any]
@@ -66,15 +66,15 @@ def read(
 ) -> dict[str, Group]:
     """The finished trainings of a folder by name, best first; in a group only the seed differs.
 
-    A training whose lines have a second reading (:func:`_readings`) is there twice.
+    A training with a second kind of score (:func:`_readings`) appears twice.
 
     Args:
         patterns: Names to take (:mod:`fnmatch`).
-        unfinished: Take what there is of the others, too; names say how many rounds that is.
+        unfinished: Include unfinished trainings; their names have the number of rounds.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: Trainings differ in more than method and seed, so that they cannot be compared.
+        FileNotFoundError: The folder has no such training.
+        ValueError: Trainings differ in more than method and seed, so they are not comparable.
     """
     groups: dict[str, Group] = defaultdict(list)
     settings: dict[str, str] = {}
@@ -110,7 +110,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def _readings(lines: list[Line]) -> dict[str, list[Line]]:
-    """The lines as they are, and as they are with another reading, by what a label adds for it."""
+    """The lines, and the lines with another score or byte count, by the suffix of their label."""
     readings = {"": lines}
     if "accuracy_recomputed" in lines[0]:
         readings[", statistics recomputed"] = [

@@ -1,4 +1,4 @@
-"""Images for the trainings: CIFAR-10 in the forms people have it, and scikit-learn's digits."""
+"""Images for training: CIFAR-10 in its common file formats, and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load(name: str, folder: Path | None) -> Data:
     """Load "digits" or "cifar10".
 
     Raises:
-        FileNotFoundError: ``folder`` holds no CIFAR-10; the message says how to get it.
+        FileNotFoundError: ``folder`` does not hold CIFAR-10; the message says how to get it.
         ValueError: No data set has that name.
     """
     if name == "digits":
@@ -93,7 +93,7 @@ def _normalised(images: Images, labels: Labels, test_images: Images, test_labels
 
 
 def _digits() -> Data:
-    """1,797 images of 8 x 8; every fifth one of a fixed permutation is for the test."""
+    """1,797 images of 8 x 8; every fifth one of a fixed permutation is a test image."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -105,7 +105,7 @@ def _digits() -> Data:
 
 
 def _decoded(files: list[bytes]) -> Images:
-    """Image files as ``(n, 3, height, width)``."""
+    """Decode image files to ``(n, 3, height, width)``."""
     from PIL import Image
 
     return np.stack(
@@ -117,7 +117,7 @@ def _decoded(files: list[bytes]) -> Images:
 
 
 def _cached(path: Path) -> tuple[Images, Labels]:
-    """Images and labels of one npz; decoded once and kept in the user's cache."""
+    """Images and labels of one npz; decoded once and stored in the user's cache."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     root = os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
@@ -146,7 +146,7 @@ def _batches(paths: list[Path]) -> tuple[Images, Labels]:
 
 
 def _image_folder(folder: Path) -> tuple[Images, Labels]:
-    """One folder a class, in alphabetical order."""
+    """One folder for each class, in alphabetical order."""
     files, labels = [], []
     for label, directory in enumerate(sorted(p for p in folder.iterdir() if p.is_dir())):
         for path in sorted(directory.iterdir()):

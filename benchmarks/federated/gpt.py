@@ -17,7 +17,7 @@ ADAPTERS = "_lora"
 
 
 class Size(NamedTuple):
-    """Of a GPT: width, layers, heads, and bytes that it sees at once."""
+    """Size of a GPT: width, layers, heads, and context length in bytes."""
 
     width: int
     layers: int
@@ -33,7 +33,7 @@ SIZES = {
 
 
 class Gpt(nn.Module):
-    """The decoder of GPT-2, with layer norms first; the embedding of bytes is the output, too."""
+    """The decoder of GPT-2, pre-normalised; the output layer is tied to the embedding."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Block(nn.Module):
 
 
 class _Adapted(nn.Module):
-    """A linear layer that stays as it is, plus a product of two thin matrices, which is 0 first."""
+    """A frozen linear layer plus a low-rank product, which is 0 at first."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Adapted(nn.Module):
 
 
 def build_gpt(name: str, seed: int) -> Gpt:
-    """A GPT of ``SIZES``, its weights drawn by ``seed``.
+    """A GPT of ``SIZES`` with weights drawn by ``seed``.
 
     Raises:
         ValueError: No GPT has that name.
@@ -104,7 +104,7 @@ def build_gpt(name: str, seed: int) -> Gpt:
 
 
 def add_adapters(model: Gpt, seed: int) -> None:
-    """Adapters for all linear layers of all blocks; nothing else is trained from now on."""
+    """Add adapters to all linear layers of all blocks and freeze the other parameters."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Many trainings, some at the same time, with one progress bar."""
+"""Several trainings, some in parallel, with one progress bar."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _data(name: str, folder: Path | None) -> Data | Text:
 
 
 def _end_with_parent() -> None:
-    """End this process, in the midst of what it does, as soon as the one that started it is gone.
+    """End this process as soon as its parent process has ended.
 
-    It would otherwise train on, and write to the file of a command that was given again.
+    Otherwise it would continue to train and write to the file of a restarted command.
     """
 
     def watch() -> None:
@@ -51,8 +51,8 @@ def _work(
     queue: Queue[tuple[RunConfig, Line]],
     **options: Any,
 ) -> bool:
-    """One training, in a process that may do several, one after another."""
-    torch.set_num_threads(1)  # several clients at a time instead: they need not wait for each other
+    """Run one training; the process may run several in sequence."""
+    torch.set_num_threads(1)  # parallel clients instead: they do not wait for each other
     data = _data(config.data, folder)
     return run(config, data, out, stamp, on_round=lambda x: queue.put((config, x)), **options)
 
@@ -68,16 +68,16 @@ def run_all(
     device: str,
     deadline: float,
 ) -> int:
-    """Run what is not finished yet in ``out``, in order, ``jobs`` at a time.
+    """Run the trainings that are not finished in ``out``, in order, ``jobs`` in parallel.
 
     Returns:
-        How many of ``configs`` are finished now.
+        The number of finished ``configs``.
     """
     todo = [c for c in configs if not is_finished(out, c)]
     if not todo:
         return len(configs)
     for name in {config.data for config in todo}:
-        _data(name, folder)  # complains early, and fills the cache
+        _data(name, folder)  # raises errors early, and fills the cache
     context = get_context("spawn")
     manager = SyncManager(ctx=context)
     manager.start(_end_with_parent)
@@ -100,7 +100,7 @@ def run_all(
 
 
 def _show(bar: tqdm[Any], config: RunConfig, line: Line, total: list[float]) -> None:
-    """Advance the bar; accuracy, and megabytes per client so far."""
+    """Advance the bar and show accuracy and cumulative megabytes per client."""
     for i, direction in enumerate(("up", "down")):
         total[i] += line[direction] / config.clients / 1e6
     text = f"accuracy {line['accuracy']:.1%}" if "accuracy" in line else f"loss {line['loss']:.4f}"

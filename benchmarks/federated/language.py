@@ -1,4 +1,4 @@
-"""Clients that train language models: AdamW on bytes drawn from their parts of a text."""
+"""Clients that train language models: AdamW on bytes of their sections of a text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 MAX_NORM = 1.0  # of a gradient
 WARMUP = 0.05  # share of all steps
-LEAST_RATE = 0.1  # the cosine's end, of the greatest rate
+LEAST_RATE = 0.1  # the cosine's end, as a share of the peak rate
 
 TEST_SEQUENCES = 256
 TEST_BATCH = 32
@@ -45,16 +45,16 @@ Moments = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 class TextClients:
-    """Each client has one part of the text, as long as the others', and trains ``steps`` steps.
+    """Each client has a section of the text, all of equal length, and trains ``steps`` steps.
 
-    A step takes ``batch`` sequences from random places. The learning rate rises linearly and falls
-    as a cosine over the steps of all rounds. With the optimizer "adamw" AdamW's means start at 0 in
-    every round; with "adamw_kept" each client keeps its own.
+    A step takes ``batch`` sequences from random positions. The learning rate rises linearly and
+    falls as a cosine over the steps of all rounds. With the optimizer "adamw", AdamW's means start
+    at 0 in every round; with "adamw_kept" each client keeps its own.
 
-    The model is a GPT, all of it; or, where its name ends in ``_lora``, adapters for one that was
-    trained before on the text "python" (:func:`base_model`), which all have and nobody sends.
+    The model is a whole GPT. If its name ends in ``_lora``, it consists of adapters for a GPT
+    trained on the text "python" (:func:`base_model`), which all ends have and which is not sent.
 
-    The same calls give the same models, for any number of threads.
+    The results do not depend on the number of threads.
     """
 
     def __init__(self, config: RunConfig, text: Text, *, device: str, threads: int) -> None:
@@ -99,7 +99,7 @@ class TextClients:
 
     @contextmanager
     def _model(self, state: State) -> Iterator[Gpt]:
-        """A network that nobody else has meanwhile, with the numbers of ``state``."""
+        """Borrow a network exclusively, with the parameters of ``state``."""
         model = self._idle.get()
         try:
             with torch.no_grad():
@@ -141,7 +141,7 @@ class TextClients:
             return _numbers(model, self._names)
 
     def test(self, state: State) -> dict[str, float]:
-        """The mean cross-entropy in nats a byte, over sequences evenly spread over the test."""
+        """The mean cross-entropy in nats per byte, over sequences evenly spread over the test."""
         last = len(self._text.test) - self._context - 1
         starts = np.unique(np.linspace(0, last, TEST_SEQUENCES).astype(np.int64))
         parts = np.array_split(starts, math.ceil(len(starts) / TEST_BATCH))
@@ -171,7 +171,7 @@ def cut(text: Bytes, starts: NDArray[np.int64], context: int) -> torch.Tensor:
 
 
 def draw(text: Bytes, batch: int, context: int, rng: np.random.Generator) -> torch.Tensor:
-    """The same from random places."""
+    """The same from random positions."""
     return cut(text, rng.integers(0, len(text) - context, batch), context)
 
 
@@ -191,7 +191,7 @@ def _adamw(
     moments: Moments | None = None,
     steps_before: int = 0,
 ) -> Moments:
-    """A step for each rate; matrices decay, vectors do not. Returns the means afterwards."""
+    """A step for each rate, with weight decay only for matrices. Returns the final means."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [
         {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
@@ -216,7 +216,7 @@ def _adamw(
 
 
 def base_model(name: str) -> Gpt:
-    """The GPT that adapters are for; trained once, and then kept in the user's cache."""
+    """The GPT below the adapters; trained once and stored in the user's cache."""
     text = load_text("python")
     steps = BASE_STEPS[name]
     model = build_gpt(name, seed=0)

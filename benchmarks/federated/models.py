@@ -10,7 +10,7 @@ from torch import nn
 
 
 def build(name: str, shape: tuple[int, int, int], n_classes: int, seed: int) -> nn.Module:
-    """A network for images of ``shape`` (channels, height, width), its weights drawn by ``seed``.
+    """A network for images of ``shape`` (channels, height, width) with weights drawn by ``seed``.
 
     Raises:
         ValueError: No network has that name.
@@ -22,7 +22,7 @@ def build(name: str, shape: tuple[int, int, int], n_classes: int, seed: int) -> 
         model = MODELS[name](shape, n_classes)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None  # of no use with a momentum; so nobody has to send it
+            module.num_batches_tracked = None  # unused with a momentum, so it need not be sent
     return model
 
 
@@ -50,7 +50,7 @@ def resfed_cnn(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
 
 
 def lenet5(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, as is usual today."""
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling."""
     height, width = (((side - 4) // 2 - 4) // 2 for side in shape[1:])
     return nn.Sequential(
         OrderedDict[str, nn.Module](
@@ -71,12 +71,12 @@ def lenet5(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
 
 
 def groupnorm_cnn(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """157k parameters for CIFAR-10 and quick on a CPU: it strides where others pool."""
+    """157k parameters for CIFAR-10, fast on a CPU: strided convolutions instead of pooling."""
     return _strided(shape, n_classes, (5, 3, 3), (32, 64, 184))
 
 
 def batchnorm_cnn(shape: tuple[int, int, int], n_classes: int) -> nn.Module:
-    """groupnorm_cnn with BatchNorm in the place of GroupNorm."""
+    """groupnorm_cnn with BatchNorm instead of GroupNorm."""
     return _strided(shape, n_classes, (5, 3, 3), (32, 64, 184), norm=nn.BatchNorm2d)
 
 

@@ -20,10 +20,9 @@ REPEATS = 5
 
 
 def main() -> None:
-    """Noise of CIFAR-10's shape; the precisions take turns, and the best of each counts.
+    """Train on noise of CIFAR-10's shape with each precision in turn, and report the best times.
 
-    Time is that of the processor, not of the clock, so that others who use the machine disturb it
-    little.
+    Measures processor time, not wall-clock time, to reduce the influence of other processes.
     """
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)

@@ -20,12 +20,12 @@ CHOICE = re.compile(r" --(method \S+|seeds( \d+)+)")
 
 
 def write(folder: Path, targets: Sequence[float] = (), *, unfinished: bool = False) -> str:
-    """Write the tables to ``FOLDER.md``, beside the folder; returns the Markdown.
+    """Write the tables to ``FOLDER.md``, beside the folder; return the Markdown.
 
     Args:
         folder, unfinished: As in :func:`read`.
-        targets: Accuracies of the table, from 0 to 1, or losses; empty takes what half the methods
-            reach, and two that are easier.
+        targets: Accuracies of the table, from 0 to 1, or losses. If empty, the score that half the
+            methods reach, and two easier ones.
     """
     groups = read(folder, unfinished=unfinished)
     if not targets:
@@ -130,6 +130,6 @@ def _scores(values: Sequence[float], *, is_loss: bool) -> str:
 
 
 def _spread(values: Sequence[float], form: str = ".3g") -> str:
-    """Mean, and the sample standard deviation where there are several."""
+    """Mean and, for several values, the sample standard deviation."""
     text = format(mean(values), form)
     return f"{text} ± {stdev(values):.2g}" if len(values) > 1 else text

@@ -25,10 +25,10 @@ CHECKPOINT_SECONDS = 60
 
 
 def is_finished(folder: Path, config: RunConfig) -> bool:
-    """Whether ``folder`` holds all rounds of this very training.
+    """Whether ``folder`` holds all rounds of this training.
 
     Raises:
-        ValueError: It holds another one under its id.
+        ValueError: It holds another training with the same id.
     """
     found = read_runs(folder).get(config.id)
     if found is None:
@@ -53,21 +53,21 @@ def run(
 ) -> bool:
     """Train, and append a header line and one line per round to ``folder``'s ``runs.jsonl``.
 
-    ``accuracy``, or ``loss`` of a language model, is that of the model which clients hold after the
-    round (client 0's, where they differ; the method's docstring says where it is another), and
-    ``accuracy_recomputed`` that of the same model with BatchNorm's statistics taken
-    from training images (:meth:`Trainer.recomputed`), where it has some; ``up`` and ``down`` are
-    the bytes of all clients in this round; a method may add notes of its own.
+    ``accuracy``, or ``loss`` of a language model, is that of the clients' model after the round
+    (client 0's if they differ; a method's docstring names any other model).
+    ``accuracy_recomputed`` is that of the same model with BatchNorm's statistics recomputed from
+    training images (:meth:`Trainer.recomputed`), if it has any. ``up`` and ``down`` are the bytes
+    of all clients in this round. A method may add fields.
 
-    A stopped run continues from its last checkpoint and produces the same lines as without the
-    stop. A checkpoint is a pickle in ``folder``: continue from nobody else's.
+    A stopped run continues from its last checkpoint and produces the same lines as an uninterrupted
+    one. A checkpoint is a pickle in ``folder``: never use one from an untrusted source.
 
     Args:
         data: All of the data set; the run takes its subset.
-        threads: Clients that train at the same time. The lines do not depend on it.
+        threads: Number of clients that train in parallel. The lines do not depend on it.
         stamp: Machine, versions and so on, for the header.
-        deadline: The ``time.time()`` at which to stop between two rounds.
-        on_round: Called with every line; those of an earlier process are repeated to it.
+        deadline: The ``time.time()`` after which the run stops before the next round.
+        on_round: Called with every line, including those of earlier processes.
 
     Returns:
         Whether all rounds are done.
@@ -92,7 +92,7 @@ def run(
         lines, written = [], {}
 
     def keep(line: Line) -> None:
-        """Write a line, unless the file has it from before a stop."""
+        """Write a line unless the file already has it from before a stop."""
         if written.get(line["round"]) != line:
             append(folder, config.id, line)
         on_round(line)
@@ -116,7 +116,7 @@ def run(
 
 
 def _round(number: int, clients: Clients, method: Method) -> Line:
-    """Every client trains and sends, the server averages by numbers of examples and sends back."""
+    """Run a round: clients train and send; the server averages, weighted by examples, and sends."""
     begin = method.begin() if number == 1 else [0]
     bytes_up = 0
     mean: dict[str, Any] = {}
@@ -134,7 +134,7 @@ def _round(number: int, clients: Clients, method: Method) -> Line:
 
 
 def _save(path: Path, content: object) -> None:
-    """Write a file such that it is never seen half written."""
+    """Write a file atomically."""
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("wb") as file:
         pickle.dump(content, file)

@@ -1,8 +1,8 @@
-"""runs.jsonl: all runs of a suite in one file, to which several processes may append.
+"""runs.jsonl: all runs of a suite in one file; several processes may append to it.
 
-Each line has the ``id`` of its run. A run begins with a header line, which has its ``config``,
-machine, versions, command, commit and date; one line per round follows. A second header of the same
-run starts it anew.
+Each line has the ``id`` of its run. A run begins with a header line with its ``config``, machine,
+versions, command, commit and date; one line per round follows. A second header of the same run
+restarts it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILE = "runs.jsonl"
 
 @dataclass
 class Run:
-    """What the file has of one run."""
+    """The lines of one run."""
 
     header: Line
     rounds: dict[int, Line] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """A setting that is newer than the file has its default."""
+        """The configuration; settings that the file lacks have their defaults."""
         return RunConfig(**self.header["config"])
 
     @property
@@ -45,7 +45,7 @@ class Run:
 def read_runs(folder: Path) -> dict[str, Run]:
     """The runs of a folder by id, in the order of the file; empty without a file.
 
-    A line that was not written to its end does not count.
+    Incomplete lines are ignored.
     """
     runs: dict[str, Run] = {}
     path = folder / FILE
@@ -65,7 +65,7 @@ def read_runs(folder: Path) -> dict[str, Run]:
 def append(folder: Path, name: str, line: Line) -> None:
     """Append a line of the run with this id, in one write.
 
-    What a sudden end of another process has left unfinished is closed first.
+    If a killed process left an incomplete line, a newline ends that line first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"id": name, **line}) + "\n"

@@ -1,4 +1,4 @@
-"""Which client holds which images. Every split is a list of index arrays, one per client."""
+"""Splits of the images among clients: a list of index arrays, one per client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_EXAMPLES = 8
 
 
 def split(spec: str, labels: Labels, clients: int, seed: int) -> Shards:
-    """Split by ``classes:C``, ``dirichlet:ALPHA`` or ``iid``; no image goes to two clients.
+    """Split by ``classes:C``, ``dirichlet:ALPHA`` or ``iid``; the clients' images are disjoint.
 
     Raises:
         ValueError: The specification is unknown, or there are too few images for it.
@@ -30,10 +30,9 @@ def split(spec: str, labels: Labels, clients: int, seed: int) -> Shards:
 
 
 def by_class(labels: Labels, clients: int, classes: int, rng: np.random.Generator) -> Shards:
-    """Every client gets ``classes`` classes; the owners of a class share it in equal parts.
+    """Every client gets ``classes`` classes; the owners of a class share it equally.
 
-    Classes are shuffled and dealt round and round, so that all have the same number of owners, or
-    nearly.
+    Classes are shuffled and dealt in turn, so that all have nearly the same number of owners.
     """
     names = rng.permutation(np.unique(labels))
     if not 1 <= classes <= len(names):
@@ -43,7 +42,7 @@ def by_class(labels: Labels, clients: int, classes: int, rng: np.random.Generato
     for i, name in enumerate(names):
         owners = [c for c in range(clients) if (i - first[c]) % len(names) < classes]
         if not owners:
-            continue  # too few clients: nobody learns this class
+            continue  # too few clients: no client has this class
         members = rng.permutation(np.flatnonzero(labels == name))
         for owner, part in zip(owners, np.array_split(members, len(owners)), strict=True):
             shards[owner].append(part)
@@ -51,7 +50,7 @@ def by_class(labels: Labels, clients: int, classes: int, rng: np.random.Generato
 
 
 def dirichlet(labels: Labels, clients: int, alpha: float, rng: np.random.Generator) -> Shards:
-    """Each class is shared out in proportions drawn from Dirichlet(alpha).
+    """Each class is divided in proportions drawn from Dirichlet(alpha).
 
     Hsu, Qi, Brown, "Measuring the effects of non-identical data distribution for federated visual
     classification", arXiv:1909.06335.

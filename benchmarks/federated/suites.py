@@ -1,4 +1,4 @@
-"""Lists of trainings that answer a question together, the most important first."""
+"""Suites: lists of trainings for one comparison, the most important first."""
 
 from __future__ import annotations
 

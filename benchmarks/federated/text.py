@@ -1,4 +1,4 @@
-"""Text for language models that is on every machine with Python: its own sources and its help."""
+"""Text for language models that comes with Python: its sources and its help."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ NOT_READ = {"site-packages", "test", "tests", "idle_test", "pydoc_data", "__pyca
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes to train on and others to test on, uint8 ``(n,)``; a byte is a token."""
+    """Bytes for training and for testing, uint8 ``(n,)``; a byte is a token."""
 
     train: Bytes
     test: Bytes
 
     def subset(self, n_train: int, n_test: int) -> Text:
-        """The first so many bytes of both; 0 means all."""
+        """The first bytes of both; 0 means all."""
         return Text(self.train[: n_train or None], self.test[: n_test or None])
 
     @property
     def digest(self) -> str:
-        """Tells whether two machines read the same: Python's versions differ."""
+        """Identifies the text, which depends on the version of Python."""
         return hashlib.sha256(self.train.tobytes() + self.test.tobytes()).hexdigest()[:16]
 
 
 def load_text(name: str) -> Text:
-    """ "python", the sources of the standard library; or "topics", what ``help()`` explains.
+    """ "python", the sources of the standard library; or "topics", the texts of ``help()``.
 
-    Documents are in an order that is random, and the same each time; the last ones are for testing.
+    Documents are in a random but fixed order; the last ones are for testing.
 
     Raises:
         ValueError: No text has that name.
@@ -47,7 +47,7 @@ def load_text(name: str) -> Text:
 
 
 def _python() -> list[bytes]:
-    """Only ``.py`` files, and none that describes one machine's build."""
+    """Only ``.py`` files, except those that describe a machine's build."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = {str(path.relative_to(root)): path for path in root.rglob("*.py")}
     return [

@@ -1,4 +1,4 @@
-"""Local training and testing, with torch, on images that lie ready on the device."""
+"""Local training and testing with torch, on images in the device's memory."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ PRECISIONS = ("float32", "bf16")
 
 
 class Trainer:
-    """One kind of network and one data set on one device. Models come and go as NumPy arrays.
+    """One network and one data set on one device. Models are NumPy arrays.
 
-    The same calls give the same models, for any number of threads: examples are ordered by the
-    caller, nothing else is random, every thread works on a model of its own, and cuDNN is held to
-    deterministic kernels.
+    The results do not depend on the number of threads: the caller orders the examples, nothing else
+    is random, every thread has its own model, and cuDNN uses deterministic kernels.
 
     Args:
         precision: "float32"; or "bf16", where :class:`torch.autocast` computes in bfloat16, with
             channels last in memory. Parameters, their updates and statistics are float32 in both.
-        threads: Models that are trained, or parts of the test that are done, at the same time.
+        threads: Number of models trained, or batches tested, in parallel.
     """
 
     def __init__(
@@ -77,12 +76,12 @@ class Trainer:
         return torch.from_numpy(array).to(self._device)
 
     def state(self) -> State:
-        """The first model: parameters, and running statistics where there are any."""
+        """The first model: parameters and any running statistics."""
         return {name: value.copy() for name, value in self._first.items()}
 
     @contextmanager
     def _model(self, state: State, *, training: bool) -> Iterator[nn.Module]:
-        """A network that nobody else has meanwhile, with the numbers of ``state``."""
+        """Borrow a network exclusively, with the parameters of ``state``."""
         model = self._idle.get()
         try:
             with torch.no_grad():
@@ -93,7 +92,7 @@ class Trainer:
             self._idle.put(model)
 
     def _output(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        # Without a cache: a parameter is used once, and threads would share it.
+        # Without autocast's cache: each parameter is used once, and threads would share the cache.
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False
         ):
@@ -124,7 +123,7 @@ class Trainer:
         return self._pool.map(self.train, states, shards, rngs)
 
     def accuracy(self, state: State) -> float:
-        """The share of test images that the model gets right."""
+        """The share of test images that the model classifies correctly."""
         parts = range(0, len(self._test_labels), TEST_BATCH)
         return sum(self._pool.map(lambda start: self._right(state, start), parts)) / len(
             self._test_labels
@@ -137,10 +136,10 @@ class Trainer:
             return int((found == self._test_labels[part]).sum())
 
     def recomputed(self, state: State) -> State:
-        """The same parameters, with BatchNorm's statistics as some training images have them.
+        """The same parameters with BatchNorm's statistics recomputed from training images.
 
-        They are means over batches of ``TEST_BATCH`` of the first ``STATISTICS_IMAGES`` images, in
-        the random order of :meth:`Data.subset`: images of all clients.
+        The statistics are means over batches of ``TEST_BATCH`` of the first ``STATISTICS_IMAGES``
+        images, in the random order of :meth:`Data.subset`, so they include all clients.
         """
         images = self._images[:STATISTICS_IMAGES]
         with self._model(state, training=True) as model, torch.no_grad():
@@ -156,5 +155,5 @@ class Trainer:
 
 
 def _state_of(model: nn.Module) -> State:
-    """A copy of the model, in C order whatever its order in memory."""
+    """A copy of the model in C order."""
     return {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}

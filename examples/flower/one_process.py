@@ -2,8 +2,8 @@
 
     python examples/flower/one_process.py
 
-It gives the same model as the app on Flower's engine, bit for bit, and shows what a training loop
-of your own looks like with the codec.
+It gives the same model as the app on Flower's engine, bit for bit, and shows how to use the codec
+in your own training loop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(n_rounds: int = 5, lost: Collection[tuple[int, int]] = ()) -> dict[str, 
     Args:
         n_rounds: Rounds.
         lost: Pairs of a client and a round, from 1, in which it is killed before it replies. It
-            comes back under another name, and with nothing but the first model.
+            restarts under another name, with only the first model.
 
     Returns:
         ``accuracies`` by round, and ``model``, a digest of the last one.

@@ -4,8 +4,8 @@
     python examples/flower/run_local.py --kill 2 3   # kill SuperNode 2 in round 3, and restart it
     python examples/flower/run_local.py --plain      # the app without the codec
 
-Needs ``pip install 'resfed-codec[flower]' scikit-learn``. Prints what came out as JSON. SuperNodes
-reach the SuperLink through a proxy that counts the bytes on its sockets.
+Needs ``pip install 'resfed-codec[flower]' scikit-learn``. Prints the results as JSON. SuperNodes
+connect to the SuperLink through a proxy that counts the bytes on its sockets.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def run(
 
     Args:
         app: The folder of a Flower app that prints a JSON object at the end.
-        kill: Which SuperNode to kill, and in which round: while it holds the training message. It
-            is started again at once.
+        kill: The SuperNode to kill and the round, while it processes the training message. It
+            restarts at once.
         n_rounds: Rounds of the run.
         timeout_s: How long the server waits for replies.
-        limit_s: After so long all is stopped.
+        limit_s: Time limit of the run.
 
     Returns:
-        What the app printed, and ``message_bytes``: by SuperNode, pairs of incoming and outgoing
-        message sizes as Flower's ``message_size_mod`` logs them; ``socket_bytes``: all that went
+        The app's output, and ``message_bytes``: by SuperNode, pairs of incoming and outgoing
+        message sizes as Flower's ``message_size_mod`` logs them; ``socket_bytes``: all bytes
         between SuperNodes and SuperLink, up and down; ``seconds``.
 
     Raises:
-        RuntimeError: The run failed; with the end of its logs.
+        RuntimeError: The run failed; the message has the end of its logs.
         subprocess.TimeoutExpired: It took longer than ``limit_s``.
     """
     with engine() as link:
@@ -93,7 +93,7 @@ def run(
 
 
 def plain_copy(folder: Path) -> Path:
-    """A copy of the app from before the codec: the diff in docs/integrations.md is taken back."""
+    """A copy of the app without the codec, made by reverting the diff in docs/integrations.md."""
     app = folder / "flower"
     shutil.copytree(APP, app, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(["git", "apply", "-R", "-"], input=codec_diff(), text=True, cwd=app, check=True)
@@ -101,18 +101,18 @@ def plain_copy(folder: Path) -> Path:
 
 
 def codec_diff() -> str:
-    """The diff that brings the codec into the app, as docs/integrations.md shows it."""
+    """The diff in docs/integrations.md that adds the codec to the app."""
     diffs = re.findall(r"^```diff\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
     return next(diff for diff in diffs if "digits/server_app.py" in diff)
 
 
 @dataclass
 class Link:
-    """A running SuperLink, with a proxy before it.
+    """A running SuperLink behind a proxy.
 
     Attributes:
         home: A folder for logs and Flower's own files.
-        proxy: Where SuperNodes connect to.
+        proxy: The address for SuperNodes.
     """
 
     home: Path
@@ -120,11 +120,11 @@ class Link:
     proxy: CountingProxy
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
-        """A process that is stopped with the SuperLink at the latest; it writes to its log."""
+        """Start a process that logs to a file and ends with the SuperLink at the latest."""
         return self.stack.enter_context(started(self.home, self.log(name), *command))
 
     def start_node(self, partition: int, suffix: str = "") -> subprocess.Popen[bytes]:
-        """A SuperNode."""
+        """Start a SuperNode."""
         return self.start(
             f"node{partition}{suffix}",
             *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.proxy.port}"),
@@ -138,7 +138,7 @@ class Link:
 
 @contextmanager
 def engine() -> Iterator[Link]:
-    """Flower's SuperLink on loopback; at the end all processes are stopped."""
+    """Run Flower's SuperLink on loopback; stops all processes at the end."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = free_port()
@@ -164,7 +164,7 @@ def message_sizes(log: str) -> list[tuple[int, int]]:
 
 @contextmanager
 def started(home: Path, log: Path, name: str, *args: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Flower's; at the end it is killed, with all that it has started."""
+    """Run a process of Flower; kills it and its children at the end."""
     env = {
         **os.environ,
         "FLWR_HOME": str(home),
@@ -190,7 +190,7 @@ def started(home: Path, log: Path, name: str, *args: str) -> Iterator[subprocess
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and all that it has started."""
+    """Kill the process and its children."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
@@ -204,7 +204,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, seconds: float = 60.0) -> None:
-    """Until something listens there."""
+    """Wait until a process listens on the port."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -220,8 +220,8 @@ class CountingProxy:
     """Forwards TCP connections on loopback and counts their bytes.
 
     Attributes:
-        port: Where it listens.
-        n_up, n_down: Bytes from those who connect, and to them.
+        port: The port on which it listens.
+        n_up, n_down: Bytes from and to the processes that connect.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -260,7 +260,7 @@ class CountingProxy:
             back.join()
 
     def _forward(self, source: socket.socket, target: socket.socket, up: bool) -> None:
-        with suppress(OSError):  # one of the two was killed
+        with suppress(OSError):  # one of the two ends was killed
             while data := source.recv(1 << 16):
                 with self._lock:
                     self.n_up += len(data) * up

@@ -1,4 +1,4 @@
-"""The client: trains on its own images for each model that it is sent."""
+"""The client: trains each received model on its own images."""
 
 from __future__ import annotations
 

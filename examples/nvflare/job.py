@@ -1,9 +1,8 @@
-"""Handwritten digits in NVFLARE, through the codec: the job, and its run in the simulator.
+"""Handwritten digits in NVFLARE with the codec: the job, and its run in the simulator.
 
     python examples/nvflare/job.py FOLDER
 
-Needs ``pip install 'resfed-codec[nvflare]' scikit-learn``. The simulator's workspace is made in
-FOLDER.
+Needs ``pip install 'resfed-codec[nvflare]' scikit-learn``. FOLDER is the simulator's workspace.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server: federated averaging that keeps its last model in a file."""
+"""The server: federated averaging that stores its last model in a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nvflare.app_common.workflows.fedavg import FedAvg
 
 
 class DigitsFedAvg(FedAvg):
-    """Federated averaging from the first model of task.py."""
+    """Federated averaging that starts from task.py's first model."""
 
     def load_model(self) -> FLModel:
         return FLModel(params=task.first_model())

@@ -1,11 +1,11 @@
-"""Local training on two workers that send each other payloads, with nothing but torch.distributed.
+"""Local training on two workers that exchange payloads with torch.distributed.
 
     python examples/torch_distributed/train.py
 
-Needs ``pip install 'resfed-codec[torch]' scikit-learn``. Every worker trains from the model that
-all of them hold, encodes what came out against it, and averages everybody's payloads. The
-aggregator adds exactly, so all workers get the same model, bit for bit, in whatever order payloads
-arrive. There is no server.
+Needs ``pip install 'resfed-codec[torch]' scikit-learn``. Every worker trains from the common model,
+encodes the result against it, and averages the payloads of all workers. The aggregator adds
+exactly, so all workers get the same model, bit for bit, in any order of payloads. There is no
+server.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make_model() -> nn.Sequential:
 
 
 def load_data(worker: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A worker's images ``(n, 64)`` and labels ``(n,)``, and those that all are tested with."""
+    """A worker's images ``(n, 64)`` and labels ``(n,)``, and the common test images and labels."""
     images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     images, labels = (images[order] / 16).float(), labels[order]
@@ -54,7 +54,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
 
 
 def work(worker: int, meeting: str, n_rounds: int) -> None:
-    """One worker's process; the first one prints what came out, as JSON."""
+    """The process of one worker; the first one prints the results as JSON."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     where = f"file://{meeting}"
@@ -86,7 +86,7 @@ def work(worker: int, meeting: str, n_rounds: int) -> None:
         sent, models = zip(*results, strict=True)
         report = {"accuracies": accuracies, "models": models, "bytes": sent, "plain_bytes": whole}
         print(json.dumps(report))
-    dist.barrier()  # none leaves while another still needs it
+    dist.barrier()  # waits for the workers that still need it
     dist.destroy_process_group()
 
 

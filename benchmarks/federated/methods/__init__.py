@@ -1,4 +1,4 @@
-"""The methods by name. Each is one small file behind the interface of base.py."""
+"""The methods by name. Each has its own file and the interface of base.py."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make(name: str, options: dict[str, Any], initial: State, clients: int, seed:
 
     Raises:
         ValueError: No method has that name.
-        TypeError: It has no such option, or a value of the wrong type.
+        TypeError: The method does not have an option, or its value has the wrong type.
     """
     if name not in METHODS:
         raise ValueError(f"method {name!r}: must be one of {', '.join(METHODS)}")

@@ -1,4 +1,4 @@
-"""What a method is: how models travel between the server and its clients, and at what cost."""
+"""Interface of a method: sending models between server and clients, and counting the bytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STATISTICS = "running_"
 class Method(ABC):
     """Both ends of both directions. Stateful; one object serves one training.
 
-    All clients and the server start from ``initial``, drawn from a common seed, so nothing is sent
-    for it. In a round each client trains from ``held[client]``, :meth:`up` carries the result
-    to the server, and :meth:`down` carries the mean of what arrived to all clients. Bytes are the
-    length of a real payload unless the method's docstring says otherwise.
+    All clients and the server start from ``initial``, drawn from a common seed, so it is not sent.
+    In a round each client trains from ``held[client]``, :meth:`up` sends the result to the server,
+    and :meth:`down` sends the mean of the recovered models to all clients. Bytes are the length of
+    a real payload unless the method's docstring says otherwise.
 
     Args:
         initial: The first model, float32.
@@ -33,7 +33,7 @@ class Method(ABC):
 
     @property
     def tested(self) -> State:
-        """The model that is tested: what clients hold (client 0, where they differ)."""
+        """The model to test: that of the clients (client 0 if they differ)."""
         return self.held[0]
 
     def begin(self) -> list[int]:
@@ -42,24 +42,24 @@ class Method(ABC):
 
     @abstractmethod
     def up(self, client: int, local: State) -> tuple[State, int]:
-        """The local model as the server recovers it, and the bytes that took."""
+        """The local model as the server recovers it, and the bytes sent."""
 
     @abstractmethod
     def down(self, mean: State) -> list[int]:
-        """Give all clients the new global model, in ``held``; returns the bytes to each."""
+        """Send the new global model to all clients, in ``held``; return the bytes to each."""
 
     def notes(self) -> dict[str, float]:
-        """More about the round that :meth:`down` has ended, for its line in the results."""
+        """Extra fields for the result line of the round that :meth:`down` ended."""
         return {}
 
 
 class UpdateMethod(Method):
-    """Methods that code a vector: the model minus the model held, all tensors one after another.
+    """Methods that code a vector: the model minus the held model, all tensors concatenated.
 
-    Running statistics of BatchNorm are not in it: they are sent as they are, float32. A statistic
-    is replaced in each round, not added to; error feedback would drive variances below 0.
+    It excludes the running statistics of BatchNorm, which are sent unchanged as float32. A
+    statistic is replaced in each round, not added to; error feedback would make variances negative.
 
-    Uplink and downlink are coded alike, since a method that only looks after the uplink sends whole
+    Uplink and downlink use the same code, since a method that codes only the uplink sends whole
     models down. The downlink is the same for all clients. With ``feedback`` every sender adds what
     it left out to its next update.
     """
@@ -96,7 +96,7 @@ class UpdateMethod(Method):
 
 
 class PayloadMethod(UpdateMethod):
-    """Update methods whose payloads say all that the receiver needs."""
+    """Update methods whose payloads contain all that the receiver needs."""
 
     @abstractmethod
     def encode(self, update: Vector) -> bytes:
@@ -104,7 +104,7 @@ class PayloadMethod(UpdateMethod):
 
     @abstractmethod
     def decode(self, payload: bytes, n_elems: int) -> Vector:
-        """The update that a payload of :meth:`encode` brings."""
+        """The update in a payload of :meth:`encode`."""
 
     def code(self, update: Vector) -> tuple[Vector, int]:
         payload = self.encode(update)
@@ -112,7 +112,7 @@ class PayloadMethod(UpdateMethod):
 
 
 def flat(state: State) -> Vector:
-    """All elements as one new vector, tensor after tensor."""
+    """All elements as one new vector, tensor by tensor."""
     return np.concatenate([value.reshape(-1) for value in state.values()])
 
 

@@ -1,4 +1,4 @@
-"""This codec, through its sessions."""
+"""This codec, with its sessions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ STATISTICS_BY = ("dense", "budget", "float16", "apart", "kept")
 
 
 class Codec(Method):
-    """ServerSession and ClientSession; bytes are the messages' lengths, acknowledgements included.
+    """ServerSession and ClientSession; bytes are message lengths, including acknowledgements.
 
     Args:
         up, down: Predictors of the two directions.
-        up_feedback, down_feedback: Error feedback of the two directions. Feedback down is the same
-            as a server that keeps the exact model and sends it minus what clients hold.
-        keyframe: Clients start from another model and are sent the first one whole.
-        down_sparsity: Of the downlink, where it is not ``sparsity``.
-        exclude: Patterns of tensors to carry losslessly.
-        statistics: How running statistics travel, unless ``exclude`` names them. "dense": as they
-            do by default. "budget": like all tensors. "float16": rounded, then losslessly.
-            "apart": in sessions of their own that send every one of them in every round, with
-            ``statistics_bits`` bits (0: an automatic step) and without feedback. "kept": not at
-            all, every client keeps its own.
-        statistics_every: Only in every so-maniest round do statistics change for the other end.
-        vector_share: Instead of the codec's own.
+        up_feedback, down_feedback: Error feedback of the two directions. Feedback down is
+            equivalent to a server that keeps the exact model and sends it minus the clients' model.
+        keyframe: Clients start from another model and get the first one as a keyframe.
+        down_sparsity: Sparsity of the downlink, if not ``sparsity``.
+        exclude: Patterns of tensors to code without loss.
+        statistics: How running statistics are sent, unless ``exclude`` names them. "dense": the
+            default. "budget": like all tensors. "float16": rounded, then lossless. "apart": in
+            separate sessions that send all of them in every round, with ``statistics_bits`` bits
+            (0: an automatic step) and without feedback. "kept": not sent; every client keeps its
+            own.
+        statistics_every: The number of rounds after which statistics are sent.
+        vector_share: Replaces the codec's value.
         options: More fields of CodecConfig for both directions: sparsity, max_bytes, ...
     """
 
@@ -110,7 +110,7 @@ class Codec(Method):
         return self._deliver()
 
     def _with_statistics(self, new: State, held: State) -> State:
-        """``new``, but with the statistics of ``held`` where it is not their turn."""
+        """``new``, with the statistics of ``held`` in rounds that do not send statistics."""
         if self._round % self._every == 0:
             return new
         return {name: held[name] if STATISTICS in name else value for name, value in new.items()}
@@ -130,7 +130,7 @@ class Codec(Method):
 
 
 class _Channel:
-    """Sessions that carry the tensors of ``initial``, in its dtypes, in both directions."""
+    """Sessions for the tensors of ``initial``, in its dtypes, in both directions."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _Channel:
         self._server.update(self._mine(mean))
 
     def down(self, i: int) -> tuple[State, int]:
-        """Bring a client up to date; a request that this takes goes up, but counts here."""
+        """Bring a client up to date; counts a request that goes up in the bytes down."""
         client = self._clients[i]
         message = self._server.send(i)
         try:

@@ -1,4 +1,4 @@
-"""Methods with an optimizer between rounds, for workers that train one model together."""
+"""Methods with an outer optimizer, for workers that train one model together."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ packs the value into 8."""
 
 
 class Outer:
-    """SGD on the model that all hold; its gradient is what the workers moved it, backwards.
+    """SGD on the common model; its gradient is the model minus the mean of the workers' models.
 
-    Nesterov's momentum as PyTorch has it: ``m = momentum m + g``, a step ``lr (g + momentum m)``.
+    Nesterov momentum as in PyTorch: ``m = momentum m + g``, a step ``lr (g + momentum m)``.
     """
 
     def __init__(self, lr: float, momentum: float) -> None:
@@ -43,7 +43,7 @@ class Outer:
 
 
 class DiLoCo(Method):
-    """Models travel whole, float32; the mean makes a step of the outer optimizer.
+    """Sends whole models as float32; the outer optimizer makes a step from their mean.
 
     Douillard et al., "DiLoCo: distributed low-communication training of language models",
     arXiv:2311.08105, with its outer learning rate and momentum.
@@ -72,10 +72,10 @@ class DiLoCo(Method):
 
 
 class Gathered(Method):
-    """Every worker sends all others its update, and each makes the same outer step by itself.
+    """Every worker sends its update to all others, and each makes the same outer step.
 
-    An update is the model held minus the local one, and what was left out of earlier ones, times
-    ``decay``. Bytes up are a worker's payload, bytes down those of all others.
+    An update is the held model minus the local one, plus ``decay`` times what earlier updates left
+    out. Bytes up are a worker's payload, bytes down those of all others.
     """
 
     def __init__(
@@ -120,12 +120,12 @@ class SparseLoCo(Gathered):
     """The ``k`` largest magnitudes of each chunk of 4,096, in two bits.
 
     Sarfi, Thérien, Lidin, Belilovsky, "Communication efficient LLM pre-training with SparseLoCo",
-    arXiv:2508.15706. Our reading of the quantizer, which follows its public code: the values that a
+    arXiv:2508.15706. Our interpretation of the quantizer follows its public code: the values that a
     tensor sends are sorted into four bins, 1.5 standard deviations wide, by their distance from
     the mean, and each is replaced by its bin's mean.
 
-    Bytes are accounted, not produced: 14 bits a value as the paper claims; ``up_packed`` has the 20
-    that its public code packs. Neither counts the bins' means.
+    Bytes are computed, not produced: 14 bits a value as in the paper; ``up_packed`` has the 20 bits
+    of its public code. Neither counts the bins' means.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class SparseLoCo(Gathered):
 
 
 def largest_of_chunks(value: Vector, k: int) -> NDArray[np.bool_]:
-    """Where the ``k`` largest magnitudes of each chunk are, bool of the shape of ``value``.
+    """A mask of the ``k`` largest magnitudes of each chunk, with the shape of ``value``.
 
-    A matrix whose sides are multiples of 64 is cut into squares, anything else into rows. A chunk
-    that is shorter than 4,096 sends its share, one at least.
+    A matrix whose sides are multiples of 64 is cut into squares, other tensors into rows. A chunk
+    shorter than 4,096 sends a proportional number, at least one.
     """
     side, size = CHUNK_SIDE, CHUNK_SIDE * CHUNK_SIDE
     places = np.arange(value.size)
@@ -195,7 +195,7 @@ def quantize(values: Vector) -> Vector:
 
 
 class CodecGathered(Gathered):
-    """This codec's payloads in the place of SparseLoCo's; bytes are their lengths.
+    """This codec's payloads instead of SparseLoCo's; bytes are their lengths.
 
     Args:
         options: More fields of CodecConfig.
@@ -230,9 +230,9 @@ class CodecGathered(Gathered):
 
 
 class CodecDiLoCo(Codec):
-    """This codec's sessions, with an outer optimizer on the server, which has the exact model.
+    """This codec's sessions, with an outer optimizer on the server, which keeps the exact model.
 
-    Feedback up; none down, where the server sends the exact model minus what clients hold.
+    Feedback up but not down, where the server sends the exact model minus the clients' model.
     """
 
     def __init__(

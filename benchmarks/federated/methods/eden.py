@@ -18,8 +18,8 @@ class Drive(UpdateMethod):
 
     Vargaftik et al., "DRIVE", arXiv:2105.08339, and "EDEN", arXiv:2108.08842, whose one-bit case
     is the same. The rotation is a randomised Hadamard transform of blocks of 8,192 elements; the
-    last block is as small as a power of two can be. Both ends draw the rotation from a common seed,
-    so it is not sent. Payload: scales, then signs.
+    size of the last block is the smallest sufficient power of two. Both ends draw the rotation from
+    a common seed, so it is not sent. Payload: scales, then signs.
     """
 
     def __init__(self, initial: State, clients: int, seed: int) -> None:
@@ -58,7 +58,7 @@ class Drive(UpdateMethod):
 
 
 def _blocks(update: Vector, rotation: int) -> list[tuple[Rows, Rows]]:
-    """Whole blocks, then the rest padded with zeros; each with its random signs."""
+    """Whole blocks, then the rest padded with zeros, each with random signs."""
     rng = np.random.default_rng(rotation)
     whole = len(update) // BLOCK * BLOCK
     rest = update[whole:]

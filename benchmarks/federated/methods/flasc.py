@@ -14,12 +14,12 @@ class Flasc(Method):
     """The largest weights down, the largest changes up; clients train everything.
 
     Kuo, Raje, Rajesh, Smith, "Federated LoRA with sparse communication", arXiv:2406.05233, with a
-    mean on the server in the place of its adaptive optimizer. Our reading: the largest of each
+    mean on the server instead of its adaptive optimizer. Our interpretation: the largest of each
     tensor, since one matrix of an adapter starts at random and the other at 0. There is no
-    feedback. The model that is tested is the server's, which is whole.
+    feedback. The tested model is the server's, which is dense.
 
-    Bytes are accounted: 32 bits a value, and a bit for each element, or 32 for each value where
-    that is less.
+    Bytes are computed, not produced: 32 bits a value, and a bit for each element, or 32 for each
+    value if that is less.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Flasc(Method):
     def up(self, client: int, local: State) -> tuple[State, int]:
         held = self.held[client]
         change, n_bytes = _sparse({name: local[name] - held[name] for name in local}, self._up)
-        # The server adds to its own model what the client changed.
+        # The server adds the client's change to its own model.
         return {name: self._server[name] + change[name] for name in local}, n_bytes
 
     def down(self, mean: State) -> list[int]:

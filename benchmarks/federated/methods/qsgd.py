@@ -11,11 +11,11 @@ BUCKET = 512
 
 
 class Qsgd(PayloadMethod):
-    """Values in ``bits`` bits: a sign, and a magnitude that is rounded up or down at random.
+    """Values in ``bits`` bits: a sign and a stochastically rounded magnitude.
 
     Alistarh, Grubic, Li, Tomioka, Vojnovic, "QSGD", arXiv:1610.02132, with buckets of 512 values
-    that are scaled by their maximum, and without Elias coding of the levels. Payload: one float32
-    for each bucket, then the values.
+    scaled by their maximum, and without Elias coding of the levels. Payload: one float32 for each
+    bucket, then the values.
     """
 
     def __init__(self, initial: State, clients: int, seed: int, *, bits: int = 8) -> None:

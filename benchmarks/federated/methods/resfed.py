@@ -1,4 +1,4 @@
-"""The scheme of the ResFed paper itself, as far as paper and public code define it."""
+"""The scheme of the ResFed paper, as far as the paper and its public code define it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ RULES = ("res0", "res1")
 
 
 class ResFed(Method):
-    """Residuals by the paper's predictors, top-k, median quantizer, and its own count of bits.
+    """Residuals of the paper's predictors, top-k, median quantizer, and the paper's bit count.
 
-    Song, Zhou, Lyu, Festag, Knoll, arXiv:2212.05602; where the paper is silent, its public code
-    (rruisong/ResFed). Our reading:
+    Song, Zhou, Lyu, Festag, Knoll, arXiv:2212.05602; details that the paper omits follow its public
+    code (rruisong/ResFed). Our interpretation:
 
     - Predictors Res-0 ``l[-1]`` and Res-1 ``l[-1] + (g[-1] - g[-2]) / 2`` up; down the same with
       local and global models exchanged, so the downlink differs from client to client.
-    - While a history is too short, models are sent whole: the first one up, the first one down.
-    - Top-k over all elements together; of the nonzeros, those below the median magnitude are
-      dropped too, and the rest is split at medians ``levels`` - 1 times, positive and negative
-      apart; a part is sent as its median. So ``sparsity=0.99`` sends half a percent.
+    - While a history is too short, whole models are sent: the first one up and the first one down.
+    - Top-k over all elements together. Of the nonzeros, those below the median magnitude are also
+      dropped. The rest is split at medians ``levels`` - 1 times, positive and negative values
+      separately; the median replaces each subset. So ``sparsity=0.99`` sends half a percent.
     - No error feedback.
 
-    Bytes are accounted, not produced, as the public code does: for each nonzero 16 bits for the
-    zeros before it, the Huffman code of its value, and 1 bit; for each distinct value 32 bits.
+    Bytes are computed, not produced, as in the public code: for each nonzero 16 bits for the zeros
+    before it, the Huffman code of its value, and 1 bit; for each distinct value 32 bits.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ResFed(Method):
         return sizes
 
     def _send(self, model: Vector, own: list[Vector], other: list[Vector]) -> tuple[Vector, int]:
-        """The recovered model, which joins its history, and the bytes."""
+        """The recovered model, which is added to its history, and the bytes."""
         if not own or (self._rule == "res1" and len(other) < 2):
             recovered, n_bytes = model, model.nbytes
         else:
@@ -99,7 +99,7 @@ def _split(values: Vector, depth: int) -> Vector:
 
 
 def _median(values: Vector) -> float:
-    """The lower of the middle two, as torch.median gives it."""
+    """The lower of the middle two, like torch.median."""
     middle = (len(values) - 1) // 2
     return float(np.partition(values, middle)[middle])
 
@@ -111,7 +111,7 @@ def accounted_bits(residual: Vector) -> int:
 
 
 def huffman_bits(counts: list[int]) -> int:
-    """Length of a text in its own Huffman code; a text of one symbol takes none."""
+    """Length of a text in its own Huffman code; a text with one distinct symbol takes no bits."""
     heap = list(counts)
     heapq.heapify(heap)
     total = 0

@@ -1,4 +1,4 @@
-"""This codec with other rules for what to send than the largest magnitudes."""
+"""This codec with other selection rules than the largest magnitudes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Index = NDArray[np.int64]
 
 @dataclass
 class Matrices:
-    """All matrices of an update one after another, in the codec's order, and where each ends."""
+    """All matrices of an update concatenated, in the codec's order, and their ends."""
 
     values: Vector
     shapes: list[tuple[int, ...]]
 
     def slices(self) -> Iterator[slice]:
-        """Where each matrix lies in ``values``."""
+        """The slice of each matrix in ``values``."""
         start = 0
         for shape in self.shapes:
             yield slice(start, start + math.prod(shape))
@@ -38,9 +38,9 @@ class Matrices:
 
 @dataclass
 class Choice:
-    """What is sent in place of the matrices, 0 where nothing is.
+    """The selected values of the matrices, 0 for unselected elements.
 
-    ``exponents`` scale each tensor by 2**-exponent for the quantizer, one byte each; None: none do.
+    ``exponents`` scale each tensor by 2**-exponent for the quantizer, one byte each, or None.
     """
 
     values: Vector
@@ -49,9 +49,9 @@ class Choice:
 
 @dataclass
 class Costs:
-    """Bits of gaps, as an adaptive coder may see them: by class of the gap before, 2 and above.
+    """Estimated bits of gaps in an adaptive coder, by class of the previous gap (0, 1, 2 or more).
 
-    ``price`` is what a bit is worth, relative to what it brings at the threshold of top-k.
+    ``price`` is the price of a bit, relative to its gain at the threshold of top-k.
     """
 
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 32)))
@@ -62,12 +62,12 @@ class Costs:
         self.price *= min(max(n_bytes / wanted, 0.5), 2.0)
 
     def learn(self, chosen: Index) -> None:
-        """Count the gaps of what was sent; older counts fade, so that it follows the training."""
+        """Count the gaps of the sent elements; older counts decay, to follow the training."""
         self.counts *= 0.5
         np.add.at(self.counts, _with_the_one_before(chosen), 1)
 
     def bits(self) -> NDArray[np.float64]:
-        """(3, 32): class before, class; its own bits, those below the leading one, sign, level."""
+        """Bits ``(3, 32)`` by previous class and class: class, mantissa, sign and level."""
         prior = np.exp2(-np.arange(32.0) / 2)
         smoothed = self.counts + prior / prior.sum()
         share = smoothed / smoothed.sum(axis=1, keepdims=True)
@@ -76,13 +76,13 @@ class Costs:
 
 
 def _with_the_one_before(chosen: Index) -> tuple[Index, Index]:
-    """Of each gap: the class of the one before, and its own."""
+    """The previous class and the class of each gap."""
     classes = gap_classes(np.diff(chosen, prepend=-1))
     return np.minimum(np.concatenate([[0], classes[:-1]]), 2), classes
 
 
 def gap_classes(gaps: Index) -> Index:
-    """Of each gap, 1 and above: the position of its leading bit."""
+    """The position of the leading bit of each gap, 1 and above."""
     classes: Index = np.frexp(gaps.astype(np.float64))[1].astype(np.int64) - 1
     return classes
 
@@ -95,12 +95,12 @@ def only(values: Vector, chosen: Index) -> Vector:
 
 
 def by_magnitude(update: Matrices, sparsity: float, costs: Costs) -> Choice:
-    """The largest magnitudes of all, what the codec does by itself."""
+    """The largest magnitudes over all matrices, as in the codec."""
     return Choice(only(update.values, largest(update.values, sparsity)))
 
 
 def by_tensor(update: Matrices, sparsity: float, costs: Costs) -> Choice:
-    """The largest magnitudes of each tensor, the same density for all; scaled by threshold."""
+    """The largest magnitudes of each tensor, with equal densities; scaled by threshold."""
     values, exponents = np.zeros_like(update.values), []
     for part in update.slices():
         chosen = largest(update.values[part], sparsity)
@@ -110,7 +110,7 @@ def by_tensor(update: Matrices, sparsity: float, costs: Costs) -> Choice:
 
 
 def by_rms(update: Matrices, sparsity: float, costs: Costs) -> Choice:
-    """The largest magnitudes relative to the root mean square of their tensor; scaled by it."""
+    """The largest magnitudes relative to the RMS of their tensor; scaled by it."""
     relative, exponents = update.values.copy(), []
     for part in update.slices():
         rms = float(np.sqrt(np.square(relative[part], dtype=np.float64).mean()))
@@ -120,10 +120,10 @@ def by_rms(update: Matrices, sparsity: float, costs: Costs) -> Choice:
 
 
 def by_group(update: Matrices, sparsity: float, costs: Costs, share: int = 4) -> Choice:
-    """The largest magnitudes within the groups of most energy, which hold ``share`` times as many.
+    """The largest magnitudes in the groups of most energy, with ``share`` times as many elements.
 
-    A group is a kernel of a convolution, or 16 neighbours in a row of another matrix. Nonzeros
-    that keep together are cheap.
+    A group is a kernel of a convolution, or 16 neighbours in a row of another matrix. Clustered
+    nonzeros take few bits.
     """
     energy = np.zeros_like(update.values)
     sizes = np.zeros(len(energy), np.int64)
@@ -140,11 +140,11 @@ def by_group(update: Matrices, sparsity: float, costs: Costs, share: int = 4) ->
 
 
 def by_rate(update: Matrices, sparsity: float, costs: Costs, window: int = 32) -> Choice:
-    """Most squared error removed for the bits: the cheapest path through the candidates.
+    """Rate-distortion optimization: the path through the candidates with the best gain for bits.
 
-    Loners are dropped, holes in clusters filled; what is sent from below the threshold of top-k is
-    raised to it. A Viterbi search among the largest magnitudes, three times as many as top-k sends,
-    that looks ``window`` of them back.
+    It drops isolated elements and fills gaps in clusters; selected values below the threshold of
+    top-k are raised to it. A Viterbi search among three times as many candidates as top-k sends,
+    with a look-back of ``window`` candidates.
     """
     magnitude = np.abs(update.values)
     top = largest(update.values, sparsity)
@@ -169,9 +169,9 @@ def by_rate(update: Matrices, sparsity: float, costs: Costs, window: int = 32) -
 def _cheapest_path(
     where: Index, gain: NDArray[np.float64], price: NDArray[np.float64], window: int
 ) -> Index:
-    """Which elements a path visits that maximises gains minus prices of gaps.
+    """The elements of the path with the largest sum of gains minus prices of gaps.
 
-    A state is an element and the class of the gap before it, 0, 1, or 2 and above.
+    A state is an element and the class of the previous gap: 0, 1, or 2 and above.
     """
     n = len(where)
     lookup = gap_classes(np.arange(1, int(where[-1]) + 3))
@@ -180,7 +180,7 @@ def _cheapest_path(
     total = np.full((n + 1, 3), -np.inf)  # of the best path to each state; the first is the start
     total[0, 0] = 0
     parent = np.zeros((n + 1, 3), np.int64)  # element and class as one number
-    far, far_total = 0, 0.0  # the best element that the window has left behind
+    far, far_total = 0, 0.0  # the best element before the window
     for i in range(1, n + 1):
         low = max(0, i - window)
         if low and (left := float(total[low - 1].max())) > far_total:
@@ -221,17 +221,17 @@ RULES: dict[str, Callable[[Matrices, float, Costs], Choice]] = {
 
 
 class CodecSelect(UpdateMethod):
-    """The codec's payloads of residuals of which a rule has left only some elements of matrices.
+    """The codec's payloads for residuals in which a rule selects the elements of matrices.
 
-    Predictors are the models held, as with "global" up and "previous" down. Vectors are selected
-    by the codec as ever. The residual of what the rule leaves out is set to 0 before the codec
-    sees it, so payloads are real; they lack the link of a session, a few bytes. Where a rule scales
-    tensors, a byte for each is counted.
+    Predictions are the held models, as with "global" up and "previous" down. The codec selects
+    elements of vectors. The residual of other elements is set to 0 before encoding, so payloads are
+    real; they lack the link of a session, a few bytes. If a rule scales tensors, a byte for each
+    is counted.
 
     Args:
         rule: A key of ``RULES``.
-        sparsity: As in CodecConfig. "rate" sends about as many bytes as top-k would, not as many
-            elements: each direction's price of a bit follows the payloads.
+        sparsity: As in CodecConfig. "rate" sends about as many bytes as top-k, not as many
+            elements: each direction adapts its price of a bit to the payloads.
         feedback: Error feedback in both directions.
     """
 
@@ -279,7 +279,7 @@ class CodecSelect(UpdateMethod):
         return sent, len(payload) + len(exponents)
 
     def _encode(self, state: State, rule: str) -> tuple[bytes, dict[str, int]]:
-        """The payload of what the rule leaves of the matrices, and exponents by name."""
+        """The payload of the selected elements, and exponents by name."""
         matrices = {name: state[name] for name in self._matrices}
         parts = Matrices(flat(matrices), [value.shape for value in matrices.values()])
         choice = RULES[rule](parts, self._sparsity, self._costs[self._is_up])
@@ -289,7 +289,7 @@ class CodecSelect(UpdateMethod):
         return _encode(scaled, self._zeros, self._sparsity, self._matrices), exponents
 
     def notes(self) -> dict[str, float]:
-        """Squared errors relative to what there was to send: of all clients, and down."""
+        """Squared errors relative to the residual: of all clients, and down."""
         *up, down = self._errors
         self._errors = []
         error, energy = np.sum(up, axis=0)
@@ -297,7 +297,7 @@ class CodecSelect(UpdateMethod):
 
 
 def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) -> bytes:
-    """rfc.encode(), but all nonzeros of matrices are sent."""
+    """Encode with all nonzeros of matrices."""
     current, base = views_of(state, "state"), views_of(zeros, "reference")
     specs = [view.spec for view in base]
     roles = roles_of(specs)

@@ -11,9 +11,9 @@ class SignMajority(PayloadMethod):
     """One bit an element in both directions: every element of the model moves by ``step``.
 
     Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote", arXiv:1810.05291,
-    with a client's update in the place of its gradient. The mean of votes of clients with equally
-    many examples has the sign of the majority; draws, and elements that no client moved, are
-    decided by a coin. Payload: the signs.
+    with a client's update instead of its gradient. For clients with equal numbers of examples the
+    mean of the votes has the sign of the majority. Ties and unchanged elements get a random sign.
+    Payload: the signs.
     """
 
     def __init__(self, initial: State, clients: int, seed: int, *, step: float = 0.001) -> None:
@@ -22,7 +22,7 @@ class SignMajority(PayloadMethod):
 
     def encode(self, update: Vector) -> bytes:
         coin = self._rng.integers(0, 2, len(update), np.uint8)
-        tiny = self._step / 1000  # rounding of the mean, not votes
+        tiny = self._step / 1000  # rounding errors of the mean, not votes
         return np.packbits(np.where(np.abs(update) < tiny, coin, update < 0)).tobytes()
 
     def decode(self, payload: bytes, n_elems: int) -> Vector:

@@ -14,11 +14,11 @@ HEADER = struct.Struct("<If")  # number of nonzeros, their magnitude
 
 
 class SparseTernary(PayloadMethod):
-    """The largest magnitudes of an update, all with their mean magnitude, and error feedback.
+    """The signs of the largest magnitudes of an update, their mean magnitude, and error feedback.
 
     Sattler, Wiedemann, Müller, Samek, "Robust and communication-efficient federated learning from
-    non-i.i.d. data", arXiv:1903.02891. Gaps between nonzeros are Golomb coded with the parameter
-    that is best for the sparsity (Algorithm 3 there), each followed by a sign bit.
+    non-i.i.d. data", arXiv:1903.02891. Gaps between nonzeros are Golomb coded with the best
+    parameter for the sparsity (Algorithm 3 there), each followed by a sign bit.
     """
 
     def __init__(self, initial: State, clients: int, seed: int, *, sparsity: float = 0.99) -> None:
@@ -32,7 +32,7 @@ class SparseTernary(PayloadMethod):
         chosen = largest(update, self._sparsity)
         gaps = np.diff(chosen, prepend=-1) - 1
         quotients = gaps >> self._low_bits
-        ends = np.cumsum(quotients + self._low_bits + 2)  # behind the sign bits
+        ends = np.cumsum(quotients + self._low_bits + 2)  # after the sign bits
         bits = np.zeros(ends[-1], np.uint8)
         bits[ends - self._low_bits - 2] = 1  # ends the zeros of the quotient
         for i in range(self._low_bits):
@@ -60,7 +60,7 @@ class SparseTernary(PayloadMethod):
         return update
 
     def code(self, update: Vector) -> tuple[Vector, int]:
-        """What :meth:`decode` gives for what :meth:`encode` gives, without its slow loop."""
+        """The result of :meth:`decode` for :meth:`encode`, without the slow loop."""
         chosen = largest(update, self._sparsity)
         decoded = np.zeros_like(update)
         decoded[chosen] = np.copysign(np.abs(update[chosen]).mean(), update[chosen])

@@ -1,4 +1,4 @@
-"""Top-k with error feedback, and which elements that are."""
+"""Top-k with error feedback."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from benchmarks.federated.methods.base import Method, State
 
 
 class Uncompressed(Method):
-    """Every model is sent whole, as float32 (McMahan et al., arXiv:1602.05629)."""
+    """Sends every whole model as float32 (McMahan et al., arXiv:1602.05629)."""
 
     dtype: type[np.floating] = np.float32
 
@@ -27,6 +27,6 @@ class Uncompressed(Method):
 
 
 class Float16(Uncompressed):
-    """Every model is sent whole, rounded to float16."""
+    """Sends every whole model, rounded to float16."""
 
     dtype = np.float16

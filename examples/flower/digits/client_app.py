@@ -13,7 +13,7 @@ app = ClientApp(mods=[message_size_mod, CodecMod(task.first_model)])
 
 
 def _task(message: Message, context: Context) -> tuple[task.Model, int, int]:
-    """The model that was sent, the client's partition, and a seed for it in this round."""
+    """The received model, the client's partition, and its seed in this round."""
     model = {name: array.numpy() for name, array in message.content["arrays"].items()}
     partition = int(context.node_config["partition-id"])
     return model, partition, 1000 * int(message.content["config"]["server-round"]) + partition

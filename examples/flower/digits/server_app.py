@@ -18,7 +18,7 @@ app = ServerApp()
 
 
 class OrderedFedAvg(FedAvg):
-    """FedAvg that sums in the order of the partitions: the same bits in every run."""
+    """FedAvg that sums in the order of the partitions, so that runs are bitwise reproducible."""
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         def partition(reply: Message) -> int:

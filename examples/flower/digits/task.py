@@ -1,8 +1,8 @@
-"""The learning itself: a network of 1,005,240 parameters on handwritten digits, in NumPy.
+"""The training: a network of 1,005,240 parameters on handwritten digits, in NumPy.
 
-NumPy because a Flower client is a new process for every message, which this keeps short; a network
-in PyTorch changes nothing in the two app files but ``ArrayRecord(model.state_dict())``.
-Everything is seeded, so two runs give the same model, bit for bit.
+Flower starts a client process for every message; NumPy keeps that short. With PyTorch, only
+``ArrayRecord(model.state_dict())`` changes in the two app files. All random numbers are seeded, so
+two runs give the same model, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH, RATE, MOMENTUM = 16, np.float32(0.05), np.float32(0.9)
 
 
 def first_model() -> Model:
-    """The model that training starts from, float32; the same wherever it is made."""
+    """The first model, float32, the same on every machine."""
     rng = np.random.default_rng(0)
     model = {}
     for i, (n_in, n_out) in enumerate(pairwise(SIZES)):
@@ -72,7 +72,7 @@ def train(model: Model, images: NDArray[np.float32], labels: NDArray[np.int64], 
 
 
 def accuracy(model: Model, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The share of images that the model gets right, from 0 to 1."""
+    """The share of images that the model classifies correctly, from 0 to 1."""
     weights = [model[f"layer{i}.weight"] for i in range(3)]
     biases = [model[f"layer{i}.bias"] for i in range(3)]
     _, probabilities = _forward(images, weights, biases)
@@ -84,7 +84,7 @@ def _forward(
     weights: list[NDArray[np.float32]],
     biases: list[NDArray[np.float32]],
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-    """What each layer is given, and the probabilities ``(n, 10)``."""
+    """The input of each layer, and the probabilities ``(n, 10)``."""
     inputs = [images]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         inputs.append(np.maximum(inputs[-1] @ weight + bias, 0))
