@@ -1,20 +1,27 @@
 # `make demo` and `make test` need Python >= 3.10 with venv, a C++20 compiler and make. They create
-# the virtual environments .venv and .venv-test. The build uses nvcc if it is installed.
+# the virtual environments .venv and .venv-test.
 PYTHON ?= python3
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL = -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Applies the constraints to pip's isolated builds, too.
 export PIP_CONSTRAINT = constraints.txt
 SOURCES = $(shell find csrc python -type f -not -name '*.so' -not -path '*/__pycache__/*') \
 	CMakeLists.txt pyproject.toml constraints.txt
 WERROR ?= OFF
+# The CUDA part doubles the time of the build. By default it is built only on a machine with a GPU
+# and nvcc; `make demo RESFED_CUDA=ON` builds it without a GPU, too.
+RESFED_CUDA ?= $(shell nvidia-smi -L 2> /dev/null | grep -q ^GPU && echo AUTO || echo OFF)
+BUILD_SETTINGS = --config-settings=cmake.define.RESFED_CUDA=$(RESFED_CUDA) \
+	--config-settings=cmake.define.RESFED_WERROR=$(WERROR)
 
 .PHONY: demo test test-emulated test-integration test-ptx fuzz races nncodec lint format clean
 
 demo: .venv/installed
-	.venv/bin/resfed-codec demo
+	@echo "Training ten clients with the codec and without, about 10 seconds."
+	@.venv/bin/resfed-codec demo
 
 test: .venv-test/installed
-	.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
+	@echo "Running the tests, several minutes."
+	@.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
 
 # The tests marked cuda, without a GPU: a separate build compiles the CUDA sources as C++, and
 # tests/emulator/ runs the kernels. The tests of kernels run on several emulated devices
@@ -71,21 +78,24 @@ format: .venv-test/installed
 	.venv-test/bin/ruff format .
 	find csrc tests -name '*.?pp' -o -name '*.cu' | xargs .venv-test/bin/clang-format -i
 
+# --no-compile: compiling all of SciPy and Matplotlib to bytecode takes longer than the demo.
 .venv/installed: $(SOURCES)
-	test -d .venv || $(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP_INSTALL) '.[demo,cli]'
-	touch $@
+	@echo "Building the package and installing what the demo needs in .venv, about one minute."
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP_INSTALL) --no-compile $(BUILD_SETTINGS) '.[demo,cli]'
+	@touch $@
 
 .venv-test/installed: $(SOURCES)
-	test -d .venv-test || $(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) '.[test,dev,docs]'
-	touch $@
+	@echo "Building the package and installing test tools in .venv-test, about two minutes."
+	@test -d .venv-test || $(PYTHON) -m venv .venv-test
+	@.venv-test/bin/python $(PIP_INSTALL) $(BUILD_SETTINGS) '.[test,dev,docs]'
+	@touch $@
 
 .venv-integration/installed: $(SOURCES)
-	test -d .venv-integration || $(PYTHON) -m venv .venv-integration
-	.venv-integration/bin/python $(PIP_INSTALL) --config-settings=cmake.define.RESFED_WERROR=$(WERROR) \
+	@test -d .venv-integration || $(PYTHON) -m venv .venv-integration
+	@.venv-integration/bin/python $(PIP_INSTALL) $(BUILD_SETTINGS) \
 		'.[flower,nvflare]' hypothesis pytest scikit-learn
-	touch $@
+	@touch $@
 
 # Builds the release: an sdist and, from it, a wheel without CUDA. Tests the wheel in an environment
 # with only NumPy.
@@ -110,9 +120,9 @@ nncodec: .venv-nncodec/installed
 
 .venv-nncodec/installed: benchmarks/peers/nncodec_requirements.txt
 	test -d .venv-nncodec || $(PYTHON) -m venv .venv-nncodec
-	PIP_CONSTRAINT= .venv-nncodec/bin/python -m pip install --quiet --disable-pip-version-check \
+	PIP_CONSTRAINT= .venv-nncodec/bin/python -m pip install -qq --disable-pip-version-check \
 		--no-deps nncodec==2.1.3
-	PIP_CONSTRAINT= .venv-nncodec/bin/python -m pip install --quiet --disable-pip-version-check \
+	PIP_CONSTRAINT= .venv-nncodec/bin/python -m pip install -qq --disable-pip-version-check \
 		-r benchmarks/peers/nncodec_requirements.txt
 	touch $@
 
