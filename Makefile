@@ -13,14 +13,18 @@ RESFED_CUDA ?= $(shell nvidia-smi -L 2> /dev/null | grep -q ^GPU && echo AUTO ||
 BUILD_SETTINGS = --config-settings=cmake.define.RESFED_CUDA=$(RESFED_CUDA) \
 	--config-settings=cmake.define.RESFED_WERROR=$(WERROR)
 
-.PHONY: demo test test-emulated test-integration test-ptx fuzz races nncodec lint format clean
+.PHONY: demo test test-all test-emulated test-integration test-ptx fuzz races nncodec lint format clean
 
 demo: .venv/installed
 	@echo "Training ten clients with the codec and without, about 10 seconds."
 	@.venv/bin/resfed-codec demo
 
+# All tests except those marked slow. CI runs test-all.
 test: .venv-test/installed
-	@echo "Running the tests, several minutes."
+	@echo "Running the tests except the slow ones, about three minutes (make test-all: all tests)."
+	@.venv-test/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-all: .venv-test/installed
 	@.venv-test/bin/python -m pytest $(PYTEST_FLAGS)
 
 # The tests marked cuda, without a GPU: a separate build compiles the CUDA sources as C++, and

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marks import slow_except
+
 pytest.importorskip("torch")
 
 import torch
@@ -107,7 +109,7 @@ def test_fields_of_lines(tmp_path: Path) -> None:
     assert lines[0]["accuracy"] < 0.6 < lines[-1]["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", slow_except(["float32"], ["float32", "bf16"]))
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -287,6 +289,7 @@ for i in range({n_lines}):
         assert found.lines == [{"round": i + 1, "note": "x" * i} for i in range(n_lines)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_all", [True, False])
 def test_a_killed_command_resumes(kill_all: bool, tmp_path: Path) -> None:
     """SIGKILL during a training, to all processes or to the first, which ends the others."""

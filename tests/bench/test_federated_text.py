@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marks import slow_except
+
 pytest.importorskip("torch")
 
 import torch
@@ -180,7 +182,10 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["diloco", "sparseloco", "codec_gathered", "codec_diloco"])
+@pytest.mark.parametrize(
+    "method",
+    slow_except(["codec_diloco"], ["diloco", "sparseloco", "codec_gathered", "codec_diloco"]),
+)
 def test_a_run_learns_and_resumes(method: str, python: Text, tmp_path: Path) -> None:
     """Including the optimizer state that workers keep."""
     config = replace(SMALL, method=method)
@@ -231,7 +236,7 @@ def test_the_base_is_trained_once(base: Path, monkeypatch: pytest.MonkeyPatch) -
         assert not torch.equal(value, untrained[name]) or "norm" in name
 
 
-@pytest.mark.parametrize("spec", SUITES["lora"][1])
+@pytest.mark.parametrize("spec", slow_except(["flasc"], SUITES["lora"][1]))
 def test_only_adapters_are_sent(spec: str, base: Path, tmp_path: Path) -> None:
     method, options = parse_method(spec)
     config = replace(SUITES["lora"][0], method=method, options=options, model="gpt_tiny_lora")

@@ -259,6 +259,7 @@ def test_fit_finds_fixed_cost_and_slope() -> None:
     assert fit(rows, "p", "ms") == pytest.approx((0.25, 3e-6))
 
 
+@pytest.mark.slow
 def test_the_whole_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

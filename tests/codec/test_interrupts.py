@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
+from marks import slow_except
 from models import State, assert_same
 from published_rules import moved
 from snapshots import snapshot
@@ -274,7 +275,7 @@ STREAM_CALLS = list(stream_cases(stream("previous")))
 
 
 @pytest.mark.parametrize("call", STREAM_CALLS)
-@pytest.mark.parametrize("rules", STREAMS)
+@pytest.mark.parametrize("rules", slow_except(["default"], STREAMS))
 def test_streams(rules: str, call: str) -> None:
     ends = stream(*STREAMS[rules])
     check(ends, stream_cases(ends)[call])
@@ -289,7 +290,7 @@ SESSION_CALLS = list(session_cases(session("global", "previous")))
 
 
 @pytest.mark.parametrize("call", SESSION_CALLS)
-@pytest.mark.parametrize("rules", SESSIONS)
+@pytest.mark.parametrize("rules", slow_except(["default"], SESSIONS))
 def test_sessions(rules: str, call: str) -> None:
     ends = session(*SESSIONS[rules])
     check(ends, session_cases(ends)[call])

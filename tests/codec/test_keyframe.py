@@ -269,6 +269,7 @@ def test_every_byte_damaged(rng: np.random.Generator) -> None:
         refuse(bytes(damaged), state)
 
 
+@pytest.mark.slow
 def test_every_byte_damaged_with_a_valid_checksum(rng: np.random.Generator) -> None:
     """With a valid checksum, raw bytes may decode to a changed value. The result is an error or a
     model, the same for both implementations."""

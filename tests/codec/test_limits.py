@@ -64,6 +64,7 @@ def test_errors_name_any_tensor(name: str) -> None:
         rfc.encode({name + "x": reference[name]}, reference)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors() -> None:
     """Tensors of every role; docs/security.md has the times."""
     rng = np.random.default_rng(0)

@@ -123,6 +123,7 @@ def test_the_calls_make_the_golden_bytes(calls: dict[str, Call]) -> None:
         assert calls[name].expected.startswith(number(len(golden)) + golden), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDS)
 def test_same_bytes(name: str, calls: dict[str, Call], tmp_path: Path) -> None:
     build = BUILDS[name]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import resfed_codec as rfc
+from marks import slow_except
 from models import State, assert_same
 from resfed_codec.stream.versions import ParsedPayload, model_of
 
@@ -229,7 +230,11 @@ PREDICTORS = {
 
 
 @pytest.mark.parametrize("feedback", [False, True])
-@pytest.mark.parametrize("names", PREDICTORS.values(), ids=PREDICTORS.keys())
+@pytest.mark.parametrize(
+    "names",
+    slow_except([PREDICTORS["default"], PREDICTORS["mixed"]], PREDICTORS.values()),
+    ids=PREDICTORS,
+)
 def test_any_sequence_of_events(names: tuple[str, str], feedback: bool) -> None:
     broadcast = names[1] in ("previous", "adaptive")
 

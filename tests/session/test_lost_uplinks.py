@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from marks import slow_except
 from models import State
 
 NAMES = ("b", "w")
@@ -93,7 +94,7 @@ class Book:
 
 
 @pytest.mark.parametrize("rules", CONFIGS.values(), ids=CONFIGS.keys())
-@pytest.mark.parametrize("history", [1, 4])
+@pytest.mark.parametrize("history", slow_except([4], [1, 4]))
 def test_nothing_is_lost_and_nothing_counts_twice(rules: tuple[Any, str], history: int) -> None:
     @settings(
         max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

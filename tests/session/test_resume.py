@@ -66,7 +66,12 @@ def steps_of(folder: Path, name: str) -> list[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize(
-    ("rules", "feedback"), [("default", "plain"), ("history", "feedback"), ("alone", "feedback")]
+    ("rules", "feedback"),
+    [
+        ("history", "feedback"),
+        pytest.param("default", "plain", marks=pytest.mark.slow),
+        pytest.param("alone", "feedback", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed(rules: str, feedback: str, tmp_path: Path) -> None:
     rng = np.random.default_rng([len(rules), len(feedback)])

@@ -14,6 +14,7 @@ import pytest
 
 import resfed_codec as rfc
 from federation import model
+from marks import slow_except
 from models import State
 from published_rules import moved
 from saved_states import (
@@ -175,7 +176,9 @@ def forged_arrays(saved: StateDict, rng: np.random.Generator) -> Iterator[StateD
 
 
 @pytest.mark.parametrize("forged", [forged_structures, forged_arrays])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", slow_except(["stream", "stream adaptive", "default+feedback"], CASES)
+)
 def test_forged_state(
     case: str, forged: Callable[..., Iterator[StateDict]], rng: np.random.Generator
 ) -> None:

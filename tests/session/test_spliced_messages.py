@@ -14,6 +14,7 @@ import pytest
 
 import resfed_codec as rfc
 from federation import RULES
+from marks import slow_except
 from recorded import REMEMBERED, Ends, Recorded, cut_together, payloads_of
 from resfed_codec.stream.message import Message, is_message, read_message, write_message
 from snapshots import snapshot
@@ -59,7 +60,10 @@ def goes_on(fed: Recorded) -> None:
         fed.rounds(fed.past[-1][name], 2, name)
 
 
-@pytest.mark.parametrize("rules", [RULES["default"], RULES["own history"], RULES["all"]], ids=str)
+SPLICED = slow_except([RULES["default"]], [RULES["default"], RULES["own history"], RULES["all"]])
+
+
+@pytest.mark.parametrize("rules", SPLICED, ids=str)
 def test_messages_of_other_clients_rounds_and_runs(rules: tuple[str, str]) -> None:
     fed = Recorded(rules)
     other_run = Recorded(rules, run="another")
@@ -85,7 +89,7 @@ def spliced(messages: list[Message], rng: np.random.Generator, n: int) -> Iterat
         yield write_message(Message(**values))
 
 
-@pytest.mark.parametrize("rules", [RULES["default"], RULES["own history"], RULES["all"]], ids=str)
+@pytest.mark.parametrize("rules", SPLICED, ids=str)
 def test_spliced_messages(rules: tuple[str, str], rng: np.random.Generator) -> None:
     fed = Recorded(rules)
     parsed = [read_message(m) for m in fed.said if is_message(m)]
