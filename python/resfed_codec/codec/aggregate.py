@@ -100,7 +100,7 @@ class Aggregator:
         value = _checked_weight(weight)
         data = as_bytes(payload, UPDATE)
         parsed = parse_unlinked(data, self._specs, "receive_into() of the ServerSession")
-        add_from(self, None, of_payload(parsed), of_payload(parsed), value, len(data))
+        add_from(self, None, payload_source(parsed), payload_source(parsed), value, len(data))
 
     @untraced
     def add_state(self, state: State, weight: float = 1.0) -> None:
@@ -115,7 +115,7 @@ class Aggregator:
             ValueError: The layouts differ (both sides are named), ``weight`` is out of range, or
                 a change times it is not finite or 2^45 and more (the tensor is named).
         """
-        source = of_model(state)
+        source = model_source(state)
         add_from(self, None, source, source, _checked_weight(weight))
 
     @untraced
@@ -214,16 +214,16 @@ def add_from(
     n_bytes: int = 0,
     also: Assignments = (),
 ) -> None:
-    """Add what ``source`` prepares.
+    """Add the contribution that ``source`` prepares.
 
     Args:
         aggregator: The sums.
-        client: Whose model it is: it replaces the one before. None: nobody's.
+        client: The client whose earlier contribution this one replaces; None replaces nothing.
         source: Prepares the contribution.
-        again: Prepares the same contribution once more, should it be replaced.
+        again: Prepares the same contribution again, to subtract it when it is replaced.
         weight: Its weight.
         n_bytes: Length of the payload that it comes from, if it comes from one.
-        also: What is done in one step with it.
+        also: Assignments to make in one step with the addition.
     """
     value = _checked_weight(weight)
     try:
@@ -248,16 +248,16 @@ def add_from(
 
 
 Source: TypeAlias = "Callable[[_Sums, float], _native.Contribution]"
-"""Prepares a contribution of a weight. Raises CodecError or NativeError where it cannot be."""
+"""Prepares the contribution of one model with a weight; may raise CodecError or NativeError."""
 
 
-def of_payload(payload: _native.Payload) -> Source:
-    """A payload whose prediction is the reference itself, as the caller has made sure."""
+def payload_source(payload: _native.Payload) -> Source:
+    """The source of a payload. The caller has checked that it predicts from the reference alone."""
     return lambda sums, weight: sums.native.prepare(payload, payload.digest, weight)
 
 
-def of_model(state: State) -> Source:
-    """A model as it is."""
+def model_source(state: State) -> Source:
+    """The source of a model that is not encoded."""
 
     def prepare(sums: _Sums, weight: float) -> _native.Contribution:
         arrays = [on_host(memory) for memory in sums.layout.model_of(state, "state")]

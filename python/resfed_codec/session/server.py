@@ -15,8 +15,8 @@ from resfed_codec.codec.aggregate import (
     add_from,
     aggregator_of,
     is_of_version,
-    of_model,
-    of_payload,
+    model_source,
+    payload_source,
     specs_of,
 )
 from resfed_codec.codec.native_call import Assignments
@@ -341,10 +341,10 @@ class ServerSession(ServerBase):
             )
             model = None
             if on_reference and isinstance(content, ParsedPayload) and content.copies(OTHER):
-                source = again = of_payload(content.native)
+                source = again = payload_source(content.native)
             else:
                 model = self._decode(client, pending)
-                source = of_model(self._layout.state_of(model))
+                source = model_source(self._layout.state_of(model))
                 again = self._decoding(pending)
             storing = self._storing(client_id, self._after(client, pending, model))
             name = storing[0][1] if repeated == "replace" else None
@@ -382,7 +382,7 @@ class ServerSession(ServerBase):
         def prepare(core: Any, weight: float) -> Any:
             model = layout.empty()
             pending.decode(layout, model)
-            return of_model(layout.state_of(model))(core, weight)
+            return model_source(layout.state_of(model))(core, weight)
 
         return prepare
 

@@ -69,11 +69,11 @@ def parse_uplink(data: bytes, identity: Identity) -> Message:
 
 
 def content_of(m: Message, layout: Layout) -> ParsedPayload | Keyframe:
-    """What an uplink carries, read.
+    """Parse the payload of an uplink, or return its keyframe.
 
     Raises:
-        PayloadError: Damaged, or no uplink.
-        StateMismatchError: Of another layout.
+        PayloadError: The payload is damaged, or not of a session.
+        StateMismatchError: The payload is from another layout.
     """
     return m.keyframes[0] if m.keyframes else ParsedPayload(m.payloads[0], layout)
 
@@ -87,7 +87,7 @@ def open_uplink(
     """Check an uplink of ``client``; it may build on the global ``versions``.
 
     Raises:
-        PayloadError: It is no uplink.
+        PayloadError: It is not an uplink.
         StateMismatchError: It is older than the client's last one, from another client or run, or
             builds on a version that is not held.
     """
