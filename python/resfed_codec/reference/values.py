@@ -52,7 +52,7 @@ def held(array: NDArray[Any]) -> NDArray[Any]:
     """The elements, flat; of dtypes that are not NumPy's own and of complex numbers' parts, the
     bit patterns."""
     array = np.ascontiguousarray(array).ravel()
-    if array.dtype.kind == "c":
+    if "complex" in array.dtype.name:
         return array.view(f"u{array.itemsize // 2}")
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
 
