@@ -1,20 +1,14 @@
 // The plain functions that say how large things are and who works on what on a CUDA device.
 #include "cuda/geometry.hpp"
 
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
+
+#include "expect.hpp"
 
 using namespace resfed;
 using namespace resfed::cuda;
 
-#define EXPECT(condition)                                           \
-  do {                                                              \
-    if (!(condition)) {                                             \
-      std::printf("line %d: not true: %s\n", __LINE__, #condition); \
-      std::exit(1);                                                 \
-    }                                                               \
-  } while (false)
+static constexpr size_t kMaxPerSymbol = CurrentFormat::kMaxDecisionsPerSymbol;
 
 static void chunks() {
   EXPECT(n_chunks(1) == 1 && n_chunks(kChunkElems) == 1 && n_chunks(kChunkElems + 1) == 2);
@@ -44,12 +38,13 @@ static void samples() {
 }
 
 static void buffers() {
-  for (unsigned slice_log2 = kMinSliceLog2; slice_log2 <= kMaxSliceLog2; ++slice_log2) {
+  for (unsigned slice_log2 = CurrentFormat::kMinSliceLog2;
+       slice_log2 <= CurrentFormat::kMaxSliceLog2; ++slice_log2) {
     for (uint64_t n = 1; n < uint64_t{1} << 33; n = 2 * n + 1) {
       const Partition p = partition(n, slice_log2);
       const uint64_t longest = slice_begin(p, 1);  // longer ones come first
-      const uint64_t entries = decision_buffer_entries(n, slice_log2, kMostDecisionsPerSymbol);
-      EXPECT(entries >= kDecisionBufferHead + (longest + 1) * kMostDecisionsPerSymbol);
+      const uint64_t entries = decision_buffer_entries(n, slice_log2, kMaxPerSymbol);
+      EXPECT(entries >= kDecisionBufferHead + (longest + 1) * kMaxPerSymbol);
       EXPECT(entries * sizeof(uint16_t) % 16 == 0);
     }
   }
