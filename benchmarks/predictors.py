@@ -31,8 +31,8 @@ from resfed_codec.stream.link import Link, version_digest
 from resfed_codec.stream.predictor import predictor_of
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version, at_place
-from resfed_codec.tensors.device import Memory, on_host
 from resfed_codec.tensors.layout import Layout
+from resfed_codec.tensors.memory import Memory, on_host
 
 RULES = {
     "up": ("global", "previous", "res1", "res2", "adaptive"),

@@ -27,7 +27,7 @@ from resfed_codec.session.server import ServerSession
 from resfed_codec.stream.link import Link
 from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
 from resfed_codec.stream.stream import Decoder, Encoder
-from resfed_codec.tensors.device import release_workspace, unavailable_reason
+from resfed_codec.tensors.cuda_support import release_workspace, unavailable_reason
 from resfed_codec.tensors.replaced import buffer_names
 
 __version__ = "0.1.0"

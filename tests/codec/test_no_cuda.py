@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import resfed_codec as rfc
 from resfed_codec import _native
-from resfed_codec.tensors import device
+from resfed_codec.tensors import cuda_support
 
 
 class OnDevice:
@@ -42,7 +44,7 @@ def test_says_what_is_missing(
         monkeypatch.setattr(_native, "encode_on_device", None, raising=False)
     else:
         monkeypatch.delattr(_native, "encode_on_device", raising=False)
-    device.unavailable_reason.cache_clear()
+    cuda_support.unavailable_reason.cache_clear()
     try:
         assert rfc.cuda_available() is False
         rfc.release_workspace()  # nothing to release
@@ -52,9 +54,35 @@ def test_says_what_is_missing(
         assert missing in str(caught.value)
         assert ".cpu()" in str(caught.value)
     finally:
-        device.unavailable_reason.cache_clear()
+        cuda_support.unavailable_reason.cache_clear()
 
 
 def test_arrays_on_other_devices() -> None:
     with pytest.raises(TypeError, match="an array on a CUDA device that speaks DLPack, not On"):
         rfc.encode({"w": OnHost()}, {"w": np.zeros(2)})
+
+
+def test_models_on_the_host_need_no_code_for_devices() -> None:
+    done = subprocess.run([sys.executable, "-c", ON_THE_HOST], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+ON_THE_HOST = """
+import sys
+import numpy as np
+import resfed_codec as rfc
+
+model = {"w": np.zeros((20, 30), np.float32), "n": np.arange(3)}
+state = {"w": np.ones((20, 30), np.float32), "n": np.arange(3)}
+payload = rfc.encode(state, model)
+rfc.decode(payload, model)
+rfc.decode_keyframe(rfc.encode_keyframe(state), model)
+aggregator = rfc.Aggregator(model)
+aggregator.add(payload)
+aggregator.result()
+server, client = rfc.ServerSession(model), rfc.ClientSession(model, client_id="a")
+server.update(state)
+client.receive(server.send("a"))
+server.receive("a", client.send(state))
+print([name for name in ("torch", "resfed_codec.tensors.device") if name in sys.modules])
+"""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import resfed_codec as rfc
 from resfed_codec.codec.update import empty_like
-from resfed_codec.tensors.device import on_host
 from resfed_codec.tensors.layout import State, views_of
+from resfed_codec.tensors.memory import on_host
 
 Like: TypeAlias = Literal["transformer", "cnn"]
 COLUMNS: dict[Like, int] = {"transformer": 1024, "cnn": 1152}

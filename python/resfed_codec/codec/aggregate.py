@@ -16,9 +16,9 @@ from resfed_codec.codec.numbers import as_float
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
 from resfed_codec.errors import raise_from_native
-from resfed_codec.tensors.device import copy, empty_on_host, on_host, staging
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
 from resfed_codec.tensors.layout import Layout, State, TensorSpec, check_same_layout, roles_of
+from resfed_codec.tensors.memory import copy, empty_on_host, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40

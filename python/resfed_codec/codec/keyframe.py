@@ -19,7 +19,6 @@ from resfed_codec.codec.update import (
     writable_views,
 )
 from resfed_codec.errors import raise_from_native
-from resfed_codec.tensors.device import empty_on_host, on_host, staging
 from resfed_codec.tensors.layout import (
     State,
     device_of,
@@ -28,6 +27,7 @@ from resfed_codec.tensors.layout import (
     roles_of,
     views_of,
 )
+from resfed_codec.tensors.memory import empty_on_host, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 

@@ -9,8 +9,8 @@ from resfed_codec import _native
 from resfed_codec._native import Payload, Role, Tensors
 
 if TYPE_CHECKING:
-    from resfed_codec.tensors.device import Memory
     from resfed_codec.tensors.layout import TensorSpec
+    from resfed_codec.tensors.memory import Memory
 
 Assignments: TypeAlias = "Sequence[tuple[Any, Any, Any]]"
 """What changes in one step: tuples (object, attribute name, value) or (dict, key, value)."""

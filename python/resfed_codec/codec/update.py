@@ -15,9 +15,7 @@ from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
 from resfed_codec.errors import StateMismatchError, raise_from_native
 from resfed_codec.stream.link import link_from
-from resfed_codec.tensors import device
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
-from resfed_codec.tensors.device import Memory
 from resfed_codec.tensors.layout import (
     Array,
     RoleOverrides,
@@ -35,6 +33,7 @@ from resfed_codec.tensors.layout import (
     view_of,
     views_of,
 )
+from resfed_codec.tensors.memory import Memory, copy, on_host, origin_of, publish
 from resfed_codec.tensors.torch_tensors import plain_torch, torch_module, untraced
 
 VECTOR_SHARE = 10
@@ -224,7 +223,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
         native_call.decode(parsed, parsed.digest, tensors, device_of(base))
     except _native.NativeError as error:
         raise_from_native(error, [spec.name for spec in specs], len(data))
-    device.publish(view.origin for view in targets)
+    publish(view.origin for view in targets)
     return result
 
 
@@ -238,7 +237,7 @@ def _decode_tied(
     """:func:`decode` in place of a model with tied tensors, if these stay equal."""
     decoded = arrays_of(views_of(decode(payload, reference), "reference"))
     for i, j in tied:
-        a, b = (device.on_host(decoded[k]) for k in (i, j))
+        a, b = (on_host(decoded[k]) for k in (i, j))
         if a.tobytes() != b.tobytes():
             names = sorted(targets[k].spec.name for k in (i, j))
             raise ValueError(
@@ -284,9 +283,11 @@ def empty_like(state: State) -> State:
 def _empty(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return np.empty(np.shape(value), dtype=value.dtype)
-    origin = device.origin_of(value)
+    origin = origin_of(value)
     if origin is None:
         return torch_module().empty(value.shape, dtype=value.dtype, device="cpu")
+    from resfed_codec.tensors import device
+
     return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
 
 
@@ -320,6 +321,6 @@ def check_writable(
 def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:
     """``out``, whose views are ``targets``, after it has received the model."""
     for target, array in zip(targets, model, strict=True):
-        device.copy(array, target.array)
-    device.publish(view.origin for view in targets)
+        copy(array, target.array)
+    publish(view.origin for view in targets)
     return out

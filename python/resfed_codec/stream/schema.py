@@ -15,8 +15,8 @@ import numpy as np
 from resfed_codec._native import MAX_DEPTH, DeviceArray, Role
 from resfed_codec.stream.message import MAX_VERSION, VersionId
 from resfed_codec.stream.versions import Feedback, Model, Version, new_feedback
-from resfed_codec.tensors.device import Memory, copy
 from resfed_codec.tensors.layout import Layout
+from resfed_codec.tensors.memory import Memory, copy
 
 Check: TypeAlias = "Callable[[Any, str], Any]"
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from resfed_codec._native import DeviceArray
 from resfed_codec.stream.versions import Version
-from resfed_codec.tensors.device import on_host
 from resfed_codec.tensors.layout import TensorSpec
+from resfed_codec.tensors.memory import on_host
 from resfed_codec.tensors.torch_tensors import is_torch, plain_torch, tensor_over
 
 STRUCTURE = "structure"

@@ -30,8 +30,6 @@ from resfed_codec.stream.link import (
     unit_terms,
     version_digest,
 )
-from resfed_codec.tensors import device
-from resfed_codec.tensors.device import Memory, copy, on_host, placed
 from resfed_codec.tensors.layout import (
     Layout,
     RoleOverrides,
@@ -39,6 +37,7 @@ from resfed_codec.tensors.layout import (
     plain_text,
     roles_of,
 )
+from resfed_codec.tensors.memory import Memory, copy, device_of, on_host, placed
 
 Model = list[Memory]
 Feedback = list["Memory | None"]
@@ -337,6 +336,6 @@ def _copied_to_host(feedback: Feedback) -> list[NDArray[Any] | None]:
 
 def _placed_like(feedback: Feedback, arrays: list[NDArray[Any] | None]) -> Feedback:
     return [
-        None if memory is None or array is None else placed(array, device.device_of(memory))
+        None if memory is None or array is None else placed(array, device_of(memory))
         for memory, array in zip(feedback, arrays, strict=True)
     ]

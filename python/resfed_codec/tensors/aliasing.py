@@ -10,8 +10,8 @@ from resfed_codec import _native
 from resfed_codec._native import DeviceArray
 
 if TYPE_CHECKING:
-    from resfed_codec.tensors.device import Memory
     from resfed_codec.tensors.layout import View
+    from resfed_codec.tensors.memory import Memory
 
 Span = tuple[int, int]
 """First address, and the one after the last."""

@@ -1,96 +1,34 @@
-"""Arrays on CUDA devices: the one module that knows where they come from and how to move them.
+"""Arrays on CUDA devices: exchange with other libraries, streams, memory, copies.
 
 Inside the codec such an array is a ``_native.DeviceArray``: a view of a caller's tensor (of torch's
 by its address, of all others' by DLPack, https://dmlc.github.io/dlpack) or memory made here. All
 arrays of a call lie on one device, and the call runs in order on one stream of it, see
-:func:`current_stream`. The native encoder and decoder work on the device; what has no kernels is
-done on the host, with copies there and back: :func:`on_host`, :func:`placed`, :func:`copy`.
+:func:`current_stream`. The native encoder and decoder work on the device. What has no kernels is
+done on the host: memory.py copies there and back.
 """
 
 from __future__ import annotations
 
-import copyreg
 import importlib
 import math
 import sys
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resfed_codec import _native
 from resfed_codec._native import DeviceArray
 from resfed_codec.errors import translate_errors
+from resfed_codec.tensors.cuda_support import require_cuda
 from resfed_codec.tensors.dtypes import LOSSY_DTYPES, PATTERNS, pattern_dtype, pattern_shape
-from resfed_codec.tensors.torch_tensors import from_patterns, is_torch, plain_torch
-
-
-class SupportsDLPack(Protocol):
-    """An array of any library that can be exchanged by DLPack."""
-
-    def __dlpack__(self) -> Any: ...
-    def __dlpack_device__(self) -> tuple[Any, int]: ...
-
-
-Memory: TypeAlias = "NDArray[Any] | DeviceArray"
-"""One tensor's memory in C order: the host's, or a device's."""
-
-TORCH, CUPY, OTHER = "torch", "cupy", ""
-
-_CUDA, _CUDA_MANAGED = 2, 13
-"""Device types of DLPack."""
-
-
-class Origin(NamedTuple):
-    """Whose array it is, on which device, of which dtype of theirs (None for OTHER)."""
-
-    library: str
-    device: int
-    dtype: Any
-
-
-def origin_of(value: Any) -> Origin | None:
-    """Where an array comes from, or None if it is not on a CUDA device."""
-    if is_torch(value):
-        return Origin(TORCH, value.device.index, value.dtype) if value.is_cuda else None
-    if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
-        return None
-    kind, number = value.__dlpack_device__()
-    if int(kind) not in (_CUDA, _CUDA_MANAGED):
-        return None
-    if type(value).__module__.partition(".")[0] == CUPY:
-        return Origin(CUPY, int(number), value.dtype)
-    return Origin(OTHER, int(number), None)
+from resfed_codec.tensors.memory import CUPY, OTHER, TORCH, Memory, Origin
+from resfed_codec.tensors.torch_tensors import from_patterns, plain_torch
 
 
 def is_writable(value: object, origin: Origin) -> bool:
     """Whether the codec may write to a caller's array; JAX's, for one, must never change."""
     return origin.library != OTHER or isinstance(value, DeviceArray)
-
-
-def require_cuda(where: str, device: int) -> None:
-    """Raise TypeError, saying what is missing, unless arrays on CUDA devices can be used."""
-    reason = unavailable_reason()
-    if reason:
-        raise TypeError(
-            f"{where} lies on cuda:{device}, which resfed_codec cannot use here: {reason}. Or copy"
-            " the tensors to the host first (.cpu())"
-        )
-
-
-@lru_cache(maxsize=1)
-def unavailable_reason() -> str:
-    """Why CUDA cannot be used, and what helps; "" if it can."""
-    reason = _native.cuda_unavailable_reason()
-    if not reason:
-        return ""
-    if not hasattr(_native, "encode_on_device"):
-        return f"{reason}; build it from source where nvcc is, with -DRESFED_CUDA=ON (docs/gpu.md)"
-    return f"{reason} (this build has CUDA; it needs an NVIDIA GPU and its driver)"
 
 
 # ---- arrays of callers
@@ -135,7 +73,7 @@ def new_value(origin: Origin, shape: Sequence[int], dtype: str) -> Any:
         cupy = importlib.import_module(CUPY)
         with cupy.cuda.Device(origin.device):
             return cupy.empty(tuple(shape), dtype=origin.dtype)
-    return _new_memory(shape, dtype, origin.device)
+    return new_memory(shape, dtype, origin.device)
 
 
 def value_of(array: DeviceArray, origin: Origin, dtype: str) -> Any:
@@ -179,9 +117,9 @@ def _stream_of(library: str, device: int) -> int | None:
         return int(module.cuda.get_current_stream().ptr)
 
 
-def publish(origins: Iterable[Origin | None]) -> None:
-    """Wait for what was written to a caller's arrays, if he may read them on another stream."""
-    for library, device in {(origin.library, origin.device) for origin in origins if origin}:
+def wait_for(written: Iterable[tuple[str, int]]) -> None:
+    """Wait for devices, unless the library that an array is of works on the codec's stream."""
+    for library, device in written:
         stream = current_stream(device)
         if library == OTHER or _stream_of(library, device) != stream:
             translate_errors(_native.wait, device, stream)
@@ -211,7 +149,7 @@ if hasattr(_native, "set_allocator"):
     _native.set_allocator(library_memory)
 
 
-def _new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
+def new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
     """A new array, not filled."""
     # np.dtype does not know bfloat16.
     itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
@@ -222,47 +160,8 @@ def _new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
     return translate_errors(_native.empty_on_device, shape, dtype, device)
 
 
-def device_of(memory: Memory) -> int | None:
-    """Number of its CUDA device, None for the host."""
-    return memory.device if isinstance(memory, DeviceArray) else None
-
-
-def name_of(device: int | None) -> str:
-    return "cpu" if device is None else f"cuda:{device}"
-
-
-def empty_on_host(memory: Memory) -> NDArray[Any]:
-    """A new array of the host, not filled, that could be copied to ``memory``."""
-    if isinstance(memory, DeviceArray):
-        return np.empty(memory.shape, "uint16" if memory.dtype == "bfloat16" else memory.dtype)
-    return np.empty_like(memory)
-
-
-def staging(memory: Memory) -> NDArray[Any]:
-    """The array itself if it is the host's, else a new one there, not filled, to copy from."""
-    return empty_on_host(memory) if isinstance(memory, DeviceArray) else memory
-
-
-def on_host(memory: Memory) -> NDArray[Any]:
-    """The array itself if it is the host's, else a copy there; bfloat16 as uint16."""
-    if not isinstance(memory, DeviceArray):
-        return memory
-    array = empty_on_host(memory)
-    copy(memory, array)
-    return array
-
-
-def placed(array: NDArray[Any], device: int | None) -> Memory:
-    """The array itself if the host is asked for, else a copy on the device."""
-    if device is None:
-        return array
-    memory = _new_memory(array.shape, array.dtype.name, device)
-    copy(array, memory)
-    return memory
-
-
 def copy(source: Memory, target: Memory) -> None:
-    """Fill ``target``, of the same shape and dtype; between devices and the host this waits."""
+    """Fill ``target`` from ``source``, one of which is on a device; waits if one is not."""
     if isinstance(source, DeviceArray):
         stream = current_stream(source.device)
         if isinstance(target, DeviceArray):
@@ -272,41 +171,3 @@ def copy(source: Memory, target: Memory) -> None:
     elif isinstance(target, DeviceArray):
         contiguous = np.asarray(source, order="C")
         translate_errors(_native.copy_to_device, contiguous, target, current_stream(target.device))
-    elif source is not target:
-        with held(source):
-            np.copyto(target, source)
-
-
-@contextmanager
-def held(array: NDArray[Any]) -> Iterator[None]:
-    """A context in which NumPy refuses to resize the array: its copies run beside other threads."""
-    owner: Any = array
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    reference = weakref.ref(owner)
-    yield
-    del reference
-
-
-def release_workspace() -> None:
-    """Free the memory on CUDA devices that calls keep for the next ones.
-
-    Does nothing where there is none; the next call takes what it needs anew.
-    """
-    if not unavailable_reason():
-        translate_errors(_native.release_workspace)
-
-
-def _reduce(array: DeviceArray) -> tuple[Any, ...]:
-    """For pickle and copy: by way of the host, back to the same device."""
-    return _restored, (on_host(array), array.dtype, array.device)
-
-
-def _restored(array: NDArray[Any], dtype: str, device: int) -> DeviceArray:
-    require_cuda("the pickled object", device)
-    memory = placed(array, device)
-    assert isinstance(memory, DeviceArray)
-    return memory.view(dtype)
-
-
-copyreg.pickle(DeviceArray, _reduce)

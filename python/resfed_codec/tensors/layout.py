@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from resfed_codec._native import DeviceArray, DType, Role
 from resfed_codec.config import CodecConfig
-from resfed_codec.tensors import device
-from resfed_codec.tensors.device import Memory, Origin, name_of
 from resfed_codec.tensors.dtypes import (
     FLOAT_DTYPES,
     LOSSY_DTYPES,
@@ -33,6 +31,16 @@ from resfed_codec.tensors.dtypes import (
     from_patterns,
     pattern_dtype,
     pattern_shape,
+)
+from resfed_codec.tensors.memory import (
+    Memory,
+    Origin,
+    SupportsDLPack,
+    copy,
+    name_of,
+    origin_of,
+    publish,
+    size_kept,
 )
 from resfed_codec.tensors.replaced import replaced_tensors
 from resfed_codec.tensors.torch_tensors import (
@@ -46,7 +54,7 @@ from resfed_codec.tensors.torch_tensors import (
 if TYPE_CHECKING:
     import torch
 
-Array: TypeAlias = "NDArray[Any] | torch.Tensor | device.SupportsDLPack"
+Array: TypeAlias = "NDArray[Any] | torch.Tensor | SupportsDLPack"
 State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
 
 
@@ -189,7 +197,7 @@ def view_of(name: str, value: Array, argument: str) -> View:
     if plain:
         memory = array
     else:
-        with device.held(array):
+        with size_kept(array):
             memory = array.copy(order="C")
     held = as_patterns(memory, dtype)
     return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
@@ -198,7 +206,7 @@ def view_of(name: str, value: Array, argument: str) -> View:
 def _view_of_other(name: str, value: Any, where: str) -> View:
     if is_torch(value):
         return _view_of_torch(name, value, where)
-    origin = device.origin_of(value)
+    origin = origin_of(value)
     if origin is not None:
         return _view_on_device(name, value, origin, where)
     raise TypeError(
@@ -230,6 +238,8 @@ def _advice(dtype: np.dtype[Any]) -> str:
 
 
 def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
+    from resfed_codec.tensors import device
+
     array = device.array_of(value, origin, "", where)
     if array.dtype not in SUPPORTED or array.dtype in PATTERNS.keys() - LOSSY_DTYPES.keys():
         raise TypeError(f"{where}: dtype {array.dtype} is not supported")
@@ -243,12 +253,14 @@ def _view_of_torch(name: str, value: Any, where: str) -> View:
     if dtype not in SUPPORTED:
         raise TypeError(f"{where}: dtype {value.dtype} is not supported")
     spec = TensorSpec(name, tuple(value.shape), dtype)
-    origin = device.origin_of(value)
+    origin = origin_of(value)
     lazy = value.is_neg() or value.is_conj()
     copied = lazy or not value.is_contiguous()
     if copied:
         value = value.resolve_conj().resolve_neg().contiguous()
     if origin is not None:
+        from resfed_codec.tensors import device
+
         return View(spec, device.array_of(value, origin, dtype, where), copied, origin, True)
     return View(spec, memory_of(value, dtype), copied, None, True)
 
@@ -357,25 +369,19 @@ class Layout:
 
     def empty(self) -> list[Memory]:
         """A new model, not filled."""
-        return [
-            np.empty(pattern_shape(spec.shape, spec.dtype), pattern_dtype(spec.dtype))
-            if origin is None
-            else device.array_of(
-                device.new_value(origin, spec.shape, spec.dtype), origin, spec.dtype, "result"
-            )
-            for spec, origin in zip(self.specs, self.origins, strict=True)
-        ]
+        pairs = zip(self.specs, self.origins, strict=True)
+        return [_empty_memory(spec, origin) for spec, origin in pairs]
 
     def copy_of(self, model: Sequence[Memory]) -> list[Memory]:
         """A model of its own, with the same values."""
         new = self.empty()
         for source, target in zip(model, new, strict=True):
-            device.copy(source, target)
+            copy(source, target)
         return new
 
     def state_of(self, model: Sequence[Memory], *, read_only: bool = False) -> Any:
         """``model`` as the caller's kind of state, without copying."""
-        device.publish(self.origins)
+        publish(self.origins)
         with plain_torch():
             values = {
                 spec.name: self._array_of(i, model[i], read_only)
@@ -388,6 +394,8 @@ class Layout:
     def _array_of(self, i: int, array: Memory, read_only: bool) -> Any:
         origin, dtype = self.origins[i], self.specs[i].dtype
         if origin is not None:
+            from resfed_codec.tensors import device
+
             assert isinstance(array, DeviceArray)
             return device.value_of(array, origin, dtype)
         assert isinstance(array, np.ndarray)
@@ -397,6 +405,15 @@ class Layout:
         if read_only:
             view.flags.writeable = False
         return view
+
+
+def _empty_memory(spec: TensorSpec, origin: Origin | None) -> Memory:
+    if origin is None:
+        return np.empty(pattern_shape(spec.shape, spec.dtype), pattern_dtype(spec.dtype))
+    from resfed_codec.tensors import device
+
+    value = device.new_value(origin, spec.shape, spec.dtype)
+    return device.array_of(value, origin, spec.dtype, "result")
 
 
 def _quoted(names: Sequence[str]) -> str:
