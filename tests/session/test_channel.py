@@ -69,7 +69,7 @@ class Channel(RuleBasedStateMachine):
         return rfc.ClientSession(initial, self.uplink, self.downlink, history=3)
 
     def note_globals(self) -> None:
-        versions = list(self.server._versions.values())
+        versions = list(self.server._state.versions.values())
         for client in self.server._clients.values():
             versions += client.downlinks.values()
         for version in versions:

@@ -196,7 +196,7 @@ class ClientSession(ClientBase):
         """The version that a payload makes, and a function that decodes it."""
         link = payload.link
         check_ahead("version", link.version, latest.number)
-        base = latest if link.base == latest.number else self._held.get(link.base or 0)
+        base = latest if link.base == latest.number else self._state.held.get(link.base or 0)
         other = None if link.other is None else self._own_version(link.other)
         if link.other is not None and other is None:
             raise self._mismatch(link.version, f"it builds on uplink {link.other}, not held here")

@@ -116,10 +116,6 @@ class ClientBase(Session):
         return self._state.down
 
     @property
-    def _held(self) -> dict[int, Version]:
-        return self._state.held
-
-    @property
     def _sent(self) -> dict[int, SentUplink]:
         return self._state.sent
 

@@ -96,10 +96,6 @@ class ServerBase(Session):
         return self._state.current
 
     @property
-    def _versions(self) -> dict[int, Version]:
-        return self._state.versions
-
-    @property
     def _clients(self) -> dict[ClientId, ClientRecord]:
         return self._state.clients
 
