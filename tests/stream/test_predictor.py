@@ -254,7 +254,7 @@ def test_wrong_coefficients(message: str, arguments: Any, error: type[Exception]
 
 def test_predictors_that_do_not_fit() -> None:
     initial = [np.zeros((2, 3), np.float32)]
-    with pytest.raises(ValueError, match="looks at the other direction"):
+    with pytest.raises(ValueError, match="reads the other direction"):
         rfc.Encoder(initial, predictor="res1")
     with pytest.raises(ValueError, match="no tensor is named like 'x'"):
         rfc.Encoder(initial, predictor=rfc.LinearPredictor((1,), tensors={"x": ((1,), ())}))

@@ -162,7 +162,7 @@ class CodecGrid(Grid):
         if contents == self._current:
             return True
         if not self._end.update(_model_of(arrays)):
-            log(WARNING, "resfed_codec: a model of another layout is sent as it is")
+            log(WARNING, "resfed_codec: a model of another layout is sent unchanged")
             return False
         self._current = contents
         return True

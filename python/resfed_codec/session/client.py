@@ -341,11 +341,11 @@ class ClientSession(ClientBase):
             self._state = state
             raise StateMismatchError("payload: a request, but no update waits to be sent again")
         last = state.sent[max(state.sent)]
-        is_astray = state.number > m.ack.newest + MAX_AHEAD  # after forged acknowledgements
-        if last.version.number not in refused and not is_astray:
+        is_too_far_ahead = state.number > m.ack.newest + MAX_AHEAD  # after forged acknowledgements
+        if last.version.number not in refused and not is_too_far_ahead:
             self._state = state
             return last.message
-        number = 1 + (m.ack.newest if is_astray else state.number)
+        number = 1 + (m.ack.newest if is_too_far_ahead else state.number)
         try:
             again = self._keyframe(state, last, number)
         except StateMismatchError:

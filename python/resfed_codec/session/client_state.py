@@ -102,7 +102,7 @@ class ClientBase(Session):
 
     _state: ClientState
     _given_tag: int
-    """The client's tag, if the session was told its name; else 0."""
+    """The client's tag if ``client_id`` was given, else 0."""
 
     _needs_models: bool
     """Whether only its recovered model tells what a lost uplink would have contributed."""
@@ -180,8 +180,8 @@ class ClientBase(Session):
                 acknowledged=acknowledged if self._keep_up else None,
             )
         elif self._keep_up and not _knows(state.acknowledged, ack):
-            base, unheard_of = state.acknowledged, ack.newest > state.number
-            if certain or (unheard_of and base and not base.number):
+            base, is_unknown = state.acknowledged, ack.newest > state.number
+            if certain or (is_unknown and base and not base.number):
                 state = state._replace(acknowledged=None)
         missed = {
             n: s._replace(missed=True) if n > ack.newest else s for n, s in state.sent.items()

@@ -32,12 +32,12 @@ class Link(NamedTuple):
         version: Number of the version that the payload makes, counted per direction from 1.
         base: The version of the same direction that it builds on, or None.
         other: The version of the other direction that it builds on, or None.
-        n_own: How many versions the sender's history holds from the base back, 0 (there is none)
-            to 3; the oldest one stands for all that would be before it.
+        n_own: Number of versions in the sender's history from the base back, 0 (no base) to 3; the
+            oldest one also takes the places before it.
         n_other: The same of the other direction.
-        keep: How many versions of this direction the receiver has to keep for later, 1 to 3.
+        keep: Number of versions of this direction that the receiver has to keep, 1 to 3.
         coef_log2: Coefficients are numerators over two to this power, 0 to 12.
-        terms: The prediction of all tensors but those in ``per_tensor``.
+        terms: The prediction of all tensors except those in ``per_tensor``.
         per_tensor: Predictions of single tensors, by ordinal in coding order.
     """
 

@@ -66,7 +66,7 @@ class UpdateEncoder:
         self.own_depth, self.other_depth = predictor.own_depth, predictor.other_depth
         if self.other_depth and not two_way:
             raise ValueError(
-                "predictor: looks at the other direction, which an Encoder does not know; use a"
+                "predictor: reads the other direction, which an Encoder does not have; use a"
                 " session"
             )
         names = [spec.name for spec in layout.specs]
