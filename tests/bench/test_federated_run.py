@@ -458,7 +458,7 @@ def test_report_does_not_mix_trainings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("over", OVER)
-@pytest.mark.parametrize("suffix", ["svg", "png"])
+@pytest.mark.parametrize("suffix", slow_except(["svg"], ["svg", "png"]))
 def test_chart_is_the_same_each_time(over: str, suffix: str, tmp_path: Path) -> None:
     config = RunConfig(method="topk", rounds=3, clients=2)
     write_run(tmp_path, config, [0.1, 0.4, 0.3], up=3_000_000)

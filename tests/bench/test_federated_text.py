@@ -220,6 +220,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 def test_the_base_is_trained_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cached,) = base.glob("resfed_benchmarks/*.npz")
     before = cached.stat().st_mtime_ns

@@ -54,6 +54,7 @@ def test_every_bit_flipped(payload: bytes, pair: tuple[State, State]) -> None:
         refuse(bytes(damaged), pair[1])
 
 
+@pytest.mark.slow
 def test_every_bit_flipped_with_a_valid_checksum(payload: bytes, pair: tuple[State, State]) -> None:
     """With a valid checksum, the checks of structure and reference must find the damage.
 

@@ -229,7 +229,7 @@ PREDICTORS = {
 }
 
 
-@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("feedback", slow_except([True], [False, True]))
 @pytest.mark.parametrize(
     "names",
     slow_except([PREDICTORS["default"], PREDICTORS["mixed"]], PREDICTORS.values()),
