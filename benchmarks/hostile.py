@@ -28,7 +28,7 @@ from resfed_codec.stream.message import Message, read_message, write_message
 
 State = dict[str, np.ndarray]
 Make = Callable[[int], tuple[State, State]]
-"""A model and its reference, of so many elements."""
+"""Makes a model and its reference with this number of elements."""
 
 
 def matrix(values: Any) -> State:
@@ -203,7 +203,7 @@ CALLS: dict[str, tuple[Callable[..., bytes], Callable[[Case], Any], Callable[[Ca
         lambda c, sessions: sessions.pop().receive(c[0]),
     ),
 }
-"""How the bytes are made, what is there before they come, and the call that is measured."""
+"""Functions that make the bytes and the receiver, and the measured call."""
 
 
 def measure(call: str, make: Make, n: int, payload: bytes, queue: Any) -> None:

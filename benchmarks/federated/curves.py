@@ -17,7 +17,7 @@ from benchmarks.federated.config import RunConfig
 from benchmarks.federated.runs import Line, read_runs
 
 LAST = 5
-"""The final accuracy is the mean over so many last rounds: it swings from round to round."""
+"""The final accuracy is the mean over this number of last rounds, because it fluctuates."""
 
 DIRECTIONS = ("up", "down", "total")
 
@@ -30,10 +30,10 @@ class Curve:
     header: dict[str, Any]
     score: NDArray[np.float64]
     is_loss: bool
-    """Whether the score is a loss, the less the better, and not an accuracy."""
+    """Whether the score is a loss (lower is better), not an accuracy."""
     megabytes: dict[str, NDArray[np.float64]]
     errors: dict[str, float]
-    """Squared error of what was sent over its energy, mean over rounds, where the run has it."""
+    """Squared error relative to the energy of the residual, mean over rounds, if the run has it."""
 
     @property
     def is_finished(self) -> bool:

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 RANK = 16
-"""Of adapters (LoRA; Hu et al., arXiv:2106.09685)."""
+"""Rank of adapters (LoRA; Hu et al., arXiv:2106.09685)."""
 
 ADAPTERS = "_lora"
-"""Ends the name of a model that trains adapters alone."""
+"""Suffix of the name of a model that trains only adapters."""
 
 
 class Size(NamedTuple):

@@ -36,7 +36,7 @@ TEST_BATCH = 32
 
 BASE_STEPS = {"gpt": 800, "gpt_small": 800, "gpt_tiny": 50}
 BASE_BATCH, BASE_RATE = 16, 1e-3
-"""How the model that adapters are for is trained, on the text "python"."""
+"""Training of the model below the adapters, on the text "python"."""
 
 OPTIMIZERS = ("adamw", "adamw_kept")
 

@@ -26,7 +26,7 @@ FEEDBACK = {
     (False, False): "no feedback",
 }
 WORDS = {"up": "predictor up", "down": "predictor down", "exclude": "lossless"}
-"""Of options; others have their own name."""
+"""Display names of options; other options keep their name."""
 
 
 def name_of(method: str, options: dict[str, Any]) -> str:

@@ -100,7 +100,7 @@ def _target_tables(groups: dict[str, Group], targets: Sequence[float]) -> list[s
         "",
         fill(
             "Per client, until the first round whose model reached it. Mean ± standard deviation"
-            " over the seeds that did; how many did stands beside it. Mbit: both directions, in"
+            " over the seeds that did, with the number of these seeds. Mbit: both directions, in"
             " megabits.",
             WIDTH,
         ),

@@ -21,7 +21,7 @@ from benchmarks.federated.text import Text
 
 CHECKPOINT_EVERY = 5  # rounds
 CHECKPOINT_SECONDS = 60
-"""After so long a checkpoint is written even before it is its round's turn."""
+"""Maximum time between checkpoints."""
 
 
 def is_finished(folder: Path, config: RunConfig) -> bool:

@@ -26,7 +26,7 @@ class Run:
 
     header: Line
     rounds: dict[int, Line] = field(default_factory=dict)
-    """By number. A round that was repeated after a stop counts once."""
+    """Lines by round number. A round repeated after a stop counts once."""
 
     @property
     def config(self) -> RunConfig:

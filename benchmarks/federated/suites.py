@@ -156,5 +156,5 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "lora": (LORA, [*ADAPTERS], [0, 1, 2]),
     "paper": (replace(PAPER, precision="bf16"), [*PAPER_ROW], [0, 1, 2]),
 }
-"""By name: what all trainings share, the methods, the seeds. A seed goes through all methods before
-the next one begins."""
+"""By name: the common configuration, the methods and the seeds. A seed runs with all methods before
+the next seed starts."""

@@ -15,7 +15,7 @@ Bytes = NDArray[np.uint8]
 
 TEST_SHARE = 0.05
 NOT_READ = {"site-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
-"""Folders of the standard library whose files are left out."""
+"""Folders of the standard library that are skipped."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self.scratch = 0
-        """Bytes of memory above the inputs that the last encoding took."""
+        """Memory of the last encoding above its inputs, in bytes."""
 
     def missing(self) -> str:
         if not python().exists():

@@ -11,10 +11,10 @@ from benchmarks.common import relative_squared_error
 from benchmarks.peers.base import LossyPeer, Turn, Update
 
 CLOSE = 0.01
-"""An error this near to the one asked for, relatively, is equal."""
+"""Relative tolerance of the target error."""
 
 STRIDE, MARGIN = 4, 1.25
-"""How :func:`points` searches."""
+"""Parameters of the search in :func:`points`."""
 
 
 class Tuned(NamedTuple):

@@ -16,13 +16,13 @@ from benchmarks.updates import Source
 
 TITLE = "Bytes and times at equal error"
 NOTE = """\
-Of float32 matrices, as one model. The error is relative squared error: the sum of squares of
-what does not arrive over the sum of squares of the residual. Ours at the sparsity sets it; peers
-are tuned to it within 1 %, or, where they know whole steps only (NNCodec, SZ3, ZFP), their bytes
-lie on the line between the two best steps around it, in logarithms, and "error" and times are
-those of the nearer one. "Ours / peer": bytes. Times in milliseconds, one thread, all contestants
-taking turns; encoding begins with state and reference, decoding ends with a new model. The
-paper's scheme counts its bytes but writes none, so it has no times."""
+The float32 matrices as one model. The error is relative squared error: the sum of squares of the
+state minus the recovered model over that of the residual. Our error at the sparsity is the target.
+Peers are tuned to it within 1 %. For peers with whole steps only (NNCodec, SZ3, ZFP), bytes are
+interpolated between the two best steps around it, in logarithms, and "error" and times are those of
+the nearer step. "Ours / peer": bytes. Times in milliseconds, one thread, all codecs in turn;
+encoding begins with state and reference, decoding ends with a new model. The paper's scheme counts
+its bytes without writing them, so it has no times."""
 
 
 def measure(

@@ -20,10 +20,9 @@ from resfed_codec.config import CodecConfig
 
 TITLE = "Identical integers"
 NOTE = """\
-The levels of our top-k and quantizer, for float32 matrices as one model, coded without loss.
-Ours is the whole payload and the whole way from two models to it and back; the others are given
-integers and give integers. "Ours / peer": bytes. Times in milliseconds, one thread, all
-contestants taking turns."""
+The levels of our top-k and quantizer, for the float32 matrices as one model, coded without loss.
+Ours is the whole payload, with the times of encode and decode between models; the peers code and
+decode integers. "Ours / peer": bytes. Times in milliseconds, one thread, all codecs in turn."""
 
 
 def levels_of(update: Update, sparsity: float) -> Levels:

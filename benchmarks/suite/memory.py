@@ -17,10 +17,10 @@ from benchmarks.updates import Source
 
 TITLE = "Memory of encoding"
 NOTE = """\
-Sparsity 0.99, peers at equal error (made-up models: of the first tensor), one thread. Peak of
-resident memory while encoding, above what was resident before with both models loaded and a
-small model encoded; each in a fresh process (NNCodec's is its worker, which is given the
-residual, so that the residual itself is not counted there). Linux only."""
+Sparsity 0.99, peers at equal error (synthetic models: of the first tensor), one thread. Peak of
+resident memory while encoding, above that with both models loaded and after encoding a small model;
+each in a new process (NNCodec's is its worker, which receives the residual, so the residual is not
+counted there). Linux only."""
 SPARSITY = 0.99
 SMALL = 61_000
 

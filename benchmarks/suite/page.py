@@ -12,7 +12,7 @@ from benchmarks.suite import rows as table
 
 STAMP = ("machine", "versions", "command", "commit", "date")
 LOSING = {"error": "equal error", "integers": "identical integers"}
-"""Parts that are searched for what others do better, and what the table calls them."""
+"""Tables to search for peers that need fewer bytes, and their names on the page."""
 INTRO = """\
 One update of a model, coded by this codec ("ours") and by others; float32 matrices, as one model.
 A ratio in bold, above 1, says that the peer needs fewer bytes. "ResFed paper's scheme" is that of

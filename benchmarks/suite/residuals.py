@@ -13,10 +13,9 @@ from benchmarks.updates import Source
 
 TITLE = "How residuals cluster"
 NOTE = """\
-Of the nonzeros of our payload, in order: "directly" and "within 8" is the share that follows its
-predecessor at a distance of 1, and of at most 8; "same sign" is the share with the predecessor's
-sign among those at a distance of at most 2; "level" is the mean of their levels. Bits are those of
-the whole payload."""
+Shares of the nonzeros of our payload, in order: "directly" and "within 8" follow their predecessor
+at a distance of 1, and of at most 8; "same sign" have the predecessor's sign among those at a
+distance of at most 2; "level" is their mean level. Bits are those of the whole payload."""
 
 
 def measure(sources: Sequence[Source], sparsities: Sequence[float]) -> list[dict[str, Any]]:

@@ -21,15 +21,15 @@ from benchmarks.updates import Source, short
 
 TITLE = "Time and bytes against the number of parameters"
 PEER_BYTES = 44
-"""Memory for each parameter while a peer runs: three models, and what the hungriest peer takes."""
+"""Memory for each parameter while a peer runs: three models and the largest peer's own memory."""
 IN_PLACE = f"{OURS}, in place"
 COPY, SUB = "copy of the model", "torch.sub(state, reference)"
 NOTE = """\
-Made-up models (`resfed_codec.cli.bench.synthetic_update`, like a Transformer). Peers are tuned to
-our error at sparsity 0.99, on the first tensor (of up to 4.7 M parameters); "error" is what they
-leave of the whole model. Times in milliseconds, all contestants taking turns, one thread unless
-the name says otherwise. The time of a plain copy of the model, and of torch.sub into an array
-that is there already, stands under encoding."""
+Synthetic models (`resfed_codec.cli.bench.synthetic_update`, like a Transformer). Peers are tuned to
+our error at sparsity 0.99, on the first tensor (of up to 4.7 M parameters); "error" is that of the
+whole model. Times in milliseconds, all codecs in turn, one thread unless the name says otherwise.
+The times of a plain copy of the model, and of torch.sub into an existing array, are in the column
+of encoding."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def test_running_statistics_are_sent_unchanged(
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99, 0.999])
-def test_stc_decodes_what_it_counts(
+def test_stc_code_equals_encode_and_decode(
     sparsity: float, initial: State, rng: np.random.Generator
 ) -> None:
     method = SparseTernary(initial, CLIENTS, 0, sparsity=sparsity)

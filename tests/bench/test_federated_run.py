@@ -120,7 +120,7 @@ def test_fields_of_lines(tmp_path: Path) -> None:
         ("uncompressed", {}),
     ],
 )
-def test_the_model_tested_is_the_one_that_clients_hold(
+def test_the_tested_model_is_that_of_the_clients(
     method: str, options: dict, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model of the clients' sessions, if the method has sessions; for both accuracies."""
@@ -410,7 +410,7 @@ def test_report_reads_megabytes_to_an_accuracy(tmp_path: Path) -> None:
     assert (tmp_path / "trial.md").read_text() == text
 
 
-def test_report_of_trainings_that_ran_out_of_time(
+def test_report_of_unfinished_trainings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "trial"
@@ -472,7 +472,7 @@ def test_chart_is_the_same_each_time(over: str, suffix: str, tmp_path: Path) -> 
     assert len(one) > 1000
 
 
-def test_names_say_what_options_mean() -> None:
+def test_display_names() -> None:
     assert [name_of(*parse_method(spec)) for spec in (
         "codec:sparsity=0.99,up_feedback=True,down_feedback=True",
         "codec:sparsity=0.95,up=res1,down_feedback=True",

@@ -70,7 +70,7 @@ def test_text_is_python_and_the_same_each_time(python: Text) -> None:
     assert part.digest != python.digest
 
 
-def test_gpt_sees_only_what_came_before() -> None:
+def test_gpt_is_causal() -> None:
     model = build_gpt("gpt_tiny", 0)
     tokens = torch.randint(0, 256, (2, 20), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()
@@ -88,7 +88,7 @@ def test_the_large_gpt_has_5_to_20_million_parameters() -> None:
     assert 5e6 < sum(p.numel() for p in build_gpt("gpt", 0).parameters()) < 20e6
 
 
-def test_adapters_change_nothing_at_first_and_are_all_that_is_trained() -> None:
+def test_adapters_start_at_zero_and_only_they_are_trained() -> None:
     model = build_gpt("gpt_tiny", 0)
     tokens = torch.arange(20)[None]
     with torch.no_grad():

@@ -296,7 +296,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert document["left_out"] == ["a peer: absent"]
 
 
-def test_page_has_a_table_of_what_others_do_better(tmp_path: Path) -> None:
+def test_page_has_a_table_of_better_peers(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks.suite import page
 

@@ -1,4 +1,4 @@
-"""The command line: what each command does, says and passes on."""
+"""The command line: results, output and options of each command."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_round_trip(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_encode_passes_its_options_on(files: Files, options: str, expected: dict[str, Any]) -> None:
+def test_encode_options(files: Files, options: str, expected: dict[str, Any]) -> None:
     output = files.folder / "out"
     assert main(files.encode(output, *options.split())) == 0
     assert output.read_bytes() == rfc.encode(model(1), model(0), **expected)
     assert output.read_bytes() != files.payload.read_bytes()
 
 
-def test_running_statistics_are_dense_unless_told_otherwise(files: Files) -> None:
+def test_running_statistics_are_dense_by_default(files: Files) -> None:
     new, old = ({**model(seed), "n.running_var": model(seed)["net.bias"]} for seed in (1, 0))
     save_file(new, files.new)
     save_file(old, files.old)
@@ -126,7 +126,7 @@ def test_threads(files: Files, threads: int, before: bool) -> None:
 
 @pytest.mark.parametrize("hide_torch", [False, True])
 def test_bfloat16(files: Files, monkeypatch: pytest.MonkeyPatch, hide_torch: bool) -> None:
-    torch = pytest.importorskip("torch")  # also makes what is expected
+    torch = pytest.importorskip("torch")  # also makes the expected results
     if hide_torch:
         pytest.importorskip("ml_dtypes")
     new, old = (bfloat16_words(seed) for seed in (1, 0))
@@ -171,7 +171,7 @@ def test_needs_safetensors(
     assert main(["inspect", f"{files.payload}"]) == 0
 
 
-def test_imports_nothing_large() -> None:
+def test_imports_no_large_packages() -> None:
     large = {"safetensors", "torch", "rich"}
     code = f"import sys, resfed_codec.cli.main; print({large} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

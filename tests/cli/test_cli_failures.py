@@ -1,4 +1,4 @@
-"""The command line when something is wrong: messages, exit codes, output files all or nothing."""
+"""Errors of the command line: messages, exit codes, and atomic output files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from cli_files import Files, assert_fails, assert_same, model, start, write_raw
 
-# Failures
+# Errors
 
 
 def nan_in_new(files: Files) -> list[str]:
@@ -181,7 +181,7 @@ def test_demo_failures(
     assert_fails(["demo"], capsys, "sklearn", 'pip install "resfed-codec[demo]"')
 
 
-# Output files are all or nothing
+# Atomic output files
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -246,7 +246,7 @@ def test_write_that_stops_half_way(files: Files) -> None:
 
 
 def test_output_replaces_a_file(files: Files) -> None:
-    assert main(files.decode(files.old)) == 0  # even the reference itself
+    assert main(files.decode(files.old)) == 0  # also the reference itself
     assert_same(load_file(files.old), rfc.decode(files.payload.read_bytes(), model(0)))
 
 
@@ -282,7 +282,7 @@ def test_output_through_links_and_pipes(files: Files) -> None:
     assert pipe.is_fifo()
 
 
-# The process: interrupts, pipes, the module as a script
+# Interrupts, pipes, and the module as a script
 
 
 def test_as_script(files: Files) -> None:

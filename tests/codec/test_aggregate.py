@@ -27,7 +27,7 @@ from models import (
 )
 
 LARGEST = 2.0**15
-"""Magnitudes that weights and counts of these tests cannot bring near the limit."""
+"""Magnitudes that stay below the limit with the weights and counts of these tests."""
 
 WEIGHTS = st.one_of(
     st.integers(1, 10**6),

@@ -17,7 +17,7 @@ from models import State, assert_same, cnn_pair
 from published_rules import moved
 
 MOST = 2.0**45
-"""A change times its weight stays below."""
+"""The limit of a change times its weight."""
 
 ZERO = [np.zeros(3, np.float32)]
 

@@ -27,13 +27,13 @@ from resfed_codec.stream.wire import varint
 
 MODEL = {"b": np.zeros(5, np.float32), "w": np.zeros((10, 10), np.float32)}
 N = 300_000
-"""As many as a header here claims of anything, each of one byte or a little more."""
+"""The count in the forged headers; each item takes one byte or a little more."""
 
 MOST_CALLS = 3000
-"""Python calls that a refusal may take, however long the bytes are."""
+"""Limit of Python calls for an error, independent of the length of the bytes."""
 
 FIXED = 1 << 20
-"""Bytes that any call may take, whatever it is given."""
+"""Memory in bytes that any call may use, independent of its input."""
 
 
 def payload(flags: int, rest: bytes, *, slice_log2: int = 11, own_digest: bool = True) -> bytes:

@@ -94,7 +94,7 @@ def delivered(
             return receive(message)
         except rfc.StateMismatchError as error:
             message = answer(error.request)
-    raise AssertionError("not healed")
+    raise AssertionError("not recovered")
 
 
 def goes_on(ends: Ends) -> None:

@@ -12,10 +12,10 @@ import resfed_codec as rfc
 from resfed_codec import reference as slow
 
 N = 12
-"""A sequence counts "2" before "10"; sorted names have it behind."""
+"""In a sequence "2" comes before "10"; sorted as strings it comes after."""
 
 SHAPES = [(i + 1, 3) for i in range(N)]
-"""All different: what is paired wrongly does not even fit."""
+"""All different, so wrong pairs do not fit."""
 
 
 def layers() -> list[np.ndarray]:

@@ -113,7 +113,7 @@ class TestEachArray:
 )
 def test_dtype_and_length_agree_with_the_arrays(call: str, fields: dict[str, Any]) -> None:
     if call == "add_values" and "dtype" in fields:
-        return  # its arrays are float32, whatever the tensors are
+        return  # its arrays are float32 for any tensors
     with pytest.raises(ValueError, match="tensor 0: "):
         CALLS[call][0](tensors({**in_field("feedback", array(), call), **fields}))
 

@@ -36,7 +36,7 @@ class OnHost(OnDevice):
         ("no CUDA-capable device is detected", True, "it needs an NVIDIA GPU and its driver"),
     ],
 )
-def test_says_what_is_missing(
+def test_error_names_what_is_missing(
     reason: str, with_cuda: bool, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_native, "cuda_unavailable_reason", lambda: reason)

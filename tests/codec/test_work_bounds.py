@@ -119,7 +119,7 @@ print(held("VmHWM") - before)
 """
 
 SLACK = 2 << 20
-"""Bytes for what has nothing to do with the model's size."""
+"""Bytes for memory that does not depend on the model's size."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

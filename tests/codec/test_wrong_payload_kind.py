@@ -69,7 +69,7 @@ READERS: dict[str, tuple[Callable[[bytes], object], set[str]]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_says_what_it_is(reader: str) -> None:
+def test_error_names_the_kind(reader: str) -> None:
     call, taken = READERS[reader]
     for kind, data in made().items():
         for given in (data, bytearray(data), data[:12]):
@@ -80,7 +80,7 @@ def test_says_what_it_is(reader: str) -> None:
             assert TEXTS.get(kind, kind) in str(error.value), kind
 
 
-def test_payloads_of_streams_say_who_takes_them() -> None:
+def test_error_for_stream_payloads_names_the_decoder() -> None:
     payload = made()["of a stream"]
     with pytest.raises(rfc.StateMismatchError, match="give it to the Decoder or the session"):
         rfc.decode(payload, MODEL)

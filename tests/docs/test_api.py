@@ -14,7 +14,7 @@ import resfed_codec as rfc
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "api.md"
 NATIVE = "resfed_codec._native"
-"""Its classes cannot be asked for signatures; docs/gpu.md tells of DeviceArray."""
+"""Its classes have no signatures; docs/gpu.md describes DeviceArray."""
 NAMES = [name for name in rfc.__all__ if name != "__version__"]
 
 

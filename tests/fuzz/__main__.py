@@ -34,7 +34,7 @@ SESSIONS = "sessions"
 
 SESSIONS_NEED = ("resfed_codec", "pytest", "hypothesis", "ml_dtypes")
 RUNS_PER_SESSION = 3
-"""An execution of `sessions` takes so long that of --runs there is one in so many."""
+"""An execution of `sessions` is slow, so it runs only --runs divided by this number."""
 
 MAX_LENGTH = 4096
 MEGABYTES_AT_ONCE = 1

@@ -247,7 +247,7 @@ class Trial:
         names = [name for name in self.ends if name != "decoder"]
         name = str(self.rng.choice(names))
         end = self.ends[name]
-        self.steps.append(f"{name} goes on")
+        self.steps.append(f"{name} trains and sends")
         self._before.pop(name, None)
         with contextlib.suppress(ValueError):
             if name == "server":
@@ -317,17 +317,19 @@ class Trial:
     def _encode_and_decode(self) -> None:
         encoder, decoder = self.ends["encoder"], self.ends["decoder"]
         payload = encoder.encode(moved(encoder.state, self.rng))
-        self._healed(payload, decoder.decode, encoder.answer)
+        self._deliver_and_recover(payload, decoder.decode, encoder.answer)
         require_same(decoder.state, encoder.state, "decoder and encoder")
 
     def _exchange(self, name: str) -> None:
         server, client = self.ends["server"], self.ends[name]
         server.update(moved(server.state, self.rng))
         try:
-            self._healed(server.send(name), client.receive, lambda r: server.answer(name, r))
+            self._deliver_and_recover(
+                server.send(name), client.receive, lambda r: server.answer(name, r)
+            )
         except rfc.StateMismatchError:
             # It trains from what it holds, and perhaps learns from the answer who it is.
-            self._healed(
+            self._deliver_and_recover(
                 client.send(client.state), lambda m: server.receive(name, m), client.answer
             )
             raise
@@ -341,14 +343,16 @@ class Trial:
             raise PromiseError("not the newest global model")
         local = moved(client.state, self.rng)
         uplink = client.send(local)
-        received = self._healed(uplink, lambda data: server.receive(name, data), client.answer)
+        received = self._deliver_and_recover(
+            uplink, lambda data: server.receive(name, data), client.answer
+        )
         if not np.array_equal(received["n"], local["n"]):
             raise PromiseError("not this local model")
         sent = client._sent[max(client._sent)].version.model
         if sent is not None:
             require_same(received, client._layout.state_of(sent), "uplink")
 
-    def _healed(
+    def _deliver_and_recover(
         self, message: bytes, receive: Callable[[bytes], Any], answer: Callable[[bytes], bytes]
     ) -> Any:
         for _ in range(ANSWERS):

@@ -224,7 +224,7 @@ def test_sessions_recover_from_any_faults(configs: Any, shared_initial: bool, pl
         n_sent = {node: len(messages) for node, messages in nodes.sent.items()}
         assert len(one_round(number)) == 2, "a client is lost"
         for node in nodes.get_node_ids():
-            assert number == 100 or len(nodes.sent[node]) == n_sent[node] + 1, "not healed"
+            assert number == 100 or len(nodes.sent[node]) == n_sent[node] + 1, "not recovered"
     if configs[1] is None or configs[1].predictor != "res0":  # one downlink for all
         for node in nodes.get_node_ids():
             assert same(app.given[node], grid.session.state)

@@ -1,9 +1,9 @@
-// Makes calls of encode() that were written down in files, for builds that Python does not run in:
+// Runs recorded calls of encode(), for builds without Python:
 //
 //   encode_calls KERNELS FILE...
 //
-// Each FILE has options and tensors, see tests/native/test_builds.py. Beside it, FILE.out receives
-// the payload behind its length (8 bytes), and the model that decode() makes of it.
+// Each FILE has options and tensors, see tests/native/test_builds.py. The program writes the length
+// of the payload (8 bytes), the payload and the decoded model to FILE.out.
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -67,7 +67,7 @@ void make_call(const std::string& path) {
   options.blocks = in.numbers();
   std::vector<Tensor> tensors(in.number());
   std::vector<Role> roles_to_decode;
-  std::vector<std::vector<char>> data;  // states and references, in memory of their own: aligned
+  std::vector<std::vector<char>> data;  // states and references, in aligned memory
   for (Tensor& t : tensors) {
     t.n_elems = in.number();
     t.elem_bytes = static_cast<uint32_t>(in.number());

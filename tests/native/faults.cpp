@@ -1,8 +1,7 @@
-// Every allocation of every call fails once, alone and with all that follow. Each time the call
-// says so by std::bad_alloc, and nothing that the caller sees has changed; or it succeeds without.
+// Makes every allocation of every call fail, once alone and once with all later ones. The call must
+// throw std::bad_alloc and leave the caller's data unchanged, or succeed.
 //
-// Link with --wrap=malloc --wrap=calloc, so that memory that is not asked for by operator new is
-// counted too.
+// Link with --wrap=malloc --wrap=calloc, to count allocations that do not use operator new.
 #include <atomic>
 #include <functional>
 #include <new>
@@ -46,8 +45,8 @@ using namespace fuzz;
 
 namespace {
 
-// `call` changes what `state` copies; `prepare` puts that back. With a stride only one allocation
-// of so many fails: a search encodes over and over.
+// `call` changes the data that `state` copies; `prepare` restores it. With a stride only every
+// stride-th allocation fails, because a search encodes many times.
 template <class State>
 void fail_each(const char* name, const std::function<void()>& prepare,
                const std::function<void()>& call, const std::function<State()>& state,
@@ -75,7 +74,7 @@ void fail_each(const char* name, const std::function<void()>& prepare,
         const long counted = n_allocations;
         ++n_calls;
         check(state() == (refused ? before : after), name);
-        if (counted <= n) break;  // none was left to fail
+        if (counted <= n) break;  // no allocation failed
         most = std::max(most, counted);
       }
     }
@@ -84,8 +83,8 @@ void fail_each(const char* name, const std::function<void()>& prepare,
   std::fflush(stdout);
 }
 
-// All roles, and several slices; with many rows several chunks, too. `whole` is for all calls,
-// else only encode and decode, without a search.
+// All roles and several slices; with many rows also several chunks. `whole` runs all calls,
+// otherwise only encode and decode, without a search.
 void fail_all(uint64_t n_rows, bool whole) {
   const Layout layout = {matrix(n_rows, 200), vector(90), matrix(6, 50, DType::kFloat16),
                          integers(60, 4), vector(64, DType::kFloat64)};
@@ -108,7 +107,7 @@ void fail_all(uint64_t n_rows, bool whole) {
     feedback.clear();
     for (const Shape& shape : layout) feedback.emplace_back(shape.n_elems(), 0.25f);
   };
-  // In place, as an encoder that predicts by its last model does.
+  // In place, like an encoder that predicts from its last model.
   const auto tensors = [&](const Layout& roles, bool predicted, bool with_feedback) {
     auto made = tensors_of(roles, out, &out);
     for (size_t i = 0; i < made.size(); ++i) {
@@ -183,7 +182,7 @@ void fail_all(uint64_t n_rows, bool whole) {
       [&] { keyframe = encode_keyframe(tensors_of(layout, state, nullptr), 0, 52); },
       [&] { return keyframe; });
   Memory fresh;
-  // Contract: memory that nobody else sees yet, so only that it ends well.
+  // Only checks that it throws: no other code can see this memory yet.
   fail_each<int>(
       "decode_keyframe", [&] { fresh = filled_like(state, 0); },
       [&] {

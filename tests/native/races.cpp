@@ -1,5 +1,5 @@
-// Calls from several threads at once, each with several threads of its own, for the thread
-// sanitizer. All of them must come to the same.
+// Concurrent calls from several threads, each with several threads, for the thread sanitizer. All
+// must have the same results.
 #include <mutex>
 #include <thread>
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMIT = "667834cfe5214523edd7769aeab77f91b7137686"
-"""Of https://github.com/accel-sim/gpgpu-sim_distribution, branch dev."""
+"""The commit of https://github.com/accel-sim/gpgpu-sim_distribution, branch dev."""
 
 INSTRUCTIONS = "src/cuda-sim/instructions.cc"
 MEMORY = "src/cuda-sim/memory.cc"

@@ -12,7 +12,7 @@ from pathlib import Path
 import edits
 
 HEADERS = ("nvidia-cuda-runtime-cu11==11.8.89", "nvidia-cuda-nvcc-cu11==11.8.89")
-"""CUDA's headers as the simulator knows them, from PyPI."""
+"""Packages on PyPI with the version of CUDA's headers that the simulator supports."""
 
 TOOLKIT = {
     "bin/nvcc": '#!/bin/sh\necho "Cuda compilation tools, release 11.0, V11.0.0"\n',

@@ -187,18 +187,18 @@ class Channel(RuleBasedStateMachine):
         self.server.update(moved(self.server.state, self.rng))
         self.note_globals()
         for name, client in self.clients.items():
-            self.heal_down(name, client)
+            self.recover_down(name, client)
             for _ in range(3):
                 payload = client.send(moved(client.state, self.rng))
                 try:
                     self.server.receive(name, payload)
                 except rfc.StateMismatchError as error:
-                    self.heal_up(name, client, error.request)
+                    self.recover_up(name, client, error.request)
                 self.server.update(moved(self.server.state, self.rng))
                 self.note_globals()
-                self.heal_down(name, client)
+                self.recover_down(name, client)
 
-    def heal_down(self, name: str, client: rfc.ClientSession) -> None:
+    def recover_down(self, name: str, client: rfc.ClientSession) -> None:
         message = self.server.send(name)
         self.note_globals()
         if client._tag not in (0, self.server._clients[name].tag):
@@ -213,7 +213,7 @@ class Channel(RuleBasedStateMachine):
         newest = newest or self.server._clients[name].downlinks[client.version]
         assert_same(state, self.globals[newest.digest])
 
-    def heal_up(self, name: str, client: rfc.ClientSession, request: bytes) -> None:
+    def recover_up(self, name: str, client: rfc.ClientSession, request: bytes) -> None:
         if client._tag not in (0, self.server._clients[name].tag):
             return
         answer = client.answer(request)

@@ -232,7 +232,7 @@ def test_forged_messages(message: Message, draw: Any) -> None:
 
 HEADER = b"RFM\x01"
 TAG = bytes(12)
-"""And the run's 32 bits."""
+"""The tag and the run's 32 bits."""
 
 
 @pytest.mark.parametrize(

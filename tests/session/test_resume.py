@@ -17,7 +17,7 @@ import resumable_run
 
 N_KILLS = 3
 DEADLINE = 60.0
-"""Seconds after which something is wrong."""
+"""Time limit of a run in seconds."""
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -108,7 +108,7 @@ def update(recovered: State, start: State) -> State:
 
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 0), (np.float64, 1e6)])
 @pytest.mark.parametrize("up", ["global", STEPS, "adaptive"], ids=str)
-def test_what_was_lost_arrives_later(
+def test_a_lost_update_arrives_later(
     up: Any, dtype: Any, offset: float, rng: np.random.Generator
 ) -> None:
     """With nearly lossless coding, the uplink after the next contains the lost update."""
@@ -146,7 +146,7 @@ def test_arrived_uplinks_are_not_sent_again(rng: np.random.Generator) -> None:
         client.receive(message)
 
 
-def test_feedback_sends_what_was_left_out(rng: np.random.Generator) -> None:
+def test_feedback_sends_everything_in_the_end(rng: np.random.Generator) -> None:
     """The same target for many rounds at sparsity 0.9: feedback sends everything in the end."""
     initial = {"w": np.zeros((50, 40), np.float32)}
     target = {"w": rng.standard_normal((50, 40)).astype(np.float32)}

@@ -45,7 +45,7 @@ class Pair:
         error = refused(self.dec, rfc.StateMismatchError, match, lambda: self.dec.decode(payload))
         return error.request
 
-    def heal(self, request: bytes) -> None:
+    def recover(self, request: bytes) -> None:
         answer = self.enc.answer(request)
         assert_same(self.dec.decode(answer), self.enc.state)
         self.goes_on()
@@ -80,7 +80,7 @@ def test_older_payload(pair: Pair) -> None:
             rf"version {number}, .* held here, version 3 \(digest [0-9a-f]{{16}}\): it is older",
         )
     pair.deliver(3, 4)
-    pair.heal(request)
+    pair.recover(request)
 
 
 def test_gap(pair: Pair) -> None:
@@ -92,11 +92,11 @@ def test_gap(pair: Pair) -> None:
             r" here, version 1 \(.*: payloads between them are missing",
         )
     assert len(request) < 40
-    pair.heal(request)
+    pair.recover(request)
 
 
 def test_gap_before_the_first_payload(pair: Pair) -> None:
-    pair.heal(pair.refused(pair.payloads[3], "held here, version 0 "))
+    pair.recover(pair.refused(pair.payloads[3], "held here, version 0 "))
 
 
 def test_missing_payloads_may_arrive_late(pair: Pair) -> None:
@@ -211,7 +211,7 @@ def test_encoder_restarts_from_an_old_state(pair: Pair, n_ahead: int, feedback: 
     pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
     pair.enc.load_state_dict(saved)
     request = pair.refused(pair.encode(), f"held here, version {2 + n_ahead} ")
-    pair.heal(request)
+    pair.recover(request)
 
 
 def test_decoder_restarts_from_an_old_state(pair: Pair) -> None:
@@ -221,13 +221,13 @@ def test_decoder_restarts_from_an_old_state(pair: Pair) -> None:
     pair.dec = rfc.Decoder(pair.initial)
     pair.dec.load_state_dict(saved)
     assert pair.dec.version == 2
-    pair.heal(pair.refused(pair.encode(), "are missing"))
+    pair.recover(pair.refused(pair.encode(), "are missing"))
 
 
 def test_decoder_restarts_without_state(pair: Pair) -> None:
     pair.deliver(1, 2, 3, 4)
     pair.dec = rfc.Decoder(pair.initial)
-    pair.heal(pair.refused(pair.encode(), "held here, version 0 "))
+    pair.recover(pair.refused(pair.encode(), "held here, version 0 "))
 
 
 def test_state_saved_before_an_encode_that_was_delivered(pair: Pair) -> None:

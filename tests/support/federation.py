@@ -20,7 +20,7 @@ RULES = {
     "all": ("res2", "res2"),
 }
 OWN_DOWNLINKS = ("own downlinks", "all")
-"""Here the server keeps whatever global model each client is known to hold."""
+"""With these rules the server keeps the global models that its clients hold."""
 
 
 def model(rng: np.random.Generator) -> State:
@@ -76,7 +76,7 @@ class Federation:
         if self.broadcast:
             assert_same(received, self.server.state)
 
-    def healed(
+    def deliver(
         self, end: Any, receive: Any, answer: Any, message: bytes, answers: int | None
     ) -> State:
         """The result of ``receive`` after ``answers`` refusals and answers; None: at most two."""
@@ -96,7 +96,7 @@ class Federation:
     def down(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
         """Deliver the newest global model, after ``answers`` expected refusals and answers."""
         message = self.server.send(name)
-        received = self.healed(
+        received = self.deliver(
             client,
             client.receive,
             lambda request: self.server.answer(name, request),
@@ -108,7 +108,7 @@ class Federation:
     def up(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
         """Deliver a local model."""
         local = moved(client.state, self.rng)
-        received = self.healed(
+        received = self.deliver(
             self.server,
             lambda payload: self.server.receive(name, payload),
             client.answer,

@@ -34,7 +34,7 @@ LIBRARIES = ["cupy", "other"] + (["torch"] if REAL_TORCH or (torch and EMULATED)
 
 
 ONE = LIBRARIES[-1:] if EMULATED else LIBRARIES
-"""For tests that take long in the emulator and do not depend on whose the arrays are."""
+"""For tests that are slow in the emulator and do not depend on the kind of arrays."""
 
 
 class Gpu:

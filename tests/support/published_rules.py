@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "steps": (np.int64, ()),
     "seen": (np.bool_, (6,)),
 }
-"""All kinds of tensors in one small model."""
+"""Tensors of all kinds in one small model."""
 
 
 def random_model(rng: np.random.Generator) -> State:
@@ -87,7 +87,7 @@ PUBLISHED: dict[str, Callable[[Any, Any], Any]] = {
     "res1": lambda o, x: o[-1] + 0.5 * (x[-1] - x[-2]),
     "res2": lambda o, x: x[-1] + 2 * (o[-1] - x[-2]) - (o[-2] - x[-3]),
 }
-"""The rules as the paper's code has them, for numbers of any kind."""
+"""The rules of the paper's code, for numbers of any type."""
 
 
 def linear(own: Sequence[float], other: Sequence[float] = ()) -> Rule:

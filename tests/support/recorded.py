@@ -16,7 +16,7 @@ from published_rules import moved
 from resfed_codec.stream.message import is_message, read_message
 
 REMEMBERED = ("no update waits to be sent again", "global model has been replaced here")
-"""What answer() of a client says when it could only take in how the server stands."""
+"""Errors of a client's answer() after it updated only its knowledge of the server."""
 
 Ends = dict[str, Any]
 

@@ -12,7 +12,7 @@ import sys
 import tarfile
 
 LEFT_OUT = (".", "benchmarks/results/")
-"""Settings for those who work on the code, whose names begin with a dot; and measured results."""
+"""Developer settings, whose names begin with a dot, and measured results."""
 
 
 def main() -> int:

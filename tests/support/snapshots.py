@@ -55,4 +55,4 @@ SAVERS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
     "safetensors": _safetensors,
     "safetensors.torch": _safetensors_torch,
 }
-"""From a state_dict to what comes back after it was stored."""
+"""Functions that store a state_dict and return it after loading."""

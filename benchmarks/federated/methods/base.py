@@ -11,7 +11,7 @@ State = dict[str, NDArray[np.float32]]
 Vector = NDArray[np.float32]
 
 STATISTICS = "running_"
-"""What names of running statistics have in common."""
+"""Prefix of the names of running statistics."""
 
 
 class Method(ABC):

@@ -13,12 +13,12 @@ from benchmarks.federated.methods.base import Method, State, Vector, flat, like
 from benchmarks.federated.methods.codec import Codec
 
 CHUNK_SIDE = 64
-"""SparseLoCo's chunks are 64 x 64 of a matrix, or 4,096 of a vector in a row."""
+"""SparseLoCo's chunks are 64 x 64 elements of a matrix, or 4,096 consecutive ones of a vector."""
 
 CLAIMED_BITS = 14
 PACKED_BITS = 20
-"""Of a value that SparseLoCo sends: 12 bits of place and 2 of value are claimed; its public code
-packs the value into 8."""
+"""Bits of a value that SparseLoCo sends: its paper counts 12 bits of position and 2 of value; its
+public code packs the value into 8."""
 
 
 class Outer:

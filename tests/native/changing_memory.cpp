@@ -1,12 +1,12 @@
-// Memory that says something else each time it is looked at, as if another thread wrote to it all
-// the while, but the same in every run:
+// Runs calls on memory that changes at every access, as if another thread wrote to it all the time,
+// but reproducibly:
 //
-//   changing N_CALLS
+//   changing_memory N_CALLS
 //
-// The pages of a model are out of reach. Who touches one gets it with new contents, and the one
-// before is out of reach again. So any two passes over a model disagree about most of it. Every
-// call must end well or in a Failure, and what it made must fit together; sanitizers and the end
-// of the process tell the rest.
+// The pages of a model are inaccessible. An access makes a page accessible with new contents and
+// the previous page inaccessible. So any two passes over a model read mostly different values.
+// Every call must succeed or throw a Failure, and its results must be consistent. Sanitizers and
+// the exit status of the process reveal other errors.
 #include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -63,7 +63,7 @@ void put(double value, DType dtype, void* place) {
 void fill(Contents contents, DType dtype, uint8_t* bytes, size_t n_bytes) {
   const size_t size = dtype_size(dtype);
   const double scale = std::ldexp(1.0, static_cast<int>(random_bits() % 9) - 4);
-  const uint64_t density = random_bits() % 4;  // how rare a change is
+  const uint64_t density = random_bits() % 4;  // larger: rarer changes
   for (size_t i = 0; i + size <= n_bytes; i += size) {
     double value = 0;
     if (random_bits() % (density + 1) == 0) {
@@ -80,7 +80,7 @@ void fill(Contents contents, DType dtype, uint8_t* bytes, size_t n_bytes) {
   }
 }
 
-// Memory of a model. Calm, it is like any other.
+// Memory of a model. It changes only between start() and stop().
 class Changing {
  public:
   Changing(size_t n_bytes, DType dtype, Contents contents)
@@ -103,7 +103,7 @@ class Changing {
   void start() { protect(memory_, n_pages_, PROT_NONE), open_ = nullptr; }
   void stop() { protect(memory_, n_pages_, PROT_READ | PROT_WRITE); }
 
-  // Whether the address was out of reach here, and no longer is.
+  // Opens the page if the address is in this memory; returns whether it is.
   bool open(uint8_t* address) {
     if (address < memory_ || address >= memory_ + n_pages_ * kPage) return false;
     uint8_t* const page = memory_ + (address - memory_) / static_cast<ptrdiff_t>(kPage) * kPage;
@@ -133,7 +133,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
   for (Changing* const changing : Changing::all) {
     if (changing->open(static_cast<uint8_t*>(info->si_addr))) return;
   }
-  struct sigaction action = {};  // a stray access: once more, with what it deserves
+  struct sigaction action = {};  // another invalid access: repeat it with the default handler
   action.sa_handler = SIG_DFL;
   sigaction(signal, &action, nullptr);
 }
@@ -149,7 +149,7 @@ bool equal(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-// Runs a call while the memory changes; whether it ended well.
+// Runs a call while the memory changes; returns whether it succeeded.
 template <class Call>
 bool survives(Changing& memory, Call call) {
   memory.start();
@@ -313,7 +313,7 @@ int main(int argc, char** argv) {
   action.sa_flags = SA_SIGINFO;
   sigaction(SIGSEGV, &action, nullptr);
   sigaction(SIGBUS, &action, nullptr);
-  set_num_threads(1);  // one page at a time is within reach
+  set_num_threads(1);  // only one page at a time is accessible
   const char* const kernels[] = {"scalar", "avx2", "avx512", "neon"};
   for (int call = 0; call < n_calls; ++call) {
     choose_kernels(kernels[random_bits() % 4]);
