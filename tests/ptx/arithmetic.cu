@@ -35,8 +35,8 @@ struct Coding {
       const Slots slots = slots_of_bit(bit != 0, p);
       const Slots again = unpacked_slots(packed_slots(slots_by_mask(mask_of(bit != 0), p)));
       digest.add(packed_slots(slots));
-      digest.add(again.first);
-      digest.add(again.n);
+      digest.add(again.start);
+      digest.add(again.freq);
       uint32_t state = full >> (random >> 32) % 16 | kRansLow, taken = state;
       uint16_t word = 0;
       digest.add(rans_put(state, slots, &word));
@@ -59,8 +59,8 @@ struct Coding {
     const auto bits = static_cast<uint32_t>(random >> 20) % (1u << n_bits);
     const Slots number = slots_of_bypass(bits, n_bits);
     const Slots kept = unpacked_slots(packed_slots(number));
-    digest.add(kept.first);
-    digest.add(kept.n);
+    digest.add(kept.start);
+    digest.add(kept.freq);
     return digest.value;
   }
 };

@@ -220,8 +220,8 @@ struct Counting {
   uint32_t least = kProbOne, most = 0;
   void put(Decision slots) {
     ++n;
-    least = min_of<uint32_t>(least, slots.n);
-    most = max_of<uint32_t>(most, slots.n);
+    least = min_of<uint32_t>(least, slots.freq);
+    most = max_of<uint32_t>(most, slots.freq);
   }
 };
 // For a payload without rows and blocks.
