@@ -9,8 +9,8 @@
 
 namespace resfed {
 
-// Elements [i, n) with no instruction set at all: what is right. Every place is written before it
-// is known whether it counts.
+// Elements [i, n) without vector instructions: the definition of the result. Each candidate is
+// written before it is known whether it counts.
 template <class T>
 size_t collect_one_by_one(const T* x, const T* p, size_t i, size_t n, float scale, uint32_t base,
                           uint32_t min_key, Candidates out) {

@@ -108,17 +108,17 @@ EncodedGroup code_dense(const Group& group, unsigned bits) {
   return coded;
 }
 
-// The group's best k elements for any k, asking the model again only when k grows past what is
-// held.
-class Selector {
+// The group's best k elements for any k. Reads the model again only when k exceeds that of the
+// cached candidates.
+class CachedSelection {
  public:
-  explicit Selector(const Group& group) : group_(group) {}
+  explicit CachedSelection(const Group& group) : group_(group) {}
 
   CandidateChunks top(uint64_t k) {
-    if (!held_ || (k > k_held_ && candidates_.count() >= k_held_)) {
+    if (!cached_ || (k > k_cached_ && candidates_.count() >= k_cached_)) {
       candidates_ = select_top(group_, k);
-      k_held_ = k;
-      held_ = true;
+      k_cached_ = k;
+      cached_ = true;
     }
     return keep_top(candidates_, k);
   }
@@ -126,8 +126,8 @@ class Selector {
  private:
   const Group& group_;
   CandidateChunks candidates_{0};
-  uint64_t k_held_ = 0;
-  bool held_ = false;
+  uint64_t k_cached_ = 0;
+  bool cached_ = false;
 };
 
 // Smallest x in [low, high] for which holds(x), assuming it holds from some x on; `high` is known
@@ -163,7 +163,7 @@ EncodedGroup code_within_error(const Group& group, StepRule rule, double max_err
   rule.automatic = false;  // the step must be free to follow the threshold down
   const ExactSquares all = residual_squares(group);
   const double limit = error_limit(group, max_error, all.value());
-  Selector selector(group);
+  CachedSelection selector(group);
   EncodedGroup best;
   const auto holds = [&](uint64_t k) {
     const CandidateChunks selected = selector.top(k);
@@ -273,7 +273,7 @@ class BudgetSearch {
 // The payload of as many elements as fit into max_bytes.
 std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* state) {
   const Groups& groups = state->groups;
-  Selector matrices(groups.matrix), vectors(groups.vector);
+  CachedSelection matrices(groups.matrix), vectors(groups.vector);
   const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
   const uint64_t total = n_matrix + n_vector;
   BudgetSearch search(options.max_bytes, total);

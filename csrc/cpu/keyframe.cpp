@@ -18,7 +18,7 @@ static_assert(std::endian::native == std::endian::little, "elements are copied a
 constexpr size_t kHeaderBytes = 12;
 constexpr size_t kChunksPerTask = 2;  // when encoding, see encode_two
 
-// What the table says of a plane: one of these, or else its length in 16-bit words when coded,
+// A mode of the table: one of these, or else its length in 16-bit words when coded,
 // which is at least the two words of a slice's state.
 constexpr uint64_t kRaw = 0;
 constexpr uint64_t kConstant = 1;
@@ -67,11 +67,11 @@ void with_width(uint32_t elem_bytes, Use use) {
   }
 }
 
-// A plane on its way into the payload.
-struct Plane {
+// A byte plane while it is encoded.
+struct BytePlane {
   uint64_t mode;
   std::vector<uint8_t> bytes;             // as the mode says; raw while there are decisions
-  std::unique_ptr<Decision[]> decisions;  // of a plane that may be coded
+  std::unique_ptr<Decision[]> decisions;  // if it may be coded
 
   size_t n_decisions() const { return decisions ? 8 * bytes.size() : 0; }
 };
@@ -86,7 +86,7 @@ void reset(Probability* contexts) {
   std::fill_n(contexts, kByteContexts, initial_probability(kInitialByteState));
 }
 
-void record_decisions(Plane* plane) {
+void record_decisions(BytePlane* plane) {
   plane->decisions = std::make_unique_for_overwrite<Decision[]>(8 * plane->bytes.size());
   DecisionSink sink{plane->decisions.get()};
   Probability contexts[kByteContexts];
@@ -103,17 +103,17 @@ uint64_t equal_pairs(const std::vector<uint8_t>& bytes) {
   return pairs;
 }
 
-Plane make_plane(std::vector<uint8_t> bytes) {
+BytePlane make_plane(std::vector<uint8_t> bytes) {
   const uint8_t first = bytes[0];
   if (std::all_of(bytes.begin(), bytes.end(), [first](uint8_t byte) { return byte == first; }))
     return {kConstant, {first}, nullptr};
-  Plane plane{kRaw, std::move(bytes), nullptr};
+  BytePlane plane{kRaw, std::move(bytes), nullptr};
   if (worth_coding(equal_pairs(plane.bytes), plane.bytes.size())) record_decisions(&plane);
   return plane;
 }
 
 template <class UInt>
-void append_planes(const Chunk& chunk, unsigned keep, std::vector<Plane>* planes) {
+void append_planes(const Chunk& chunk, unsigned keep, std::vector<BytePlane>* planes) {
   const uint32_t n = chunk.n_elems;
   const auto elems = std::make_unique_for_overwrite<UInt[]>(n);
   std::memcpy(elems.get(),
@@ -133,7 +133,7 @@ void append_planes(const Chunk& chunk, unsigned keep, std::vector<Plane>* planes
 }
 
 // Puts the slice in place of the raw bytes if it is shorter.
-void keep_shorter(Plane* plane, const uint8_t* begin, const uint8_t* end) {
+void keep_shorter(BytePlane* plane, const uint8_t* begin, const uint8_t* end) {
   plane->decisions.reset();
   if (static_cast<size_t>(end - begin) >= plane->bytes.size()) return;
   plane->bytes.assign(begin, end);
@@ -141,7 +141,7 @@ void keep_shorter(Plane* plane, const uint8_t* begin, const uint8_t* end) {
 }
 
 // The backward pass is one long chain, so two slices together take hardly longer than one.
-void encode_two(Plane* a, Plane* b) {
+void encode_two(BytePlane* a, BytePlane* b) {
   const size_t most_a = 2 * a->n_decisions() + kSliceStateBytes;
   const size_t most_b = 2 * b->n_decisions() + kSliceStateBytes;
   const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(most_a + most_b);
@@ -154,10 +154,10 @@ void encode_two(Plane* a, Plane* b) {
   keep_shorter(b, writers[1].finish(), end_b);
 }
 
-void encode_recorded(std::vector<Plane>* planes) {
-  Plane none{kRaw, {}, nullptr};
-  Plane* waiting = nullptr;
-  for (Plane& plane : *planes) {
+void encode_recorded(std::vector<BytePlane>* planes) {
+  BytePlane none{kRaw, {}, nullptr};
+  BytePlane* waiting = nullptr;
+  for (BytePlane& plane : *planes) {
     if (!plane.decisions) continue;
     if (waiting != nullptr) encode_two(waiting, &plane);
     waiting = waiting == nullptr ? &plane : nullptr;
@@ -165,8 +165,8 @@ void encode_recorded(std::vector<Plane>* planes) {
   if (waiting != nullptr) encode_two(waiting, &none);
 }
 
-// Where a plane lies in the payload, and how.
-struct PlaneSource {
+// Where a byte plane lies in the payload, and its mode.
+struct BytePlaneSource {
   uint64_t mode;
   uint64_t offset;
 };
@@ -175,7 +175,7 @@ uint64_t plane_bytes(uint64_t mode, uint32_t n) {
   return mode == kRaw ? n : mode == kConstant ? 1 : 2 * mode;
 }
 
-void read_plane(const uint8_t* payload, PlaneSource source, uint32_t n, Failure bad,
+void read_plane(const uint8_t* payload, BytePlaneSource source, uint32_t n, Failure bad,
                 uint8_t* plane) {
   const uint8_t* const bytes = payload + source.offset;
   if (source.mode == kRaw) {
@@ -194,9 +194,9 @@ void read_plane(const uint8_t* payload, PlaneSource source, uint32_t n, Failure 
   if (!coder.finished()) throw bad;
 }
 
-// `sources` are the chunk's planes; `first_plane` only numbers errors.
+// `sources` are the chunk's byte planes; `first_plane` only numbers errors.
 template <class UInt>
-void decode_chunk(const Chunk& chunk, const uint8_t* payload, const PlaneSource* sources,
+void decode_chunk(const Chunk& chunk, const uint8_t* payload, const BytePlaneSource* sources,
                   uint64_t first_plane) {
   const uint32_t n = chunk.n_elems;
   const auto elems = std::make_unique<UInt[]>(n);
@@ -215,16 +215,16 @@ void decode_chunk(const Chunk& chunk, const uint8_t* payload, const PlaneSource*
               n * sizeof(UInt));
 }
 
-// Verifies what is neither header nor inside a plane. `payload` without its checksum.
-std::vector<PlaneSource> read_table(const uint8_t* payload, size_t n_bytes,
-                                    const std::vector<Chunk>& chunks) {
+// Verifies what is neither header nor inside a byte plane. `payload` without its checksum.
+std::vector<BytePlaneSource> read_table(const uint8_t* payload, size_t n_bytes,
+                                        const std::vector<Chunk>& chunks) {
   ByteReader in(payload, n_bytes);
   in.fixed<uint32_t>();  // magic and version
   in.fixed<uint64_t>();  // digest
-  std::vector<PlaneSource> sources;
+  std::vector<BytePlaneSource> sources;
   uint64_t sum = 0;
   for (const Chunk& chunk : chunks) {
-    // A slice that is no shorter than the raw plane is no legal one.
+    // A slice that is no shorter than the raw byte plane is not legal.
     const uint64_t limit = max_of<uint64_t>((chunk.n_elems - 1) / 2, kConstant);
     for (uint32_t p = 0; p < chunk.tensor->elem_bytes; ++p) {
       sources.push_back({in.varint(limit), sum});
@@ -233,7 +233,7 @@ std::vector<PlaneSource> read_table(const uint8_t* payload, size_t n_bytes,
   }
   if (sum > in.left()) throw Failure{Code::kTruncated, n_bytes};
   if (sum < in.left()) throw Failure{Code::kTrailingBytes, in.offset() + sum};
-  for (PlaneSource& source : sources) source.offset += in.offset();
+  for (BytePlaneSource& source : sources) source.offset += in.offset();
   return sources;
 }
 
@@ -258,8 +258,8 @@ size_t check_header(const uint8_t* payload, size_t n_bytes, uint64_t layout_dige
 std::vector<uint8_t> encode_keyframe(const std::vector<Tensor>& tensors, uint64_t layout_digest,
                                      unsigned mantissa_bits) {
   const std::vector<Chunk> chunks = chunks_of(tensors);
-  std::vector<std::vector<Plane>> planes_of_tasks((chunks.size() + kChunksPerTask - 1) /
-                                                  kChunksPerTask);
+  std::vector<std::vector<BytePlane>> planes_of_tasks((chunks.size() + kChunksPerTask - 1) /
+                                                      kChunksPerTask);
   parallel_for(
       planes_of_tasks.size(),
       [&](size_t task) {
@@ -279,12 +279,12 @@ std::vector<uint8_t> encode_keyframe(const std::vector<Tensor>& tensors, uint64_
   out.fixed(layout_digest);
   size_t n_bytes = kChecksumBytes;
   for (const auto& planes : planes_of_tasks) {
-    for (const Plane& plane : planes) out.varint(plane.mode), n_bytes += plane.bytes.size();
+    for (const BytePlane& plane : planes) out.varint(plane.mode), n_bytes += plane.bytes.size();
   }
   std::vector<uint8_t>& bytes = out.bytes();
   bytes.reserve(bytes.size() + n_bytes);
   for (const auto& planes : planes_of_tasks) {
-    for (const Plane& plane : planes)
+    for (const BytePlane& plane : planes)
       bytes.insert(bytes.end(), plane.bytes.begin(), plane.bytes.end());
   }
   out.fixed(crc32c(bytes.data(), bytes.size()));
@@ -295,7 +295,7 @@ void decode_keyframe(const uint8_t* payload, size_t n_bytes, uint64_t layout_dig
                      const std::vector<Tensor>& tensors) {
   const size_t n_checked = check_header(payload, n_bytes, layout_digest);
   const std::vector<Chunk> chunks = chunks_of(tensors);
-  const std::vector<PlaneSource> sources = read_table(payload, n_checked, chunks);
+  const std::vector<BytePlaneSource> sources = read_table(payload, n_checked, chunks);
   std::vector<uint64_t> first_planes;
   uint64_t n_planes = 0;
   for (const Chunk& chunk : chunks) {

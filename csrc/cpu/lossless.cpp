@@ -43,7 +43,9 @@ std::vector<ChangedElement> find_changes(const Group& group) {
     });
   });
   std::vector<ChangedElement> changes;
-  for (const auto& part : found) changes.insert(changes.end(), part.begin(), part.end());
+  for (const auto& in_chunk : found) {
+    changes.insert(changes.end(), in_chunk.begin(), in_chunk.end());
+  }
   return changes;
 }
 

@@ -1,4 +1,4 @@
-// The lossless part: integers, bool and excluded tensors, as differences of bit patterns modulo
+// Lossless tensors: integers, bool and excluded ones, as differences of bit patterns modulo
 // their width, so that nothing changed costs nothing.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace resfed {
 
-// A changed element: its place among all lossless elements, and the zigzag code of its change.
+// A changed element: its index among all lossless elements, and the zigzag code of its change.
 struct ChangedElement {
   uint64_t index;
   uint64_t change;

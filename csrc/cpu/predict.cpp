@@ -31,7 +31,7 @@ const T* predict_batch(const Tensor& tensor, uint64_t first, size_t n, T* out) {
   return out;
 }
 
-// Calls visit(first element, count) for a part in stretches.
+// Calls visit(first element, count) for batches of the n elements from `first` on.
 template <class Visit>
 void for_each_batch(uint64_t first, uint64_t n, Visit visit) {
   for (uint64_t done = 0; done < n; done += kBatch) {
@@ -218,18 +218,18 @@ std::vector<std::vector<double>> moments(const std::vector<Tensor>& tensors) {
       tasks.push_back({t, first});
     }
   }
-  std::vector<Sums> parts(tasks.size());
+  std::vector<Sums> sums(tasks.size());
   parallel_for(tasks.size(), [&](size_t i) {
     const auto [t, first] = tasks[i];
     const uint64_t n = std::min<uint64_t>(kChunkElems, tensors[t].n_elems - first);
-    parts[i] = chunk_moments(tensors[t], first, n);
+    sums[i] = chunk_moments(tensors[t], first, n);
   });
   std::vector<std::vector<double>> totals(tensors.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
     const size_t n_functions = tensors[tasks[i].tensor].prediction.n_terms;
     std::vector<double>& total = totals[tasks[i].tensor];
     total.resize(n_functions * (n_functions + 1) / 2);
-    for (size_t j = 0; j < total.size(); ++j) total[j] += parts[i].of[j];
+    for (size_t j = 0; j < total.size(); ++j) total[j] += sums[i].of[j];
   }
   return totals;
 }

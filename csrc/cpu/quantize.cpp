@@ -39,21 +39,21 @@ double exact_squares(const CandidateChunks& selected) {
 }
 
 // A total over tasks, in any order: `add` must be exact, or what it rounds not matter.
-template <class Total, class Part>
-Total sum_over(size_t n, const Part& part) {
+template <class Total, class AddTask>
+Total sum_over(size_t n, const AddTask& add_task) {
   Total total{};
   std::mutex mutex;
   parallel_for(n, [&](size_t s) {
     Total own{};
-    part(s, own);
+    add_task(s, own);
     const std::lock_guard lock(mutex);
     total.add(own);
   });
   return total;
 }
 
-// Whether anybody asks for the recovered values.
-bool is_wanted(const Group& group) {
+// Whether the recovered values are needed.
+bool needs_recovered(const Group& group) {
   return std::any_of(group.members.begin(), group.members.end(), [](const Member& member) {
     return member.tensor->out != nullptr || member.tensor->feedback != nullptr;
   });
@@ -110,7 +110,7 @@ Scratch<SentSymbol> quantize_all(const Group& group, const CandidateChunks& sele
 Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& quantizer,
                       ExactSquares* error) {
   Recovered recovered;
-  if (is_wanted(group)) recovered.bits = ElementBits(group, sent.size());
+  if (needs_recovered(group)) recovered.bits = ElementBits(group, sent.size());
   ElementBits& bits = recovered.bits;
   const bool with_bits = !bits.empty();
   const bool with_error = error != nullptr;

@@ -114,7 +114,7 @@ uint32_t recover_range(const SymbolRange& range, SentSymbols sent, const Quantiz
   return check;
 }
 
-// What the sent elements become, as bit patterns beside the symbols, and the group's part of the
+// What the sent elements become, as bit patterns beside the symbols, and the group's term of the
 // reference check. All of it is computed before anything is written: `out` may be the reference,
 // and tied tensors may share memory. The bits are left out where no tensor has an `out` or
 // feedback.

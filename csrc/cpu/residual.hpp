@@ -77,8 +77,8 @@ class CandidateChunks {
   std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
 };
 
-// Calls visit(member, first element in the member, count, offset in the chunk) for a chunk's
-// parts.
+// Calls visit(member, first element in the member, count, offset in the chunk) for the
+// members in a chunk.
 template <class Visit>
 void for_each_member(const Group& group, uint64_t chunk, Visit visit) {
   const uint64_t begin = chunk * kChunkElems;
@@ -125,7 +125,7 @@ void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
 // Kernels: append every element whose difference has a key of at least min_key, which those have
 // that are not finite; returns how many. The first element
 // has the offset `base`. `out` has room for n + kKernelSlack, all of which may be written. One
-// signature per instruction set; the scalar one is always there and says what is right.
+// signature per instruction set; the scalar one is always there and defines the result.
 using CollectKernel = size_t (*)(const void* current, const void* reference, size_t n, float scale,
                                  uint32_t base, uint32_t min_key, Candidates out);
 constexpr size_t kKernelSlack = 16;

@@ -57,7 +57,7 @@ uint32_t kth_largest_of(const CandidateChunks& candidates, uint64_t k, uint64_t*
   Histogram histogram{};
   std::mutex mutex;
   for_each_in_parallel(candidates, [&](size_t begin, size_t end) {
-    // Two in turn: counting the same digit twice in a row would wait for the first time.
+    // Two, alternating: counting the same digit twice in a row would wait for the first time.
     std::array<Histogram, 2> own{};
     for (size_t s = begin; s < end; ++s) {
       const Candidates c = candidates[s];
@@ -125,7 +125,7 @@ void for_each_key_of_chunk(const Group& group, uint64_t chunk, Visit visit) {
   });
 }
 
-// The keys of a few elements, from all parts of the group, and what they say of the others.
+// The keys of a few elements from all over the group, and estimates from them.
 class Sample {
  public:
   Sample(const Group& group, uint64_t k)
@@ -177,11 +177,11 @@ uint64_t room_for(const Group& group, uint64_t k) {
 }
 
 // All that reach the key, if there is room: then all of it is counted, and only some kept.
-struct Found {
+struct Collected {
   CandidateChunks candidates;
   uint64_t count;
 };
-Found find(const Group& group, uint32_t min_key, uint64_t room) {
+Collected collect_if_room(const Group& group, uint32_t min_key, uint64_t room) {
   std::atomic<uint64_t> n_found{0};
   CandidateChunks candidates = collect(group, min_key, [&](size_t, Candidates found) {
     return n_found.fetch_add(found.n) + found.n > room ? 0 : found.n;
@@ -193,7 +193,7 @@ Found find(const Group& group, uint32_t min_key, uint64_t room) {
 // looked for from the first chunk on, no further than needed.
 std::optional<CandidateChunks> select_with_ties(const Group& group, uint64_t k, uint32_t key) {
   const uint64_t room = room_for(group, k);
-  Found above = find(group, std::min(key + 1, kFirstNonFiniteKey), room);
+  Collected above = collect_if_room(group, std::min(key + 1, kFirstNonFiniteKey), room);
   if (above.count > room) return std::nullopt;
   if (above.count >= k) return keep_top(std::move(above.candidates), k);
 
@@ -284,7 +284,7 @@ CandidateChunks select_top(const Group& group, uint64_t k) {
     const uint32_t estimate = sample.threshold(factor);
     bool too_many = sample.count(estimate) > room;
     if (!too_many) {
-      Found found = find(group, estimate, room);
+      Collected found = collect_if_room(group, estimate, room);
       const bool all_nonzero = estimate == 1;
       too_many = found.count > room;
       if (!too_many && (found.count >= k || all_nonzero)) {

@@ -10,12 +10,12 @@ namespace resfed {
 namespace {
 
 // Decoding a slice of 2048 nonzeros takes about as long as making a thread, which on a busy machine
-// may wait for its turn much longer.
+// may take much longer.
 constexpr size_t kSlicesPerThread = 8;
 
 // Slices that one task encodes: each step of the backward pass waits for the one before it, so
 // several of them keep the processor busy.
-constexpr size_t kLanes = 4;
+constexpr size_t kInterleaved = 4;
 
 // Decisions of a slice. Room is made a symbol at a time. Where the next one goes is the recorder's,
 // in a register.
@@ -119,7 +119,7 @@ struct Concatenation {
   }
 };
 
-// Where the symbols [begin, end) stand one after the other; `copy` serves those from several lists.
+// The symbols [begin, end) as one array; `copy` holds them if they come from several lists.
 const SentSymbol* contiguous(const Concatenation& symbols, uint64_t begin, uint64_t end,
                              Scratch<SentSymbol>* copy) {
   uint64_t first = 0;  // of the list, among all
@@ -166,15 +166,15 @@ DecisionBuffer record(const Symbols& symbols, const RowLengths& rows, uint64_t b
   return buffer;
 }
 
-// The backward passes of up to kLanes slices, in turn as long as all have decisions left.
+// The backward passes of up to kInterleaved slices, interleaved as long as all have decisions left.
 void write_slices(const std::vector<DecisionBuffer>& decisions, Slice* slices) {
-  Scratch<uint8_t> bytes[kLanes];
-  SliceWriter writers[kLanes];
+  Scratch<uint8_t> bytes[kInterleaved];
+  SliceWriter writers[kInterleaved];
   for (size_t i = 0; i < decisions.size(); ++i) {
     bytes[i].resize(2 * decisions[i].size() + kSliceStateBytes);
     writers[i] = {decisions[i].data(), decisions[i].size(), bytes[i].data() + bytes[i].size()};
   }
-  if (decisions.size() == kLanes) step_together(writers);
+  if (decisions.size() == kInterleaved) step_together(writers);
   for (size_t i = 0; i < decisions.size(); ++i) {
     slices[i].assign(writers[i].finish(), bytes[i].data() + bytes[i].size());
   }
@@ -186,10 +186,10 @@ std::optional<std::vector<Slice>> encode_all(const Symbols& symbols, const RowLe
   const Partition p = partition(symbols.size(), slice_log2);
   std::vector<Slice> slices(p.n_slices);
   std::atomic<uint64_t> n_bytes{0};
-  parallel_for((p.n_slices + kLanes - 1) / kLanes,
+  parallel_for((p.n_slices + kInterleaved - 1) / kInterleaved,
                [&](size_t task) {
-                 const uint64_t first = task * kLanes;
-                 const size_t n = std::min<uint64_t>(kLanes, p.n_slices - first);
+                 const uint64_t first = task * kInterleaved;
+                 const size_t n = std::min<uint64_t>(kInterleaved, p.n_slices - first);
                  if (n_bytes.load(std::memory_order_relaxed) > max_bytes) return;
                  std::vector<DecisionBuffer> decisions;
                  for (uint64_t s = first; s < first + n; ++s) {
@@ -201,7 +201,7 @@ std::optional<std::vector<Slice>> encode_all(const Symbols& symbols, const RowLe
                  for (uint64_t s = first; s < first + n; ++s) written += slices[s].size();
                  n_bytes.fetch_add(written, std::memory_order_relaxed);
                },
-               kSlicesPerThread / kLanes);
+               kSlicesPerThread / kInterleaved);
   if (n_bytes > max_bytes) return std::nullopt;
   return slices;
 }

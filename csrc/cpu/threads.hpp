@@ -1,4 +1,4 @@
-// parallel_for: tasks 0..n-1, dealt in order to threads made for the call. No pool outlives a call,
+// parallel_for: tasks 0..n-1, taken in order by threads made for the call. No pool outlives a call,
 // so there is nothing to survive a fork and nothing shared between concurrent calls. Results never
 // depend on the number of threads because tasks are cut by the data alone. Where no more threads or
 // no memory for them can be had, those that run do all the work.

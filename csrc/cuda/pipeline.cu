@@ -72,10 +72,10 @@ uint64_t bytes_of(const Group& group) {
   return n_bytes;
 }
 
-template <class Wanted>
-bool any_tensor(const Group& group, Wanted wanted) {
+template <class Predicate>
+bool any_tensor(const Group& group, Predicate predicate) {
   return std::any_of(group.members.begin(), group.members.end(),
-                     [&](const Member& member) { return wanted(*member.tensor); });
+                     [&](const Member& member) { return predicate(*member.tensor); });
 }
 
 bool wants_feedback(const Group& group) {
@@ -250,7 +250,7 @@ MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
 // For the same symbols, to be coded once more.
 void MatrixEncoder::make_room(const Progress& found) {
   MatrixPlan& plan = *plan_;
-  if (found.problems & kDecisionsOverflow) {  // and nobody knows the bytes of some slices
+  if (found.problems & kDecisionsOverflow) {  // and the bytes of some slices are unknown
     plan.decisions_per_symbol = CurrentFormat::kMaxDecisionsPerSymbol;
     plan.coded_room *= 2;
   }

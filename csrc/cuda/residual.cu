@@ -53,8 +53,9 @@ __device__ void load_residuals(const DeviceMember& member, uint64_t first,
   }
 }
 
-// Which elements a chunk sends on: keys above the least, and those equal to it up to an offset.
-struct Wanted {
+// Which elements of a chunk are collected: keys above the least, and those equal to it up to an
+// offset.
+struct Selected {
   uint32_t key;
   uint32_t end_of_equal;
   __device__ bool operator()(uint32_t own, uint32_t offset) const {
@@ -90,14 +91,14 @@ __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candid
   __shared__ unsigned warp_counts[kThreads / kWarp];
   const unsigned warp = threadIdx.x / kWarp;
 
-  Wanted wanted{progress->min_key, kChunkElems};
+  Selected selected{progress->min_key, kChunkElems};
   if (exactly && chunk->ties_to_keep < chunk->n_equal) {
     if (warp == 0) {
-      const uint32_t end = end_of_ties<T>(member, first, wanted.key, chunk->ties_to_keep);
+      const uint32_t end = end_of_ties<T>(member, first, selected.key, chunk->ties_to_keep);
       if (lane_of_thread() == 0) shared_end = end;
     }
     __syncthreads();
-    wanted.end_of_equal = shared_end;
+    selected.end_of_equal = shared_end;
   }
 
   float residuals[kLoads][kPerLoad];
@@ -109,7 +110,7 @@ __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candid
     for (unsigned j = 0; j < kPerLoad; ++j) {
       const uint32_t key = magnitude_key(residuals[load][j]);
       const uint32_t offset = offset_of(load) + j;
-      if (wanted(key, offset)) hits |= 1u << (load * kPerLoad + j);
+      if (selected(key, offset)) hits |= 1u << (load * kPerLoad + j);
       if (!is_finite_key(key)) {
         lower_atomically(&progress->first_not_finite, member.begin + first + offset);
       }

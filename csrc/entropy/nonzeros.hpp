@@ -1,4 +1,4 @@
-// Numbers as binary decisions. One function serves both directions: the Coder tells them apart.
+// Numbers as binary decisions. One function codes both ways: the Coder is an encoder or a decoder.
 //
 // A Coder has   bool code_bit(uint32_t context, bool bit)   adaptive; an encoder records `bit` and
 //                                                         returns it, a decoder ignores it
@@ -8,7 +8,7 @@
 //               uint32_t code_bypass(uint32_t number, unsigned n_bits)
 //                                                         all of the 2^n_bits alike;
 //                                                         1 <= n_bits <= kMaxRawBits
-// A decoder's numbers are bounded by construction: unary codes stop at a limit and say so.
+// A decoder's numbers are bounded: unary codes end at a limit, with an error.
 #pragma once
 
 #include "entropy/block.hpp"

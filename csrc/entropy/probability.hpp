@@ -2,7 +2,7 @@
 //
 // Each estimate moves towards the bit seen by a fraction of the distance: 1/16 (fast) and 1/128
 // (slow), or 1/(count + 1.5) while that is larger, so a fresh context learns quickly. The count
-// starts at a trained confidence, the estimates at a trained probability (initial_states.hpp).
+// starts at a trained confidence, the estimates at a trained probability (contexts_v1.hpp).
 // Integers only: 16-bit probabilities of a 1, products of 16-bit numbers shifted right.
 #pragma once
 
@@ -106,8 +106,8 @@ RESFED_HD void update_towards(uint32_t target, Probability& p) {
 RESFED_HD void update(Probability& p, bool bit) { update_towards(target_of(bit), p); }
 
 // Whether a context that starts like this has a probability of at least 1 and at most kProbOne - 1
-// for ever. Estimates move monotonically, so the worst is a run of equal bits; a mature estimate
-// stops moving short of either end, where its product with the rate is below 1.
+// for ever. Estimates move monotonically, so the worst are equal bits for ever; a warmed-up
+// estimate stops moving short of either end, where its product with the rate is below 1.
 constexpr bool stays_uncertain(InitialState state) {
   for (const bool bit : {false, true}) {
     Probability p = initial_probability(state);

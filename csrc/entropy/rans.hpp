@@ -39,8 +39,8 @@ RESFED_HD constexpr Slots slots_of_bypass(uint32_t number, unsigned n_bits) {  /
           static_cast<uint16_t>(1u << (kProbBits - n_bits))};
 }
 
-// The same in 16 bits, where memory is dear: [1 bit] 0, [14] probability of a 1, [1] the bit; or
-// [1 bit] 1, [15] the number behind a leading one. Slots that both can express are the same.
+// The same in 16 bits, for buffers in GPU memory: [1 bit] 0, [14] probability of a 1, [1] the bit;
+// or [1 bit] 1, [15] the number behind a leading one. Slots that both can express are the same.
 RESFED_HD uint16_t packed_slots(Slots slots) {
   if (slots.start == 0) return static_cast<uint16_t>(slots.freq << 1 | 1);
   if (slots.start + slots.freq == kProbOne) return static_cast<uint16_t>(slots.start << 1);

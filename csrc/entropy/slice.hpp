@@ -137,7 +137,7 @@ struct SliceWriter {
   }
 };
 
-// Steps of independent writers in turn, as many as all of them have left.
+// Interleaves the steps of independent writers, as long as all of them have some left.
 template <size_t kWriters>
 RESFED_HD void step_together(SliceWriter (&writers)[kWriters]) {
   size_t n = writers[0].left;

@@ -36,7 +36,7 @@ class SentSymbol {
 };
 
 // The elements from `begin` on lie in rows of this length, and in blocks of this size; 0: no rows,
-// no blocks. A list is ascending and begins at 0; an empty one means that there are neither.
+// no blocks. A list ascends and begins at 0; an empty one means that there are neither.
 struct RowLength {
   uint64_t begin;
   uint64_t length;

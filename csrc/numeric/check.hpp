@@ -1,9 +1,9 @@
 // The reference check: a 32-bit sum that both ends compute over what a payload touches.
 //
-// Each touched element contributes a hash of its place, its bits before and its bits after. The
-// sum modulo 2^32 does not depend on the order, so it costs what changed and runs in parallel. It
-// tells a wrong reference, and any difference in arithmetic, from a good decode. It is no defence
-// against an adversary who chooses the bits.
+// Each touched element contributes a hash of its index, its bits before and its bits after. The
+// sum modulo 2^32 does not depend on the order, so it takes time in proportion to what changed
+// and runs in parallel. It detects a wrong reference and any difference in arithmetic. It does not
+// protect against an adversary who chooses the bits.
 #pragma once
 
 #include "host_device.hpp"

@@ -33,7 +33,7 @@ struct ExactSquares {
   RESFED_HD void add(const ExactSquares& other) {
     for (unsigned i = 0; i < kBins; ++i) low[i] += other.low[i], high[i] += other.high[i];
   }
-  RESFED_HD void subtract(const ExactSquares& other) {  // of a part of what was added
+  RESFED_HD void subtract(const ExactSquares& other) {  // values that were added
     for (unsigned i = 0; i < kBins; ++i) low[i] -= other.low[i], high[i] -= other.high[i];
   }
   // One fixed sequence of double operations, smallest bin first.

@@ -3,8 +3,8 @@
 //
 // The exponents of a model's weights cluster, their mantissas do not. So the bits of a float are
 // put in the order exponent, sign, mantissa, and the bytes of equal significance are coded
-// together, as *planes*: the plane with the exponents shrinks, those with nothing but mantissa are
-// kept raw.
+// together, as *byte planes*: the one with the exponents shrinks, those with nothing but mantissa
+// are kept raw.
 #pragma once
 
 #include "entropy/probability.hpp"
@@ -81,10 +81,10 @@ RESFED_HD uint8_t code_byte(Coder& coder, uint8_t byte) {
   return static_cast<uint8_t>(node);
 }
 
-// Whether coding a plane of n_bytes is worth trying. `pairs` is the sum of c * (c - 1) over the 256
-// byte values, c how often each occurs: the number of ordered pairs of equal bytes. Bytes without
-// any structure have n * (n - 1) / 256 of them; an excess of 1/8 is where the gain, one percent,
-// passes what adapting costs.
+// Whether coding a byte plane of n_bytes is worth trying. `pairs` is the sum of c * (c - 1) over
+// the 256 byte values, c how often each occurs: the number of ordered pairs of equal bytes. Bytes
+// without any structure have n * (n - 1) / 256 of them; an excess of 1/8 is where the gain, one
+// percent, passes what adapting costs.
 RESFED_HD bool worth_coding(uint64_t pairs, uint64_t n_bytes) {
   return 8 * 256 * pairs > 9 * n_bytes * (n_bytes - 1);
 }

@@ -58,8 +58,8 @@ struct StepRule {
   bool automatic = true;  // ratio is a default: keep the step from falling far below the data
 };
 
-// "auto" never steps finer than this part of the selection's root mean square: with a sparsity near
-// 0 the threshold says nothing about the step.
+// "auto" never steps finer than this fraction of the selection's root mean square: with a sparsity
+// near 0 the threshold does not determine a good step.
 RESFED_HD double finest_automatic_step(double squares, uint64_t count) {
   return sqrt(squares / static_cast<double>(count)) * (1.0 / 16);
 }

@@ -1,4 +1,4 @@
-// Residual and recovery: the two places where a model's numbers meet the codec's.
+// Residual and recovery: conversions between a model's numbers and the codec's.
 //
 //   residual(current, reference)   what is to be sent, as float32
 //   recover(reference, value)      what both ends hold afterwards, in the tensor's dtype

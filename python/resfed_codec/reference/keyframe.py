@@ -1,4 +1,4 @@
-"""Section 10 of docs/format.md as NumPy and plain Python: keyframes, slow and readable.
+"""Section 10 of docs/format.md as NumPy: keyframes, slow and readable.
 
 Written from the specification, and held to the same bytes as the native code by tests.
 """
@@ -77,7 +77,7 @@ def worth_coding(plane: bytes) -> bool:
 
 
 def encode_plane(plane: bytes) -> tuple[int, bytes]:
-    """Mode, and the bytes in the payload."""
+    """The mode of a byte plane, and its bytes in the payload."""
     if plane == plane[:1] * len(plane):
         return CONSTANT, plane[:1]
     if worth_coding(plane):

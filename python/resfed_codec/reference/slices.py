@@ -154,7 +154,7 @@ def code_mantissa(coder: Coder, value: int, n_bits: int, leading: int = 1) -> in
 
 
 class Period:
-    """The nonzeros of a slice so far, and what they say about the one a period later."""
+    """The nonzeros of a slice so far, and what they predict one period later."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -175,11 +175,11 @@ class Period:
         return self.indices[self.next] + self.length - last
 
     def level(self, index: int) -> int:
-        """Of the element a period before; 0 if it was not sent in this slice."""
+        """The level one period before an element; 0 if that was not sent in this slice."""
         return self.levels.get(index - self.length, 0) if self.length else 0
 
     def pays(self, symbols: Symbols) -> bool:
-        """Section 8: whether an encoder tells this period for a slice of these symbols."""
+        """Section 8: whether an encoder signals this period for a slice of these symbols."""
         if not 2 <= self.length < 2**32:
             return False
         advantage, agreed, levels = 0, None, dict(symbols)
@@ -193,17 +193,17 @@ class Period:
 
 
 class Block:
-    """Where in its block an element lies: ``place`` is that of ``origin``. No blocks: size 0."""
+    """The position of elements in their blocks: that of ``origin`` is given. No blocks: size 0."""
 
-    def __init__(self, size: int, place: int, origin: int) -> None:
-        self.size, self.place, self.origin = size, place, origin
+    def __init__(self, size: int, position: int, origin: int) -> None:
+        self.size, self.position, self.origin = size, position, origin
 
     def left(self, index: int) -> int:
         """Elements from this one to the end of its block; 0: all of them."""
-        return -(self.place + index - self.origin) % self.size
+        return -(self.position + index - self.origin) % self.size
 
     def pays(self, symbols: Symbols) -> bool:
-        """Section 8: whether an encoder tells these blocks for a slice of these symbols."""
+        """Section 8: whether an encoder signals these blocks for a slice of these symbols."""
         if not 2 <= self.size <= 64:
             return False
         n, direct = [0, 0], [0, 0]  # across the end of a block, inside
@@ -231,13 +231,14 @@ class NonzeroCode:
         self.period = Period(length)
 
         block = Block(size, middle - begin, middle)
-        place = -block.left(first) % size if size and not length and block.pays(symbols) else -1
+        pays = size and not length and block.pays(symbols)
+        position = -block.left(first) % size if pays else -1
         self.block_size = 0
         self.block: Block | None = None  # until there is a nonzero
-        if not length and coder.code_bit(BLOCK(), int(place >= 0)):
+        if not length and coder.code_bit(BLOCK(), int(position >= 0)):
             self.block_size = 1 + coder.code_bypass((size - 1) % 64, 6)
             n_bits = max(1, (self.block_size - 1).bit_length())
-            self.place = coder.code_bypass(max(place, 0), n_bits) % self.block_size
+            self.position = coder.code_bypass(max(position, 0), n_bits) % self.block_size
 
     def code(self, coder: Coder, gap: int, level: int) -> tuple[int, int]:
         likely, repeat = self.period.gap(self.last), 0
@@ -274,7 +275,7 @@ class NonzeroCode:
 
         self.period.add(self.last, reached if positive else -reached)
         if self.block_size and self.block is None:
-            self.block = Block(self.block_size, self.place, self.last)
+            self.block = Block(self.block_size, self.position, self.last)
         self.gap_class = e
         self.activity += 2 * min(e, 15) - self.activity // 8
         self.sign = 2 if positive else 1
@@ -282,7 +283,7 @@ class NonzeroCode:
         return gap, reached if positive else -reached
 
     def code_gap(self, coder: Coder, gap: int) -> tuple[int, int]:
-        """The gap without help from the period before, and its log2."""
+        """The gap without a prediction, and its log2."""
         a = sum(self.activity >= limit for limit in (8, 24, 56))
         left = min(self.block.left(self.last + 1), 8) if self.block is not None else None
 

@@ -1,4 +1,4 @@
-"""Links and predictions once more, slow and readable: section 11 of docs/format.md as NumPy.
+"""Links and predictions: section 11 of docs/format.md as NumPy, slow and readable.
 
 Written from the specification, like :mod:`resfed_codec.reference.update`, and held to the same
 bytes by tests. Streams and sessions choose which versions a payload builds on; that is not repeated

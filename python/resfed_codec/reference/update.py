@@ -1,7 +1,6 @@
-"""The payload format once more, slow and readable: docs/format.md as NumPy.
+"""Updates: sections 7 and 8 of docs/format.md as NumPy, slow and readable.
 
-Written from the specification, not from the native code, and held to the same bytes by tests. Use
-it to understand the format or to start an implementation of your own, and for work
+Use it to understand the format or to start an implementation of your own, and for work
 :func:`resfed_codec.encode`. Section numbers are those of docs/format.md.
 """
 
@@ -92,7 +91,7 @@ def is_named(name: str, patterns: str | Sequence[str], names: list[str]) -> bool
     )
 
 
-# ---- 8. What an encoder does
+# ---- 8. Encoding
 
 
 def exact_squares(values: NDArray[np.float32]) -> float:
@@ -145,7 +144,7 @@ def fit_quantizer(
 
 @dataclass
 class Sent:
-    """One group's part of a payload."""
+    """What a payload sends of one group."""
 
     quantizer: Quantizer | None
     symbols: Symbols
@@ -401,7 +400,7 @@ def most_within(budget: int, total: int, least: int, size_of: Callable[[int], in
     return low - 1
 
 
-# ---- 7. What a reader does
+# ---- 7. Decoding
 
 
 def decode(payload: bytes, reference: State) -> Any:

@@ -211,7 +211,7 @@ def check_term(element: int, old: int, new: int) -> int:
 def recover_group(
     group: list[Tensor], sent: Symbols, quantizer: Quantizer | None
 ) -> tuple[list[tuple[Tensor, int, Any]], int]:
-    """(tensor, where, new value) of each sent element, and the group's part of the check."""
+    """(tensor, where, new value) of each sent element, and the group's term of the check."""
     writes, check = [], 0
     for element, level in sent:
         assert quantizer is not None
