@@ -1,8 +1,8 @@
-// What Python objects say of memory, changed in one step with the memory itself.
+// Sets attributes of Python objects in one step with native writes.
 //
 // An exception (an interrupt, one that another thread sends, a tracer's) may come between any two
-// steps of a Python program. Where native code writes into memory that a Python object describes,
-// the object's new attributes are therefore set here, when nothing but the writing is left to do.
+// steps of a Python program. Where native code writes to memory that a Python object describes, the
+// object's new attributes are therefore set here, just before the write, which cannot fail.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,7 +13,7 @@
 
 namespace resfed {
 
-// Made, called and destroyed with Python's lock held; at the latest destroyed after the writing.
+// Constructed, called and destroyed with the GIL held; destroyed after the write.
 class Commit {
  public:
   // `plan` is called at the last moment and returns assignments: a sequence of tuples
@@ -22,8 +22,8 @@ class Commit {
   Commit(const Commit&) = delete;
   Commit& operator=(const Commit&) = delete;
 
-  // All or nothing: what is thrown, by the plan or by handlers of signals, is passed on. Replaced
-  // values live on until this object goes, so that no finalizer runs before the writing.
+  // All or nothing. Passes on what the plan or a signal handler throws. Replaced values live until
+  // this object is destroyed, so that no finalizer runs before the write.
   template <class... Arguments>
   void operator()(const Arguments&... arguments) {
     pybind11::sequence assignments = pybind11::tuple();
@@ -47,7 +47,7 @@ class Commit {
   struct Assignment {
     pybind11::object target, name, value;
 
-    // Sets the value and keeps the one before; null says that there is none. False: it failed, and
+    // Swaps the value with the present one, null where there is none. False: it failed, and
     // Python's error is set.
     bool exchange() {
       PyObject* const place = target.ptr();

@@ -1,5 +1,5 @@
-// The part of the module that concerns CUDA devices. Of a build without CUDA only the class and
-// cuda_unavailable_reason() are there.
+// The part of the module for CUDA devices. A build without CUDA has only DeviceArray and
+// cuda_unavailable_reason().
 #include <pybind11/numpy.h>
 
 #include "bindings/device_array.hpp"
@@ -19,13 +19,13 @@ namespace resfed {
 
 namespace {
 
-// Memory of `owner`, a Python object, which lives as long as the array.
+// An array over memory of `owner`, a Python object, which it keeps alive.
 DeviceArray from_pointer(uintptr_t pointer, std::vector<int64_t> shape, const std::string& dtype,
                          int device, const py::object& owner, std::optional<uintptr_t> stream) {
   DeviceArray array;
   array.stream = stream.value_or(kUnknownStream);
   array.owner = std::shared_ptr<void>(owner.inc_ref().ptr(), [](void* object) {
-    const Locked locked;
+    const GilAcquire gil;
     Py_DECREF(static_cast<PyObject*>(object));
   });
   array.data = reinterpret_cast<void*>(pointer);
@@ -35,7 +35,7 @@ DeviceArray from_pointer(uintptr_t pointer, std::vector<int64_t> shape, const st
   return array;
 }
 
-// The same memory, its elements by another name of the same size.
+// The same memory as elements of another dtype of the same size.
 DeviceArray view_as(const DeviceArray& array, const std::string& dtype) {
   DeviceArray view = array;
   view.type = dlpack_type(dtype);
@@ -79,38 +79,38 @@ void check_copy(const DeviceArray& on_device, const py::array& on_host) {
   }
 }
 
-// Whether others may soon use the array's memory on another stream, when its owner lets it go.
-bool is_elsewhere(const DeviceArray& array, uintptr_t stream) {
+// Whether the memory may be used on another stream as soon as its owner frees it.
+bool uses_other_stream(const DeviceArray& array, uintptr_t stream) {
   return array.stream != stream && array.stream != kAnyStream;
 }
 
-bool any_elsewhere(const TensorColumns& columns, uintptr_t stream) {
+bool any_uses_other_stream(const TensorColumns& columns, uintptr_t stream) {
   bool any = false;
   columns.for_each_array([&](py::handle h) {
     any = any || (h && py::isinstance<DeviceArray>(h) &&
-                  is_elsewhere(h.cast<const DeviceArray&>(), stream));
+                  uses_other_stream(h.cast<const DeviceArray&>(), stream));
   });
   return any;
 }
 
-// Waits at the end of a call, also of one that failed, where arrays are elsewhere: whoever holds
-// them may let them go.
-class WaitAtTheEnd {
+// Waits for the stream at the end of a call, also of a failed one, where arrays belong to another
+// stream: their owners may free them then.
+class StreamWait {
  public:
-  WaitAtTheEnd(bool elsewhere, int device, uintptr_t stream)
-      : elsewhere_(elsewhere), device_(device), stream_(stream) {}
-  ~WaitAtTheEnd() {
-    if (!elsewhere_) return;
+  StreamWait(bool other_stream, int device, uintptr_t stream)
+      : other_stream_(other_stream), device_(device), stream_(stream) {}
+  ~StreamWait() {
+    if (!other_stream_) return;
     try {
       cuda::wait(device_, stream_of(stream_));
-    } catch (const Failure&) {  // the next call will say it
+    } catch (const Failure&) {  // the next call reports it
     }
   }
-  WaitAtTheEnd(const WaitAtTheEnd&) = delete;
-  WaitAtTheEnd& operator=(const WaitAtTheEnd&) = delete;
+  StreamWait(const StreamWait&) = delete;
+  StreamWait& operator=(const StreamWait&) = delete;
 
  private:
-  bool elsewhere_;
+  bool other_stream_;
   int device_;
   uintptr_t stream_;
 };
@@ -118,14 +118,14 @@ class WaitAtTheEnd {
 void to_host(const DeviceArray& from, py::array to, uintptr_t stream) {
   void* const data = to.mutable_data();
   check_copy(from, to);
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   cuda::copy_to_host(data, from.data, from.n_bytes(), from.device, stream_of(stream));
 }
 
 void to_device(const py::array& from, const DeviceArray& to, uintptr_t stream) {
   const void* const data = from.data();
   check_copy(to, from);
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   cuda::copy_to_device(to.data, data, to.n_bytes(), to.device, stream_of(stream));
 }
 
@@ -133,16 +133,16 @@ void on_device(const DeviceArray& from, const DeviceArray& to, uintptr_t stream)
   if (from.n_bytes() != to.n_bytes()) throw py::value_error("sizes differ");
   if (from.device != to.device) throw py::value_error("devices differ");
   if (!from.contiguous || !to.contiguous) throw py::value_error("not C-contiguous");
-  const Unlocked unlocked;
-  const bool elsewhere = is_elsewhere(from, stream) || is_elsewhere(to, stream);
-  const WaitAtTheEnd wait(elsewhere, to.device, stream);
+  const GilRelease no_gil;
+  const bool other_stream = uses_other_stream(from, stream) || uses_other_stream(to, stream);
+  const StreamWait wait(other_stream, to.device, stream);
   cuda::copy_on_device(to.data, from.data, to.n_bytes(), to.device, stream_of(stream));
 }
 
 // `allocate(device, n_bytes)` returns a DeviceArray, or None.
 void set_allocator(const py::object& allocate) {
   cuda::set_allocator([allocate = allocate.inc_ref().ptr()](int device, size_t n_bytes) {
-    const Locked locked;
+    const GilAcquire gil;
     const py::object made = py::handle(allocate)(device, n_bytes);
     if (made.is_none()) return std::shared_ptr<void>();
     const auto& array = made.cast<const DeviceArray&>();
@@ -150,24 +150,24 @@ void set_allocator(const py::object& allocate) {
   });
 }
 
-// Returns when all that was put into the stream before is done.
+// Returns when the stream has done all its work.
 void wait(int device, uintptr_t stream) {
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   cuda::wait(device, stream_of(stream));
 }
 
 py::object encode_on_device(const TensorColumns& columns, const EncodeOptions& options, int device,
                             uintptr_t stream, const py::object& plan) {
-  Held held;
+  ResizeGuard guard;
   const std::vector<Tensor> tensors =
-      tensors_from(columns, {.current = true, .reference = true}, held, device);
-  const bool elsewhere = any_elsewhere(columns, stream);
+      tensors_from(columns, {.current = true, .reference = true}, guard, device);
+  const bool other_stream = any_uses_other_stream(columns, stream);
   py::object payload;
   Commit commit(plan);
-  const Unlocked unlocked;
-  const WaitAtTheEnd wait(elsewhere, device, stream);
+  const GilRelease no_gil;
+  const StreamWait wait(other_stream, device, stream);
   cuda::encode(tensors, options, device, stream_of(stream), [&](const std::vector<uint8_t>& bytes) {
-    const Locked locked;
+    const GilAcquire gil;
     payload = to_bytes(bytes);
     commit(payload);
   });
@@ -176,14 +176,14 @@ py::object encode_on_device(const TensorColumns& columns, const EncodeOptions& o
 
 void decode_on_device(const PythonPayload& payload, uint64_t digest, const TensorColumns& columns,
                       int device, uintptr_t stream, const py::object& plan) {
-  Held held;
-  const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, held, device);
-  const bool elsewhere = any_elsewhere(columns, stream);
+  ResizeGuard guard;
+  const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, guard, device);
+  const bool other_stream = any_uses_other_stream(columns, stream);
   Commit commit(plan);
-  const Unlocked unlocked;
-  const WaitAtTheEnd wait(elsewhere, device, stream);
+  const GilRelease no_gil;
+  const StreamWait wait(other_stream, device, stream);
   cuda::decode(*payload, digest, tensors, device, stream_of(stream), [&] {
-    const Locked locked;
+    const GilAcquire gil;
     commit();
   });
 }
@@ -240,7 +240,7 @@ void bind_device(py::module_& m) {
   m.def("emulate", &cuda::emulate, py::arg("what"), py::arg("value") = 0);
   m.def("set_allocator", &set_allocator, py::arg("allocate"));
   m.def("release_workspace", [] {
-    const Unlocked unlocked;  // a call that is to end first may want the lock
+    const GilRelease no_gil;  // a running call may need the GIL to end
     cuda::release_workspace();
   });
   m.def("empty_on_device", &empty_array, py::arg("shape"), py::arg("dtype"), py::arg("device"));

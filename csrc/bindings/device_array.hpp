@@ -1,5 +1,5 @@
-// Arrays on a CUDA device, exchanged with other libraries by DLPack (version 0 of its ABI, which
-// all of them still give out; https://dmlc.github.io/dlpack/latest/c_api.html).
+// Arrays on a CUDA device, exchanged with other libraries by DLPack, version 0 of its ABI, which
+// all libraries still export (https://dmlc.github.io/dlpack/latest/c_api.html).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -45,7 +45,7 @@ struct ManagedTensor {
 
 }  // namespace dlpack
 
-// A stream, or none that is known, or any: to free the memory waits for whatever the device does.
+// Instead of a stream: unknown; or any, where freeing the memory waits for the whole device.
 constexpr uintptr_t kUnknownStream = ~uintptr_t{0};
 constexpr uintptr_t kAnyStream = ~uintptr_t{0} - 1;
 
@@ -56,7 +56,7 @@ struct DeviceArray {
   dlpack::DataType type{};
   int device = 0;
   bool contiguous = true;
-  uintptr_t stream = kUnknownStream;  // that others use the memory on when the owner lets it go
+  uintptr_t stream = kUnknownStream;  // on which freed memory is used again
 
   uint64_t n_elems() const {
     uint64_t n = 1;
@@ -65,7 +65,7 @@ struct DeviceArray {
   }
   uint64_t n_bytes() const { return n_elems() * type.bits / 8; }
 
-  // NumPy's and torch's name of the dtype; of what they do not have, DLPack's numbers.
+  // The dtype's name in NumPy and torch, or DLPack's numbers where they have none.
   std::string dtype() const {
     if (type.kind == 6 && type.bits == 8) return "bool";
     static const char* const kinds[] = {"int", "uint", "float", nullptr, "bfloat"};
@@ -91,7 +91,7 @@ inline dlpack::DataType dlpack_type(const std::string& dtype) {
   throw pybind11::type_error("no dtype: " + dtype);
 }
 
-// Takes over the capsule of another library's __dlpack__().
+// Takes ownership of what another library's __dlpack__() returned.
 inline DeviceArray from_dlpack(const pybind11::capsule& capsule, std::optional<uintptr_t> stream) {
   if (std::string(capsule.name() == nullptr ? "" : capsule.name()) != "dltensor") {
     throw pybind11::type_error("not a DLPack capsule, or one that was used before");
@@ -107,7 +107,7 @@ inline DeviceArray from_dlpack(const pybind11::capsule& capsule, std::optional<u
   array.owner = std::shared_ptr<void>(managed, [](void* m) {
     auto* const tensor = static_cast<dlpack::ManagedTensor*>(m);
     if (tensor->deleter == nullptr) return;
-    const Locked locked;  // the deleter may drop a Python reference
+    const GilAcquire gil;  // the deleter may drop a Python reference
     tensor->deleter(tensor);
   });
   array.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
@@ -125,25 +125,29 @@ inline DeviceArray from_dlpack(const pybind11::capsule& capsule, std::optional<u
 }
 
 inline pybind11::capsule to_dlpack(const DeviceArray& array) {
-  struct Held {
+  struct Exported {
     dlpack::ManagedTensor managed;
     DeviceArray array;
   };
-  auto* const held = new Held{{}, array};
-  held->managed.tensor = {held->array.data,
-                          {dlpack::kCuda, array.device},
-                          static_cast<int32_t>(array.shape.size()),
-                          array.type,
-                          held->array.shape.data(),
-                          nullptr,
-                          0};
-  held->managed.context = held;
-  held->managed.deleter = [](dlpack::ManagedTensor* m) { delete static_cast<Held*>(m->context); };
-  return pybind11::capsule(static_cast<void*>(&held->managed), "dltensor", [](PyObject* capsule) {
-    if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // another library has taken it over
-    auto* const m = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
-    m->deleter(m);
-  });
+  auto* const exported = new Exported{{}, array};
+  exported->managed.tensor = {exported->array.data,
+                              {dlpack::kCuda, array.device},
+                              static_cast<int32_t>(array.shape.size()),
+                              array.type,
+                              exported->array.shape.data(),
+                              nullptr,
+                              0};
+  exported->managed.context = exported;
+  exported->managed.deleter = [](dlpack::ManagedTensor* m) {
+    delete static_cast<Exported*>(m->context);
+  };
+  return pybind11::capsule(
+      static_cast<void*>(&exported->managed), "dltensor", [](PyObject* capsule) {
+        if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // another library owns it now
+        auto* const m =
+            static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+        m->deleter(m);
+      });
 }
 
 void bind_device(pybind11::module_& m);

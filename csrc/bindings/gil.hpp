@@ -1,8 +1,8 @@
-// Python's global lock, given back during native work and taken again.
+// Python's global lock (GIL): released during native work, and acquired again.
 //
-// When the interpreter ends, a thread that wants the lock is ended by an unwinding that destructors
-// must not let through: the process would abort. Such a thread stays where it is instead, until the
-// process is gone; from Python 3.14 on it does so by itself.
+// When the interpreter shuts down, Python ends a thread that acquires the GIL by unwinding its
+// stack. A destructor must not let that pass, or the process aborts. Such a thread sleeps instead
+// until the process ends. From Python 3.14 on Python itself does this.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,7 +15,7 @@
 namespace resfed {
 
 template <class Take>
-auto take_lock(Take take) {
+auto acquire_or_sleep(Take take) {
   try {
     return take();
   } catch (...) {
@@ -23,32 +23,32 @@ auto take_lock(Take take) {
   }
 }
 
-class Unlocked {
+class GilRelease {
  public:
-  Unlocked() : state_(PyEval_SaveThread()) {}
-  ~Unlocked() {
-    take_lock([this] { PyEval_RestoreThread(state_); });
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() {
+    acquire_or_sleep([this] { PyEval_RestoreThread(state_); });
   }
-  Unlocked(const Unlocked&) = delete;
-  Unlocked& operator=(const Unlocked&) = delete;
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
 
  private:
   PyThreadState* state_;
 };
 
-class Locked {
+class GilAcquire {
  public:
-  Locked() : state_(take_lock([] { return PyGILState_Ensure(); })) {}
-  ~Locked() { PyGILState_Release(state_); }
-  Locked(const Locked&) = delete;
-  Locked& operator=(const Locked&) = delete;
+  GilAcquire() : state_(acquire_or_sleep([] { return PyGILState_Ensure(); })) {}
+  ~GilAcquire() { PyGILState_Release(state_); }
+  GilAcquire(const GilAcquire&) = delete;
+  GilAcquire& operator=(const GilAcquire&) = delete;
 
  private:
   PyGILState_STATE state_;
 };
 
-// Interrupts and failures of Python itself come before anything is written, so that they leave
-// nothing half done.
+// Runs the handlers of pending signals. Called before anything is written, so that an interrupt
+// leaves nothing half done.
 inline void handle_signals() {
   if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
 }

@@ -24,14 +24,14 @@ namespace {
 
 py::object encode_tensors(const TensorColumns& columns, const EncodeOptions& options,
                           const py::object& plan) {
-  Held held;
+  ResizeGuard guard;
   const std::vector<Tensor> tensors =
-      tensors_from(columns, {.current = true, .reference = true}, held);
+      tensors_from(columns, {.current = true, .reference = true}, guard);
   py::object payload;
   Commit commit(plan);
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   encode(tensors, options, [&](const std::vector<uint8_t>& bytes) {
-    const Locked locked;
+    const GilAcquire gil;
     payload = to_bytes(bytes);
     commit(payload);
   });
@@ -43,23 +43,23 @@ const uint8_t* data_of(std::string_view v) { return reinterpret_cast<const uint8
 
 void decode_tensors(const PythonPayload& payload, uint64_t digest, const TensorColumns& columns,
                     const py::object& plan) {
-  Held held;
-  const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, held);
+  ResizeGuard guard;
+  const std::vector<Tensor> tensors = tensors_from(columns, {.reference = true}, guard);
   Commit commit(plan);
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   decode(*payload, digest, tensors, [&] {
-    const Locked locked;
+    const GilAcquire gil;
     commit();
   });
 }
 
 py::object encode_keyframe_of(const TensorColumns& columns, uint64_t layout_digest,
                               unsigned mantissa_bits) {
-  Held held;
-  const std::vector<Tensor> tensors = tensors_from(columns, {.current = true}, held);
+  ResizeGuard guard;
+  const std::vector<Tensor> tensors = tensors_from(columns, {.current = true}, guard);
   std::vector<uint8_t> payload;
   {
-    const Unlocked unlocked;
+    const GilRelease no_gil;
     payload = encode_keyframe(tensors, layout_digest, mantissa_bits);
   }
   return to_bytes(payload);
@@ -67,16 +67,16 @@ py::object encode_keyframe_of(const TensorColumns& columns, uint64_t layout_dige
 
 void decode_keyframe_into(const py::bytes& payload, uint64_t layout_digest,
                           const TensorColumns& columns) {
-  Held held;
-  const std::vector<Tensor> tensors = tensors_from(columns, {.out = true}, held);
+  ResizeGuard guard;
+  const std::vector<Tensor> tensors = tensors_from(columns, {.out = true}, guard);
   const std::string_view bytes = view(payload);
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   decode_keyframe(data_of(bytes), bytes.size(), layout_digest, tensors);
 }
 
 std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const PythonPayload& payload,
                                               uint64_t digest, double weight) {
-  const Unlocked unlocked;
+  const GilRelease no_gil;
   return aggregator.prepare(*payload, digest, weight);
 }
 
@@ -157,8 +157,8 @@ PYBIND11_MODULE(_native, m) {
                throw py::value_error("is_signed: one per tensor");
              if (!is_complex.empty() && is_complex.size() != columns.size())
                throw py::value_error("is_complex: one per tensor");
-             Held held;
-             return std::make_unique<Aggregator>(tensors_from(columns, {.reference = true}, held),
+             ResizeGuard guard;
+             return std::make_unique<Aggregator>(tensors_from(columns, {.reference = true}, guard),
                                                  std::move(is_signed), is_complex);
            }),
            py::arg("tensors"), py::arg("is_signed"), py::arg("is_complex") = std::vector<bool>(),
@@ -167,9 +167,9 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "prepare_state",
           [](const Aggregator& a, const py::sequence& arrays, double weight) {
-            Held held;
-            const std::vector<void*> state = arrays_like(a.tensors(), arrays, false, held);
-            const Unlocked unlocked;
+            ResizeGuard guard;
+            const std::vector<void*> state = arrays_like(a.tensors(), arrays, false, guard);
+            const GilRelease no_gil;
             return a.prepare({state.begin(), state.end()}, weight);
           },
           py::arg("arrays"), py::arg("weight"))
@@ -178,9 +178,9 @@ PYBIND11_MODULE(_native, m) {
           [](Aggregator& a, Contribution& contribution, Contribution* replaced,
              const py::object& plan) {
             Commit commit(plan);
-            const Unlocked unlocked;
+            const GilRelease no_gil;
             a.add(&contribution, replaced, [&] {
-              const Locked locked;
+              const GilAcquire gil;
               commit();
             });
           },
@@ -188,9 +188,9 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "result",
           [](const Aggregator& a, const py::sequence& arrays, double total_weight) {
-            Held held;
-            const std::vector<void*> out = arrays_like(a.tensors(), arrays, true, held);
-            const Unlocked unlocked;
+            ResizeGuard guard;
+            const std::vector<void*> out = arrays_like(a.tensors(), arrays, true, guard);
+            const GilRelease no_gil;
             a.result(out, total_weight);
           },
           py::arg("arrays"), py::arg("total_weight"));
@@ -202,18 +202,18 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "add_values",
       [](const PythonPayload& payload, const TensorColumns& columns) {
-        Held held;
-        const std::vector<Tensor> tensors = tensors_from(columns, {.feedback = true}, held);
+        ResizeGuard guard;
+        const std::vector<Tensor> tensors = tensors_from(columns, {.feedback = true}, guard);
         add_values(*payload, tensors);
       },
       py::arg("payload"), py::arg("tensors"));
   m.def(
       "moments",
       [](const TensorColumns& columns) {
-        Held held;
+        ResizeGuard guard;
         const std::vector<Tensor> tensors =
-            tensors_from(columns, {.current = true, .reference = true}, held);
-        const Unlocked unlocked;
+            tensors_from(columns, {.current = true, .reference = true}, guard);
+        const GilRelease no_gil;
         return moments(tensors);
       },
       py::arg("tensors"));

@@ -46,12 +46,13 @@ inline std::vector<Span> spans_of(const pybind11::sequence& arrays, bool written
 
 }  // namespace detail
 
-// What writing `out` would change besides, of arrays in C order: a tuple of
-//   whether all of `out` are the same memory as those of equal place in `reference`;
-//   pairs (i, j, whether they are the same memory) of arrays of `out` that share some;
-//   pairs (i, j): array i of `out` shares some with array j of `reference`. The same memory as that
-//   of its own place does not count.
-// Where many overlap, each is in a pair, but not every pair is there.
+// Which arrays, in C order, share memory, so that writing to `out` would change another one. A
+// tuple:
+//   whether each array of `out` is the same memory as the array of `reference` at its place;
+//   pairs of arrays of `out` that overlap: (i, j, whether they are the same memory);
+//   pairs (i, j): array i of `out` overlaps array j of `reference`, without the pairs (i, i) that
+//   are the same memory.
+// Where many arrays overlap, each is in a pair, but not every pair is listed.
 inline pybind11::tuple overlaps(const pybind11::sequence& out,
                                 const pybind11::sequence& reference) {
   namespace py = pybind11;

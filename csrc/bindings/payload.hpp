@@ -19,7 +19,7 @@ class PythonPayload {
   PythonPayload(pybind11::bytes bytes, uint64_t n_tensors, std::optional<uint64_t> layout_digest)
       : bytes_(std::move(bytes)) {
     const std::string_view view = bytes_;
-    const Unlocked unlocked;
+    const GilRelease no_gil;
     payload_ = open_payload(reinterpret_cast<const uint8_t*>(view.data()), view.size(), n_tensors,
                             layout_digest);
   }

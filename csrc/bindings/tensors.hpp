@@ -31,9 +31,9 @@ struct CallNeeds {
   bool feedback = false;  // of matrices and vectors; else it is optional
 };
 
-// The NumPy arrays of a call, which keep their memory as long as this lives: NumPy refuses to
-// resize an array that has weak references, even with refcheck=False. Ends under Python's lock.
-class Held {
+// Prevents that the NumPy arrays of a call are resized: NumPy refuses to resize an array that has
+// weak references, even with refcheck=False. Destroyed with the GIL held.
+class ResizeGuard {
  public:
   // False if the array lies outside the memory of the one it is a view of, which was resized.
   bool add(const pybind11::array& array) {
@@ -84,7 +84,7 @@ class ArrayError {
 // The memory of an array of n_elems items of *elem_bytes each, in C order; null for None. Where
 // *elem_bytes is 0 the array sets it, to 1, 2, 4 or 8.
 inline void* memory_of(pybind11::handle h, uint64_t n_elems, uint32_t* elem_bytes, bool to_write,
-                       int device, const ArrayError& error, Held& held) {
+                       int device, const ArrayError& error, ResizeGuard& guard) {
   namespace py = pybind11;
   const auto check = [&](uint64_t n, uint64_t item_bytes) {
     if (*elem_bytes == 0 && std::has_single_bit(item_bytes) && item_bytes <= 8) {
@@ -118,7 +118,7 @@ inline void* memory_of(pybind11::handle h, uint64_t n_elems, uint32_t* elem_byte
   }
   check(static_cast<uint64_t>(array.size()), static_cast<uint64_t>(array.itemsize()));
   if (to_write && !array.writeable()) error.value("is read-only");
-  if (!held.add(array)) error.value("is a view of an array that was resized");
+  if (!guard.add(array)) error.value("is a view of an array that was resized");
   return const_cast<void*>(array.data());
 }
 
@@ -189,8 +189,8 @@ struct TensorColumns {
 // The columns as tensors, all on `device`. Throws ValueError or TypeError, naming the tensor,
 // unless each array has n_elems elements of the dtype's size (of lossless tensors, of one size;
 // feedback: float32), and all that the call needs is there.
-inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds needs, Held& held,
-                                        int device = kOnHost) {
+inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds needs,
+                                        ResizeGuard& guard, int device = kOnHost) {
   std::vector<Tensor> tensors;
   tensors.reserve(columns.size());
   size_t n_with_feedback = 0, n_without = 0;
@@ -205,7 +205,7 @@ inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds 
       const detail::ArrayError error(i, field);
       if (wanted && (!h || h.is_none())) error.value("is missing");
       return detail::memory_of(h, tensor.n_elems, &tensor.elem_bytes, to_write, device, error,
-                               held);
+                               guard);
     };
     tensor.current = memory(columns.current[i], "current", needs.current, false);
     tensor.reference = memory(columns.reference[i], "reference", needs.reference, false);
@@ -215,7 +215,7 @@ inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds 
     const detail::ArrayError error(i, "feedback");
     uint32_t float_bytes = sizeof(float);
     tensor.feedback = static_cast<float*>(detail::memory_of(
-        columns.feedback[i], tensor.n_elems, &float_bytes, true, device, error, held));
+        columns.feedback[i], tensor.n_elems, &float_bytes, true, device, error, guard));
     const bool has_feedback = columns.feedback[i] && !columns.feedback[i].is_none();
     if (has_feedback && !takes_feedback) error.value("is for matrices and vectors alone");
     if (has_feedback && !detail::is_float32(columns.feedback[i])) error.type("is not float32");
@@ -269,7 +269,8 @@ inline void bind_tensors(pybind11::module_& m) {
 
 // One array for each of the tensors, of its size, as add_state() and result() take them.
 inline std::vector<void*> arrays_like(const std::vector<Tensor>& tensors,
-                                      const pybind11::sequence& arrays, bool to_write, Held& held) {
+                                      const pybind11::sequence& arrays, bool to_write,
+                                      ResizeGuard& guard) {
   if (arrays.size() != tensors.size()) {
     throw pybind11::value_error(std::to_string(arrays.size()) + " arrays for " +
                                 std::to_string(tensors.size()) + " tensors");
@@ -282,7 +283,7 @@ inline std::vector<void*> arrays_like(const std::vector<Tensor>& tensors,
     const detail::ArrayError error(result.size(), "array");
     if (array.is_none()) error.value("is missing");
     result.push_back(
-        detail::memory_of(array, t.n_elems, &elem_bytes, to_write, kOnHost, error, held));
+        detail::memory_of(array, t.n_elems, &elem_bytes, to_write, kOnHost, error, guard));
   }
   return result;
 }
