@@ -99,7 +99,12 @@ class Aggregator:
         """
         value = _checked_weight(weight)
         data = as_bytes(payload, UPDATE)
-        parsed = parse_unlinked(data, self._specs, "receive_into() of the ServerSession")
+        parsed = parse_unlinked(
+            data,
+            len(self._specs),
+            self._state.sums.layout.digest,
+            "receive_into() of the ServerSession",
+        )
         add_from(self, None, payload_source(parsed), payload_source(parsed), value, len(data))
 
     @untraced

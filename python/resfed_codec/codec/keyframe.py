@@ -26,6 +26,7 @@ from resfed_codec.tensors.layout import (
     read_once,
     roles_of,
     views_of,
+    views_of_new,
 )
 from resfed_codec.tensors.memory import empty_on_host, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
@@ -113,7 +114,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     specs = [view.spec for view in views]
     result = empty_like(like) if out is None else out
     targets = (
-        views_of(result, "like") if out is None else writable_views(out, specs, device_of(views))
+        views_of_new(result, views) if out is None else writable_views(out, specs, device_of(views))
     )
     memory = staging if out is None else empty_on_host  # out must not change on an error
     decoded = [memory(view.array) for view in targets]

@@ -32,6 +32,7 @@ from resfed_codec.tensors.layout import (
     roles_of,
     view_of,
     views_of,
+    views_of_new,
 )
 from resfed_codec.tensors.memory import Memory, copy, on_host, origin_of, publish
 from resfed_codec.tensors.torch_tensors import plain_torch, torch_module, untraced
@@ -208,10 +209,10 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     reference = read_once(reference, "reference")
     base = views_of(reference, "reference")
     specs = [view.spec for view in base]
-    parsed = parse_unlinked(data, specs, "the Decoder or the session")
+    parsed = parse_unlinked(data, len(specs), layout_digest(specs), "the Decoder or the session")
     if out is None:
         result = empty_like(reference)
-        targets = views_of(result, "reference")
+        targets = views_of_new(result, base)
     else:
         result = out
         targets = base if in_place else views_of(out, "out")
@@ -247,19 +248,20 @@ def _decode_tied(
     return copy_into(targets, decoded, out)
 
 
-def parse_unlinked(data: bytes, specs: Sequence[TensorSpec], taker: str) -> _native.Payload:
+def parse_unlinked(data: bytes, n_tensors: int, digest: int, taker: str) -> _native.Payload:
     """A payload of :func:`encode` for this layout.
 
     Args:
         data: The bytes.
-        specs: The layout.
+        n_tensors: How many tensors the layout has.
+        digest: The layout's digest.
         taker: Who takes payloads that build on versions of a stream.
 
     Raises:
         PayloadError: Damaged, or no update.
         StateMismatchError: Made for another layout, or of a stream.
     """
-    parsed = parse_payload(data, len(specs), layout_digest(specs))
+    parsed = parse_payload(data, n_tensors, digest)
     if parsed.link is not None:
         raise StateMismatchError(
             f"payload: belongs to a stream ({link_from(parsed.link)}): give it to {taker} that"

@@ -285,6 +285,18 @@ def views_of(state: State, argument: str) -> list[View]:
     return views
 
 
+def views_of_new(state: State, like: Sequence[View]) -> list[View]:
+    """The tensors of a state that :func:`empty_like` has made for the one that has these views."""
+    values = [state[v.spec.name] for v in like] if isinstance(state, Mapping) else state
+    with plain_torch():
+        return [
+            View(v.spec, as_patterns(value, v.spec.dtype), False, None, True)
+            if type(value) is np.ndarray
+            else view_of(v.spec.name, value, "result")
+            for v, value in zip(like, values, strict=True)
+        ]
+
+
 def _device(view: View) -> int | None:
     return view.origin.device if view.origin else None
 
@@ -496,7 +508,14 @@ def roles_of(specs: Sequence[TensorSpec], overrides: RoleOverrides = NO_OVERRIDE
     of two or more dimensions are matrices, the rest vectors. Where there is no matrix at all (say,
     one flat parameter vector) the vectors are treated as matrices.
     """
-    exclusions, dense = (set(ordinals) for ordinals in overrides)
+    return list(_roles_of(tuple(specs), tuple(overrides.exclusions), tuple(overrides.dense)))
+
+
+@lru_cache(maxsize=16)
+def _roles_of(
+    specs: tuple[TensorSpec, ...], excluded: tuple[int, ...], replaced: tuple[int, ...]
+) -> list[Role]:
+    exclusions, dense = set(excluded), set(replaced)
     roles = [
         Role.LOSSLESS
         if not spec.is_float or i in exclusions
