@@ -88,7 +88,6 @@ static void contexts() {
   expect_family<Contexts::Period>(Contexts::LevelAbove::kEnd, Contexts::Period::at());
   EXPECT(Contexts::Level::at(1u, 2u, 3u) == Contexts::Level::kBegin + (1 * 3 + 2) * 14 + 3);
   EXPECT(Contexts::Gap::clamp<0>(1) == 1 && Contexts::Gap::clamp<0>(9) == 2);
-  EXPECT(Contexts::kSlice == 897 && Contexts::kLossless == 98);
 
   History h;
   for (int i = 0; i < 200; ++i) h.update(62, 1, 5);
