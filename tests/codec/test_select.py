@@ -14,7 +14,7 @@ import resfed_codec as rfc
 from models import arrays_of
 from resfed_codec import _native
 
-SEGMENT = 65536  # csrc/cpu/residual.hpp
+CHUNK = 65536  # csrc/cpu/residual.hpp
 
 
 def sent(residual: np.ndarray, sparsity: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_small_arrays_with_many_ties(residual: np.ndarray, sparsity: float) -> N
     np.testing.assert_array_equal(sent(residual, sparsity), top_k(residual, sparsity))
 
 
-@pytest.mark.parametrize("n", [SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT + 17])
+@pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.9, 0.99, 0.9999, 1.0])
 def test_around_chunk_borders(n: int, sparsity: float, rng: np.random.Generator) -> None:
     residual = rng.standard_normal(n).astype(np.float32)
@@ -48,7 +48,7 @@ def test_around_chunk_borders(n: int, sparsity: float, rng: np.random.Generator)
     "kind", ["constant", "two values", "sign", "one spike", "ascending", "half zero", "clustered"]
 )
 def test_distributions_that_mislead_a_sample(kind: str, rng: np.random.Generator) -> None:
-    n = 5 * SEGMENT + 3
+    n = 5 * CHUNK + 3
     residual = {
         "constant": np.full(n, 0.25),
         "two values": rng.choice([1.0, 2.0], n, p=[0.999, 0.001]),
