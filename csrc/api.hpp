@@ -58,8 +58,8 @@ struct EncodeOptions {
   std::vector<uint64_t> blocks;  // of each tensor, elements that tend to be sent together; 0: none
 };
 
-// Is shown the payload when nothing but the writing is left to do. What it throws is passed on, and
-// nothing has been written then.
+// Called with the finished payload before any output is written. If it throws, nothing is written
+// and the caller gets the exception.
 using BeforeWriting = std::function<void(const std::vector<uint8_t>& payload)>;
 
 // Throws Failure. On success the recovered tensors stand in `out` where that is not null. All or

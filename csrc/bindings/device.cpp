@@ -234,9 +234,6 @@ void bind_device(py::module_& m) {
   m.def("cuda_unavailable_reason", &cuda::unavailable_reason);
   m.def("cuda_error_text", &cuda::error_text, py::arg("error"));
   m.def("cuda_is_emulated", &cuda::is_emulated);
-  m.def(
-      "set_device_memory_limit", [](uint64_t n_bytes) { cuda::emulate("memory_limit", n_bytes); },
-      py::arg("n_bytes"));
   m.def("emulate", &cuda::emulate, py::arg("what"), py::arg("value") = 0);
   m.def("set_allocator", &set_allocator, py::arg("allocate"));
   m.def("release_workspace", [] {

@@ -33,7 +33,8 @@ class PythonPayload {
   Payload payload_;
 };
 
-// The numbers as they lie in memory, for array.array: a list of them would take many times as much.
+// The numbers as they lie in memory, for `Numbers` in codec/numbers.py: a list takes many times as
+// much.
 template <class T>
 pybind11::bytes raw(const std::vector<T>& numbers) {
   return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)};

@@ -4,7 +4,6 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
 
 #include "api.hpp"
 #include "cpu/decoder.hpp"

@@ -5,7 +5,6 @@
 #include "cpu/encoder.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <optional>

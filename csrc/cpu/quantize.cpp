@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <numeric>
 
 #include "cpu/threads.hpp"
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <memory>
 
 #include "cpu/collect.hpp"
 #include "cpu/predict.hpp"

@@ -17,8 +17,8 @@ constexpr size_t kSlicesPerThread = 8;
 // several of them keep the processor busy.
 constexpr size_t kInterleaved = 4;
 
-// Decisions of a slice. Room is made a symbol at a time. Where the next one goes is the recorder's,
-// in a register.
+// Decisions of a slice. It grows once per symbol. The recorder keeps the write position, so that it
+// stays in a register.
 class DecisionBuffer {
  public:
   explicit DecisionBuffer(size_t expected) : memory_(expected + kMaxPerSymbol) {}

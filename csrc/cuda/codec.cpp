@@ -4,7 +4,6 @@
 #include "cpu/encoder.hpp"
 #include "cpu/float_mode.hpp"
 #include "cpu/predict.hpp"
-#include "cpu/select.hpp"
 #include "cuda/pipeline.hpp"
 #include "cuda/staging.hpp"
 

@@ -1,5 +1,5 @@
-// What the kernels of the matrices' pipeline share: the tensors, the chunks, and the one record of
-// numbers through which stages tell each other what the host need not know.
+// What the kernels of the matrices' pipeline share: the tensors, the chunks, and a record in device
+// memory through which stages pass results without the host.
 #pragma once
 
 #include "cuda/geometry.hpp"

@@ -11,9 +11,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "entropy/slice.hpp"
@@ -142,9 +140,13 @@ inline void write_exponents(ByteWriter& out, const std::vector<int8_t>& exponent
   for (int8_t exponent : exponents) out.fixed(static_cast<uint8_t>(exponent));
 }
 
+// The layout of a payload with a link is not verified yet: more exponents than n_tensors may mean
+// another layout. Without a link they mean a damaged field.
 template <class Format>
-std::vector<int8_t> read_exponents(ByteReader& in, uint64_t n_elems, uint64_t n_tensors) {
-  const uint64_t n_exponents = in.varint(min_of<uint64_t>(n_elems, in.left()));
+std::vector<int8_t> read_exponents(ByteReader& in, uint64_t n_elems, uint64_t n_tensors,
+                                   bool has_link) {
+  const uint64_t limit = has_link ? n_elems : min_of(n_elems, n_tensors);
+  const uint64_t n_exponents = in.varint(min_of<uint64_t>(limit, in.left()));
   if (n_exponents > n_tensors) throw Failure{Code::kNoSuchTensor, n_exponents - 1, n_tensors};
   std::vector<int8_t> exponents(n_exponents);
   for (int8_t& exponent : exponents) {
@@ -245,12 +247,12 @@ Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) 
   if (f.n_vector > 0) f.k_vector = in.varint(f.n_vector);
   if (f.k_vector > 0) {
     f.vector = read_quantizer<Format>(in);
-    f.exponents = read_exponents<Format>(in, f.n_vector, n_tensors);
+    f.exponents = read_exponents<Format>(in, f.n_vector, n_tensors, !f.link.empty());
   }
   if (f.n_dense > 0) f.k_dense = in.varint(f.n_dense);
   if (f.k_dense > 0) {
     f.dense = read_quantizer<Format>(in);
-    f.dense_exponents = read_exponents<Format>(in, f.n_dense, n_tensors);
+    f.dense_exponents = read_exponents<Format>(in, f.n_dense, n_tensors, !f.link.empty());
   }
   if (f.n_lossless > 0) f.n_changed = in.varint(f.n_lossless);
   if (flags & kFlagExclusions) f.exclusions = read_ordinals(in, n_tensors);

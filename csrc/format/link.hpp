@@ -1,5 +1,5 @@
 // The link of a payload: which versions it builds on, and how they predict. docs/format.md, section
-// 11.3, has the bytes; what they mean is the business of the Python layer.
+// 11.3, has the bytes; python/resfed_codec/stream/link.py interprets them.
 //
 // Hostile input: lists are counted against the bytes that are there and the receiver's layout
 // before anything is allocated.

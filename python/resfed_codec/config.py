@@ -57,12 +57,12 @@ class CodecConfig:
         predictor: In a stream: what the next model is expected to be. A name ("global",
             "previous", "res0", "res1", "res2", "adaptive"), a LinearPredictor or an
             AdaptivePredictor. Default: "global" for uplinks, else "previous".
-        error_feedback: In a stream: add to each update what the ones before it left out. Right
-            where each model is made from the one that the other end recovered, so that what was
-            left out is in it no more: an uplink trained from the received global model, a global
-            model that is the mean of recovered local ones. Default: on for uplinks whose predictor
-            looks at global models alone, as "global" does; else off. docs/benchmarks.md has the
-            measurement behind it.
+        error_feedback: In a stream: add to each update what the ones before it left out. Use it
+            if each new model is built from the model that the other end recovered: an uplink
+            trained from the received global model, a global model that is the mean of recovered
+            local ones. Do not use it if the sender keeps an exact model: the next residual already
+            contains what was left out. Default: on for uplinks whose predictor uses only global
+            models, as "global" does; else off. docs/benchmarks.md has the measurement.
 
     Raises:
         TypeError: An argument is of the wrong type.

@@ -234,7 +234,7 @@ def test_write_that_stops_half_way(files: Files) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
     done = subprocess.run(
-        [sys.executable, "-B", "-m", "resfed_codec.cli.main", *files.decode(output)],
+        [sys.executable, "-B", "-m", "resfed_codec.cli", *files.decode(output)],
         capture_output=True,
         text=True,
         preexec_fn=limit,

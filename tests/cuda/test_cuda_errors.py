@@ -205,9 +205,9 @@ def test_arrays_whose_dlpack_export_fails() -> None:
 def no_memory() -> Iterator[None]:
     """All later allocations on the device fail."""
     rfc.release_workspace()
-    _native.set_device_memory_limit(0)
+    _native.emulate("memory_limit", 0)
     yield
-    _native.set_device_memory_limit(2**64 - 1)
+    _native.emulate("memory_limit", 2**64 - 1)
 
 
 @needs_emulator
@@ -237,7 +237,7 @@ def test_out_of_memory(gpu: Gpu, rng: np.random.Generator, request: pytest.Fixtu
             call()
         if gpu.library == "other":
             assert re.search(r"cuda:0, where [\d,]+ bytes.*release_workspace", str(caught.value))
-    _native.set_device_memory_limit(2**64 - 1)
+    _native.emulate("memory_limit", 2**64 - 1)
     assert_same(gpu.host(base), reference)
     assert_same(gpu.host(decoder.decode(second)), encoder.state)
     assert before != snapshot(decoder)

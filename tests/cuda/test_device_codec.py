@@ -218,13 +218,13 @@ def test_out_of_memory_changes_nothing() -> None:
     _native.release_workspace()
     failures = 0
     for limit in range(200_000, 8_000_000, 200_000):
-        _native.set_device_memory_limit(limit)
+        _native.emulate("memory_limit", limit)
         try:
             result = case.encode(on_device=True, in_place=True)
         except _native.NativeError:  # no memory for the model itself
             continue
         finally:
-            _native.set_device_memory_limit(2**62)
+            _native.emulate("memory_limit", 2**62)
         if not result.error:
             break
         assert result.error[0] == 61

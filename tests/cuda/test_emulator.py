@@ -287,10 +287,10 @@ def test_memory_comes_from_the_library(
         )
 
     monkeypatch.setattr(torch, "empty", empty)
-    _native.set_device_memory_limit(0)
+    _native.emulate("memory_limit", 0)
     assert rfc.encode(on_device, base) == payload
     assert used > 0
     assert rfc.Encoder(base, config).encode(on_device) == expected
     assert_same(gpu.host(rfc.decode(payload, base)), rfc.decode(payload, reference))
-    _native.set_device_memory_limit(NEVER)
+    _native.emulate("memory_limit", NEVER)
     rfc.release_workspace()

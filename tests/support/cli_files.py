@@ -99,6 +99,6 @@ def assert_same(actual: Arrays, expected: Any) -> None:
 
 
 def start(*argv: str | Path, **kwargs: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "resfed_codec.cli.main", *map(str, argv)]
+    command = [sys.executable, "-m", "resfed_codec.cli", *map(str, argv)]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, env=environ, **kwargs)

@@ -442,7 +442,3 @@ def _demo(args: argparse.Namespace) -> str:
     except SystemExit:  # what rich makes of a broken pipe
         raise BrokenPipeError from None
     return ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

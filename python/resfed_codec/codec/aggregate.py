@@ -45,7 +45,7 @@ class Aggregator:
     truncated to a multiple of 2^-80 and added up in 128 bits; the mean is rounded to the tensor's
     dtype at the end. It is that of float64 arithmetic on decoded models to within the last bit of
     float32 (float16, bfloat16), as long as ``count * 2**-80 / total_weight`` and a change's last
-    bit in float64 are beneath notice.
+    bit in float64 are negligible.
     Complex numbers are averaged by their parts, in the same way.
     Integers and bool are added up exactly, with weights rounded to multiples of 2^-40, and their
     mean is rounded to the nearest, halves to even.
@@ -312,7 +312,7 @@ class _State(NamedTuple):
     """All that changes of an aggregator; calls replace it, in one step with the native sums.
 
     Attributes:
-        core: The reference and the sums.
+        sums: The reference and the sums.
         members: By client, of those that may be replaced.
         units: The sum of the weights, in units of 2**-92.
         n_models: How many were added.

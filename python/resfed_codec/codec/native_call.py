@@ -16,9 +16,9 @@ Assignments: TypeAlias = "Sequence[tuple[Any, Any, Any]]"
 """What changes in one step: tuples (object, attribute name, value) or (dict, key, value)."""
 
 Plan: TypeAlias = "Callable[[], Assignments]"
-"""What native code calls when nothing but the writing is left to do.
+"""A callback that native code calls just before it writes.
 
-The assignments that it returns are made in one step with the writing, so an interrupt finds either
+The assignments that it returns take effect in one step with the write, so an interrupt finds either
 both done or neither. If the plan raises, neither is.
 """
 

@@ -379,10 +379,10 @@ class ServerSession(ServerBase):
         """A source that decodes an uplink's model when called; it keeps the uplink's bases."""
         layout = self._layout
 
-        def prepare(core: Any, weight: float) -> Any:
+        def prepare(sums: Any, weight: float) -> Any:
             model = layout.empty()
             pending.decode(layout, model)
-            return model_source(layout.state_of(model))(core, weight)
+            return model_source(layout.state_of(model))(sums, weight)
 
         return prepare
 

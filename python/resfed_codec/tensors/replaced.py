@@ -31,13 +31,13 @@ _STATISTIC = re.compile(
     | ^sn_u$ | ^vector_u$                               # spectral normalization in Keras""",
     re.VERBOSE,
 )
-"""Last parts of names that tell alone."""
+"""Last components of names that suffice to recognize a tensor."""
 
 _HAIKU_AVERAGE = re.compile("^ema_|_ema$")
-"""The part before the last where a module keeps a moving average."""
+"""The component before the last if a module keeps a moving average."""
 
 _COLLECTIONS = {"batch_stats", "batch_stat"}
-"""Parts before the last that tell alone: Flax's collections."""
+"""Components before the last that suffice to recognize a tensor: Flax's collections."""
 
 _BESIDE = {
     "mean": ("var", "variance"),  # BatchNorm of Flax NNX, Normalization of Keras
@@ -57,7 +57,7 @@ _BESIDE = {
     "u0": ("sv0",),  # spectral normalization of BigGAN
     "sv0": ("u0",),
 }
-"""Last parts that tell where a tensor of the same module has one of these."""
+"""Last components that suffice if a tensor of the same module has one of these."""
 
 
 def replaced_tensors(specs: Sequence[TensorSpec]) -> list[str]:
