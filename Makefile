@@ -84,7 +84,7 @@ format: .venv-test/installed
 
 # --no-compile: compiling all of SciPy and Matplotlib to bytecode takes longer than the demo.
 .venv/installed: $(SOURCES)
-	@echo "Building the package and installing what the demo needs in .venv, about one minute."
+	@echo "Building the package and installing what the demo needs in .venv, about two minutes."
 	@test -d .venv || $(PYTHON) -m venv .venv
 	@.venv/bin/python $(PIP_INSTALL) --no-compile $(BUILD_SETTINGS) '.[demo,cli]'
 	@touch $@
