@@ -21,7 +21,7 @@ demo: .venv/installed
 
 # All tests except those marked slow. CI runs test-all.
 test: .venv-test/installed
-	@echo "Running the tests except the slow ones, about three minutes (make test-all: all tests)."
+	@echo "Running the tests except the slow ones, several minutes (make test-all: all tests)."
 	@.venv-test/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS)
 
 test-all: .venv-test/installed
@@ -90,7 +90,7 @@ format: .venv-test/installed
 	@touch $@
 
 .venv-test/installed: $(SOURCES)
-	@echo "Building the package and installing test tools in .venv-test, about two minutes."
+	@echo "Building the package and installing test tools in .venv-test, several minutes."
 	@test -d .venv-test || $(PYTHON) -m venv .venv-test
 	@.venv-test/bin/python $(PIP_INSTALL) $(BUILD_SETTINGS) '.[test,dev,docs]'
 	@touch $@
