@@ -5,6 +5,8 @@
 //
 // The pages of a model are inaccessible. An access makes a page accessible with new contents and
 // the previous page inaccessible. So any two passes over a model read mostly different values.
+// An instruction that reads across the border of two pages needs both: after kPatience alternating
+// faults, both stay accessible until an access to a third page.
 // Every call must succeed or throw a Failure, and its results must be consistent. Sanitizers and
 // the exit status of the process reveal other errors.
 #include <signal.h>
@@ -28,6 +30,7 @@ namespace {
 using namespace resfed;
 
 constexpr size_t kPage = 4096;
+constexpr int kPatience = 16;
 
 uint64_t random_state = 1;
 uint64_t random_bits() {
@@ -100,16 +103,25 @@ class Changing {
   Changing& operator=(const Changing&) = delete;
 
   void* data() const { return memory_; }
-  void start() { protect(memory_, n_pages_, PROT_NONE), open_ = nullptr; }
+  void start() {
+    protect(memory_, n_pages_, PROT_NONE);
+    open_ = previous_ = nullptr;
+    n_alternations_ = 0;
+  }
   void stop() { protect(memory_, n_pages_, PROT_READ | PROT_WRITE); }
 
   // Opens the page if the address is in this memory; returns whether it is.
   bool open(uint8_t* address) {
     if (address < memory_ || address >= memory_ + n_pages_ * kPage) return false;
     uint8_t* const page = memory_ + (address - memory_) / static_cast<ptrdiff_t>(kPage) * kPage;
+    n_alternations_ = page == previous_ ? n_alternations_ + 1 : 0;
+    if (n_alternations_ < kPatience) {
+      if (open_ != nullptr) protect(open_, 1, PROT_NONE);
+      if (previous_ != nullptr && previous_ != page) protect(previous_, 1, PROT_NONE);
+    }
     protect(page, 1, PROT_READ | PROT_WRITE);
     fill(contents_, dtype_, page, kPage);
-    if (open_ != nullptr && open_ != page) protect(open_, 1, PROT_NONE);
+    previous_ = open_;
     open_ = page;
     return true;
   }
@@ -122,7 +134,9 @@ class Changing {
   }
 
   uint8_t* memory_;
-  uint8_t* open_ = nullptr;
+  uint8_t* open_ = nullptr;      // the page of the last fault
+  uint8_t* previous_ = nullptr;  // the page of the fault before; accessible only if patience ended
+  int n_alternations_ = 0;       // faults in a row at the page before the last
   size_t n_pages_;
   DType dtype_;
   Contents contents_;
