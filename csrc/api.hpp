@@ -34,6 +34,7 @@ struct Tensor {
   uint32_t elem_bytes = 4;        // 1, 2, 4 or 8
   DType dtype = DType::kFloat32;  // of lossy tensors
   Role role = Role::kMatrix;
+  uint64_t row_length = 0;    // of a tensor of two dimensions; 0: of any other
   Prediction prediction;      // of lossy tensors
   float* feedback = nullptr;  // encode of matrices and vectors: added to the residual, then
                               // replaced by what is left of it; may be null
@@ -51,10 +52,9 @@ struct EncodeOptions {
   uint64_t vector_share = 1;  // with max_bytes: vectors are sent this many times as densely
   StepRule step;
   unsigned dense_bits = 3;  // of dense tensors: steps are 2^(2 - dense_bits) of their scale
-  unsigned slice_log2 = kDefaultSliceLog2;
-  std::vector<uint64_t> exclusions;   // for the frame; those tensors have role kLossless
-  std::vector<uint64_t> dense;        // for the frame; those tensors have role kDense
-  std::vector<uint64_t> row_lengths;  // of each tensor, elements per first dimension; 0: no rows
+  unsigned lane_log2 = kDefaultLaneLog2;
+  std::vector<uint64_t> exclusions;  // for the frame; those tensors have role kLossless
+  std::vector<uint64_t> dense;       // for the frame; those tensors have role kDense
   std::vector<uint64_t> blocks;  // of each tensor, elements that tend to be sent together; 0: none
 };
 

@@ -16,7 +16,8 @@ enum class Code : uint32_t {
   kBadField = 5,  // detail: the value found
   kBadSlice = 6,  // where: number of the slice
   kTrailingBytes = 7,
-  kBadLink = 8,  // where: byte of the link, detail: one of the codes above
+  kBadTables = 9,  // where: byte of the tables
+  kBadLink = 8,    // where: byte of the link, detail: one of the codes above
   // A payload that does not belong to this reference.
   kWrongLayout = 20,
   kWrongReference = 21,

@@ -43,6 +43,7 @@ inline void bind_constants(pybind11::module_& m) {
                    {"BAD_CHECKSUM", Code::kBadChecksum},
                    {"BAD_FIELD", Code::kBadField},
                    {"BAD_SLICE", Code::kBadSlice},
+                   {"BAD_TABLES", Code::kBadTables},
                    {"TRAILING_BYTES", Code::kTrailingBytes},
                    {"BAD_LINK", Code::kBadLink},
                    {"WRONG_LAYOUT", Code::kWrongLayout},

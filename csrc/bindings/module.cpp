@@ -13,8 +13,8 @@
 #include "cpu/aggregate.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/keyframe.hpp"
+#include "cpu/lanes.hpp"
 #include "cpu/residual.hpp"
-#include "cpu/slice.hpp"
 #include "format/version.hpp"
 
 namespace py = pybind11;
@@ -80,17 +80,25 @@ std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const Pyth
   return aggregator.prepare(*payload, digest, weight);
 }
 
-py::tuple trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
-                const std::vector<std::tuple<uint64_t, uint64_t, uint64_t>>& row_lengths,
-                unsigned slice_log2) {
+// The symbols of each lane with their rows: (blocks, gaps, levels).
+std::vector<std::tuple<bool, py::bytes, py::bytes>> trace(
+    const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
+    const std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint64_t>>& matrices,
+    unsigned lane_log2) {
   Scratch<SentSymbol> symbols;
   for (size_t i = 0; i < indices.size(); ++i) symbols.emplace_back(indices[i], levels[i]);
-  RowLengths rows;
-  for (const auto& [begin, length, block] : row_lengths) rows.push_back({begin, length, block});
-  std::vector<uint64_t> ends;
-  const std::vector<uint16_t> decisions = trace_decisions(symbols, rows, slice_log2, &ends);
-  return py::make_tuple(
-      py::bytes(reinterpret_cast<const char*>(decisions.data()), 2 * decisions.size()), ends);
+  MatrixShapes shapes;
+  for (const auto& [begin, n_elems, row_length, block] : matrices) {
+    shapes.push_back({begin, n_elems, row_length, block});
+  }
+  const auto bytes = [](const std::vector<uint16_t>& codes) {
+    return py::bytes(reinterpret_cast<const char*>(codes.data()), 2 * codes.size());
+  };
+  std::vector<std::tuple<bool, py::bytes, py::bytes>> lanes;
+  for (const TracedLane& lane : trace_lanes(symbols, shapes, lane_log2)) {
+    lanes.emplace_back(lane.blocks, bytes(lane.gaps), bytes(lane.levels));
+  }
+  return lanes;
 }
 
 // NativeError(code, where, detail): a Failure as Python sees it.
@@ -142,11 +150,10 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("max_error", &EncodeOptions::max_error)
       .def_readwrite("vector_share", &EncodeOptions::vector_share)
       .def_readwrite("step", &EncodeOptions::step)
-      .def_readwrite("slice_log2", &EncodeOptions::slice_log2)
+      .def_readwrite("lane_log2", &EncodeOptions::lane_log2)
       .def_readwrite("exclusions", &EncodeOptions::exclusions)
       .def_readwrite("dense", &EncodeOptions::dense)
       .def_readwrite("dense_bits", &EncodeOptions::dense_bits)
-      .def_readwrite("row_lengths", &EncodeOptions::row_lengths)
       .def_readwrite("blocks", &EncodeOptions::blocks);
 
   py::class_<Contribution>(m, "Contribution");
@@ -233,14 +240,6 @@ PYBIND11_MODULE(_native, m) {
       "choose_kernels", [](const std::string& name) { return choose_kernels(name.c_str()); },
       py::arg("name"));
   bind_device(m);
-  m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("row_lengths"),
-        py::arg("slice_log2"));
-  m.def("initial_states", [] {
-    py::list states;
-    for (uint32_t i = 0; i < CurrentFormat::Contexts::kSlice; ++i) {
-      const InitialState s = CurrentFormat::initial_slice_state(i);
-      states.append(py::make_tuple(s.probability, s.count));
-    }
-    return states;
-  });
+  m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("matrices"),
+        py::arg("lane_log2"));
 }

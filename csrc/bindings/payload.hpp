@@ -71,15 +71,14 @@ inline void bind_payload(pybind11::module_& m) {
            py::arg("n_tensors") = kMostTensors, py::arg("layout_digest") = py::none())
       .def_property_readonly("data", &PythonPayload::bytes)
       .def_property_readonly("link", [](const PythonPayload& p) { return (*p).link; })
-      .def_property_readonly("n_lossy_slices", [](const PythonPayload& p) {
-        return p.frame().lossy_partition().n_slices;
-      });
+      .def_property_readonly("n_lossy_slices",
+                             [](const PythonPayload& p) { return p.frame().n_lossy_slices(); });
   const auto field = [&](const char* name, auto member) {
     payload.def_property_readonly(name,
                                   [member](const PythonPayload& p) { return p.frame().*member; });
   };
   field("format_version", &Frame::version);
-  field("slice_log2", &Frame::slice_log2);
+  field("lane_log2", &Frame::lane_log2);
   field("digest", &Frame::digest);
   field("reference_check", &Frame::reference_check);
   field("n_matrix", &Frame::n_matrix);

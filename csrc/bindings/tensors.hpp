@@ -141,6 +141,7 @@ struct TensorColumns {
   std::vector<Role> roles;
   std::vector<DType> dtypes;  // of lossy tensors
   std::vector<uint64_t> n_elems;
+  std::vector<uint64_t> row_lengths;  // of tensors of two dimensions; 0: of others
   Arrays current, reference, out, feedback;
   std::vector<Arrays> terms;  // of each tensor
   std::vector<std::vector<float>> coefficients;
@@ -148,6 +149,7 @@ struct TensorColumns {
   // Throws ValueError unless the columns have one length.
   TensorColumns(const std::vector<uint32_t>& role_numbers,
                 const std::vector<uint32_t>& dtype_numbers, std::vector<uint64_t> lengths,
+                std::optional<std::vector<uint64_t>> rows,
                 std::array<std::optional<Arrays>, 4> arrays,
                 std::optional<std::vector<Arrays>> terms_of,
                 std::optional<std::vector<std::vector<float>>> coefficients_of)
@@ -156,6 +158,14 @@ struct TensorColumns {
     for (const uint32_t n : dtype_numbers) dtypes.push_back(to_enum(n, DType::kFloat64, "DType"));
     Arrays* const columns[] = {&current, &reference, &out, &feedback};
     for (size_t i = 0; i < arrays.size(); ++i) fill(*columns[i], std::move(arrays[i]));
+    fill(row_lengths, std::move(rows));
+    for (size_t i = 0; i < row_lengths.size(); ++i) {
+      if (row_lengths[i] > 0 && n_elems[i] % row_lengths[i] != 0) {
+        throw pybind11::value_error("tensor " + std::to_string(i) + ": rows of " +
+                                    std::to_string(row_lengths[i]) + " elements, of " +
+                                    std::to_string(n_elems[i]));
+      }
+    }
     fill(terms, std::move(terms_of));
     fill(coefficients, std::move(coefficients_of));
     if (roles.size() != size() || dtypes.size() != size()) refuse();
@@ -199,6 +209,7 @@ inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds 
     tensor.n_elems = columns.n_elems[i];
     tensor.dtype = columns.dtypes[i];
     tensor.role = columns.roles[i];
+    tensor.row_length = columns.row_lengths[i];
     const bool lossy = tensor.role != Role::kLossless;
     tensor.elem_bytes = lossy ? dtype_size(tensor.dtype) : 0;  // 0: the first array says
     const auto memory = [&](pybind11::handle h, const char* field, bool wanted, bool to_write) {
@@ -246,19 +257,22 @@ inline void bind_tensors(pybind11::module_& m) {
   using Arrays = TensorColumns::Arrays;
   py::class_<TensorColumns>(m, "Tensors")
       .def(py::init([](const std::vector<uint32_t>& roles, const std::vector<uint32_t>& dtypes,
-                       std::vector<uint64_t> n_elems, std::optional<Arrays> current,
-                       std::optional<Arrays> reference, std::optional<Arrays> out,
-                       std::optional<Arrays> feedback, std::optional<std::vector<Arrays>> terms,
+                       std::vector<uint64_t> n_elems,
+                       std::optional<std::vector<uint64_t>> row_lengths,
+                       std::optional<Arrays> current, std::optional<Arrays> reference,
+                       std::optional<Arrays> out, std::optional<Arrays> feedback,
+                       std::optional<std::vector<Arrays>> terms,
                        std::optional<std::vector<std::vector<float>>> coefficients) {
              return TensorColumns(
-                 roles, dtypes, std::move(n_elems),
+                 roles, dtypes, std::move(n_elems), std::move(row_lengths),
                  {std::move(current), std::move(reference), std::move(out), std::move(feedback)},
                  std::move(terms), std::move(coefficients));
            }),
            py::kw_only(), py::arg("roles"), py::arg("dtypes"), py::arg("n_elems"),
-           py::arg("current") = py::none(), py::arg("reference") = py::none(),
-           py::arg("out") = py::none(), py::arg("feedback") = py::none(),
-           py::arg("terms") = py::none(), py::arg("coefficients") = py::none())
+           py::arg("row_lengths") = py::none(), py::arg("current") = py::none(),
+           py::arg("reference") = py::none(), py::arg("out") = py::none(),
+           py::arg("feedback") = py::none(), py::arg("terms") = py::none(),
+           py::arg("coefficients") = py::none())
       .def("__len__", &TensorColumns::size)
       .def_readonly("n_elems", &TensorColumns::n_elems)
       .def_readonly("current", &TensorColumns::current)

@@ -3,10 +3,11 @@
 
 #include <algorithm>
 
+#include "cpu/changes.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
+#include "cpu/lanes.hpp"
 #include "cpu/predict.hpp"
-#include "cpu/slice.hpp"
 
 namespace resfed {
 namespace {
@@ -111,7 +112,7 @@ void read_update(const Payload& payload, uint64_t digest, const std::vector<Tens
   Update& u = *update;
   open_update(payload, digest, tensors, &u);
   const Frame& frame = payload.frame;
-  decode_symbols(payload.data, frame, &u.symbols);
+  decode_nonzeros(payload.data, frame, shapes_of(u.groups.matrix), &u.symbols);
   const SentSymbols symbols(u.symbols);
   u.sent_matrix = symbols.first(frame.k_matrix);
   u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
@@ -153,7 +154,7 @@ void add_values(const Payload& payload, const std::vector<Tensor>& tensors) {
   check_counts(frame, groups);
   if (frame.k_vector > 0) apply_exponents(groups.vector, frame.exponents);
   Scratch<SentSymbol> symbols;
-  decode_symbols(payload.data, frame, &symbols);
+  decode_nonzeros(payload.data, frame, shapes_of(groups.matrix), &symbols);
   const SentSymbols matrix = SentSymbols(symbols).first(frame.k_matrix);
   const SentSymbols vector = SentSymbols(symbols).subspan(frame.k_matrix, frame.k_vector);
   if (!lies_in(matrix, groups.matrix) || !lies_in(vector, groups.vector)) {

@@ -186,29 +186,7 @@ EncodedGroup code_within_error(const Group& group, StepRule rule, double max_err
   return best;
 }
 
-RowLengths rows_of(const Group& matrix, const EncodeOptions& options) {
-  RowLengths rows;
-  if (options.row_lengths.empty()) return rows;
-  for (const Member& member : matrix.members) {
-    const uint64_t block = options.blocks.empty() ? 0 : options.blocks.at(member.ordinal);
-    rows.push_back({member.begin, options.row_lengths.at(member.ordinal), block});
-  }
-  rows.push_back({matrix.n_elems, 0, 0});
-  return rows;
-}
-
 __extension__ using WideUint = unsigned __int128;
-
-// The slices of all lossy symbols; nothing if they take more than max_bytes.
-std::optional<std::vector<Slice>> code_slices(const EncodeState& state, uint64_t max_bytes) {
-  return encode_slices(state.matrix.sent, state.vector.sent, state.dense.sent, state.rows,
-                       state.frame.slice_log2, max_bytes);
-}
-
-std::vector<uint8_t> assemble(const EncodeState& state) {
-  const std::vector<Slice> slices = *code_slices(state, std::numeric_limits<uint64_t>::max());
-  return assemble(state, {slices.begin(), slices.end()});
-}
 
 // How many of a group's elements are sent when `t` of `total` are, at `share` times that density.
 uint64_t proportional(uint64_t n_elems, uint64_t t, uint64_t total, uint64_t share) {
@@ -277,20 +255,20 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* stat
   const uint64_t total = n_matrix + n_vector;
   BudgetSearch search(options.max_bytes, total);
   EncodedGroup best_matrix, best_vector;
-  std::vector<Slice> best_slices;
+  Nonzeros best;
   // What is recovered stands in the payload as a check of fixed length, so it can wait.
   const auto size_of = [&](uint64_t t) {
     const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
     const uint64_t k_vector = proportional(n_vector, t, total, options.vector_share);
     state->matrix = quantize_group(groups.matrix, matrices.top(k_matrix), options.step);
     state->vector = quantize_group(groups.vector, vectors.top(k_vector), options.step);
-    auto slices = code_slices(*state, t > 0 ? search.most_size() : BudgetSearch::kBeyond);
-    if (!slices) return BudgetSearch::kBeyond;
-    const uint64_t size = assemble(*state, {slices->begin(), slices->end()}).size();
+    auto coded = code_nonzeros(*state, t > 0 ? search.most_size() : BudgetSearch::kBeyond);
+    if (!coded) return BudgetSearch::kBeyond;
+    const uint64_t size = assemble(*state, *coded).size();
     if (size <= options.max_bytes) {
       best_matrix = std::move(state->matrix);
       best_vector = std::move(state->vector);
-      best_slices = *std::move(slices);
+      best = *std::move(coded);
     }
     return size;
   };
@@ -302,13 +280,17 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* stat
   state->vector = std::move(best_vector);
   recover_group(groups.matrix, &state->matrix, nullptr);
   recover_group(groups.vector, &state->vector, nullptr);
-  return assemble(*state, {best_slices.begin(), best_slices.end()});
+  return assemble(*state, best);
 }
 
 }  // namespace
 
-std::vector<uint8_t> assemble(const EncodeState& state,
-                              const std::vector<std::span<const uint8_t>>& lossy_slices) {
+std::optional<Nonzeros> code_nonzeros(const EncodeState& state, uint64_t max_bytes) {
+  return encode_nonzeros({state.matrix.sent, state.vector.sent, state.dense.sent}, state.matrices,
+                         state.frame.lane_log2, max_bytes);
+}
+
+std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros) {
   Frame frame = state.frame;
   frame.k_matrix = state.matrix.k;
   frame.matrix = state.matrix.quantizer;
@@ -320,14 +302,17 @@ std::vector<uint8_t> assemble(const EncodeState& state,
   frame.reference_check = state.matrix.recovered.check + state.vector.recovered.check +
                           state.dense.recovered.check + state.restored.check;
 
-  std::vector<std::span<const uint8_t>> slices = lossy_slices;
-  slices.insert(slices.end(), state.lossless_slices.begin(), state.lossless_slices.end());
-  for (const auto& slice : slices) frame.slice_bytes.push_back(slice.size());
+  frame.tables = nonzeros.tables;
+  for (const auto* slices : {&nonzeros.slices, &state.lossless_slices}) {
+    for (const Slice& slice : *slices) frame.slice_bytes.push_back(slice.size());
+  }
 
   ByteWriter out;
   write_frame(frame, out);
   std::vector<uint8_t>& bytes = out.bytes();
-  for (const auto& slice : slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
+  for (const auto* slices : {&nonzeros.slices, &state.lossless_slices}) {
+    for (const Slice& slice : *slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
+  }
   out.fixed(crc32c(bytes.data(), bytes.size()));
   return std::move(bytes);
 }
@@ -337,7 +322,7 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
   state.groups = make_groups(tensors);
   Groups& groups = state.groups;
   Frame& frame = state.frame;
-  frame.slice_log2 = options.slice_log2;
+  frame.lane_log2 = options.lane_log2;
   frame.digest = options.digest;
   frame.link = options.link;
   frame.exclusions.assign(options.exclusions.begin(), options.exclusions.end());
@@ -351,10 +336,10 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
   frame.dense_exponents = choose_exponents(groups.dense);
   apply_exponents(groups.dense, frame.dense_exponents);
 
-  state.rows = rows_of(groups.matrix, options);
+  state.matrices = shapes_of(groups.matrix, options.blocks);
   state.changes = find_changes(groups.lossless);
   state.restored = restore_changes(groups.lossless, state.changes);
-  state.lossless_slices = encode_slices(state.changes, frame.slice_log2);
+  state.lossless_slices = encode_changes(state.changes);
   state.dense = code_dense(groups.dense, options.dense_bits);
   return state;
 }
@@ -395,13 +380,13 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     select_top(groups.matrix, 0);  // finds what is not finite, in the order of the tensors
     state.matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
     state.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
-    payload = assemble(state);
+    payload = assemble(state, *code_nonzeros(state));
   } else if (options.max_bytes > 0) {
     payload = fill_budget(options, &state);
   } else {
     state.matrix = code_top(groups.matrix, options.k_matrix, options.step);
     state.vector = code_top(groups.vector, options.k_vector, options.step);
-    payload = assemble(state);
+    payload = assemble(state, *code_nonzeros(state));
   }
   prepare_results(&state);
   if (before_writing) before_writing(payload);

@@ -3,9 +3,10 @@
 
 #include <span>
 
+#include "cpu/changes.hpp"
+#include "cpu/lanes.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
-#include "cpu/slice.hpp"
 
 namespace resfed {
 
@@ -21,7 +22,7 @@ struct EncodedGroup {
 struct EncodeState {
   Groups groups;  // point into the tensors of the call
   Frame frame;    // without what the lossy groups send
-  RowLengths rows;
+  MatrixShapes matrices;
   std::vector<ChangedElement> changes;
   RestoredElements restored;
   std::vector<Slice> lossless_slices;
@@ -34,9 +35,10 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
 // The group's best k elements, coded. Throws Failure.
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
 
-// The payload, given the slices of all lossy symbols.
-std::vector<uint8_t> assemble(const EncodeState& state,
-                              const std::vector<std::span<const uint8_t>>& lossy_slices);
+// The nonzeros of all groups, coded; nothing if they take more than max_bytes.
+std::optional<Nonzeros> code_nonzeros(const EncodeState& state, uint64_t max_bytes = ~uint64_t{0});
+// The payload, given those.
+std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros);
 
 // What is left to compute; after it nothing can fail.
 void prepare_results(EncodeState* state);

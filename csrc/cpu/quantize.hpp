@@ -6,15 +6,12 @@
 #include <span>
 
 #include "cpu/residual.hpp"
-#include "entropy/symbols.hpp"
+#include "cpu/scan.hpp"
 #include "numeric/check.hpp"
 #include "numeric/exact_sum.hpp"
 #include "numeric/quantize.hpp"
 
 namespace resfed {
-
-// Of one group, in ascending order.
-using SentSymbols = std::span<const SentSymbol>;
 
 // Symbols that one task works on.
 constexpr size_t kSymbolsPerTask = 4096;

@@ -1,11 +1,4 @@
-// Which adaptive probability codes which decision.
-//
-// Each nonzero of a slice is coded as gap (distance to the one before, >= 1), sign, level (>= 1).
-// Nonzeros of a trained model cluster, so the contexts are what the last few nonzeros looked like:
-// the size class of the last gap, a moving average of size classes ("activity"), the last sign and
-// the last level. In a slice with a period, the nonzeros one period before come first (period.hpp);
-// in one with blocks, the position in the block counts (block.hpp). docs/design.md has the table of
-// contexts that were tried.
+// Which adaptive probability codes which decision of a change.
 //
 // The contexts themselves are one table, python/resfed_codec/reference/contexts.py, from which
 // contexts_v1.hpp is generated.
@@ -37,27 +30,6 @@ struct ContextFamily {
   RESFED_HD static uint32_t clamp(uint32_t index) {
     constexpr uint32_t kLast = size(Dimension) - 1;
     return min_of(index, kLast);
-  }
-};
-
-// What the contexts depend on; reset at the start of each slice.
-struct History {
-  uint32_t gap_class = 0;  // floor(log2(gap)) of the last nonzero
-  uint32_t activity = 0;   // moving average of min(gap_class, 15), in 1/16
-  uint32_t sign = 0;       // 0 none yet, 1 negative, 2 positive
-  uint32_t level = 1;
-
-  RESFED_HD void update(uint32_t new_gap_class, uint32_t positive, uint32_t new_level) {
-    gap_class = new_gap_class;
-    activity = activity - (activity >> 3) + 2 * min_of(new_gap_class, 15u);
-    sign = 1 + positive;
-    level = new_level;
-  }
-  // 0 below 8, then 1, 2 and 3 from 8, 24 and 56 on: two bits for each activity / 8. Activity never
-  // exceeds 240: there it falls by 30 and rises by 30 at most.
-  RESFED_HD uint32_t activity_class() const {
-    constexpr uint64_t kClasses = ~0ull << 14 | 0b10'10'10'10'01'01'00;
-    return static_cast<uint32_t>(kClasses >> 2 * (activity >> 3)) & 3u;
   }
 };
 

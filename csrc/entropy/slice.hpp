@@ -7,29 +7,14 @@
 // reports underrun instead of reading past it.
 #pragma once
 
+#include "entropy/partition.hpp"
 #include "entropy/probability.hpp"
 #include "entropy/rans.hpp"
 #include "host_device.hpp"
 
 namespace resfed {
 
-constexpr unsigned kDefaultSliceLog2 = 11;
-
-// How n_symbols are divided into slices: into the number of slices that comes nearest to the
-// nominal size, of sizes that differ by one at most, the longer ones first.
-struct Partition {
-  uint64_t n_symbols;
-  uint64_t n_slices;
-};
-
-RESFED_HD Partition partition(uint64_t n_symbols, unsigned slice_log2) {
-  if (n_symbols == 0) return {0, 0};
-  return {n_symbols,
-          max_of<uint64_t>((n_symbols >> slice_log2) + ((n_symbols >> (slice_log2 - 1)) & 1u), 1)};
-}
-RESFED_HD uint64_t slice_begin(const Partition& p, uint64_t slice) {
-  return slice * (p.n_symbols / p.n_slices) + min_of(slice, p.n_symbols % p.n_slices);
-}
+constexpr unsigned kChangesLog2 = 11;  // changes of a slice, nominally
 
 // A decision as the encoder keeps it between the forward and the backward pass.
 using Decision = Slots;

@@ -1,9 +1,9 @@
 // The frame: everything in a payload that is not a slice. docs/format.md is its specification. Host
 // code that every backend shares.
 //
-//   [4 bytes] magic "RFD" and version   [1] flags   [1] slice_log2   [8] digest
+//   [4 bytes] magic "RFD" and version   [1] flags   [1] lane_log2   [8] digest
 //   [4] reference check   link   [varints] counts, quantizers, exponents, exclusions, dense
-//   tensors, slice lengths   slices   [4] CRC-32C of all before
+//   tensors, tables, slice lengths   slices   [4] CRC-32C of all before
 //
 // Hostile input: read_frame() checks every count against the bytes that are there, and those of
 // tensors against the receiver's layout, before it allocates anything. What it allocates is a small
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "entropy/slice.hpp"
+#include "format/lanes.hpp"
 #include "format/version.hpp"
 #include "host_device.hpp"
 #include "numeric/quantize.hpp"
@@ -34,7 +35,7 @@ constexpr uint64_t kMostTensors = 1ull << 32;  // of any model
 
 struct Frame {
   uint8_t version = CurrentFormat::kVersion;
-  unsigned slice_log2 = kDefaultSliceLog2;
+  unsigned lane_log2 = kDefaultLaneLog2;
   uint64_t digest = 0;
   uint32_t reference_check = 0;
   std::string link;  // its bytes, see link.hpp; empty if there are none
@@ -45,13 +46,16 @@ struct Frame {
   std::vector<int8_t> exponents, dense_exponents;
   std::vector<uint32_t> exclusions;     // ordinals of float tensors that are carried losslessly
   std::vector<uint32_t> dense_tensors;  // ordinals
+  std::vector<uint8_t> tables;          // of the lossy slices
   std::vector<uint64_t> slice_bytes;    // all slices, lossy ones first
   size_t slices_offset = 0;             // set by read_frame
   size_t counts_offset = 0, quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
 
   uint64_t n_lossy() const { return n_matrix + n_vector + n_dense; }
-  Partition lossy_partition() const { return partition(k_matrix + k_vector + k_dense, slice_log2); }
-  Partition lossless_partition() const { return partition(n_changed, slice_log2); }
+  uint64_t n_nonzeros() const { return k_matrix + k_vector + k_dense; }
+  Partition lanes() const { return partition(n_nonzeros(), lane_log2); }
+  uint64_t n_lossy_slices() const { return slices_of(lanes().n_parts); }
+  Partition lossless_partition() const { return partition(n_changed, kChangesLog2); }
 };
 
 constexpr uint64_t kMaxVarint = (1ull << 63) - 1;
@@ -186,7 +190,7 @@ inline void write_frame(const Frame& f, ByteWriter& out) {
   out.fixed(static_cast<uint8_t>((f.exclusions.empty() ? 0 : kFlagExclusions) |
                                  (f.link.empty() ? 0 : kFlagLink) |
                                  (f.dense_tensors.empty() ? 0 : kFlagDense)));
-  out.fixed(static_cast<uint8_t>(f.slice_log2));
+  out.fixed(static_cast<uint8_t>(f.lane_log2));
   out.fixed(f.digest);
   out.fixed(f.reference_check);
   if (!f.link.empty()) {
@@ -212,6 +216,10 @@ inline void write_frame(const Frame& f, ByteWriter& out) {
   if (f.n_lossless > 0) out.varint(f.n_changed);
   if (!f.exclusions.empty()) write_ordinals(out, f.exclusions);
   if (!f.dense_tensors.empty()) write_ordinals(out, f.dense_tensors);
+  if (f.n_nonzeros() > 0) {
+    out.varint(f.tables.size());
+    for (uint8_t byte : f.tables) out.fixed(byte);
+  }
   for (size_t i = 0; i + 1 < f.slice_bytes.size(); ++i) out.varint(f.slice_bytes[i] / 2);
 }
 
@@ -223,9 +231,9 @@ Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) 
   in.skip(kFlagsOffset);
   const uint8_t flags = in.fixed<uint8_t>();
   if (flags & ~kKnownFlags) throw Failure{Code::kBadField, 4, flags};
-  f.slice_log2 = in.fixed<uint8_t>();
-  if (f.slice_log2 < Format::kMinSliceLog2 || f.slice_log2 > Format::kMaxSliceLog2) {
-    throw Failure{Code::kBadField, 5, f.slice_log2};
+  f.lane_log2 = in.fixed<uint8_t>();
+  if (f.lane_log2 < Format::kMinLaneLog2 || f.lane_log2 > Format::kMaxLaneLog2) {
+    throw Failure{Code::kBadField, 5, f.lane_log2};
   }
   f.digest = in.fixed<uint64_t>();
   f.reference_check = in.fixed<uint32_t>();
@@ -266,8 +274,15 @@ Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) 
     }
   }
   f.table_offset = in.offset();
-  const uint64_t n_slices = f.lossy_partition().n_slices + f.lossless_partition().n_slices;
-  if (n_slices > in.left() / kSliceStateBytes) throw Failure{Code::kTruncated, in.offset()};
+  if (f.n_nonzeros() > 0) {
+    const uint64_t n_bytes = in.varint(in.left());
+    f.tables.assign(in.here(), in.here() + n_bytes);
+    in.skip(n_bytes);
+  }
+  // Each lane and each slice of changes has a state.
+  const uint64_t n_states = f.lanes().n_parts + f.lossless_partition().n_parts;
+  if (n_states > in.left() / kSliceStateBytes) throw Failure{Code::kTruncated, in.offset()};
+  const uint64_t n_slices = f.n_lossy_slices() + f.lossless_partition().n_parts;
   f.slice_bytes.reserve(n_slices);
   uint64_t sum = 0;
   for (uint64_t i = 0; i + 1 < n_slices; ++i) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "api.hpp"
-#include "entropy/symbols.hpp"
+#include "entropy/sent_symbol.hpp"
 
 namespace resfed {
 

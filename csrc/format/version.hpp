@@ -15,22 +15,14 @@ struct FormatV1 {
   static constexpr uint8_t kVersion = 1;
 
   using Contexts = ContextsV1;
-  static constexpr InitialState initial_slice_state(uint32_t context) {
-    return kInitialSliceStatesV1[context];
-  }
   static constexpr InitialState initial_lossless_state(uint32_t context) {
     return kInitialLosslessStatesV1[context];
   }
 
-  static constexpr unsigned kMinSliceLog2 = 6;
-  static constexpr unsigned kMaxSliceLog2 = 12;  // bounds the time that few bytes can cost a thread
+  static constexpr unsigned kMinLaneLog2 = 6;
+  static constexpr unsigned kMaxLaneLog2 = 12;  // bounds the time that few bytes can cost a thread
   static constexpr uint32_t kMaxLevel = 1u << 23;
-  static constexpr uint32_t kMaxGapClass = 62;     // gaps below 2^63
-  static constexpr uint32_t kMaxEscapeClass = 23;  // levels up to kMaxLevel
-  static constexpr unsigned kBlockSizeBits = 6;
-  // For a nonzero or a change, with what a slice signals before its first one: two unary codes of
-  // 63 and 24 at most, 14 decisions of a level, three mantissas, and few more.
-  static constexpr size_t kMaxDecisionsPerSymbol = 128;
+  static constexpr uint32_t kMaxGapClass = 62;  // gaps below 2^63
 
   static constexpr unsigned kMaxOffsets = 4;
   static constexpr int kMinExponent = -120;

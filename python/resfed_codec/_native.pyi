@@ -49,6 +49,7 @@ class Tensors:
         roles: Of each tensor, its role.
         dtypes: Of each tensor that is not lossless, its dtype.
         n_elems: Of each tensor, how many elements its arrays have.
+        row_lengths: Of each tensor of two dimensions, elements in a row; of others 0.
         current: The model to encode.
         reference: The prediction of tensors without terms.
         out: Where the recovered model goes.
@@ -63,6 +64,7 @@ class Tensors:
         roles: Sequence[Role],
         dtypes: Sequence[DType],
         n_elems: Sequence[int],
+        row_lengths: Sequence[int] | None = None,
         current: Sequence[Array | None] | None = None,
         reference: Sequence[Array | None] | None = None,
         out: Sequence[Array | None] | None = None,
@@ -101,6 +103,7 @@ class Code(IntEnum):
     BAD_CHECKSUM = ...
     BAD_FIELD = ...
     BAD_SLICE = ...
+    BAD_TABLES = ...
     TRAILING_BYTES = ...
     BAD_LINK = ...
     WRONG_LAYOUT = ...
@@ -169,11 +172,10 @@ class EncodeOptions:
     max_error: float
     vector_share: int
     step: StepRule
-    slice_log2: int
+    lane_log2: int
     exclusions: Sequence[int]
     dense: Sequence[int]
     dense_bits: int
-    row_lengths: Sequence[int]
     blocks: Sequence[int]
 
 class Quantizer:
@@ -226,7 +228,7 @@ class Payload:
     @property
     def format_version(self) -> int: ...
     @property
-    def slice_log2(self) -> int: ...
+    def lane_log2(self) -> int: ...
     @property
     def digest(self) -> int: ...
     @property
@@ -338,7 +340,6 @@ def decode_on_device(
 def trace(
     indices: Sequence[int],
     levels: Sequence[int],
-    row_lengths: Sequence[tuple[int, int, int]],
-    slice_log2: int,
-) -> tuple[bytes, list[int]]: ...
-def initial_states() -> list[tuple[int, int]]: ...
+    matrices: Sequence[tuple[int, int, int, int]],
+    lane_log2: int,
+) -> list[tuple[bool, bytes, bytes]]: ...

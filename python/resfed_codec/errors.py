@@ -109,6 +109,7 @@ _ERRORS: dict[Code, tuple[type[Exception], str]] = {
         "payload: the field at byte {where} holds {detail}, which is not allowed there",
     ),
     Code.BAD_SLICE: (PayloadError, "payload: slice {where} is damaged"),
+    Code.BAD_TABLES: (PayloadError, "payload: byte {where} of its tables is damaged"),
     Code.TRAILING_BYTES: (PayloadError, "payload: unexpected bytes from byte {where} on"),
     Code.BAD_LINK: (PayloadError, "payload: the link {problem}, before its byte {where}"),
     Code.WRONG_LAYOUT: (

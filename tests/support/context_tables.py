@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "python"))
 
-from resfed_codec.reference.contexts import LOSSLESS, SLICE, ContextTable, Family  # noqa: E402
+from resfed_codec.reference.contexts import LOSSLESS, ContextTable, Family  # noqa: E402
 
 HEADER = ROOT / "csrc/entropy/contexts_v1.hpp"
 PAGE = ROOT / "docs/format.md"
-TABLES = {"slice": SLICE, "lossless": LOSSLESS}
+TABLES = {"lossless": LOSSLESS}
 
 
 def type_name(family: Family) -> str:
@@ -59,19 +59,12 @@ def header() -> str:
 namespace resfed {{
 
 struct ContextsV1 {{
-  // Of slices of nonzeros. Indices: what a 1 means.
-{families(SLICE)}
-  static constexpr uint32_t kSlice = {type_name(SLICE.families[-1])}::kEnd;
-
-  // Of slices of changed elements.
+  // Of slices of changed elements. Indices: what a 1 means.
 {families(LOSSLESS)}
   static constexpr uint32_t kLossless = {type_name(LOSSLESS.families[-1])}::kEnd;
 }};
 
 // clang-format off
-inline constexpr InitialState kInitialSliceStatesV1[ContextsV1::kSlice] = {{
-{initial_states(SLICE)}
-}};
 inline constexpr InitialState kInitialLosslessStatesV1[ContextsV1::kLossless] = {{
 {initial_states(LOSSLESS)}
 }};

@@ -53,6 +53,7 @@ def tensors_of(
         roles=roles,
         dtypes=[spec.float_dtype for spec in specs],
         n_elems=[array.size for array in reference],
+        row_lengths=[spec.row_length for spec in specs],
         current=current,
         reference=reference,
         out=out,

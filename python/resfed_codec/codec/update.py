@@ -143,7 +143,6 @@ def native_options(
     options = _native.EncodeOptions()
     options.exclusions, options.dense = overrides
     options.dense_bits = config.dense_bits
-    options.row_lengths = [spec.row_length for spec in specs]
     shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
     options.blocks = block_sizes(list(shapes))
     options.vector_share = VECTOR_SHARE

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from resfed_codec.reference.initial_states import TRAINED
-
 State = tuple[int, int]
-UNTRAINED: State = (128, 0)
-"""Initial state of the contexts of a family without trained ones: probability 1/2, count 0."""
+INITIAL_STATE: State = (128, 0)
+"""Of all contexts: probability 1/2, count 0."""
 
 
 @dataclass(frozen=True)
@@ -55,43 +53,10 @@ class ContextTable:
 
     def family(self, name: str, decision: str, *axes: tuple[str, int]) -> Family:
         family = Family(name, decision, axes, len(self.states))
-        states = TRAINED.get(name, (UNTRAINED,) * family.size)
-        if len(states) != family.size:
-            raise ValueError(f"{name}: {len(states)} initial states for {family.size} contexts")
         self.families.append(family)
-        self.states += states
+        self.states += (INITIAL_STATE,) * family.size
         return family
 
-
-SLICE = ContextTable()
-"""Of slices of nonzeros, section 5.3."""
-
-GAP = SLICE.family(
-    "gap", "position < e", ("min(gap_class, 2)", 3), ("A", 4), ("min(position, 15)", 16)
-)
-GAP_FIRST = SLICE.family("gap_first", "first bit below the leading one", ("min(e, 24) - 1", 24))
-GAP_SECOND = SLICE.family(
-    "gap_second", "second bit below the leading one", ("min(e, 24) - 2", 23), ("first bit", 2)
-)
-SIGN = SLICE.family("sign", "positive", ("sign", 3), ("min(e, 2)", 3))
-LEVEL = SLICE.family(
-    "level",
-    "level > position + 1",
-    ("min(last level, 7) - 1", 7),
-    ("min(e, 2)", 3),
-    ("position", 14),
-)
-ESCAPE = SLICE.family("escape", "position < log2(r)", ("min(position, 23)", 24))
-REPEAT = SLICE.family(
-    "repeat", "gap = likely", ("B", 4), ("min(log2(likely), 5)", 6), ("agreed", 4)
-)
-AGREE = SLICE.family("agree", "of the sign of the nonzero above", ("agreed", 4))
-LEVEL_ABOVE = SLICE.family(
-    "level_above", "level > position + 1", ("min(a, 7) - 1", 7), ("position", 14)
-)
-PERIOD = SLICE.family("period", "the slice has a period")
-BLOCK = SLICE.family("block", "the slice has blocks")
-BLOCK_GAP = SLICE.family("block_gap", "position < e", ("A", 4), ("L", 9), ("position", 3))
 
 LOSSLESS = ContextTable()
 """Of slices of changed elements, section 5.4."""

@@ -82,8 +82,8 @@ class TensorSpec(NamedTuple):
 
     @property
     def row_length(self) -> int:
-        """Elements per first dimension; 0 if there are no rows."""
-        return math.prod(self.shape[1:]) if len(self.shape) >= 2 else 0
+        """Elements in a row of a tensor of two dimensions; 0 for any other."""
+        return self.shape[1] if len(self.shape) == 2 else 0
 
     @property
     def float_dtype(self) -> DType:

@@ -1,0 +1,364 @@
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "cpu/lanes.hpp"
+#include "cpu/threads.hpp"
+
+namespace resfed {
+namespace {
+
+// Symbols of all nonzeros with their rows, as row * kSymbols + symbol.
+struct Codes {
+  Scratch<uint16_t> gaps, levels;
+};
+
+const MatrixShape* matrix_at(const MatrixShapes& matrices, uint64_t index) {
+  const auto after = std::upper_bound(matrices.begin(), matrices.end(), index,
+                                      [](uint64_t i, const MatrixShape& m) { return i < m.begin; });
+  if (after == matrices.begin()) return nullptr;
+  const MatrixShape& m = after[-1];
+  return index - m.begin < m.n_elems ? &m : nullptr;
+}
+
+// Whether nonzeros follow each other directly more often inside a block than across its end.
+bool blocks_pay(SentSymbols sent, Block block) {
+  int64_t inside = 0, inside_direct = 0, across = 0, across_direct = 0;
+  uint32_t left = left_in_block(block);
+  for (size_t i = 1; i < sent.size(); ++i) {
+    const uint64_t gap = sent[i].index() - sent[i - 1].index();
+    const int64_t direct = gap == 1 ? 1 : 0;
+    (left == block.size ? across : inside) += 1;
+    (left == block.size ? across_direct : inside_direct) += direct;
+    left = left_in_block(left, gap, block.size);
+  }
+  return 8 * (inside_direct * across - across_direct * inside) > inside * (across + 16);
+}
+
+// The blocks of the matrix where the lane's middle nonzero lies, if they pay.
+Block choose_block(SentSymbols sent, const MatrixShapes& matrices) {
+  const uint64_t middle = sent[sent.size() / 2].index();
+  const MatrixShape* const m = matrix_at(matrices, middle);
+  if (m == nullptr || m->block < 2 || m->block > kMaxBlock) return {0, 0};
+  const uint64_t position = (middle - m->begin) % m->block;
+  const uint64_t back = (middle - sent[0].index()) % m->block;
+  const Block block = {static_cast<uint32_t>(m->block),
+                       static_cast<uint32_t>((position + m->block - back) % m->block)};
+  return blocks_pay(sent, block) ? block : Block{0, 0};
+}
+
+uint64_t gap_at(SentSymbols sent, uint64_t i) {
+  return sent[i].index() - (i == 0 ? ~uint64_t{0} : sent[i - 1].index());
+}
+uint32_t magnitude(int32_t level) { return static_cast<uint32_t>(level < 0 ? -level : level); }
+
+template <bool kBlocks>
+void find_codes(SentSymbols sent, uint64_t begin, uint64_t end, Block block, Codes* codes) {
+  LaneContexts<kBlocks> contexts;
+  contexts.block = block;
+  bool positive = true;
+  for (uint64_t i = begin; i < end; ++i) {
+    const uint64_t gap = gap_at(sent, i);
+    const int32_t level = sent[i].level();
+    codes->gaps[i] = static_cast<uint16_t>(contexts.gap_row() * kSymbols + gap_symbol(gap));
+    contexts.add_gap(gap, floor_log2(gap));
+    const uint32_t symbol =
+        level_symbol(magnitude(level)) + ((level > 0) == positive ? 0 : kSignChanged);
+    codes->levels[i] = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
+    contexts.add_level(symbol);
+    positive = level > 0;
+  }
+}
+
+using SetCosts = std::array<uint32_t, kTrainedSets + 1>;
+
+// Code lengths of a lane's symbols under all trained sets; counts the symbols.
+void find_costs(const uint16_t* codes, uint64_t n, const uint16_t (*costs)[kTrainedSets],
+                SetCosts* sum, uint32_t* counts) {
+  sum->fill(0);
+  constexpr uint64_t kWithoutOverflow = 128;  // symbols; none costs more than 384
+  for (uint64_t begin = 0; begin < n; begin += kWithoutOverflow) {
+    uint16_t some[kTrainedSets] = {};
+    const uint64_t end = std::min(n, begin + kWithoutOverflow);
+    for (uint64_t i = begin; i < end; ++i) {
+      const uint16_t* const of_code = costs[codes[i]];
+      for (uint32_t set = 0; set < kTrainedSets; ++set) {
+        some[set] = static_cast<uint16_t>(some[set] + of_code[set]);
+      }
+      ++counts[codes[i]];
+    }
+    for (uint32_t set = 0; set < kTrainedSets; ++set) (*sum)[set] += some[set];
+  }
+}
+
+uint32_t cost_under(const Table& table, const uint16_t* codes, uint64_t n) {
+  uint32_t cost = 0;
+  for (uint64_t i = 0; i < n; ++i) cost += kCodeLengths.of[table.slots[codes[i]].freq];
+  return cost;
+}
+
+// The set that a lane names: the cheapest with what naming it costs, of equal ones the first.
+uint8_t choose_set(const SetCosts& costs, bool fitted, uint8_t last) {
+  uint8_t best = 0;
+  uint32_t least = ~0u;
+  for (uint8_t set = 0; set < kTrainedSets + (fitted ? 1 : 0); ++set) {
+    const uint32_t cost = costs[set] + 32 * (set == last ? 1 : 5);
+    if (cost < least) least = cost, best = set;
+  }
+  return best;
+}
+
+// Words of a slice, written downwards.
+class WordWriter {
+ public:
+  explicit WordWriter(size_t expected) : words_(std::max<size_t>(expected, kStep)) {
+    next_ = words_.data() + words_.size();
+  }
+  void make_room() {
+    if (next_ - words_.data() >= static_cast<ptrdiff_t>(kStep)) return;
+    const size_t n = size();
+    Scratch<uint16_t> larger(2 * words_.size() + kStep);
+    std::copy(next_, words_.data() + words_.size(), larger.data() + larger.size() - n);
+    words_ = std::move(larger);
+    next_ = words_.data() + words_.size() - n;
+  }
+  void put(uint32_t& state, Slots slots) {
+    if (state >= lane_limit(slots.freq)) put_word(state);
+    state = with_symbol(state, slots);
+  }
+  void put_raw(uint32_t& state, uint32_t value, unsigned n_bits) {  // n_bits <= 16
+    if (static_cast<uint64_t>(state) << n_bits >> 32 != 0) put_word(state);
+    state = state << n_bits | value;
+  }
+  // The bits of a value below its leading one; backwards, so the last piece comes first.
+  void put_mantissa(uint32_t& state, uint64_t value) {
+    const unsigned n_bits = floor_log2(value);
+    for (unsigned done = n_bits - n_bits % kPieceBits;; done -= kPieceBits) {
+      const unsigned n = std::min(kPieceBits, n_bits - done);
+      const unsigned below = n_bits - done - n;
+      if (n > 0) put_raw(state, static_cast<uint32_t>(value >> below) & ((1u << n) - 1), n);
+      if (done == 0) break;
+    }
+  }
+  size_t size() const { return static_cast<size_t>(words_.data() + words_.size() - next_); }
+  const uint16_t* data() const { return next_; }
+
+ private:
+  static constexpr size_t kStep = kLanesOfSlice * kMostWordsOfNonzero;
+  void put_word(uint32_t& state) {
+    *--next_ = static_cast<uint16_t>(state);
+    state >>= 16;
+  }
+  Scratch<uint16_t> words_;
+  uint16_t* next_;
+};
+
+Slice encode_slice(SentSymbols sent, const Codes& codes, const Partition& p, uint64_t first,
+                   const std::vector<Lane>& lanes, const FittedTables& fitted) {
+  const auto n_lanes = static_cast<uint32_t>(std::min<uint64_t>(kLanesOfSlice, p.n_parts - first));
+  uint32_t states[kLanesOfSlice];
+  const Slots *gap_slots[kLanesOfSlice], *level_slots[kLanesOfSlice];
+  uint64_t begins[kLanesOfSlice + 1];
+  for (uint32_t i = 0; i < n_lanes; ++i) {
+    const Lane& lane = lanes[first + i];
+    const bool blocks = lane.block.size > 0;
+    gap_slots[i] = table_at(gap_family(blocks), lane.gap_set, fitted)->slots;
+    level_slots[i] = table_at(level_family(blocks), lane.level_set, fitted)->slots;
+    states[i] = kLaneStart;
+    begins[i] = part_begin(p, first + i);
+  }
+  begins[n_lanes] = part_begin(p, first + n_lanes);
+  WordWriter words(2 * (begins[n_lanes] - begins[0]));
+  const uint64_t longest = begins[1] - begins[0];
+  for (uint64_t step = longest; step-- > 0;) {
+    uint32_t active = n_lanes;
+    while (begins[active] - begins[active - 1] <= step) --active;
+    words.make_room();
+    // Backwards: the decoder reads gap, its raw bits, level, its raw bits, each of all lanes.
+    for (uint32_t i = active; i-- > 0;) {
+      const uint64_t at = begins[i] + step;
+      if ((codes.levels[at] & 15u) == kLevelEscape) {
+        words.put_mantissa(states[i], magnitude(sent[at].level()));
+      }
+    }
+    for (uint32_t i = active; i-- > 0;) {
+      const uint64_t at = begins[i] + step;
+      const uint32_t symbol = codes.levels[at] & 15u, level = magnitude(sent[at].level());
+      if (symbol == kLevelEscape) {
+        words.put_raw(states[i], floor_log2(level), kLevelExponentBits);
+      } else if (symbol >= 8) {
+        const ValueClass c = level_class(symbol);
+        words.put_raw(states[i], level - c.first, c.n_bits);
+      }
+    }
+    for (uint32_t i = active; i-- > 0;) {
+      words.put(states[i], level_slots[i][codes.levels[begins[i] + step]]);
+    }
+    for (uint32_t i = active; i-- > 0;) {
+      const uint64_t at = begins[i] + step;
+      if (codes.gaps[at] % kSymbols == kGapEscape) {
+        words.put_mantissa(states[i], gap_at(sent, at));
+      }
+    }
+    for (uint32_t i = active; i-- > 0;) {
+      const uint64_t at = begins[i] + step;
+      const uint32_t symbol = codes.gaps[at] % kSymbols;
+      if (symbol == kGapEscape) {
+        words.put_raw(states[i], floor_log2(gap_at(sent, at)), kGapExponentBits);
+      } else {
+        const ValueClass c = gap_class(symbol);
+        words.put_raw(states[i], static_cast<uint32_t>(gap_at(sent, at)) - c.first, c.n_bits);
+      }
+    }
+    for (uint32_t i = active; i-- > 0;) {
+      words.put(states[i], gap_slots[i][codes.gaps[begins[i] + step]]);
+    }
+  }
+  Slice slice(4 * n_lanes + 2 * words.size());
+  for (uint32_t i = 0; i < n_lanes; ++i) store_le(slice.data() + 4 * i, states[i]);
+  for (size_t i = 0; i < words.size(); ++i) {
+    store_le(slice.data() + 4 * n_lanes + 2 * i, words.data()[i]);
+  }
+  return slice;
+}
+
+// The lanes of a slice.
+template <class Visit>
+void for_each_lane(const Partition& p, uint64_t slice, Visit visit) {
+  const uint64_t first = slice * kLanesOfSlice;
+  for (uint64_t l = first; l < std::min(p.n_parts, first + kLanesOfSlice); ++l) {
+    visit(l, part_begin(p, l), part_begin(p, l + 1));
+  }
+}
+
+// What is known of lanes before their sets are chosen.
+struct LaneCosts {
+  SetCosts gaps, levels;
+};
+
+// Chooses the blocks of all lanes, finds the symbols and what they cost under the trained sets;
+// returns how often each symbol occurs.
+std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes& matrices,
+                                           const Partition& p, std::vector<Lane>* lanes,
+                                           Codes* codes, std::vector<LaneCosts>* costs) {
+  const TrainedTables& trained = trained_tables();
+  std::vector<std::array<Counts, kFamilies>> counts(slices_of(p.n_parts));
+  parallel_for(
+      counts.size(),
+      [&](size_t slice) {
+        for (Counts& of_family : counts[slice]) of_family.assign(kMostRows * kSymbols, 0);
+        for_each_lane(p, slice, [&](uint64_t l, uint64_t begin, uint64_t end) {
+          const uint64_t n = end - begin;
+          const Block block = choose_block(sent.subspan(begin, n), matrices);
+          const bool blocks = block.size > 0;
+          (*lanes)[l].block = block;
+          (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, codes);
+          const Family gaps = gap_family(blocks), levels = level_family(blocks);
+          find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
+                     counts[slice][gaps].data());
+          find_costs(codes->levels.data() + begin, n, trained.costs[levels], &(*costs)[l].levels,
+                     counts[slice][levels].data());
+        });
+      },
+      1);
+  for (size_t slice = 1; slice < counts.size(); ++slice) {
+    for (uint32_t f = 0; f < kFamilies; ++f) {
+      for (size_t i = 0; i < counts[0][f].size(); ++i) counts[0][f][i] += counts[slice][f][i];
+    }
+  }
+  return std::move(counts[0]);
+}
+
+// Chooses and writes the sets of all lanes.
+void choose_sets(const Codes& codes, const Partition& p, const FittedTables& fitted,
+                 std::vector<LaneCosts>* costs, std::vector<Lane>* lanes, BitWriter* tables) {
+  parallel_for(
+      slices_of(p.n_parts),
+      [&](size_t slice) {
+        for_each_lane(p, slice, [&](uint64_t l, uint64_t begin, uint64_t end) {
+          const bool blocks = (*lanes)[l].block.size > 0;
+          const uint64_t n = end - begin;
+          if (const Table* const gaps = fitted[gap_family(blocks)].get()) {
+            (*costs)[l].gaps[kFittedSet] = cost_under(*gaps, codes.gaps.data() + begin, n);
+          }
+          if (const Table* const levels = fitted[level_family(blocks)].get()) {
+            (*costs)[l].levels[kFittedSet] = cost_under(*levels, codes.levels.data() + begin, n);
+          }
+        });
+      },
+      1);
+  LastLane last;
+  for (uint64_t l = 0; l < p.n_parts; ++l) {
+    Lane& lane = (*lanes)[l];
+    const Family gaps = gap_family(lane.block.size > 0), levels = level_family(lane.block.size > 0);
+    lane.gap_set = choose_set((*costs)[l].gaps, fitted[gaps] != nullptr, last.sets[gaps]);
+    lane.level_set = choose_set((*costs)[l].levels, fitted[levels] != nullptr, last.sets[levels]);
+    write_lane(*tables, lane, &last);
+  }
+}
+
+}  // namespace
+
+std::optional<Nonzeros> encode_nonzeros(const SentSymbols (&lists)[3], const MatrixShapes& shapes,
+                                        unsigned lane_log2, uint64_t max_bytes) {
+  Scratch<SentSymbol> symbols;
+  for (const SentSymbols list : lists) symbols.insert(symbols.end(), list.begin(), list.end());
+  const uint64_t k = symbols.size();
+  Nonzeros coded;
+  if (k == 0) return coded;
+  BitWriter tables;
+  MatrixShapes matrices = shapes;
+  scan(symbols, &matrices, &tables);
+  const SentSymbols sent(symbols);
+
+  const Partition p = partition(k, lane_log2);
+  std::vector<Lane> lanes(p.n_parts);
+  std::vector<LaneCosts> costs(p.n_parts);
+  Codes codes{Scratch<uint16_t>(k), Scratch<uint16_t>(k)};
+  const auto counts = find_symbols(sent, matrices, p, &lanes, &codes, &costs);
+  FittedTables fitted;
+  for (uint32_t f = 0; f < kFamilies; ++f) {
+    const auto family = static_cast<Family>(f);
+    const std::optional<FittedSet> set = fit_set(family, counts[f]);
+    write_set(tables, family, set);
+    if (set) fitted[f] = table_of(family, *set);
+  }
+  choose_sets(codes, p, fitted, &costs, &lanes, &tables);
+  coded.tables = tables.finish();
+
+  coded.slices.resize(slices_of(p.n_parts));
+  std::atomic<uint64_t> n_bytes{coded.tables.size()};
+  parallel_for(
+      coded.slices.size(),
+      [&](size_t slice) {
+        if (n_bytes.load(std::memory_order_relaxed) > max_bytes) return;
+        coded.slices[slice] = encode_slice(sent, codes, p, slice * kLanesOfSlice, lanes, fitted);
+        n_bytes.fetch_add(coded.slices[slice].size(), std::memory_order_relaxed);
+      },
+      1);
+  if (n_bytes > max_bytes) return std::nullopt;
+  return coded;
+}
+
+std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes,
+                                    unsigned lane_log2) {
+  Scratch<SentSymbol> symbols(sent.begin(), sent.end());
+  BitWriter unused;
+  MatrixShapes matrices = shapes;
+  scan(symbols, &matrices, &unused);
+  sent = symbols;
+  const Partition p = partition(sent.size(), lane_log2);
+  Codes codes{Scratch<uint16_t>(sent.size()), Scratch<uint16_t>(sent.size())};
+  std::vector<TracedLane> lanes(p.n_parts);
+  for (uint64_t l = 0; l < p.n_parts; ++l) {
+    const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
+    const Block block = choose_block(sent.subspan(begin, end - begin), matrices);
+    lanes[l].blocks = block.size > 0;
+    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, &codes);
+    lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
+    lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
+  }
+  return lanes;
+}
+
+}  // namespace resfed

@@ -1,0 +1,231 @@
+#include "cpu/scan.hpp"
+
+#include <algorithm>
+
+#include "entropy/frequencies.hpp"
+
+namespace resfed {
+namespace {
+
+// Of the matrix that is left.
+uint64_t n_rows_of(const MatrixScan& scan, const MatrixShape& m) {
+  return scan.rows.empty() ? m.n_elems / m.row_length : scan.rows.size();
+}
+uint64_t n_cols_of(const MatrixScan& scan, const MatrixShape& m) {
+  return scan.cols.empty() ? m.row_length : scan.cols.size();
+}
+uint64_t line_length(const MatrixScan& scan, const MatrixShape& m) {
+  return scan.columns ? n_rows_of(scan, m) : n_cols_of(scan, m);
+}
+bool plain(const MatrixScan& scan) {
+  return !scan.columns && scan.rows.empty() && scan.cols.empty() && scan.flips.empty();
+}
+
+// The numbers that occur, if leaving the others out pays: it shortens gaps, for one bit of each
+// number.
+std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) {
+  std::vector<uint32_t> kept;
+  for (size_t i = 0; i < occurs.size(); ++i) {
+    if (occurs[i]) kept.push_back(static_cast<uint32_t>(i));
+  }
+  const uint64_t n = occurs.size();
+  const bool pays = k * (log2_in_32nds(n) - log2_in_32nds(kept.size())) > 32 * n;
+  return pays ? kept : std::vector<uint32_t>();
+}
+
+// Moves nonzeros from the matrix to the rows and columns that are kept.
+void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan& scan) {
+  if (scan.rows.empty() && scan.cols.empty()) return;
+  const uint64_t width = n_cols_of(scan, m);
+  std::vector<uint32_t> place(m.row_length);
+  for (size_t i = 0; i < scan.cols.size(); ++i) place[scan.cols[i]] = static_cast<uint32_t>(i);
+  size_t row = 0;
+  for (SentSymbol& s : sent) {
+    const uint64_t r = (s.index() - m.begin) / m.row_length;
+    const uint64_t c = (s.index() - m.begin) % m.row_length;
+    while (!scan.rows.empty() && scan.rows[row] < r) ++row;
+    s = {m.begin + (scan.rows.empty() ? r : row) * width + (scan.cols.empty() ? c : place[c]),
+         s.level()};
+  }
+}
+
+// Whether a nonzero resembles the one above it more often than the one to its left.
+bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
+  int64_t left = 0, above = 0;
+  const SentSymbol* up = sent.data();
+  for (const SentSymbol& s : sent) {
+    const bool positive = s.level() > 0;
+    if (&s != sent.data() && (s.index() - begin) % width != 0 &&
+        (&s)[-1].index() + 1 == s.index()) {
+      left += ((&s)[-1].level() > 0) == positive ? 1 : 0;
+    }
+    while (up->index() + width < s.index()) ++up;
+    if (up->index() + width == s.index()) above += (up->level() > 0) == positive ? 1 : 0;
+  }
+  return 16 * (above - left) > static_cast<int64_t>(sent.size());
+}
+
+// Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
+void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
+  const Scratch<SentSymbol> copy(sent.begin(), sent.end());
+  std::vector<uint64_t> places(n_cols + 1, 0);
+  for (const SentSymbol& s : copy) ++places[(s.index() - begin) % n_cols + 1];
+  for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
+  for (const SentSymbol& s : copy) {
+    const uint64_t r = (s.index() - begin) / n_cols, c = (s.index() - begin) % n_cols;
+    sent[places[c]++] = {begin + c * n_rows + r, s.level()};
+  }
+}
+
+// By place in a line, whether flipping the sign there makes neighbours agree; none if that does
+// not pay.
+std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length) {
+  std::vector<int32_t> agree(length, 0);
+  int64_t changes = 0;
+  for (size_t i = 1; i < sent.size(); ++i) {
+    const uint64_t place = (sent[i].index() - begin) % length;
+    if (place == 0 || sent[i].index() != sent[i - 1].index() + 1) continue;
+    const bool same = (sent[i].level() > 0) == (sent[i - 1].level() > 0);
+    agree[place] += same ? 1 : -1;
+    changes += same ? 0 : 1;
+  }
+  std::vector<bool> flips(length, false);
+  int64_t saved = 0;
+  for (uint64_t i = 1; i < length; ++i) {
+    flips[i] = flips[i - 1] != (agree[i] < 0);
+    saved += agree[i] < 0 ? -agree[i] : 0;
+  }
+  return 2 * saved > static_cast<int64_t>(length) ? flips : std::vector<bool>();
+}
+void flip(std::span<SentSymbol> sent, uint64_t begin, const std::vector<bool>& flips) {
+  if (flips.empty()) return;
+  for (SentSymbol& s : sent) {
+    if (flips[(s.index() - begin) % flips.size()]) s = {s.index(), -s.level()};
+  }
+}
+
+MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
+  MatrixScan scan;
+  if (sent.empty()) return scan;
+  std::vector<bool> rows(m.n_elems / m.row_length), cols(m.row_length);
+  for (const SentSymbol& s : sent) {
+    rows[(s.index() - m.begin) / m.row_length] = true;
+    cols[(s.index() - m.begin) % m.row_length] = true;
+  }
+  scan.rows = kept_numbers(rows, sent.size());
+  scan.cols = kept_numbers(cols, sent.size());
+  compact(sent, m, scan);
+  scan.columns = columns_pay(sent, m.begin, n_cols_of(scan, m));
+  if (scan.columns) transpose(sent, m.begin, n_rows_of(scan, m), n_cols_of(scan, m));
+  scan.flips = choose_flips(sent, m.begin, line_length(scan, m));
+  flip(sent, m.begin, scan.flips);
+  return scan;
+}
+
+bool undo_scan(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan& scan) {
+  const uint64_t n_rows = n_rows_of(scan, m), n_cols = n_cols_of(scan, m);
+  if (!sent.empty() && sent.back().index() - m.begin >= n_rows * n_cols) return false;
+  flip(sent, m.begin, scan.flips);
+  if (scan.columns) transpose(sent, m.begin, n_cols, n_rows);
+  if (scan.rows.empty() && scan.cols.empty()) return true;
+  for (SentSymbol& s : sent) {
+    const uint64_t r = (s.index() - m.begin) / n_cols, c = (s.index() - m.begin) % n_cols;
+    s = {m.begin + (scan.rows.empty() ? r : scan.rows[r]) * m.row_length +
+             (scan.cols.empty() ? c : scan.cols[c]),
+         s.level()};
+  }
+  return true;
+}
+
+void write_bitmap(BitWriter& out, const std::vector<uint32_t>& kept, uint64_t n) {
+  out.put(kept.empty() ? 0 : 1, 1);
+  if (kept.empty()) return;
+  auto next = kept.begin();
+  for (uint64_t i = 0; i < n; ++i) {
+    const bool here = next != kept.end() && *next == i;
+    out.put(here ? 1 : 0, 1);
+    if (here) ++next;
+  }
+}
+std::vector<uint32_t> read_bitmap(BitReader& in, uint64_t n) {
+  std::vector<uint32_t> kept;
+  if (in.get(1) == 0) return kept;
+  for (uint64_t i = 0; i < n; ++i) {
+    if (in.get(1) != 0) kept.push_back(static_cast<uint32_t>(i));
+  }
+  if (kept.empty()) throw in.bad();
+  return kept;
+}
+void write_scan(BitWriter& out, const MatrixShape& m, const MatrixScan& scan) {
+  out.put(plain(scan) ? 0 : 1, 1);
+  if (plain(scan)) return;
+  out.put(scan.columns ? 1 : 0, 1);
+  write_bitmap(out, scan.rows, m.n_elems / m.row_length);
+  write_bitmap(out, scan.cols, m.row_length);
+  out.put(scan.flips.empty() ? 0 : 1, 1);
+  for (const bool flip : scan.flips) out.put(flip ? 1 : 0, 1);
+}
+MatrixScan read_scan(BitReader& in, const MatrixShape& m) {
+  MatrixScan scan;
+  if (in.get(1) == 0) return scan;
+  scan.columns = in.get(1) != 0;
+  scan.rows = read_bitmap(in, m.n_elems / m.row_length);
+  scan.cols = read_bitmap(in, m.row_length);
+  if (in.get(1) != 0) {
+    for (uint64_t i = 0, n = line_length(scan, m); i < n; ++i) scan.flips.push_back(in.get(1) != 0);
+  }
+  return scan;
+}
+
+// Calls visit(matrix, its nonzeros) for every matrix of two dimensions, in order.
+template <class Visit>
+void for_each_matrix(std::span<SentSymbol> sent, const MatrixShapes& matrices, Visit visit) {
+  auto begin = sent.begin();
+  for (const MatrixShape& m : matrices) {
+    const auto before = [](SentSymbol s, uint64_t index) { return s.index() < index; };
+    begin = std::lower_bound(begin, sent.end(), m.begin, before);
+    const auto end = std::lower_bound(begin, sent.end(), m.begin + m.n_elems, before);
+    if (m.row_length > 0) visit(m, std::span<SentSymbol>(begin, end));
+    begin = end;
+  }
+}
+
+}  // namespace
+
+MatrixShapes shapes_of(const Group& matrices, const std::vector<uint64_t>& blocks) {
+  MatrixShapes shapes;
+  for (const Member& member : matrices.members) {
+    const uint64_t block = blocks.empty() ? 0 : blocks.at(member.ordinal);
+    shapes.push_back({member.begin, member.tensor->n_elems, member.tensor->row_length, block});
+  }
+  return shapes;
+}
+
+void scan(std::span<SentSymbol> symbols, MatrixShapes* matrices, BitWriter* out) {
+  for_each_matrix(symbols, *matrices, [&](const MatrixShape& m, std::span<SentSymbol> sent) {
+    const MatrixScan scan = choose_scan(sent, m);
+    write_scan(*out, m, scan);
+    if (!scan.columns && scan.cols.empty()) return;
+    (*matrices)[static_cast<size_t>(&m - matrices->data())].block = 0;
+  });
+}
+
+std::vector<MatrixScan> read_scans(BitReader& in, const MatrixShapes& matrices) {
+  std::vector<MatrixScan> scans;
+  for (const MatrixShape& m : matrices) {
+    if (m.row_length > 0) scans.push_back(read_scan(in, m));
+  }
+  return scans;
+}
+
+bool undo_scans(std::span<SentSymbol> symbols, const MatrixShapes& matrices,
+                const std::vector<MatrixScan>& scans) {
+  auto scan = scans.begin();
+  bool inside = true;
+  for_each_matrix(symbols, matrices, [&](const MatrixShape& m, std::span<SentSymbol> sent) {
+    inside = undo_scan(sent, m, *scan++) && inside;
+  });
+  return inside;
+}
+
+}  // namespace resfed

@@ -1,0 +1,55 @@
+// Nonzeros as symbols. A nonzero is a gap (distance to the one before, >= 1) and a signed level.
+// Each of both is one symbol of an alphabet of 32, and raw bits where a symbol stands for several
+// values.
+//
+//   gap symbol     0..6: gaps 1..7; 7..30: two classes per octave, from 8 to 2^15 - 1; 31: escape
+//   level symbol   low 4 bits: 0..7: magnitudes 1..8; 8..14: two classes per octave, from 8 to 95;
+//                  15: escape. Bit 4: the sign is not that of the nonzero before.
+//
+// An escape sends floor(log2(value)), then the bits below the leading one, as any class.
+#pragma once
+
+#include "host_device.hpp"
+
+namespace resfed {
+
+constexpr uint32_t kSymbols = 32;
+constexpr uint32_t kGapEscape = 31, kLevelEscape = 15;
+constexpr uint32_t kSignChanged = 16;
+constexpr unsigned kGapExponentBits = 6, kLevelExponentBits = 5;
+constexpr unsigned kEscapedGapLog2 = 15;  // of the least gap that is escaped
+constexpr uint32_t kEscapedLevel = 96;    // the least
+constexpr unsigned kEscapedLevelLog2 = 6, kMostGapLog2 = 62, kMostLevelLog2 = 23;
+
+// A class of values: `first` and the 2^n_bits - 1 that follow.
+struct ValueClass {
+  uint32_t first;
+  unsigned n_bits;
+};
+
+RESFED_HD constexpr ValueClass half_octave(uint32_t index, unsigned log2) {
+  const unsigned n_bits = log2 + index / 2 - 1;
+  return {(2u | (index & 1u)) << n_bits, n_bits};
+}
+// All but the escape.
+RESFED_HD constexpr ValueClass gap_class(uint32_t symbol) {
+  return symbol < 7 ? ValueClass{symbol + 1, 0} : half_octave(symbol - 7, 3);
+}
+RESFED_HD constexpr ValueClass level_class(uint32_t symbol) {
+  return symbol < 8 ? ValueClass{symbol + 1, 0} : half_octave(symbol - 8, 3);
+}
+
+RESFED_HD uint32_t gap_symbol(uint64_t gap) {
+  if (gap < 8) return static_cast<uint32_t>(gap) - 1;
+  const unsigned log2 = floor_log2(gap);
+  if (log2 >= kEscapedGapLog2) return kGapEscape;
+  return 7 + 2 * (log2 - 3) + (static_cast<uint32_t>(gap >> (log2 - 1)) & 1u);
+}
+RESFED_HD uint32_t level_symbol(uint32_t level) {
+  if (level <= 8) return level - 1;
+  const unsigned log2 = floor_log2(level);
+  const uint32_t symbol = 8 + 2 * (log2 - 3) + ((level >> (log2 - 1)) & 1u);
+  return min_of(symbol, kLevelEscape);
+}
+
+}  // namespace resfed

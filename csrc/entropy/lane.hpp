@@ -1,0 +1,103 @@
+// Which row of a table codes which symbol: the contexts of a lane.
+//
+// A lane is a run of nonzeros whose contexts start anew. Contexts are what its last nonzeros looked
+// like: moving averages of the logarithms of gaps ("activity"), of levels and of changes of the
+// sign, and the last gap. In a lane with blocks, they are also where the block ends and how much of
+// it was sent. A block is a kernel of a convolution, or what flattening made of a channel in the
+// rows of the layer behind it. Blocks are sent as a whole more often than not, so nonzeros tend to
+// end where a block does.
+#pragma once
+
+#include "entropy/alphabet.hpp"
+#include "host_device.hpp"
+
+namespace resfed {
+
+constexpr uint32_t kMaxBlock = 64;
+
+// Of a lane. size 0: no blocks. `position` is that of the lane's first nonzero, below `size`.
+struct Block {
+  uint32_t size;
+  uint32_t position;
+};
+
+// Elements from the next one to the end of its block, `gap` elements further on; 1 to `size`.
+RESFED_HD uint32_t left_in_block(uint32_t left, uint64_t gap, uint32_t size) {
+  if (gap < left) return left - static_cast<uint32_t>(gap);
+  const uint64_t past = gap - left;
+  if (past >> 32 == 0) return size - static_cast<uint32_t>(past) % size;  // a shorter division
+  return size - static_cast<uint32_t>(past % size);
+}
+// The same for the element after the lane's first nonzero.
+RESFED_HD uint32_t left_in_block(Block block) {
+  return left_in_block(block.size - block.position, 1, block.size);
+}
+
+// The four kinds of tables: of gaps and of levels, of lanes without and with blocks.
+enum Family : uint32_t { kGaps, kBlockGaps, kLevels, kBlockLevels };
+constexpr uint32_t kFamilies = 4;
+constexpr uint32_t kRows[kFamilies] = {32, 72, 72, 72};
+constexpr uint32_t kMostRows = 72;
+RESFED_HD constexpr Family gap_family(bool blocks) { return blocks ? kBlockGaps : kGaps; }
+RESFED_HD constexpr Family level_family(bool blocks) { return blocks ? kBlockLevels : kLevels; }
+
+// How many of the ascending thresholds a number reaches.
+template <size_t kCount>
+RESFED_HD uint32_t number_class(uint32_t number, const uint8_t (&thresholds)[kCount]) {
+  uint32_t reached = 0;
+  for (uint8_t threshold : thresholds) reached += number >= threshold ? 1 : 0;
+  return reached;
+}
+
+// kBlocks: the lane may have blocks.
+template <bool kBlocks>
+struct LaneContexts {
+  Block block{0, 0};
+  uint32_t gap_log2 = 0;  // min(log2(last gap), 15)
+  uint32_t activity = 0;  // moving average of gap_log2, in 1/16
+  uint32_t level = 16;    // moving average of levels, in 1/16
+  uint32_t changes = 0;   // moving average of sign changes, in 1/256
+  uint32_t left = 0;  // from the element after the last nonzero to the end of its block; 0: unknown
+  bool crossed = false;  // the last gap ended in another block than it began in
+  bool whole = false;    // all elements of the last nonzero's block were sent, up to it
+
+  RESFED_HD uint32_t gap_row() const {
+    if (kBlocks && block.size > 0) {
+      constexpr uint8_t kActivities[] = {8, 24, 56};
+      const uint32_t place = left == block.size ? 0 : min_of(left, 8u);
+      return (place * 4 + number_class(activity, kActivities)) * 2 + (whole ? 1 : 0);
+    }
+    constexpr uint8_t kActivities[] = {4, 8, 16, 24, 40, 56, 72};
+    return (min_of(gap_log2, 1u) * 8 + number_class(activity, kActivities)) * 2 +
+           (level >= 24 ? 1 : 0);
+  }
+  // With the gap's floor(log2), which callers know.
+  RESFED_HD void add_gap(uint64_t gap, uint32_t log2) {
+    gap_log2 = min_of(log2, 15u);
+    activity = activity - (activity >> 3) + 2 * gap_log2;
+    if (!kBlocks || block.size == 0) return;
+    crossed = left != 0 && (left == block.size || gap > left);
+    const bool first = left == 0;
+    left = first ? left_in_block(block) : left_in_block(left, gap, block.size);
+    whole = first || crossed ? left == block.size - 1 : whole && gap == 1;
+  }
+  RESFED_HD uint32_t level_row() const {
+    constexpr uint8_t kLevels[] = {17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144};
+    const bool apart = kBlocks && block.size > 0 ? crossed : gap_log2 > 0;
+    return ((apart ? 12 : 0) + number_class(level, kLevels)) * 3 + (changes >= 8 ? 1 : 0) +
+           (changes >= 80 ? 1 : 0);
+  }
+  RESFED_HD void add_level(uint32_t symbol) {
+    level = level - (level >> 1) + (typical_level(symbol % kSignChanged) << 3);
+    changes = changes - (changes >> 3) + (symbol >= kSignChanged ? 32 : 0);
+  }
+
+ private:
+  // About the middle of a symbol's levels.
+  RESFED_HD static uint32_t typical_level(uint32_t symbol) {
+    constexpr uint8_t kTypical[16] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63};
+    return kTypical[symbol];
+  }
+};
+
+}  // namespace resfed
