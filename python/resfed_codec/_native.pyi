@@ -4,6 +4,8 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
+from resfed_codec.codec.native_call import PayloadPlan, Plan
+
 class DeviceArray:
     @staticmethod
     def from_dlpack(capsule: object, stream: int | None = None) -> DeviceArray: ...
@@ -82,16 +84,6 @@ class Tensors:
     @property
     def reference(self) -> list[Any]: ...
 
-Assignment: TypeAlias = tuple[Any, Any, Any]
-"""Object, attribute name, value; or dict, key, value."""
-
-Plan: TypeAlias = Callable[[], Sequence[Assignment]] | None
-"""Called when nothing but the writing is left to do. The assignments that it returns are made in
-one step with the writing; what it raises is passed on, and nothing is written then."""
-
-PayloadPlan: TypeAlias = Callable[[bytes], Sequence[Assignment]] | None
-"""A plan that is given the finished payload."""
-
 class Code(IntEnum):
     """What went wrong. csrc/status.hpp says what ``where`` and ``detail`` are of each."""
 
@@ -141,7 +133,6 @@ class DType(IntEnum):
 MAGIC: bytes
 KEYFRAME_MAGIC: bytes
 FIXED_HEADER_BYTES: int
-CHECKSUM_BYTES: int
 MOST_TENSORS: int
 MAX_DEPTH: int
 """Predictions look back this many versions in each direction."""
@@ -175,14 +166,6 @@ class EncodeOptions:
     dense_bits: int
     row_lengths: Sequence[int]
     blocks: Sequence[int]
-
-class Quantizer:
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def step(self) -> float: ...
-    @property
-    def offsets(self) -> list[int]: ...
 
 class Link:
     """The bytes of a link as numbers. csrc/format/link.hpp says what they are."""
@@ -224,55 +207,13 @@ class Payload:
     @property
     def link(self) -> Link | None: ...
     @property
-    def format_version(self) -> int: ...
-    @property
-    def slice_log2(self) -> int: ...
-    @property
     def digest(self) -> int: ...
-    @property
-    def reference_check(self) -> int: ...
-    @property
-    def n_matrix(self) -> int: ...
-    @property
-    def n_vector(self) -> int: ...
-    @property
-    def n_dense(self) -> int: ...
-    @property
-    def n_lossless(self) -> int: ...
-    @property
-    def k_matrix(self) -> int: ...
-    @property
-    def k_vector(self) -> int: ...
-    @property
-    def k_dense(self) -> int: ...
-    @property
-    def n_changed(self) -> int: ...
-    @property
-    def matrix(self) -> Quantizer: ...
-    @property
-    def vector(self) -> Quantizer: ...
-    @property
-    def dense(self) -> Quantizer: ...
-    @property
-    def exponents(self) -> bytes: ...
-    @property
-    def dense_exponents(self) -> bytes: ...
     @property
     def exclusions(self) -> bytes: ...
     @property
     def dense_tensors(self) -> bytes: ...
-    @property
-    def slice_bytes(self) -> bytes: ...
-    @property
-    def n_lossy_slices(self) -> int: ...
-    @property
-    def counts_offset(self) -> int: ...
-    @property
-    def quantizer_offset(self) -> int: ...
-    @property
-    def table_offset(self) -> int: ...
-    @property
-    def slices_offset(self) -> int: ...
+    def fields(self) -> dict[str, Any]:
+        """Those of PayloadInfo; quantizers are tuples."""
 
 class Contribution: ...
 
@@ -289,12 +230,14 @@ class Aggregator:
         self,
         contribution: Contribution,
         replaced: Contribution | None = None,
-        commit: Plan = None,
+        commit: Plan | None = None,
     ) -> None: ...
     def result(self, arrays: Sequence[NDArray[Any]], total_weight: float) -> None: ...
 
-def encode(tensors: Tensors, options: EncodeOptions, commit: PayloadPlan = None) -> bytes: ...
-def decode(payload: Payload, digest: int, tensors: Tensors, commit: Plan = None) -> None: ...
+def encode(
+    tensors: Tensors, options: EncodeOptions, commit: PayloadPlan | None = None
+) -> bytes: ...
+def decode(payload: Payload, digest: int, tensors: Tensors, commit: Plan | None = None) -> None: ...
 def add_values(payload: Payload, tensors: Tensors) -> None: ...
 def moments(tensors: Tensors) -> list[list[float]]: ...
 def overlaps(
@@ -325,7 +268,7 @@ def encode_on_device(
     options: EncodeOptions,
     device: int,
     stream: int,
-    commit: PayloadPlan = None,
+    commit: PayloadPlan | None = None,
 ) -> bytes: ...
 def decode_on_device(
     payload: Payload,
@@ -333,7 +276,7 @@ def decode_on_device(
     tensors: Tensors,
     device: int,
     stream: int,
-    commit: Plan = None,
+    commit: Plan | None = None,
 ) -> None: ...
 def trace(
     indices: Sequence[int],

@@ -15,7 +15,7 @@ from resfed_codec.codec.native_call import Assignments, Plan, tensors_of
 from resfed_codec.codec.numbers import as_float
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
 from resfed_codec.tensors.layout import Layout, State, TensorSpec, check_same_layout, roles_of
 from resfed_codec.tensors.memory import copy, empty_on_host, on_host, staging
@@ -231,7 +231,7 @@ def add_from(
         also: Assignments to make in one step with the addition.
     """
     value = _checked_weight(weight)
-    try:
+    with native_errors(aggregator._specs, n_bytes):
         while True:
             sums, members = aggregator._state.sums, aggregator._state.members
             before = None if client is None else members.get(client)
@@ -248,8 +248,6 @@ def add_from(
                 commit = aggregator._plan(value, before, plan)
                 sums.native.add(contribution, replaced, commit)
                 return
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in aggregator._specs], n_bytes)
 
 
 Source: TypeAlias = "Callable[[_Sums, float], _native.Contribution]"

@@ -18,7 +18,7 @@ from resfed_codec.codec.update import (
     empty_like,
     writable_views,
 )
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.tensors.layout import (
     State,
     device_of,
@@ -118,9 +118,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     )
     memory = staging if out is None else empty_on_host  # out must not change on an error
     decoded = [memory(view.array) for view in targets]
-    try:
+    with native_errors(specs, len(data)):
         tensors = tensors_of(specs, roles_of(specs), decoded, out=decoded)
         _native.decode_keyframe(data, layout_digest(specs), tensors)
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs], len(data))
     return copy_into(targets, decoded, result)

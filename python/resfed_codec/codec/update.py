@@ -13,7 +13,7 @@ from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
-from resfed_codec.errors import StateMismatchError, raise_from_native
+from resfed_codec.errors import StateMismatchError, native_errors
 from resfed_codec.stream.link import link_from
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
 from resfed_codec.tensors.layout import (
@@ -127,10 +127,8 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
     options.digest = layout_digest(specs)
     targets = arrays_of(views_of(out, "out")) if out is not None else None
     tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=targets)
-    try:
+    with native_errors(specs):
         return native_call.encode(tensors, options, device_of(base))
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs])
 
 
 def native_options(
@@ -220,10 +218,8 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
         if tied:
             return _decode_tied(data, reference, targets, tied, out)
     tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=arrays_of(targets))
-    try:
+    with native_errors(specs, len(data)):
         native_call.decode(parsed, parsed.digest, tensors, device_of(base))
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs], len(data))
     publish(view.origin for view in targets)
     return result
 

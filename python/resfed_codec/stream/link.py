@@ -14,7 +14,7 @@ from typing import NamedTuple
 from resfed_codec import _native
 from resfed_codec._native import MAX_DEPTH
 from resfed_codec.codec.numbers import Numbers
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.stream.wire import varint, zigzag
 
 _PLACES = 2 * MAX_DEPTH
@@ -134,10 +134,8 @@ def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
         PayloadError: A field has a value that is not allowed.
         StateMismatchError: The link names a tensor that the layout does not have.
     """
-    try:
+    with native_errors(n_bytes=len(data)):
         return link_from(_native.Link(data, n_tensors))
-    except _native.NativeError as error:
-        raise_from_native(error, (), len(data))
 
 
 class TensorTerms(Mapping[int, Terms]):

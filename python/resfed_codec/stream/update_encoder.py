@@ -12,7 +12,7 @@ from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import PayloadPlan, tensors_of
 from resfed_codec.codec.update import VECTOR_SHARE, native_options
 from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.stream.link import Link, Terms, link_digest, unit_terms, write_link
 from resfed_codec.stream.predictor import (
     AdaptivePredictor,
@@ -132,10 +132,8 @@ class UpdateEncoder:
         tensors = prediction_tensors(
             self.layout, self.roles, link, own, others, current, out, feedback
         )
-        try:
+        with native_errors(self.layout.specs):
             return native_call.encode(tensors, options, self.layout.device, commit)
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in self.layout.specs])
 
     def _terms(
         self,

@@ -20,7 +20,7 @@ from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import Plan, tensors_of
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.codec.payload import parse_payload
-from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
+from resfed_codec.errors import PayloadError, StateMismatchError, native_errors
 from resfed_codec.stream.link import (
     Link,
     Terms,
@@ -264,10 +264,8 @@ class ParsedPayload:
             raise StateMismatchError(f"payload: {link}, of which no model is kept here")
         roles = roles_of(layout.specs, self.overrides)
         tensors = prediction_tensors(layout, roles, link, own, others, None, out, None)
-        try:
+        with native_errors(layout.specs, len(self.native.data)):
             native_call.decode(self.native, self.native.digest, tensors, layout.device, commit)
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in layout.specs], len(self.native.data))
 
 
 def overrides_in(payload: Payload) -> RoleOverrides:
@@ -323,10 +321,8 @@ def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Fee
             n_elems=[spec.n_elems for spec in layout.specs],
             feedback=total,
         )
-        try:
+        with native_errors(layout.specs, len(payload)):
             _native.add_values(parsed, tensors)
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
     return _placed_like(feedback, total)
 
 
