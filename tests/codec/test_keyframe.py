@@ -197,7 +197,7 @@ def test_rounding_twice_changes_nothing(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("wrong", [1.0, "7", True, [7]])
 def test_mantissa_bits_of_a_wrong_type(wrong: Any) -> None:
-    with pytest.raises(TypeError, match=r"mantissa_bits=.*: must be an integer or None"):
+    with pytest.raises(TypeError, match=r"mantissa_bits=.*: must be an integer, not"):
         rfc.encode_keyframe([], mantissa_bits=wrong)
 
 

@@ -64,7 +64,7 @@ def test_an_acknowledgement_of_what_was_never_sent(running: Running, newest: int
     )
     refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.receive(message))
     request = of_run(
-        client, Message(client._tag, is_request=True, ack=Ack(newest), head=VersionId(1, 2))
+        client, Message(client._state.tag, is_request=True, ack=Ack(newest), head=VersionId(1, 2))
     )
     refused(client, rfc.StateMismatchError, "too far ahead of 3", lambda: client.answer(request))
     fed.rounds(client)
@@ -79,7 +79,7 @@ def test_the_largest_accepted_number_is_harmless(running: Running) -> None:
         client.receive(rewritten(fed.server.send("a"), lambda m, ack=ack: m._replace(ack=ack)))
     client.send(client.state)
     fed.up(client, answers=None)
-    assert fed.server._clients["a"].newest == 4
+    assert fed.server._state.clients["a"].newest == 4
     fed.rounds(client)
 
 
@@ -95,7 +95,7 @@ def test_unknown_versions(running: Running, number: int) -> None:
         lambda m: m._replace(head=None, payloads=(), keyframes=keyframes),
     )
     refused(client, rfc.StateMismatchError, "too far ahead of", lambda: client.receive(forged))
-    uplink = of_run(client, Message(client._tag, head=client._head, keyframes=keyframes))
+    uplink = of_run(client, Message(client._state.tag, head=client._head, keyframes=keyframes))
     refused(fed.server, rfc.StateMismatchError, "too far", lambda: fed.server.receive("a", uplink))
     client._state = client._state._replace(number=number - 1)
     payload = client.send(client.state)
@@ -125,7 +125,7 @@ def test_one_number_for_many_uplinks(running: Running) -> None:
         lambda: fed.server.receive("a", payload),
     )
     fed.server.receive("a", client.answer(error.request))
-    assert len(fed.server._clients["a"].seen) == 1
+    assert len(fed.server._state.clients["a"].seen) == 1
     fed.rounds(client)
 
 
@@ -140,10 +140,10 @@ def test_a_downlink_that_predicts_from_an_uplink() -> None:
     fed.update()
     good = read_message(fed.server.send("a"))
     client.send(moved(client.state, fed.rng))
-    sent = client._sent[max(client._sent)].version
+    sent = client._state.sent[max(client._state.sent)].version
     config = rfc.CodecConfig(sparsity=0.8)
     coder = UpdateEncoder(fed.server._layout, config, predictor_of("global"), two_way=True)
-    base = client._down
+    base = client._state.down
     other = Version(sent.number, sent.digest, base.model)
     payload = coder.encode(
         fed.server._layout.model_of(fed.server.state, "state"),
@@ -246,7 +246,7 @@ def test_streams(predictor: str, monkeypatch: pytest.MonkeyPatch) -> None:
         stream_module, "encode_keyframe", lambda s: made.append(0) or encode_keyframe(s)
     )
     for i in range(20):
-        request = of_run(decoder, Message(encoder._tag, is_request=True, head=VersionId(i, i)))
+        request = of_run(decoder, Message(encoder._root, is_request=True, head=VersionId(i, i)))
         assert read_message(encoder.answer(request)).keyframes[-1].replaces == i
     assert not made, "they had been made for keyframe()"
     assert np.array_equal(decoder.decode(encoder.keyframe())["w"], encoder.state["w"])
@@ -309,7 +309,7 @@ def test_silent_clients_keep_no_models(name: str) -> None:
             fed.server.send(f"{round_}, {i}")
             fed.server.send(f"{round_}, {i}, fresh", fresh=True)
         assert fed.server.memory()["clients"] <= 8 * size
-    sent = [record.sent for record in fed.server._clients.values() if record.sent]
+    sent = [record.sent for record in fed.server._state.clients.values() if record.sent]
     assert len(sent) <= 4 * 40
     late = fed.new_client()
     late.receive(fed.server.send("7, 3"))
@@ -326,7 +326,7 @@ def test_first_downlinks_share_one_model() -> None:
         client = fed.new_client()
         client.receive(fed.server.send(name))
         assert np.array_equal(client.state["n"], fed.server.state["n"])
-        downlink = fed.server._clients[name].downlinks[1]
+        downlink = fed.server._state.clients[name].downlinks[1]
         assert downlink.model is not None
         models.add(id(downlink.model))
         assert np.array_equal(downlink.model[1], client.state["n"])

@@ -354,7 +354,7 @@ def test_forged_links_of_streams(own: tuple[float, ...], rng: np.random.Generato
 def test_sessions_survive_any_message(message: Message) -> None:
     server, client, _ = SESSIONS
     for own in (False, True):
-        mine = {"tag": client._tag, "run": client._identity.check} if own else {}
+        mine = {"tag": client._state.tag, "run": client._identity.check} if own else {}
         data = write(message._replace(**mine))
         for end, call in (
             (server, lambda m: server.receive("a", m)),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import index
 from typing import Any, overload
 
 from resfed_codec import _native
 from resfed_codec._native import MAX_MANTISSA_BITS
 from resfed_codec.codec.native_call import tensors_of
+from resfed_codec.codec.numbers import checked_integer
 from resfed_codec.codec.payload import KEYFRAME, as_bytes
 from resfed_codec.codec.update import (
     ArrayT,
@@ -57,26 +57,14 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
         TypeError: An argument is of the wrong type, or a tensor's dtype is not supported.
         ValueError: ``mantissa_bits`` is out of range.
     """
-    keep = check_mantissa_bits(mantissa_bits)
+    keep = MAX_MANTISSA_BITS  # of float64: nothing is rounded
+    if mantissa_bits is not None:
+        keep = checked_integer("mantissa_bits", mantissa_bits, 0, MAX_MANTISSA_BITS)
     views = views_of(state, "state")
     specs = [view.spec for view in views]
     model = [on_host(view.array) for view in views]
     tensors = tensors_of(specs, roles_of(specs), model, current=model)
     return _native.encode_keyframe(tensors, layout_digest(specs), keep)
-
-
-def check_mantissa_bits(mantissa_bits: int | None) -> int:
-    """``mantissa_bits`` as a number; None as that of float64, with which nothing is rounded."""
-    if mantissa_bits is None:
-        return MAX_MANTISSA_BITS
-    if isinstance(mantissa_bits, bool) or not hasattr(mantissa_bits, "__index__"):
-        raise TypeError(
-            f"mantissa_bits={mantissa_bits!r}: must be an integer or None,"
-            f" not {type(mantissa_bits).__name__}"
-        )
-    if not 0 <= index(mantissa_bits) <= MAX_MANTISSA_BITS:
-        raise ValueError(f"mantissa_bits={mantissa_bits!r}: must lie in [0, {MAX_MANTISSA_BITS}]")
-    return index(mantissa_bits)
 
 
 @overload

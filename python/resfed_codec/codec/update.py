@@ -12,7 +12,7 @@ from resfed_codec._native import Role
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
-from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
+from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig, check_config
 from resfed_codec.errors import StateMismatchError, native_errors
 from resfed_codec.stream.link import link_from
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
@@ -84,13 +84,9 @@ def encode(
 
 def make_config(config: CodecConfig | None, options: Mapping[str, Any]) -> CodecConfig:
     """The one way in which keyword options and ``config`` become a CodecConfig."""
-    if config is None:
-        return CodecConfig(**options)
-    if options:
+    if config is not None and options:
         raise TypeError(f"give config or options, not both (config and {', '.join(options)})")
-    if not isinstance(config, CodecConfig):
-        raise TypeError(f"config: must be a CodecConfig, not {type(config).__name__}")
-    return config
+    return check_config("config", config) if not options else CodecConfig(**options)
 
 
 def encode_and_recover(

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from resfed_codec.config import CodecConfig
+from resfed_codec.codec.numbers import checked_integer
+from resfed_codec.config import CodecConfig, check_config
 from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import digest64
 from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, predictor_text
@@ -40,12 +41,9 @@ class Session(Endpoint):
         history: int,
     ) -> None:
         uplink, downlink = check_config("uplink", uplink), check_config("downlink", downlink)
-        if isinstance(history, bool) or not isinstance(history, int):
-            raise TypeError(f"history={history!r}: must be an integer")
-        if not 1 <= history <= 32:
-            raise ValueError(f"history={history}: must lie in [1, 32]")
+        history = checked_integer("history", history, 1, 32)
         super().__init__(initial_state, run)
-        self._history = index(history)
+        self._history = history
         up, down = check_predictors(uplink, downlink)
         self._broadcast = is_broadcast(down)
         self._uplink_encoder = UpdateEncoder(self._layout, uplink, up, two_way=True)
@@ -76,14 +74,6 @@ class Session(Endpoint):
             "predictor of downlink": predictor_text(self._downlink_encoder.predictor),
             "history": self._history,
         }
-
-
-def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
-    if config is None:
-        return CodecConfig()
-    if not isinstance(config, CodecConfig):
-        raise TypeError(f"{name}: must be a CodecConfig, not {type(config).__name__}")
-    return config
 
 
 def check_predictors(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, Predictor]:

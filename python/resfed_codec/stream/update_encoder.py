@@ -98,13 +98,13 @@ class UpdateEncoder:
         self,
         current: Model,
         *,
-        tag: int,
         number: int,
         base: Version | None,
-        other: Version | None,
         keep: int,
         out: Model | None,
-        feedback: Feedback | None,
+        tag: int = 0,
+        other: Version | None = None,
+        feedback: Feedback | None = None,
         commit: PayloadPlan | None = None,
     ) -> bytes:
         """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.

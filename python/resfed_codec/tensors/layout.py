@@ -355,12 +355,11 @@ class Layout:
         self.names = list(state) if isinstance(state, Mapping) else None
         self.device = device_of(views)
         self.origins = [view.origin for view in views]
-        self._torch = [is_torch(value) for _, value in items_of(state, argument)]
+        values = [value for _, value in items_of(state, argument)]
+        self._torch = [is_torch(value) for value in values]
         self._dtypes: list[Any] = [
             view.array.dtype if torch or view.origin else np.asarray(value).dtype
-            for view, torch, (_, value) in zip(
-                views, self._torch, items_of(state, argument), strict=True
-            )
+            for view, torch, value in zip(views, self._torch, values, strict=True)
         ]
         self.n_bytes = sum(view.array.nbytes for view in views)
 
