@@ -16,7 +16,7 @@ from resfed_codec import _native
 from resfed_codec.codec import update as codec
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.tensors.layout import NO_OVERRIDES, layout_digest, roles_of, views_of
+from resfed_codec.tensors.layout import NO_OVERRIDES, layout_digest, roles_of, specs_of, views_of
 
 Index = NDArray[np.int64]
 
@@ -299,7 +299,7 @@ class CodecSelect(UpdateMethod):
 def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) -> bytes:
     """Encode with all nonzeros of matrices."""
     current, base = views_of(state, "state"), views_of(zeros, "reference")
-    specs = [view.spec for view in base]
+    specs = specs_of(base)
     roles = roles_of(specs)
     config = rfc.CodecConfig(sparsity=sparsity)
     options = codec.native_options(config, specs, roles, NO_OVERRIDES)

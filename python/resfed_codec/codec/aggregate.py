@@ -17,7 +17,7 @@ from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
 from resfed_codec.errors import native_errors
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
-from resfed_codec.tensors.layout import Layout, State, TensorSpec, check_same_layout, roles_of
+from resfed_codec.tensors.layout import Layout, Specs, State, check_same_layout, roles_of
 from resfed_codec.tensors.memory import copy, empty_on_host, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -206,7 +206,7 @@ def is_of_version(aggregator: Aggregator, digest: int) -> bool:
     return aggregator._state.version == digest
 
 
-def specs_of(aggregator: Aggregator) -> list[TensorSpec]:
+def aggregator_specs(aggregator: Aggregator) -> Specs:
     return aggregator._specs
 
 

@@ -25,6 +25,7 @@ from resfed_codec.tensors.layout import (
     layout_digest,
     read_once,
     roles_of,
+    specs_of,
     views_of,
     views_of_new,
 )
@@ -61,7 +62,7 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
     if mantissa_bits is not None:
         keep = checked_integer("mantissa_bits", mantissa_bits, 0, MAX_MANTISSA_BITS)
     views = views_of(state, "state")
-    specs = [view.spec for view in views]
+    specs = specs_of(views)
     model = [on_host(view.array) for view in views]
     tensors = tensors_of(specs, roles_of(specs), model, current=model)
     return _native.encode_keyframe(tensors, layout_digest(specs), keep)
@@ -99,7 +100,7 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
     data = as_bytes(payload, KEYFRAME)
     like = read_once(like, "like")
     views = views_of(like, "like")
-    specs = [view.spec for view in views]
+    specs = specs_of(views)
     result = empty_like(like) if out is None else out
     targets = (
         views_of_new(result, views) if out is None else writable_views(out, specs, device_of(views))

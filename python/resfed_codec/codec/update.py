@@ -19,8 +19,8 @@ from resfed_codec.tensors.aliasing import check_out, warn_if_shared
 from resfed_codec.tensors.layout import (
     Array,
     RoleOverrides,
+    Specs,
     State,
-    TensorSpec,
     View,
     block_sizes,
     check_same_device,
@@ -30,6 +30,7 @@ from resfed_codec.tensors.layout import (
     read_once,
     role_overrides,
     roles_of,
+    specs_of,
     view_of,
     views_of,
     views_of_new,
@@ -111,8 +112,8 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
         )
     current = views_of(state, "state")
     base = views_of(reference, "reference")
-    specs = [view.spec for view in base]
-    check_same_layout((view.spec for view in current), specs, "state")
+    specs = specs_of(base)
+    check_same_layout(specs_of(current), specs, "state")
     check_same_device(current, device_of(base), "state")
     if state is not reference:
         warn_if_shared(current, base)
@@ -129,7 +130,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
 
 def native_options(
     config: CodecConfig,
-    specs: Sequence[TensorSpec],
+    specs: Specs,
     roles: Sequence[Role],
     overrides: RoleOverrides,
 ) -> _native.EncodeOptions:
@@ -202,7 +203,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     data = as_bytes(payload, UPDATE)
     reference = read_once(reference, "reference")
     base = views_of(reference, "reference")
-    specs = [view.spec for view in base]
+    specs = specs_of(base)
     parsed = parse_unlinked(data, len(specs), layout_digest(specs), "the Decoder or the session")
     if out is None:
         result = empty_like(reference)
@@ -285,7 +286,7 @@ def _empty(value: Any) -> Any:
     return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
 
 
-def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> list[View]:
+def writable_views(out: State, specs: Specs, on: int | None) -> list[View]:
     """The caller's arrays to write to, which must lie on the device ``on`` (None: the host)."""
     views = views_of(out, "out")
     check_writable(views, specs, on)
@@ -294,7 +295,7 @@ def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> l
 
 def check_writable(
     views: Sequence[View],
-    specs: Sequence[TensorSpec],
+    specs: Specs,
     on: int | None,
     reference: Sequence[View] = (),
 ) -> list[tuple[int, int]]:
@@ -302,7 +303,7 @@ def check_writable(
 
     See :func:`check_out` for arrays that share memory, and for what it returns.
     """
-    check_same_layout((view.spec for view in views), specs, "out")
+    check_same_layout(specs_of(views), specs, "out")
     check_same_device(views, on, "out")
     for view in views:
         if view.copied:

@@ -14,10 +14,10 @@ from resfed_codec.codec.aggregate import (
     Source,
     add_from,
     aggregator_of,
+    aggregator_specs,
     is_of_version,
     model_source,
     payload_source,
-    specs_of,
 )
 from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
@@ -321,7 +321,7 @@ class ServerSession(ServerBase):
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
-        check_same_layout(specs_of(aggregator), self._layout.specs, "aggregator")
+        check_same_layout(aggregator_specs(aggregator), self._layout.specs, "aggregator")
         if repeated not in ("replace", "add"):
             raise ValueError(f'repeated={repeated!r}: must be "replace" or "add"')
         data = as_bytes(payload, UPDATE, MESSAGE)

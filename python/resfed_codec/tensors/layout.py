@@ -94,6 +94,9 @@ class TensorSpec(NamedTuple):
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
 
 
+Specs: TypeAlias = "tuple[TensorSpec, ...]"
+
+
 def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     """Elements that tend to be sent together, for each matrix of a model; 0 if there are no such.
 
@@ -297,6 +300,10 @@ def views_of_new(state: State, like: Sequence[View]) -> list[View]:
         ]
 
 
+def specs_of(views: Iterable[View]) -> Specs:
+    return tuple(view.spec for view in views)
+
+
 def _device(view: View) -> int | None:
     return view.origin.device if view.origin else None
 
@@ -316,10 +323,9 @@ def check_same_device(views: Sequence[View], expected: int | None, argument: str
 
 
 def check_same_layout(
-    state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str
+    state: Sequence[TensorSpec], reference: Sequence[TensorSpec], argument: str
 ) -> None:
     """Raise ValueError, naming both sides, unless the two layouts are equal."""
-    state, reference = list(state), list(reference)
     if state == reference:
         return
     ours = {spec.name: spec for spec in state}
@@ -350,7 +356,7 @@ class Layout:
     def __init__(self, state: State, argument: str) -> None:
         state = read_once(state, argument)
         views = views_of(state, argument)
-        self.specs = [view.spec for view in views]
+        self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
         self.names = list(state) if isinstance(state, Mapping) else None
         self.device = device_of(views)
@@ -374,7 +380,7 @@ class Layout:
             ValueError: Its layout or its device is another; names both sides.
         """
         views = views_of(state, argument)
-        check_same_layout((view.spec for view in views), self.specs, argument)
+        check_same_layout(specs_of(views), self.specs, argument)
         check_same_device(views, self.device, argument)
         return [view.array for view in views]
 
@@ -432,13 +438,9 @@ def _quoted(names: Sequence[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def layout_digest(specs: Iterable[TensorSpec]) -> int:
-    """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
-    return _layout_digest(tuple(specs))
-
-
 @lru_cache(maxsize=16)
-def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
+def layout_digest(specs: Specs) -> int:
+    """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
     text = "".join(
         f"{len(spec.name)}:{spec.name} {spec.dtype} {','.join(map(str, spec.shape))}\n"
         for spec in specs
@@ -449,28 +451,22 @@ def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
 class RoleOverrides(NamedTuple):
     """Ordinals of the float tensors that are not in the budget, ascending; no tensor is in both."""
 
-    exclusions: Sequence[int] = ()
-    dense: Sequence[int] = ()
+    exclusions: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
 
 
 NO_OVERRIDES = RoleOverrides()
 
 
-def role_overrides(specs: Sequence[TensorSpec], config: CodecConfig) -> RoleOverrides:
+@lru_cache(maxsize=16)
+def role_overrides(specs: Specs, config: CodecConfig) -> RoleOverrides:
     """The tensors that ``exclude`` and ``dense`` name.
 
     Raises:
         ValueError: A pattern that was given names no tensor at all.
     """
-    return _role_overrides(tuple(specs), config.exclude, config.dense)
-
-
-@lru_cache(maxsize=16)
-def _role_overrides(
-    specs: tuple[TensorSpec, ...], exclude: tuple[str, ...], dense: tuple[str, ...] | None
-) -> RoleOverrides:
-    names = [spec.name for spec in specs]
-    excluded = named(names, exclude, "exclude")
+    names, dense = [spec.name for spec in specs], config.dense
+    excluded = named(names, config.exclude, "exclude")
     replaced = set(replaced_tensors(specs)) if dense is None else named(names, dense, "dense")
     floats = [(i, spec.name) for i, spec in enumerate(specs) if spec.is_float]
     return RoleOverrides(
@@ -500,21 +496,15 @@ def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[s
     return chosen
 
 
-def roles_of(specs: Sequence[TensorSpec], overrides: RoleOverrides = NO_OVERRIDES) -> list[Role]:
+@lru_cache(maxsize=16)
+def roles_of(specs: Specs, overrides: RoleOverrides = NO_OVERRIDES) -> tuple[Role, ...]:
     """The role of each tensor, a function of the layout and of what is excluded or dense.
 
     Integers, bool and excluded tensors are lossless; of the other floats that are not dense, those
     of two or more dimensions are matrices, the rest vectors. Where there is no matrix at all (say,
     one flat parameter vector) the vectors are treated as matrices.
     """
-    return list(_roles_of(tuple(specs), tuple(overrides.exclusions), tuple(overrides.dense)))
-
-
-@lru_cache(maxsize=16)
-def _roles_of(
-    specs: tuple[TensorSpec, ...], excluded: tuple[int, ...], replaced: tuple[int, ...]
-) -> list[Role]:
-    exclusions, dense = set(excluded), set(replaced)
+    exclusions, dense = map(set, overrides)
     roles = [
         Role.LOSSLESS
         if not spec.is_float or i in exclusions
@@ -526,5 +516,5 @@ def _roles_of(
         for i, spec in enumerate(specs)
     ]
     if Role.MATRIX in roles:
-        return roles
-    return [Role.MATRIX if role == Role.VECTOR else role for role in roles]
+        return tuple(roles)
+    return tuple(Role.MATRIX if role == Role.VECTOR else role for role in roles)
