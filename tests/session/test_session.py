@@ -8,28 +8,11 @@ from __future__ import annotations
 import pytest
 
 import resfed_codec as rfc
-from federation import OWN_DOWNLINKS, RULES, Federation, model
+from federation import OWN_DOWNLINKS, RULES, Federation, Running, model
 from models import assert_same
 from published_rules import moved
 from resfed_codec.stream.message import read_message
 from snapshots import refused, snapshot
-
-
-@pytest.fixture(params=RULES.values(), ids=RULES.keys())
-def fed(request: pytest.FixtureRequest) -> Federation:
-    return Federation(request.param)
-
-
-@pytest.fixture
-def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """A federation after some rounds."""
-    client = fed.new_client()
-    fed.rounds(client, 4)
-    return fed, client
-
-
-Running = tuple[Federation, rfc.ClientSession]
-
 
 # ---- contents of messages
 

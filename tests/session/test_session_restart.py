@@ -5,25 +5,9 @@ from __future__ import annotations
 import pytest
 
 import resfed_codec as rfc
-from federation import RULES, Federation
+from federation import Running
 from published_rules import moved
 from snapshots import refused
-
-
-@pytest.fixture(params=RULES.values(), ids=RULES.keys())
-def fed(request: pytest.FixtureRequest) -> Federation:
-    return Federation(request.param)
-
-
-@pytest.fixture
-def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """A federation after some rounds."""
-    client = fed.new_client()
-    fed.rounds(client, 4)
-    return fed, client
-
-
-Running = tuple[Federation, rfc.ClientSession]
 
 
 def test_client_restarts_without_state(running: Running) -> None:

@@ -127,3 +127,6 @@ class Federation:
             self.update()
             self.down(client, name)
             self.up(client, name)
+
+
+Running = tuple[Federation, rfc.ClientSession]
