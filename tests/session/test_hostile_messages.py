@@ -28,7 +28,7 @@ from resfed_codec.stream.message import (
 from resfed_codec.stream.predictor import predictor_of
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version
-from snapshots import refused
+from snapshots import mismatched, refused
 
 LARGEST = 2**63 - 1
 
@@ -51,11 +51,11 @@ def test_an_acknowledgement_of_what_was_never_sent(running: Running, newest: int
     message = rewritten(
         fed.server.send("a"), lambda m: m._replace(ack=Ack(newest, 0, m.ack.digest if m.ack else 0))
     )
-    refused(client, rfc.StateMismatchError, "too far ahead of 4", lambda: client.receive(message))
+    mismatched("too far ahead of 4", client.receive, message)
     request = of_run(
         client, Message(client._state.tag, is_request=True, ack=Ack(newest), head=VersionId(1, 2))
     )
-    refused(client, rfc.StateMismatchError, "too far ahead of 4", lambda: client.answer(request))
+    mismatched("too far ahead of 4", client.answer, request)
     fed.rounds(client)
 
 
@@ -83,12 +83,12 @@ def test_unknown_versions(running: Running, number: int) -> None:
         fed.server.send("a"),
         lambda m: m._replace(head=None, payloads=(), keyframes=keyframes),
     )
-    refused(client, rfc.StateMismatchError, "too far ahead of", lambda: client.receive(forged))
+    mismatched("too far ahead of", client.receive, forged)
     uplink = of_run(client, Message(client._state.tag, head=client._head, keyframes=keyframes))
-    refused(fed.server, rfc.StateMismatchError, "too far", lambda: fed.server.receive("a", uplink))
+    mismatched("too far", fed.server.receive, "a", uplink)
     client._state = client._state._replace(number=number - 1)
     payload = client.send(client.state)
-    refused(fed.server, rfc.StateMismatchError, "too far", lambda: fed.server.receive("a", payload))
+    mismatched("too far", fed.server.receive, "a", payload)
 
 
 def test_one_number_for_many_uplinks(running: Running) -> None:
@@ -107,12 +107,7 @@ def test_one_number_for_many_uplinks(running: Running) -> None:
             break
         n_taken += 1
     assert n_taken == 32
-    error = refused(
-        fed.server,
-        rfc.StateMismatchError,
-        "older than uplink 5",
-        lambda: fed.server.receive("a", payload),
-    )
+    error = mismatched("older than uplink 5", fed.server.receive, "a", payload)
     fed.server.receive("a", client.answer(error.request))
     assert len(fed.server._state.clients["a"].seen) == 1
     fed.rounds(client)
@@ -148,12 +143,7 @@ def test_a_downlink_that_predicts_from_an_uplink() -> None:
     assert link is not None
     assert link.other == sent.number
     message = write_message(good._replace(payloads=(payload,)))
-    refused(
-        client,
-        rfc.StateMismatchError,
-        "of which no model is kept here",
-        lambda: client.receive(message),
-    )
+    mismatched("of which no model is kept here", client.receive, message)
     fed.rounds(client)
 
 
@@ -182,12 +172,7 @@ def test_a_client_without_a_name_that_gets_a_message_for_another(
     fed.down(client, answers=None)
     fed.up(client, answers=None)
     fed.rounds(client)
-    refused(
-        client,
-        rfc.StateMismatchError,
-        "a message for another client",
-        lambda: client.receive(fed.server.send("b")),
-    )
+    mismatched("a message for another client", client.receive, fed.server.send("b"))
     fed.rounds(other, 2, "b")
 
 
@@ -243,7 +228,7 @@ def test_streams(predictor: str, counted: list[int]) -> None:
         ((one._replace(version=8), one._replace(digest=7)), "not in sequence"),
     ):
         forged = write_message(good._replace(keyframes=keyframes))
-        refused(decoder, rfc.CodecError, match, lambda m=forged: decoder.decode(m))
+        refused(rfc.CodecError, match, decoder.decode, forged)
     counted.clear()
     for i in range(20):
         request = of_run(decoder, Message(encoder._root, is_request=True, head=VersionId(i, i)))
