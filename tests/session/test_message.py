@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
-from checksums import sealed
+from checksums import sealed, with_flipped_bits
 from published_rules import moved, random_model
 from resfed_codec._native import MAX_NUMERATOR
 from resfed_codec.session.client_record import ClientRecord
@@ -209,12 +209,9 @@ def test_message(message: Message) -> None:
 
 @given(MESSAGES)
 def test_every_flipped_bit(message: Message) -> None:
-    data = write(message)
-    for bit in range(8 * len(data)):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
+    for flipped in with_flipped_bits(write(message)):
         with pytest.raises(rfc.PayloadError, match="payload: "):
-            read_message(bytes(flipped))
+            read_message(flipped)
 
 
 @given(MESSAGES, st.data())

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from checksums import with_flipped_bits
 from models import State, arrays_of, assert_same, cnn_pair, options, pairs
 from published_rules import moved, random_model
 from snapshots import refused, snapshot
@@ -293,11 +294,7 @@ def test_every_flipped_bit_and_truncation(kind: str, rng: np.random.Generator) -
         good, call, end = caught.value.request, enc.answer, enc
     before = snapshot(end)
     damaged = [good[:n] for n in range(len(good))]
-    for bit in range(8 * len(good)):
-        flipped = bytearray(good)
-        flipped[bit // 8] ^= 1 << bit % 8
-        damaged.append(bytes(flipped))
-    damaged += [good + b"\0", good + good]
+    damaged += [*with_flipped_bits(good), good + b"\0", good + good]
     for i, data in enumerate(damaged):
         try:
             call(data)
