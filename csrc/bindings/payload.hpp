@@ -82,29 +82,40 @@ inline pybind11::dict fields_of(const Frame& f) {
   return fields;
 }
 
+// Fields of resfed_codec.Link, by name; of its terms, what they are made of.
+inline pybind11::dict fields_of(const Link& link) {
+  namespace py = pybind11;
+  py::dict fields;
+  fields["version"] = link.version;
+  fields["base"] = link.back > 0 ? py::object(py::int_(link.version - link.back)) : py::none();
+  fields["other"] = link.other > 0 ? py::object(py::int_(link.other - 1)) : py::none();
+  fields["n_own"] = link.n_own;
+  fields["n_other"] = link.n_other;
+  fields["keep"] = link.keep;
+  fields["coef_log2"] = link.coef_log2;
+  fields["places"] = link.places;
+  fields["numerators"] = raw(link.numerators);
+  fields["ordinals"] = raw(link.ordinals);
+  return fields;
+}
+
 inline void bind_payload(pybind11::module_& m) {
   namespace py = pybind11;
-  py::class_<Link>(m, "Link")
-      .def(py::init([](const std::string& bytes, uint64_t n_tensors) {
-             return read_link(bytes, n_tensors);
-           }),
-           py::arg("data"), py::arg("n_tensors"))
-      .def_readonly("version", &Link::version)
-      .def_readonly("back", &Link::back)
-      .def_readonly("other", &Link::other)
-      .def_readonly("n_own", &Link::n_own)
-      .def_readonly("n_other", &Link::n_other)
-      .def_readonly("keep", &Link::keep)
-      .def_readonly("places", &Link::places)
-      .def_readonly("coef_log2", &Link::coef_log2)
-      .def_property_readonly("numerators", [](const Link& l) { return raw(l.numerators); })
-      .def_property_readonly("ordinals", [](const Link& l) { return raw(l.ordinals); });
-
+  m.def(
+      "read_link",
+      [](const std::string& bytes, uint64_t n_tensors) {
+        return fields_of(read_link(bytes, n_tensors));
+      },
+      py::arg("data"), py::arg("n_tensors"));
   py::class_<PythonPayload>(m, "Payload")
       .def(py::init<py::bytes, uint64_t, std::optional<uint64_t>>(), py::arg("data"),
            py::arg("n_tensors") = kMostTensors, py::arg("layout_digest") = py::none())
       .def_property_readonly("data", &PythonPayload::bytes)
-      .def_property_readonly("link", [](const PythonPayload& p) { return (*p).link; })
+      .def_property_readonly("link",
+                             [](const PythonPayload& p) -> py::object {
+                               const auto& link = (*p).link;
+                               return link ? py::object(fields_of(*link)) : py::none();
+                             })
       .def_property_readonly("digest", [](const PythonPayload& p) { return p.frame().digest; })
       .def_property_readonly("exclusions",
                              [](const PythonPayload& p) { return raw(p.frame().exclusions); })

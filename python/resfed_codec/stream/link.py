@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resfed_codec import _native
 from resfed_codec._native import MAX_DEPTH
@@ -106,21 +106,14 @@ def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
     return b"".join(varint(zigzag(terms[j])) for j in used)
 
 
-def link_from(link: _native.Link) -> Link:
+def link_from(fields: dict[str, Any]) -> Link:
     """The link that native code has read."""
-    used = tuple(j for j in range(_PLACES) if link.places >> j & 1)
-    numerators = Numbers(link.numerators, "i")
-    return Link(
-        version=link.version,
-        base=link.version - link.back if link.back else None,
-        other=link.other - 1 if link.other else None,
-        n_own=link.n_own,
-        n_other=link.n_other,
-        keep=link.keep,
-        coef_log2=link.coef_log2,
-        terms=_terms(used, numerators[: len(used)]),
-        per_tensor=TensorTerms(Numbers(link.ordinals, "I"), numerators, used),
-    )
+    places = fields.pop("places")
+    used = tuple(j for j in range(_PLACES) if places >> j & 1)
+    numerators = Numbers(fields.pop("numerators"), "i")
+    ordinals = Numbers(fields.pop("ordinals"), "I")
+    terms = _terms(used, numerators[: len(used)])
+    return Link(**fields, terms=terms, per_tensor=TensorTerms(ordinals, numerators, used))
 
 
 def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
@@ -135,7 +128,7 @@ def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
         StateMismatchError: The link names a tensor that the layout does not have.
     """
     with native_errors(n_bytes=len(data)):
-        return link_from(_native.Link(data, n_tensors))
+        return link_from(_native.read_link(data, n_tensors))
 
 
 class TensorTerms(Mapping[int, Terms]):
