@@ -16,7 +16,14 @@ from resfed_codec import _native
 from resfed_codec.codec import update as codec
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.tensors.layout import NO_OVERRIDES, layout_digest, roles_of, specs_of, views_of
+from resfed_codec.tensors.layout import (
+    NO_OVERRIDES,
+    arrays_of,
+    layout_digest,
+    roles_of,
+    specs_of,
+    views_of,
+)
 
 Index = NDArray[np.int64]
 
@@ -305,5 +312,5 @@ def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) ->
     options = codec.native_options(config, specs, roles, NO_OVERRIDES)
     options.k_matrix = sum(int(np.count_nonzero(state[name])) for name in matrices)
     options.digest = layout_digest(specs)
-    arrays = codec.arrays_of(current)
-    return _native.encode(tensors_of(specs, roles, codec.arrays_of(base), current=arrays), options)
+    arrays = arrays_of(current)
+    return _native.encode(tensors_of(specs, roles, arrays_of(base), current=arrays), options)

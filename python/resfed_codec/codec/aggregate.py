@@ -17,8 +17,8 @@ from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
 from resfed_codec.errors import native_errors
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
-from resfed_codec.tensors.layout import Layout, Specs, State, check_same_layout, roles_of
-from resfed_codec.tensors.memory import copy, empty_on_host, on_host, staging
+from resfed_codec.tensors.layout import Specs, State, check_same_layout, read_model, roles_of
+from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
@@ -142,9 +142,7 @@ class Aggregator:
             model = sums.layout.empty()
             arrays = [staging(memory) for memory in model]
             sums.native.result(arrays, self.total_weight)
-        for array, memory in zip(arrays, model, strict=True):
-            copy(array, memory)
-        return sums.layout.state_of(model)
+        return sums.layout.state_of(filled(model, arrays))
 
     @untraced
     def reset(self, reference: State | None = None) -> None:
@@ -273,11 +271,8 @@ class _Sums:
     """A private copy of a reference, and the native sums over it."""
 
     def __init__(self, reference: State) -> None:
-        self.layout = Layout(reference, "reference")
-        model = self.layout.model_of(reference, "reference")
-        self.reference = [empty_on_host(memory) for memory in model]
-        for memory, array in zip(model, self.reference, strict=True):
-            copy(memory, array)
+        self.layout, model = read_model(reference, "reference")
+        self.reference = filled([empty_on_host(memory) for memory in model], model)
         for spec in self.layout.specs:
             if spec.dtype in PATTERNS and not spec.is_float and spec.dtype not in PARTS:
                 raise TypeError(

@@ -15,21 +15,18 @@ from resfed_codec.codec.update import (
     OutT,
     Payload,
     copy_into,
-    empty_like,
     writable_views,
 )
 from resfed_codec.errors import native_errors
 from resfed_codec.tensors.layout import (
     State,
-    device_of,
     layout_digest,
-    read_once,
+    read_model,
     roles_of,
     specs_of,
     views_of,
-    views_of_new,
 )
-from resfed_codec.tensors.memory import empty_on_host, on_host, staging
+from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 
@@ -98,16 +95,16 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
         ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
     """
     data = as_bytes(payload, KEYFRAME)
-    like = read_once(like, "like")
-    views = views_of(like, "like")
-    specs = specs_of(views)
-    result = empty_like(like) if out is None else out
-    targets = (
-        views_of_new(result, views) if out is None else writable_views(out, specs, device_of(views))
-    )
-    memory = staging if out is None else empty_on_host  # out must not change on an error
-    decoded = [memory(view.array) for view in targets]
-    with native_errors(specs, len(data)):
-        tensors = tensors_of(specs, roles_of(specs), decoded, out=decoded)
-        _native.decode_keyframe(data, layout_digest(specs), tensors)
-    return copy_into(targets, decoded, result)
+    layout, _ = read_model(like, "like")
+    if out is None:
+        model = layout.empty()
+        decoded = [staging(array) for array in model]
+    else:
+        targets = writable_views(out, layout.specs, layout.device)
+        decoded = [empty_on_host(view.array) for view in targets]  # errors must not change out
+    with native_errors(layout.specs, len(data)):
+        tensors = tensors_of(layout.specs, roles_of(layout.specs), decoded, out=decoded)
+        _native.decode_keyframe(data, layout.digest, tensors)
+    if out is None:
+        return layout.state_of(filled(model, decoded))
+    return copy_into(targets, decoded, out)

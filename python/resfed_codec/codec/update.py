@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
-import numpy as np
-
 from resfed_codec import _native
 from resfed_codec._native import Role
 from resfed_codec.codec import native_call
@@ -18,25 +16,26 @@ from resfed_codec.stream.link import link_from
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
 from resfed_codec.tensors.layout import (
     Array,
+    Layout,
     RoleOverrides,
     Specs,
     State,
     View,
+    arrays_of,
     block_sizes,
     check_same_device,
     check_same_layout,
     device_of,
     layout_digest,
+    read_model,
     read_once,
     role_overrides,
     roles_of,
     specs_of,
-    view_of,
     views_of,
-    views_of_new,
 )
-from resfed_codec.tensors.memory import Memory, copy, on_host, origin_of, publish
-from resfed_codec.tensors.torch_tensors import plain_torch, torch_module, untraced
+from resfed_codec.tensors.memory import Memory, filled, on_host, publish
+from resfed_codec.tensors.torch_tensors import untraced
 
 VECTOR_SHARE = 10
 """Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
@@ -99,12 +98,13 @@ def encode_and_recover(
     """
     once = read_once(reference, "reference")
     state, reference = once if state is reference else state, once
-    views_of(reference, "reference")  # complains before anything is made from it
-    recovered = empty_like(reference)
-    return _encode(state, reference, make_config(config, options), recovered), recovered
+    layout, _ = read_model(reference, "reference")
+    recovered = layout.empty()
+    payload = _encode(state, reference, make_config(config, options), recovered)
+    return payload, layout.state_of(recovered)
 
 
-def _encode(state: State, reference: State, config: CodecConfig, out: State | None) -> bytes:
+def _encode(state: State, reference: State, config: CodecConfig, out: list[Memory] | None) -> bytes:
     if config.predictor is not None or config.error_feedback:
         raise ValueError(
             "predictor, error_feedback: encode() knows the reference alone; use an Encoder or a"
@@ -122,8 +122,7 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
 
     options = native_options(config, specs, roles, overrides)
     options.digest = layout_digest(specs)
-    targets = arrays_of(views_of(out, "out")) if out is not None else None
-    tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=targets)
+    tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=out)
     with native_errors(specs):
         return native_call.encode(tensors, options, device_of(base))
 
@@ -206,19 +205,21 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     specs = specs_of(base)
     parsed = parse_unlinked(data, len(specs), layout_digest(specs), "the Decoder or the session")
     if out is None:
-        result = empty_like(reference)
-        targets = views_of_new(result, base)
+        layout = Layout(reference, base)
+        model = layout.empty()
     else:
-        result = out
         targets = base if in_place else views_of(out, "out")
         tied = check_writable(targets, specs, device_of(base), base)
         if tied:
             return _decode_tied(data, reference, targets, tied, out)
-    tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=arrays_of(targets))
+        model = arrays_of(targets)
+    tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=model)
     with native_errors(specs, len(data)):
         native_call.decode(parsed, parsed.digest, tensors, device_of(base))
+    if out is None:
+        return layout.state_of(model)
     publish(view.origin for view in targets)
-    return result
+    return out
 
 
 def _decode_tied(
@@ -263,29 +264,6 @@ def parse_unlinked(data: bytes, n_tensors: int, digest: int, taker: str) -> _nat
     return parsed
 
 
-def arrays_of(views: Sequence[View]) -> list[Memory]:
-    return [view.array for view in views]
-
-
-def empty_like(state: State) -> State:
-    """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
-    with plain_torch():
-        if isinstance(state, Mapping):
-            return {name: _empty(value) for name, value in state.items()}
-        return [_empty(value) for value in state]
-
-
-def _empty(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return np.empty(np.shape(value), dtype=value.dtype)
-    origin = origin_of(value)
-    if origin is None:
-        return torch_module().empty(value.shape, dtype=value.dtype, device="cpu")
-    from resfed_codec.tensors import device
-
-    return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
-
-
 def writable_views(out: State, specs: Specs, on: int | None) -> list[View]:
     """The caller's arrays to write to, which must lie on the device ``on`` (None: the host)."""
     views = views_of(out, "out")
@@ -315,7 +293,6 @@ def check_writable(
 
 def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:
     """``out``, whose views are ``targets``, after it has received the model."""
-    for target, array in zip(targets, model, strict=True):
-        copy(array, target.array)
+    filled(arrays_of(targets), model)
     publish(view.origin for view in targets)
     return out

@@ -37,7 +37,7 @@ from resfed_codec.tensors.layout import (
     plain_text,
     roles_of,
 )
-from resfed_codec.tensors.memory import Memory, copy, device_of, on_host, placed
+from resfed_codec.tensors.memory import Memory, device_of, on_host, placed
 
 Model = list[Memory]
 Feedback = list["Memory | None"]
@@ -107,13 +107,6 @@ def initial_version(layout: Layout, model: Model, run: str) -> Version:
         *(on_host(array).reshape(-1).view(np.uint8).data for array in model if array.size),
     )
     return Version(0, digest, model)
-
-
-def filled(model: Model, source: Model) -> Model:
-    """Copy ``source`` into ``model`` and return it."""
-    for array, values in zip(model, source, strict=True):
-        copy(values, array)
-    return model
 
 
 def new_feedback(layout: Layout, roles: Sequence[Role]) -> Feedback:

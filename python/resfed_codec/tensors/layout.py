@@ -36,7 +36,7 @@ from resfed_codec.tensors.memory import (
     Memory,
     Origin,
     SupportsDLPack,
-    copy,
+    filled,
     name_of,
     origin_of,
     publish,
@@ -288,20 +288,12 @@ def views_of(state: State, argument: str) -> list[View]:
     return views
 
 
-def views_of_new(state: State, like: Sequence[View]) -> list[View]:
-    """The tensors of a state that :func:`empty_like` has made for the one that has these views."""
-    values = [state[v.spec.name] for v in like] if isinstance(state, Mapping) else state
-    with plain_torch():
-        return [
-            View(v.spec, as_patterns(value, v.spec.dtype), False, None, True)
-            if type(value) is np.ndarray
-            else view_of(v.spec.name, value, "result")
-            for v, value in zip(like, values, strict=True)
-        ]
-
-
 def specs_of(views: Iterable[View]) -> Specs:
     return tuple(view.spec for view in views)
+
+
+def arrays_of(views: Iterable[View]) -> list[Memory]:
+    return [view.array for view in views]
 
 
 def _device(view: View) -> int | None:
@@ -345,23 +337,32 @@ def check_same_layout(
     raise ValueError(f"{argument} and reference have their tensors in different orders")
 
 
+def read_model(state: State, argument: str) -> tuple[Layout, list[Memory]]:
+    """A caller's model: its layout and its memory."""
+    state = read_once(state, argument)
+    views = views_of(state, argument)
+    return Layout(state, views), arrays_of(views)
+
+
 class Layout:
     """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
 
     Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays, held
     as dtypes.py says, or all on one CUDA device. :meth:`model_of` turns a caller's state into
     that, :meth:`state_of` turns it back.
+
+    Args:
+        state: The model, as :func:`read_once` gives it.
+        views: Its tensors.
     """
 
-    def __init__(self, state: State, argument: str) -> None:
-        state = read_once(state, argument)
-        views = views_of(state, argument)
+    def __init__(self, state: dict[str, Array] | list[Array], views: Sequence[View]) -> None:
         self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
         self.names = list(state) if isinstance(state, Mapping) else None
         self.device = device_of(views)
         self.origins = [view.origin for view in views]
-        values = [value for _, value in items_of(state, argument)]
+        values = [value for _, value in items_of(state, "state")]
         self._torch = [is_torch(value) for value in values]
         self._dtypes: list[Any] = [
             view.array.dtype if torch or view.origin else np.asarray(value).dtype
@@ -382,7 +383,7 @@ class Layout:
         views = views_of(state, argument)
         check_same_layout(specs_of(views), self.specs, argument)
         check_same_device(views, self.device, argument)
-        return [view.array for view in views]
+        return arrays_of(views)
 
     def empty(self) -> list[Memory]:
         """A new model, not filled."""
@@ -391,10 +392,7 @@ class Layout:
 
     def copy_of(self, model: Sequence[Memory]) -> list[Memory]:
         """A model of its own, with the same values."""
-        new = self.empty()
-        for source, target in zip(model, new, strict=True):
-            copy(source, target)
-        return new
+        return filled(self.empty(), model)
 
     def state_of(self, model: Sequence[Memory], *, read_only: bool = False) -> Any:
         """``model`` as the caller's kind of state, without copying."""
