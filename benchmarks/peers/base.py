@@ -50,9 +50,13 @@ class Peer(ABC):
     """A codec in the comparison. Its adapter holds no state except its library's."""
 
     name: str
+    package = ""
+    """What it needs, if anything."""
 
     def missing(self) -> str:
         """Why this peer cannot run here; empty if it can."""
+        if self.package and find_spec(self.package) is None:
+            return f"the package {self.package} is not installed (pip install '.[bench]')"
         return ""
 
     def close(self) -> None:  # noqa: B027
@@ -138,10 +142,3 @@ def add_flat(reference: Floats, residual: NDArray[np.float32]) -> Floats:
     """Reference plus a residual of :func:`flat_residual`."""
     parts = split_like(residual, reference)
     return {name: value + parts[name] for name, value in reference.items()}
-
-
-def package_missing(package: str) -> str:
-    """A reason for :meth:`Peer.missing`, empty where ``package`` can be imported."""
-    if find_spec(package) is None:
-        return f"the package {package} is not installed (pip install '.[bench]')"
-    return ""

@@ -12,7 +12,6 @@ from benchmarks.peers.base import (
     Update,
     add_flat,
     flat_residual,
-    package_missing,
 )
 
 
@@ -27,8 +26,7 @@ class SZ3(LossyCoder):
     knobs = (-16.0, 24.0)
     stepped = True
 
-    def missing(self) -> str:
-        return package_missing("pysz")
+    package = "pysz"
 
     def encode(self, update: Update, knob: float) -> Any:
         from pysz import sz, szConfig, szErrorBoundMode

@@ -10,7 +10,6 @@ from benchmarks.peers.base import (
     Update,
     add_flat,
     flat_residual,
-    package_missing,
 )
 
 
@@ -21,8 +20,7 @@ class ZFP(LossyCoder):
     knobs = (-40.0, 10.0)
     stepped = True
 
-    def missing(self) -> str:
-        return package_missing("zfpy")
+    package = "zfpy"
 
     def encode(self, update: Update, knob: float) -> Any:
         import zfpy

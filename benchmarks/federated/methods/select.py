@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,19 +245,16 @@ class CodecSelect(UpdateMethod):
 
     def __init__(
         self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
+        *start: Any,
         rule: str = "magnitude",
         sparsity: float = 0.99,
         feedback: bool = False,
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule {rule!r}: must be one of {', '.join(RULES)}")
-        super().__init__(initial, clients, seed, feedback=feedback)
+        super().__init__(*start, feedback=feedback)
         self._rule, self._sparsity = rule, sparsity
-        self._zeros = {n: np.zeros_like(v) for n, v in initial.items() if STATISTICS not in n}
+        self._zeros = {n: np.zeros_like(v) for n, v in self.held[0].items() if STATISTICS not in n}
         self._matrices = sorted(name for name, value in self._zeros.items() if value.ndim > 1)
         self._costs = {is_up: Costs() for is_up in (True, False)}
         self._is_up = True
