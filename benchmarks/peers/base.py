@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -89,12 +90,8 @@ class LossyCoder(LossyPeer):
     def decode(self, payload: Any, reference: Floats) -> Floats: ...
 
     def turn(self, update: Update, knob: float) -> Turn:
-        begin = time.perf_counter()
-        payload = self.encode(update, knob)
-        middle = time.perf_counter()
-        recovered = self.decode(payload, update.reference)
-        end = time.perf_counter()
-        return Turn(len(payload), middle - begin, end - middle, recovered)
+        encode = partial(self.encode, update, knob)
+        return _timed(encode, lambda payload: self.decode(payload, update.reference))
 
 
 class LosslessPeer(Peer):
@@ -117,12 +114,15 @@ class LosslessCoder(LosslessPeer):
         """The levels; ``like`` gives names, shapes and order, which payloads do not have."""
 
     def turn(self, levels: Levels) -> Turn:
-        begin = time.perf_counter()
-        payload = self.encode(levels)
-        middle = time.perf_counter()
-        decoded = self.decode(payload, levels)
-        end = time.perf_counter()
-        return Turn(len(payload), middle - begin, end - middle, decoded)
+        return _timed(partial(self.encode, levels), lambda payload: self.decode(payload, levels))
+
+
+def _timed(encode: Callable[[], Any], decode: Callable[[Any], Floats | Levels]) -> Turn:
+    begin = time.perf_counter()
+    payload = encode()
+    middle = time.perf_counter()
+    recovered = decode(payload)
+    return Turn(len(payload), middle - begin, time.perf_counter() - middle, recovered)
 
 
 def flat_residual(update: Update) -> NDArray[np.float32]:
