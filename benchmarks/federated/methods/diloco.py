@@ -28,8 +28,8 @@ class Outer:
     Nesterov momentum as in PyTorch: ``m = momentum m + g``, a step ``lr (g + momentum m)``.
     """
 
-    def __init__(self, lr: float, momentum: float) -> None:
-        self._lr, self._momentum = np.float32(lr), np.float32(momentum)
+    def __init__(self, outer_lr: float = 1.0, outer_momentum: float = 0.0) -> None:
+        self._lr, self._momentum = np.float32(outer_lr), np.float32(outer_momentum)
         self._mean: Vector | None = None
 
     def moved(self, model: State, mean: State) -> State:
@@ -55,12 +55,7 @@ class DiLoCo(Method):
     arXiv:2311.08105, with its outer learning rate and momentum.
     """
 
-    def __init__(
-        self,
-        *start: Any,
-        outer_lr: float = 0.7,
-        outer_momentum: float = 0.9,
-    ) -> None:
+    def __init__(self, *start: Any, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> None:
         super().__init__(*start)
         self._outer = Outer(outer_lr, outer_momentum)
 
@@ -79,16 +74,10 @@ class Gathered(Method):
     out. Bytes up are a worker's payload, bytes down those of all others.
     """
 
-    def __init__(
-        self,
-        *start: Any,
-        decay: float,
-        outer_lr: float,
-        outer_momentum: float,
-    ) -> None:
+    def __init__(self, *start: Any, decay: float, **outer: float) -> None:
         super().__init__(*start)
         self._decay = np.float32(decay)
-        self._outer = Outer(outer_lr, outer_momentum)
+        self._outer = Outer(**outer)
         self._left: list[Vector | None] = [None] * len(self.held)
         self._sizes = [0] * len(self.held)
 
@@ -124,15 +113,8 @@ class SparseLoCo(Gathered):
     of its public code. Neither counts the bins' means.
     """
 
-    def __init__(
-        self,
-        *start: Any,
-        k: int = 64,
-        decay: float = 0.95,
-        outer_lr: float = 1.0,
-        outer_momentum: float = 0.0,
-    ) -> None:
-        super().__init__(*start, decay=decay, outer_lr=outer_lr, outer_momentum=outer_momentum)
+    def __init__(self, *start: Any, k: int = 64, decay: float = 0.95, **outer: float) -> None:
+        super().__init__(*start, decay=decay, **outer)
         self._k = k
 
     def code(self, update: State) -> tuple[State, int]:

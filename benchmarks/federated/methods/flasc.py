@@ -23,12 +23,7 @@ class Flasc(Method):
     value if that is less.
     """
 
-    def __init__(
-        self,
-        *start: Any,
-        up_density: float = 0.25,
-        down_density: float = 0.25,
-    ) -> None:
+    def __init__(self, *start: Any, up_density: float = 0.25, down_density: float = 0.25) -> None:
         super().__init__(*start)
         self._up, self._down = up_density, down_density
         self._server = self.held[0]

@@ -33,11 +33,7 @@ class ResFed(Method):
     """
 
     def __init__(
-        self,
-        *start: Any,
-        rule: str = "res1",
-        sparsity: float = 0.99,
-        levels: int = 1,
+        self, *start: Any, rule: str = "res1", sparsity: float = 0.99, levels: int = 1
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule {rule!r}: must be one of {', '.join(RULES)}")

@@ -244,11 +244,7 @@ class CodecSelect(UpdateMethod):
     """
 
     def __init__(
-        self,
-        *start: Any,
-        rule: str = "magnitude",
-        sparsity: float = 0.99,
-        feedback: bool = False,
+        self, *start: Any, rule: str = "magnitude", sparsity: float = 0.99, feedback: bool = False
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule {rule!r}: must be one of {', '.join(RULES)}")

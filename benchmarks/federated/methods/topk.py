@@ -24,12 +24,7 @@ class TopK(PayloadMethod):
     arXiv:1809.07599. Payload: the indices, uint32, and the values, float32.
     """
 
-    def __init__(
-        self,
-        *start: Any,
-        sparsity: float = 0.99,
-        feedback: bool = True,
-    ) -> None:
+    def __init__(self, *start: Any, sparsity: float = 0.99, feedback: bool = True) -> None:
         super().__init__(*start, feedback=feedback)
         self._sparsity = sparsity
 
