@@ -6,13 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.base import (
-    Floats,
-    LossyCoder,
-    Update,
-    add_flat,
-    flat_residual,
-)
+from benchmarks.peers.base import Floats, LossyCoder, Update, add_flat, flat_residual
 
 
 class SZ3(LossyCoder):

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.peers.base import (
-    Floats,
-    LossyCoder,
-    Update,
-    add_flat,
-    flat_residual,
-)
+from benchmarks.peers.base import Floats, LossyCoder, Update, add_flat, flat_residual
 
 
 class ZFP(LossyCoder):

@@ -29,13 +29,7 @@ from resfed_codec.stream.message import (
     write_message,
 )
 from resfed_codec.stream.stream import open_keyframes
-from resfed_codec.stream.versions import (
-    OWN,
-    ParsedPayload,
-    Version,
-    model_of,
-    new_feedback,
-)
+from resfed_codec.stream.versions import OWN, ParsedPayload, Version, model_of, new_feedback
 from resfed_codec.tensors.layout import State
 from resfed_codec.tensors.torch_tensors import untraced
 

@@ -30,12 +30,7 @@ from resfed_codec.session.server_downlink import Broadcast, Downlink, Unicast
 from resfed_codec.session.server_state import ServerBase, ServerState
 from resfed_codec.session.uplink import PendingUplink, content_of, open_uplink, parse_uplink
 from resfed_codec.stream.link import version_digest
-from resfed_codec.stream.message import (
-    Keyframe,
-    Message,
-    VersionId,
-    write_message,
-)
+from resfed_codec.stream.message import Keyframe, Message, VersionId, write_message
 from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.versions import (
     OTHER,

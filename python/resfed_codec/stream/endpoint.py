@@ -18,13 +18,7 @@ from resfed_codec.stream.link import digest64
 from resfed_codec.stream.message import Message, read_message
 from resfed_codec.stream.schema import TensorChecks
 from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
-from resfed_codec.stream.versions import (
-    Model,
-    Version,
-    initial_version,
-    run_digest,
-    run_name,
-)
+from resfed_codec.stream.versions import Model, Version, initial_version, run_digest, run_name
 from resfed_codec.tensors.layout import State, read_model
 from resfed_codec.tensors.memory import filled
 

@@ -31,12 +31,7 @@ from resfed_codec.stream.versions import (
     model_of,
     prediction_tensors,
 )
-from resfed_codec.tensors.layout import (
-    Layout,
-    named,
-    role_overrides,
-    roles_of,
-)
+from resfed_codec.tensors.layout import Layout, named, role_overrides, roles_of
 from resfed_codec.tensors.memory import on_host
 
 ADAPTIVE_LOG2 = 5

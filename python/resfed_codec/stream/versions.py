@@ -30,13 +30,7 @@ from resfed_codec.stream.link import (
     unit_terms,
     version_digest,
 )
-from resfed_codec.tensors.layout import (
-    Layout,
-    RoleOverrides,
-    TensorSpec,
-    plain_text,
-    roles_of,
-)
+from resfed_codec.tensors.layout import Layout, RoleOverrides, TensorSpec, plain_text, roles_of
 from resfed_codec.tensors.memory import Memory, device_of, on_host, placed
 
 Model = list[Memory]
