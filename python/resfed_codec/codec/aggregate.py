@@ -217,16 +217,10 @@ def add_from(
     n_bytes: int = 0,
     also: Assignments = (),
 ) -> None:
-    """Add the contribution that ``source`` prepares.
+    """Add the contribution that ``source`` prepares, and make assignments in one step with it.
 
-    Args:
-        aggregator: The sums.
-        client: The client whose earlier contribution this one replaces; None replaces nothing.
-        source: Prepares the contribution.
-        again: Prepares the same contribution again, to subtract it when it is replaced.
-        weight: Its weight.
-        n_bytes: Length of the payload that it comes from, if it comes from one.
-        also: Assignments to make in one step with the addition.
+    It replaces an earlier contribution of the ``client``, if one is given; ``again`` prepares it
+    once more, to subtract it when it is replaced. ``n_bytes`` is the length of its payload.
     """
     value = _checked_weight(weight)
     with native_errors(aggregator._specs, n_bytes):

@@ -29,14 +29,7 @@ PayloadPlan: TypeAlias = "Callable[[bytes], Assignments]"
 def tensors_of(
     specs: Sequence[TensorSpec], roles: Sequence[Role], reference: Sequence[Memory], **columns: Any
 ) -> Tensors:
-    """The tensors of a native call.
-
-    Args:
-        specs: What the tensors are.
-        roles: Their roles, as :func:`roles_of` gives them.
-        reference: What residuals are taken against, where there are no terms.
-        **columns: Other columns of :class:`Tensors`.
-    """
+    """The tensors of a native call; ``columns`` are others of :class:`Tensors`."""
     return Tensors(
         roles=roles,
         dtypes=[spec.float_dtype for spec in specs],

@@ -195,11 +195,8 @@ def parse_payload(
 ) -> Payload:
     """An update, verified and read; all that is done with it takes what this returns.
 
-    Args:
-        data: The bytes.
-        n_tensors: How many tensors the receiver's layout has, which bounds the lists in the
-            payload. Default: there is no layout.
-        layout_digest: What a payload without a link was made for.
+    ``n_tensors`` of the receiver's layout bound the lists in the payload; a payload without a link
+    was made for the layout of ``layout_digest``.
 
     Raises:
         PayloadError: Damaged, or no update.

@@ -243,17 +243,9 @@ def _decode_tied(
 
 
 def parse_unlinked(data: bytes, n_tensors: int, digest: int, taker: str) -> _native.Payload:
-    """A payload of :func:`encode` for this layout.
+    """A payload of :func:`encode`, parsed for a layout of this digest; raises CodecError.
 
-    Args:
-        data: The bytes.
-        n_tensors: How many tensors the layout has.
-        digest: The layout's digest.
-        taker: Who takes payloads that build on versions of a stream.
-
-    Raises:
-        PayloadError: Damaged, or no update.
-        StateMismatchError: Made for another layout, or of a stream.
+    ``taker`` is who takes payloads that build on versions of a stream.
     """
     parsed = parse_payload(data, n_tensors, digest)
     if parsed.link is not None:

@@ -105,11 +105,7 @@ def is_broadcast(down: Predictor) -> bool:
 
 
 def client_name(client_id: ClientId) -> str | int:
-    """A client's name as a plain str or int, so that equal names of different types are one client.
-
-    Raises:
-        TypeError: ``client_id`` is neither a str nor an integer.
-    """
+    """A client's name as a plain str or int: equal names of different types are one client."""
     if isinstance(client_id, str):
         return plain_text(client_id)
     if isinstance(client_id, bool) or not isinstance(client_id, (int, np.integer)):
@@ -121,9 +117,6 @@ def client_tag(client_id: ClientId, run_digest: int) -> int:
     """64 bits that identify a client in messages and digests; never 0.
 
     They do not depend on the initial model: a client with another one is the same client.
-
-    Raises:
-        TypeError: ``client_id`` is neither a str nor an integer.
     """
     name = client_name(client_id)
     kind = b"text" if isinstance(name, str) else b"number"

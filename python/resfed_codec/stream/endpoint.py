@@ -29,12 +29,7 @@ def chain_root(direction: str, initial: Version) -> int:
 
 
 class Endpoint(Synchronized):
-    """Base of streams and sessions.
-
-    Args:
-        initial_state: The model that both ends start from; it is copied.
-        run: A name for the run.
-    """
+    """Base of streams and sessions; ``initial_state`` is copied."""
 
     _state: Any
     """All that changes; replaced as a whole."""

@@ -20,8 +20,8 @@ from resfed_codec.stream.wire import varint, zigzag
 _PLACES = 2 * MAX_DEPTH
 _PER_TENSOR, _COEFFICIENTS = 64, 128
 
-Terms = tuple[int, int, int, int, int, int]
-"""Numerators of a prediction: of the base and the two versions before it, then the same of the
+Terms = tuple[int, ...]
+"""Six numerators of a prediction: of the base and the two versions before it, then the same of the
 other direction. A version with numerator 0 is not read."""
 
 
@@ -117,11 +117,7 @@ def link_from(fields: dict[str, Any]) -> Link:
 
 
 def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
-    """Parse a link and check each field; time and memory are linear in its bytes.
-
-    Args:
-        data: The link's bytes.
-        n_tensors: Number of tensors of the receiver's layout; default: the format's limit.
+    """Parse a link for a layout of ``n_tensors``; time and memory are linear in its bytes.
 
     Raises:
         PayloadError: A field has a value that is not allowed.
@@ -163,7 +159,7 @@ def _terms(used: Sequence[int], numerators: Sequence[int]) -> Terms:
     values = [0] * _PLACES
     for j, numerator in zip(used, numerators, strict=True):
         values[j] = numerator
-    return (values[0], values[1], values[2], values[3], values[4], values[5])
+    return tuple(values)
 
 
 def unit_terms(place: int) -> Terms:

@@ -189,13 +189,10 @@ class UpdateEncoder:
             steps = least_squares(sums, self._expected_nonzeros(i)) if sums else (0, 0)
             if steps != (0, 0):
                 numerators = dict(zip(places, (one + steps[0], steps[1], -sum(steps)), strict=True))
-                n = [numerators.get(place, 0) for place in range(2 * MAX_DEPTH)]
-                per_tensor[i] = (n[0], n[1], n[2], n[3], n[4], n[5])
+                per_tensor[i] = tuple(numerators.get(place, 0) for place in range(2 * MAX_DEPTH))
         if not per_tensor:
             return 0, start, {}
-        scaled = [one * n for n in start]
-        common = (scaled[0], scaled[1], scaled[2], scaled[3], scaled[4], scaled[5])
-        return ADAPTIVE_LOG2, common, per_tensor
+        return ADAPTIVE_LOG2, tuple(one * n for n in start), per_tensor
 
     def _expected_nonzeros(self, ordinal: int) -> float:
         if self.roles[ordinal] == Role.DENSE:

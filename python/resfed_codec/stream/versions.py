@@ -77,11 +77,7 @@ class Version:
 
 
 def run_name(run: str) -> str:
-    """A run's name as a plain str.
-
-    Raises:
-        TypeError: ``run`` is not a str.
-    """
+    """A run's name as a plain str; TypeError if it is not a str."""
     if not isinstance(run, str):
         raise TypeError(f"run={run!r}: must be a str")
     return plain_text(run)
@@ -187,9 +183,7 @@ def prediction_tensors(
 class ParsedPayload:
     """A payload of a stream that has been verified and read, not yet decoded.
 
-    Args:
-        data: The bytes.
-        layout: The receiver's, which bounds the lists in the payload.
+    The receiver's layout bounds the lists in the payload.
 
     Raises:
         PayloadError: Damaged, or not of a stream.

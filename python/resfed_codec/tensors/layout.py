@@ -158,11 +158,7 @@ def plain_text(text: str) -> str:
 
 
 def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
-    """The state's tensors in coding order, with names.
-
-    Raises:
-        TypeError: As :func:`read_once`.
-    """
+    """The state's tensors in coding order, with names; raises as :func:`read_once`."""
     tensors = read_once(state, argument)
     if isinstance(tensors, list):
         return [(str(i), value) for i, value in enumerate(tensors)]
@@ -375,11 +371,7 @@ class Layout:
         return any(self._torch)
 
     def model_of(self, state: State, argument: str) -> list[Memory]:
-        """The state's memory.
-
-        Raises:
-            ValueError: Its layout or its device is another; names both sides.
-        """
+        """The state's memory; ValueError, naming both sides, for another layout or device."""
         views = views_of(state, argument)
         check_same_layout(specs_of(views), self.specs, argument)
         check_same_device(views, self.device, argument)
@@ -458,11 +450,7 @@ NO_OVERRIDES = RoleOverrides()
 
 @lru_cache(maxsize=16)
 def role_overrides(specs: Specs, config: CodecConfig) -> RoleOverrides:
-    """The tensors that ``exclude`` and ``dense`` name.
-
-    Raises:
-        ValueError: A pattern that was given names no tensor at all.
-    """
+    """The tensors that ``exclude`` and ``dense`` name; ValueError for a pattern without any."""
     names, dense = [spec.name for spec in specs], config.dense
     excluded = named(names, config.exclude, "exclude")
     replaced = set(replaced_tensors(specs)) if dense is None else named(names, dense, "dense")
@@ -476,8 +464,7 @@ def role_overrides(specs: Specs, config: CodecConfig) -> RoleOverrides:
 def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[str]:
     """The names that the patterns mean: one that is a name means just that, others by fnmatch.
 
-    Raises:
-        ValueError: A pattern means none.
+    Raises ValueError for a pattern that means none.
     """
     chosen, known = set(), set(names)
     for pattern in patterns:
