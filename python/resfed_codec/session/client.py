@@ -327,9 +327,8 @@ class ClientSession(ClientBase):
         }
         state = state._replace(confirmed=True)
         if not state.named:
-            state = state._replace(
-                tag=m.tag
-            )  # the uplink may have been received under another name
+            # The uplink may have been received under another name.
+            state = state._replace(tag=m.tag)
         state = self._after_ack(state, m.ack, certain=True)
         if not state.sent:
             self._state = state

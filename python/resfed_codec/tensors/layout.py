@@ -180,7 +180,8 @@ def view_of(name: str, value: Array, argument: str) -> View:
         ValueError: An array of another library is not C-contiguous.
     """
     if not isinstance(value, (np.ndarray, np.generic)):
-        return _view_of_other(name, value, f"{argument}: tensor {name!r}")
+        other = _view_of_torch if is_torch(value) else _view_on_device
+        return other(name, value, f"{argument}: tensor {name!r}")
     plain_type = type(value) is np.ndarray
     if not plain_type and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -200,18 +201,6 @@ def view_of(name: str, value: Array, argument: str) -> View:
             memory = array.copy(order="C")
     held = as_patterns(memory, dtype)
     return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
-
-
-def _view_of_other(name: str, value: Any, where: str) -> View:
-    if is_torch(value):
-        return _view_of_torch(name, value, where)
-    origin = origin_of(value)
-    if origin is not None:
-        return _view_on_device(name, value, origin, where)
-    raise TypeError(
-        f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
-        f" speaks DLPack, not {type(value).__name__}"
-    )
 
 
 @lru_cache(maxsize=64)
@@ -236,7 +225,13 @@ def _advice(dtype: np.dtype[Any]) -> str:
     return "convert to numbers first, or leave the tensor out"
 
 
-def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
+def _view_on_device(name: str, value: Any, where: str) -> View:
+    origin = origin_of(value)
+    if origin is None:
+        raise TypeError(
+            f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
+            f" speaks DLPack, not {type(value).__name__}"
+        )
     from resfed_codec.tensors import device
 
     array = device.array_of(value, origin, "", where)
@@ -353,16 +348,17 @@ class Layout:
     """
 
     def __init__(self, state: dict[str, Array] | list[Array], views: Sequence[View]) -> None:
+        self.names = list(state) if isinstance(state, dict) else None
         self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
-        self.names = list(state) if isinstance(state, Mapping) else None
         self.device = device_of(views)
         self.origins = [view.origin for view in views]
-        values = [value for _, value in items_of(state, "state")]
-        self._torch = [is_torch(value) for value in values]
+        if isinstance(state, dict):
+            state = [state[view.spec.name] for view in views]
+        self._torch = [is_torch(value) for value in state]
         self._dtypes: list[Any] = [
             view.array.dtype if torch or view.origin else np.asarray(value).dtype
-            for view, torch, value in zip(views, self._torch, values, strict=True)
+            for view, torch, value in zip(views, self._torch, state, strict=True)
         ]
         self.n_bytes = sum(view.array.nbytes for view in views)
 
@@ -408,6 +404,8 @@ class Layout:
         assert isinstance(array, np.ndarray)
         if self._torch[i]:
             return tensor_over(array, dtype)
+        if array.dtype == self._dtypes[i] and not read_only:
+            return array
         view = from_patterns(array, self._dtypes[i], self.specs[i].shape)
         if read_only:
             view.flags.writeable = False
