@@ -29,8 +29,7 @@ struct RawBits {
 constexpr RawBits kRawBits = [] {
   RawBits bits;
   for (uint32_t s = 0; s < kSymbols; ++s) {
-    bits.of_gap[s] =
-        static_cast<uint8_t>(s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits);
+    bits.of_gap[s] = static_cast<uint8_t>(s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits);
     const uint32_t level = s % kSignChanged;
     bits.of_level[s] = static_cast<uint8_t>(level == kLevelEscape ? kLevelExponentBits
                                                                   : level_class(level).n_bits);
@@ -285,7 +284,7 @@ std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes&
           const bool blocks = block.size > 0;
           (*lanes)[l].block = block;
           uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
-      (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, codes);
+          (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, codes);
           const Family gaps = gap_family(blocks), levels = level_family(blocks);
           find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
                      counts[slice][gaps].data());
@@ -388,7 +387,8 @@ std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes
     const Block block = choose_block(sent.subspan(begin, end - begin), matrices);
     lanes[l].blocks = block.size > 0;
     uint8_t* const steps = codes.steps.data() + begin;
-    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, &codes);
+    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps,
+                                                             &codes);
     lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
     lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
   }

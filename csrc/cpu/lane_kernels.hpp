@@ -1,0 +1,33 @@
+// Decoding the lanes of a slice together, as far as all have nonzeros left: what vector units do of
+// it. The scalar decoder does the rest, and gives the same symbols.
+#pragma once
+
+#include "cpu/lanes.hpp"
+
+namespace resfed {
+
+// Lanes between two nonzeros: an array for each number of LaneContexts.
+struct LaneArrays {
+  size_t n = 0;  // lanes
+  alignas(64) uint32_t state[kLanesOfSlice];
+  alignas(64) uint32_t activity[kLanesOfSlice], gap_log2[kLanesOfSlice], level[kLanesOfSlice],
+      changes[kLanesOfSlice], sign[kLanesOfSlice];
+  // Of lanes with blocks; the size of others is 0. `first_left` is what is left after the first
+  // nonzero; crossed and whole are 0 or 1.
+  alignas(64) uint32_t block_size[kLanesOfSlice],
+      first_left[kLanesOfSlice], left[kLanesOfSlice], crossed[kLanesOfSlice], whole[kLanesOfSlice];
+  alignas(64) uint64_t covered[kLanesOfSlice];
+  alignas(64) SentSymbol* out[kLanesOfSlice];
+  const Table* gaps[kLanesOfSlice];
+  const Table* levels[kLanesOfSlice];
+};
+
+// Decodes n_steps nonzeros of each lane from `words` on, behind whose end are zeros for one more
+// step; returns the word after, or null where a symbol is out of range or the words have ended.
+using DecodeLanes = const uint16_t*(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems,
+                                    const uint16_t* words, const uint16_t* end);
+#if defined(RESFED_X86)
+DecodeLanes decode_lanes_avx512;
+#endif
+
+}  // namespace resfed
