@@ -3,7 +3,6 @@
 #include <bit>
 
 #include "cpu/lane_kernels.hpp"
-#include "cpu/residual.hpp"
 #include "cpu/threads.hpp"
 
 namespace resfed {
@@ -168,15 +167,6 @@ bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uin
   }
   const auto ended = [](const Lane& lane) { return lane.state == kLaneStart; };
   return words.at_end() && std::all_of(lanes.begin(), lanes.end(), ended);
-}
-
-// For this processor and the kernels that were chosen; null: there is none.
-DecodeLanes* vector_decoder() {
-#if defined(RESFED_X86)
-  static const bool supported = __builtin_cpu_supports("avx512bw");
-  if (supported && &collect_kernels() == &kCollectAvx512) return decode_lanes_avx512;
-#endif
-  return nullptr;
 }
 
 // Decodes what all lanes have with a vector unit; false where that is damaged.

@@ -363,6 +363,83 @@ const uint16_t* decode(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems, co
   return decoder.next();
 }
 
+class Encoder {
+ public:
+  Encoder(LaneCodes* lanes, uint16_t* next) : lanes_(*lanes), next_(next) {
+    for (size_t h = 0; h < kHalves; ++h) {
+      const size_t first = h * kWidth;
+      const size_t n = lanes_.n < first ? 0 : std::min(kWidth, lanes_.n - first);
+      on_[h] = static_cast<__mmask16>((1u << n) - 1);
+      state_[h] = _mm512_load_si512(lanes_.state + first);
+    }
+  }
+  ~Encoder() {
+    for (size_t h = 0; h < kHalves; ++h) _mm512_store_si512(lanes_.state + h * kWidth, state_[h]);
+  }
+  uint16_t* next() const { return next_; }
+
+  // Of each lane, the nonzero with this number.
+  void step(uint64_t number) {
+    alignas(64) Slots gap_slots[kLanesOfSlice], level_slots[kLanesOfSlice];
+    alignas(64) uint32_t raw[kLanesOfSlice], n_bits[kLanesOfSlice];
+    for (size_t i = 0; i < lanes_.n; ++i) {
+      const uint32_t gap = lanes_.gaps[i][number];
+      gap_slots[i] = lanes_.gap_slots[i][gap];
+      level_slots[i] = lanes_.level_slots[i][lanes_.levels[i][number]];
+      raw[i] = lanes_.raw_gaps[i][number];
+      n_bits[i] = gap % kSymbols;
+    }
+    for (size_t h = kHalves; h-- > 0;) put(h, level_slots + h * kWidth);
+    for (size_t h = kHalves; h-- > 0;) {
+      const Vector bits = gap_bits_[_mm512_load_si512(n_bits + h * kWidth)];
+      const Vector above = _mm512_srlv_epi32(state_[h], _mm512_sub_epi32(all(32), bits));
+      make_room(h, _mm512_mask_test_epi32_mask(on_[h], above, above));
+      state_[h] =
+          _mm512_or_si512(_mm512_sllv_epi32(state_[h], bits), _mm512_load_si512(raw + h * kWidth));
+    }
+    for (size_t h = kHalves; h-- > 0;) put(h, gap_slots + h * kWidth);
+  }
+
+ private:
+  // Writes a word of each full lane.
+  void make_room(size_t h, __mmask16 full) {
+    const Vector words = _mm512_maskz_compress_epi32(full, state_[h]);
+    const int n = std::popcount(static_cast<unsigned>(full));
+    next_ -= n;
+    // All sixteen are stored below what was written: the rest lies above, so it is masked.
+    const __m256i narrow = _mm512_cvtepi32_epi16(words);
+    alignas(32) uint16_t store[kWidth];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(store), narrow);
+    std::copy_n(store, n, next_);
+    state_[h] = _mm512_mask_srli_epi32(state_[h], full, state_[h], 16);
+  }
+  void put(size_t h, const Slots* slots) {
+    const Vector packed = _mm512_load_si512(slots);
+    const Vector freq = _mm512_srli_epi32(packed, 16),
+                 start = _mm512_and_si512(packed, all(0xffff));
+    const Vector limit = _mm512_slli_epi32(freq, 32 - kFrequencyBits);
+    make_room(h, _mm512_mask_cmpge_epu32_mask(on_[h], state_[h], limit));
+    // The quotient in floats may be off by one.
+    Vector quotient =
+        _mm512_cvttps_epu32(_mm512_div_ps(_mm512_cvtepu32_ps(state_[h]), _mm512_cvtepu32_ps(freq)));
+    Vector rest = _mm512_sub_epi32(state_[h], _mm512_mullo_epi32(quotient, freq));
+    const __mmask16 over = _mm512_cmplt_epi32_mask(rest, all(0));
+    quotient = _mm512_mask_sub_epi32(quotient, over, quotient, all(1));
+    rest = _mm512_mask_add_epi32(rest, over, rest, freq);
+    const __mmask16 under = _mm512_cmpge_epi32_mask(rest, freq);
+    quotient = _mm512_mask_add_epi32(quotient, under, quotient, all(1));
+    const Vector growth = _mm512_mullo_epi32(quotient, _mm512_sub_epi32(all(kFrequencyOne), freq));
+    const Vector grown = _mm512_add_epi32(_mm512_add_epi32(state_[h], growth), start);
+    state_[h] = _mm512_mask_mov_epi32(state_[h], on_[h], grown);
+  }
+
+  LaneCodes& lanes_;
+  Lookup32 gap_bits_{[](uint32_t s) { return s == kGapEscape ? 0 : gap_class(s).n_bits; }};
+  uint16_t* next_;
+  __mmask16 on_[kHalves];
+  Vector state_[kHalves];
+};
+
 }  // namespace
 
 const uint16_t* decode_lanes_avx512(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems,
@@ -370,6 +447,12 @@ const uint16_t* decode_lanes_avx512(LaneArrays* lanes, uint64_t n_steps, uint64_
   const bool blocks = std::any_of(lanes->block_size, lanes->block_size + lanes->n,
                                   [](uint32_t size) { return size > 0; });
   return (blocks ? decode<true> : decode<false>)(lanes, n_steps, n_elems, words, end);
+}
+
+uint16_t* encode_lanes_avx512(LaneCodes* lanes, uint64_t first, uint64_t last, uint16_t* next) {
+  Encoder encoder(lanes, next);
+  for (uint64_t number = last; number-- > first;) encoder.step(number);
+  return encoder.next();
 }
 
 }  // namespace resfed
