@@ -46,7 +46,8 @@ FittedRow fit_row(const uint32_t* counts, const Frequencies& source) {
   const auto log_n = static_cast<int64_t>(log2_in_32nds(n));
   int64_t wanted[kSymbols];  // 32 log2 of observed over expected
   for (uint32_t s = 0; s < kSymbols; ++s) {
-    const int64_t log_count = counts[s] > 0 ? log2_in_32nds(counts[s]) : -64;  // as if 1/4 was seen
+    const int64_t log_count =
+        counts[s] > 0 ? int64_t{log2_in_32nds(counts[s])} : -64;  // as if 1/4 was seen
     wanted[s] = log_count - log_n + kCodeLengths.of[source.of[s]];
   }
   for (int pass = 0; pass < 2; ++pass) {
