@@ -21,10 +21,14 @@ bool plain(const MatrixScan& scan) {
   return !scan.columns && scan.rows.empty() && scan.cols.empty() && scan.flips.empty();
 }
 
+// Of rows or columns, for some of them to be kept: numbers have 32 bits.
+constexpr uint64_t kMostNumbers = 1ull << 32;
+
 // The numbers that occur, if leaving the others out pays: it shortens gaps, for one bit of each
 // number.
 std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) {
   std::vector<uint32_t> kept;
+  if (occurs.size() > kMostNumbers) return kept;
   for (size_t i = 0; i < occurs.size(); ++i) {
     if (occurs[i]) kept.push_back(static_cast<uint32_t>(i));
   }
@@ -67,27 +71,33 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
 
 // Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
 void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
+  const auto transposed = [=](SentSymbol s) {
+    const uint64_t r = (s.index() - begin) / n_cols, c = (s.index() - begin) % n_cols;
+    return SentSymbol{begin + c * n_rows + r, s.level()};
+  };
+  if (sent.size() < n_cols / 16) {  // so few that no memory for all columns is worth it
+    std::transform(sent.begin(), sent.end(), sent.begin(), transposed);
+    std::sort(sent.begin(), sent.end(),
+              [](SentSymbol a, SentSymbol b) { return a.index() < b.index(); });
+    return;
+  }
   const Scratch<SentSymbol> copy(sent.begin(), sent.end());
   std::vector<uint64_t> places(n_cols + 1, 0);
   for (const SentSymbol& s : copy) ++places[(s.index() - begin) % n_cols + 1];
   for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
-  for (const SentSymbol& s : copy) {
-    const uint64_t r = (s.index() - begin) / n_cols, c = (s.index() - begin) % n_cols;
-    sent[places[c]++] = {begin + c * n_rows + r, s.level()};
-  }
+  for (const SentSymbol& s : copy) sent[places[(s.index() - begin) % n_cols]++] = transposed(s);
 }
 
 // By place in a line, whether flipping the sign there makes neighbours agree; none if that does
 // not pay.
 std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length) {
+  if (2 * sent.size() <= length) return {};  // too few to pay
   std::vector<int32_t> agree(length, 0);
-  int64_t changes = 0;
   for (size_t i = 1; i < sent.size(); ++i) {
     const uint64_t place = (sent[i].index() - begin) % length;
     if (place == 0 || sent[i].index() != sent[i - 1].index() + 1) continue;
     const bool same = (sent[i].level() > 0) == (sent[i - 1].level() > 0);
     agree[place] += same ? 1 : -1;
-    changes += same ? 0 : 1;
   }
   std::vector<bool> flips(length, false);
   int64_t saved = 0;
@@ -150,6 +160,7 @@ void write_bitmap(BitWriter& out, const std::vector<uint32_t>& kept, uint64_t n)
 std::vector<uint32_t> read_bitmap(BitReader& in, uint64_t n) {
   std::vector<uint32_t> kept;
   if (in.get(1) == 0) return kept;
+  if (n > kMostNumbers) throw in.bad();
   for (uint64_t i = 0; i < n; ++i) {
     if (in.get(1) != 0) kept.push_back(static_cast<uint32_t>(i));
   }
