@@ -16,8 +16,8 @@ class Divisor {
   };
   Result divide(uint64_t n) const {
     const bool small = (n | d_) >> 32 == 0 && d_ > 1;
-    const uint64_t q =
-        small ? static_cast<uint64_t>(static_cast<Wide>(n) * reciprocal_ >> 64) : n / d_;
+    const uint64_t q = small ? static_cast<uint64_t>(static_cast<Wide>(n) * reciprocal_ >> 64)
+                             : n / d_;
     return {q, n - q * d_};
   }
 
@@ -61,7 +61,7 @@ void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan&
   if (scan.rows.empty() && scan.cols.empty()) return;
   const uint64_t width = n_cols_of(scan, m);
   const Divisor row_length(m.row_length);
-  std::vector<uint32_t> place(m.row_length);
+  std::vector<uint32_t> place(scan.cols.empty() ? 0 : m.row_length);
   for (size_t i = 0; i < scan.cols.size(); ++i) place[scan.cols[i]] = static_cast<uint32_t>(i);
   size_t row = 0;
   for (SentSymbol& s : sent) {
@@ -92,11 +92,12 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
 // Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
 void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
   const Divisor width(n_cols);
-  if (sent.size() < n_cols / 16) {  // so few that no memory for all columns is worth it
-    for (SentSymbol& s : sent) {
-      const auto [r, c] = width.divide(s.index() - begin);
-      s = {begin + c * n_rows + r, s.level()};
-    }
+  const auto transposed = [&](SentSymbol s) {
+    const auto [r, c] = width.divide(s.index() - begin);
+    return SentSymbol{begin + c * n_rows + r, s.level()};
+  };
+  if (sent.size() < n_cols / 2) {  // so few that no memory for all columns is worth it
+    std::transform(sent.begin(), sent.end(), sent.begin(), transposed);
     std::sort(sent.begin(), sent.end(),
               [](SentSymbol a, SentSymbol b) { return a.index() < b.index(); });
     return;
@@ -106,8 +107,7 @@ void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint
   for (const SentSymbol& s : copy) ++places[width.divide(s.index() - begin).remainder + 1];
   for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
   for (const SentSymbol& s : copy) {
-    const auto [r, c] = width.divide(s.index() - begin);
-    sent[places[c]++] = {begin + c * n_rows + r, s.level()};
+    sent[places[width.divide(s.index() - begin).remainder]++] = transposed(s);
   }
 }
 
