@@ -76,11 +76,6 @@ class TensorSpec(NamedTuple):
         return math.prod(pattern_shape(self.shape, self.dtype))
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of an element as it is coded."""
-        return np.dtype(pattern_dtype(self.dtype)).itemsize
-
-    @property
     def row_length(self) -> int:
         """Elements per first dimension; 0 if there are no rows."""
         return math.prod(self.shape[1:]) if len(self.shape) >= 2 else 0
@@ -356,15 +351,12 @@ class Layout:
         if isinstance(state, dict):
             state = [state[view.spec.name] for view in views]
         self._torch = [is_torch(value) for value in state]
+        self.uses_torch = any(self._torch)
         self._dtypes: list[Any] = [
             view.array.dtype if torch or view.origin else np.asarray(value).dtype
             for view, torch, value in zip(views, self._torch, state, strict=True)
         ]
         self.n_bytes = sum(view.array.nbytes for view in views)
-
-    @property
-    def uses_torch(self) -> bool:
-        return any(self._torch)
 
     def model_of(self, state: State, argument: str) -> list[Memory]:
         """The state's memory; ValueError, naming both sides, for another layout or device."""
