@@ -205,7 +205,7 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     specs = specs_of(base)
     parsed = parse_unlinked(data, len(specs), layout_digest(specs), "the Decoder or the session")
     if out is None:
-        layout = Layout(reference, base)
+        layout = Layout(reference, "reference", base)
         model = layout.empty()
     else:
         targets = base if in_place else views_of(out, "out")

@@ -327,7 +327,7 @@ def read_model(state: State, argument: str) -> tuple[Layout, list[Memory]]:
     """A caller's model: its layout and its memory."""
     state = read_once(state, argument)
     views = views_of(state, argument)
-    return Layout(state, views), arrays_of(views)
+    return Layout(state, argument, views), arrays_of(views)
 
 
 class Layout:
@@ -335,14 +335,12 @@ class Layout:
 
     Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays, held
     as dtypes.py says, or all on one CUDA device. :meth:`model_of` turns a caller's state into
-    that, :meth:`state_of` turns it back.
-
-    Args:
-        state: The model, as :func:`read_once` gives it.
-        views: Its tensors.
+    that, :meth:`state_of` turns it back. ``views`` are the model's, if they have been made.
     """
 
-    def __init__(self, state: dict[str, Array] | list[Array], views: Sequence[View]) -> None:
+    def __init__(self, state: State, argument: str, views: Sequence[View] | None = None) -> None:
+        state = read_once(state, argument)
+        views = views_of(state, argument) if views is None else views
         self.names = list(state) if isinstance(state, dict) else None
         self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
