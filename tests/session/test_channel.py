@@ -6,7 +6,7 @@ recover.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,31 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 import resfed_codec as rfc
 from marks import slow_except
 from models import State, assert_same
+from published_rules import moved, random_model
 from resfed_codec.stream.versions import ParsedPayload, model_of
+from session_pairs import configs
+from snapshots import snapshot
 
-SHAPES = {"weight": (6, 20), "bias": (6,), "steps": ()}
 NAMES = ["a", "b"]
-
-
-def random_model(rng: np.random.Generator) -> State:
-    return {
-        "weight": rng.standard_normal(SHAPES["weight"]).astype(np.float32),
-        "bias": rng.standard_normal(SHAPES["bias"]).astype(np.float32),
-        "steps": np.array(0),
-    }
-
-
-def moved(model: State, rng: np.random.Generator) -> State:
-    new = {
-        name: (value + 0.1 * rng.standard_normal(value.shape)).astype(value.dtype)
-        for name, value in model.items()
-    }
-    new["steps"] = model["steps"] + 1
-    return new
-
-
-def same_snapshot(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
 
 
 class Channel(RuleBasedStateMachine):
@@ -70,7 +51,7 @@ class Channel(RuleBasedStateMachine):
 
     def note_globals(self) -> None:
         versions = list(self.server._state.versions.values())
-        for client in self.server._clients.values():
+        for client in self.server._state.clients.values():
             versions += client.downlinks.values()
         for version in versions:
             state = self.server._layout.state_of([a.copy() for a in model_of(version)])
@@ -78,11 +59,11 @@ class Channel(RuleBasedStateMachine):
 
     def attempt(self, session: Any, call: Any, argument: bytes) -> Any:
         """The result of a call, or None if it was refused; a refused call must change nothing."""
-        before = session.state_dict()
+        before = snapshot(session)
         try:
             return call(argument)
         except rfc.StateMismatchError as error:
-            assert same_snapshot(before, session.state_dict()), "a refusal changed the state"
+            assert snapshot(session) == before, "a refusal changed the state"
             return error
 
     # ---- events
@@ -111,17 +92,19 @@ class Channel(RuleBasedStateMachine):
                 self.requests.append(("server", to, result.request))
             return
         # A client without a name takes the one in its first message.
-        assert_same(result, self.globals[client._down.digest])
+        assert_same(result, self.globals[client._state.down.digest])
 
     @rule(name=st.sampled_from(NAMES))
     def client_sends(self, name: str) -> None:
         client = self.clients[name]
         payload = client.send(moved(client.state, self.rng))
-        model = client._sent[max(client._sent)].version.model
+        model = client._state.sent[max(client._state.sent)].version.model
         if model is None:
             model = client._layout.empty()
-            bare = client._sent[max(client._sent)].payload
-            ParsedPayload(bare, client._layout).decode(client._layout, None, client._down, model)
+            bare = client._state.sent[max(client._state.sent)].payload
+            ParsedPayload(bare, client._layout).decode(
+                client._layout, None, client._state.down, model
+            )
         self.locals[payload] = client._layout.state_of([array.copy() for array in model])
         self.up[name].append(payload)
 
@@ -180,7 +163,7 @@ class Channel(RuleBasedStateMachine):
     def clients_hold_global_versions(self) -> None:
         for client in self.clients.values():
             if client.version > 0:
-                assert_same(client.state, self.globals[client._down.digest])
+                assert_same(client.state, self.globals[client._state.down.digest])
 
     def teardown(self) -> None:
         """Every pair can recover and then exchange models."""
@@ -201,7 +184,7 @@ class Channel(RuleBasedStateMachine):
     def recover_down(self, name: str, client: rfc.ClientSession) -> None:
         message = self.server.send(name)
         self.note_globals()
-        if client._tag not in (0, self.server._clients[name].tag):
+        if client._state.tag not in (0, self.server._state.clients[name].tag):
             return  # its first message was for the other client: it now has that name
         try:
             state = client.receive(message)
@@ -209,12 +192,12 @@ class Channel(RuleBasedStateMachine):
             message = self.server.answer(name, error.request)
             self.note_globals()
             state = client.receive(message)
-        newest = self.server._current if self.server._broadcast else None
-        newest = newest or self.server._clients[name].downlinks[client.version]
+        newest = self.server._state.current if self.server._broadcast else None
+        newest = newest or self.server._state.clients[name].downlinks[client.version]
         assert_same(state, self.globals[newest.digest])
 
     def recover_up(self, name: str, client: rfc.ClientSession, request: bytes) -> None:
-        if client._tag not in (0, self.server._clients[name].tag):
+        if client._state.tag not in (0, self.server._state.clients[name].tag):
             return
         answer = client.answer(request)
         self.server.receive(name, answer)
@@ -236,17 +219,8 @@ PREDICTORS = {
     ids=PREDICTORS,
 )
 def test_any_sequence_of_events(names: tuple[str, str], feedback: bool) -> None:
-    broadcast = names[1] in ("previous", "adaptive")
-
     class Machine(Channel):
-        uplink: ClassVar = rfc.CodecConfig(
-            sparsity=0.8,
-            predictor=names[0],
-            error_feedback=feedback and names[0] in ("global", "adaptive"),
-        )
-        downlink: ClassVar = rfc.CodecConfig(
-            sparsity=0.8, predictor=names[1], error_feedback=feedback and broadcast
-        )
+        uplink, downlink = configs(names, feedback, sparsity=0.8)
 
     run_state_machine_as_test(
         Machine,

@@ -14,7 +14,7 @@ import pytest
 import resfed_codec as rfc
 from models import assert_same
 from published_rules import moved, random_model
-from snapshots import SAVERS, refused, snapshot
+from snapshots import SAVERS, mismatched, refused, snapshot
 
 PREDICTORS = ["previous", "adaptive", rfc.LinearPredictor((2, -1))]
 
@@ -33,6 +33,11 @@ class Pair:
         self.dec = rfc.Decoder(self.initial, **arguments)
         self.payloads = [self.encode() for _ in range(n_rounds)]
 
+    def restart(self, feedback: bool) -> rfc.Encoder:
+        """A new encoder with the same predictor."""
+        self.enc = rfc.Encoder(self.initial, config(self.enc._update_encoder.predictor, feedback))
+        return self.enc
+
     def encode(self) -> bytes:
         return self.enc.encode(moved(self.enc.state, self.rng))
 
@@ -42,7 +47,7 @@ class Pair:
         return recovered
 
     def refused(self, payload: bytes, match: str) -> bytes:
-        error = refused(self.dec, rfc.StateMismatchError, match, lambda: self.dec.decode(payload))
+        error = mismatched(match, self.dec.decode, payload)
         return error.request
 
     def recover(self, request: bytes) -> None:
@@ -112,12 +117,7 @@ def test_another_run(pair: Pair) -> None:
     with pytest.raises(rfc.StateMismatchError, match="another run: '' there, 'b' here") as caught:
         other.answer(request)
     assert caught.value.request == b""
-    error = refused(
-        pair.dec,
-        rfc.StateMismatchError,
-        "another run: 'b' there, '' here",
-        lambda: pair.dec.decode(other.keyframe()),
-    )
+    error = mismatched("another run: 'b' there, '' here", pair.dec.decode, other.keyframe())
     assert error.request == b""
     pair.deliver(1, 2, 3, 4)
     pair.refused(other.encode(pair.initial), "of another run")
@@ -144,12 +144,7 @@ def test_another_initial_state(pair: Pair) -> None:
 
 def test_payloads_of_other_kinds(pair: Pair) -> None:
     match = "belongs to no stream: give it to decode"
-    refused(
-        pair.dec,
-        rfc.PayloadError,
-        match,
-        lambda: pair.dec.decode(rfc.encode(pair.initial, pair.initial)),
-    )
+    refused(rfc.PayloadError, match, pair.dec.decode, rfc.encode(pair.initial, pair.initial))
     client, server = rfc.ClientSession(pair.initial), rfc.ServerSession(pair.initial)
     first = client.send(pair.initial)
     client.receive(server.send("a"))
@@ -160,7 +155,7 @@ def test_payloads_of_other_kinds(pair: Pair) -> None:
         ("keyframe payload", rfc.encode_keyframe(pair.initial)),
         ("request", pair.refused(pair.payloads[2], "missing")),
     ):
-        refused(pair.dec, rfc.PayloadError, "payload: ", lambda data=data: pair.dec.decode(data))
+        refused(rfc.PayloadError, "payload: ", pair.dec.decode, data)
         if kind != "request":
             with pytest.raises(rfc.PayloadError):
                 pair.enc.answer(data)
@@ -202,13 +197,13 @@ def test_keyframe_before_the_first_payload() -> None:
 @pytest.mark.parametrize("n_ahead", [1, 3])
 def test_encoder_restarts_from_an_old_state(pair: Pair, n_ahead: int, feedback: bool) -> None:
     """It then reuses version numbers for other models."""
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.payloads = [pair.encode() for _ in range(2)]
     pair.deliver(1, 2)
     saved = pair.enc.state_dict()
     for _ in range(n_ahead):
         pair.dec.decode(pair.encode())
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.enc.load_state_dict(saved)
     request = pair.refused(pair.encode(), f"held here, version {2 + n_ahead} ")
     pair.recover(request)
@@ -255,7 +250,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("feedback", [False, True])
 def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> None:
     """A copy continues like the original, and neither affects the other."""
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
     enc, dec = copied(pair.enc), copied(pair.dec)
@@ -276,7 +271,7 @@ def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> Non
 def test_state_dict(
     pair: Pair, feedback: bool, save: Callable[[Any, Path], Any], tmp_path: Path
 ) -> None:
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
     enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
@@ -336,7 +331,7 @@ def test_state_dicts_that_do_not_fit(pair: Pair) -> None:
         (pair.dec, 7, r"must be what Decoder.state_dict\(\) returned"),
     ]
     for end, saved, match in cases:
-        refused(end, ValueError, match, lambda end=end, saved=saved: end.load_state_dict(saved))
+        refused(ValueError, match, end.load_state_dict, saved)
     pair.goes_on()
 
 
@@ -363,7 +358,7 @@ def test_damaged_state_dicts(pair: Pair) -> None:
                 damaged[f"byte {at} of {name} flipped"] = {**saved, name: changed}
         for what, bad in damaged.items():
             try:
-                refused(end, ValueError, "state_dict: ", lambda load=load, bad=bad: load(bad))
+                refused(ValueError, "state_dict: ", load, bad)
             except BaseException as error:
                 raise AssertionError(f"{type(end).__name__}, {what}") from error
         end.load_state_dict(saved)

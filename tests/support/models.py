@@ -77,6 +77,14 @@ def clustered(shape: tuple[int, ...], rng: np.random.Generator, scale: float = 1
     return (scale * rows * rng.standard_normal(shape)).astype(np.float32)
 
 
+def small_model(rng: np.random.Generator) -> State:
+    return {
+        "w": rng.standard_normal((6, 20)).astype(np.float32),
+        "b": rng.standard_normal(6).astype(np.float32),
+        "n": np.array(0),
+    }
+
+
 def cnn_pair(rng: np.random.Generator) -> tuple[State, State]:
     """(state, reference) of a small convolutional network with BatchNorm."""
     shapes = {"conv.weight": (32, 16, 3, 3), "fc.weight": (10, 512), "fc.bias": (10,)}
@@ -88,6 +96,24 @@ def cnn_pair(rng: np.random.Generator) -> tuple[State, State]:
     reference["norm.num_batches_tracked"] = np.array(24)
     state["norm.num_batches_tracked"] = np.array(48)
     return state, reference
+
+
+LAYOUT_CHANGES = ["name", "shape", "dtype", "missing", "extra"]
+
+
+def with_another_layout(state: State, name: str, change: str) -> State:
+    """The state with one of LAYOUT_CHANGES in the matrix of this name."""
+    other = dict(state)
+    array = other.pop(name)
+    if change == "name":
+        other["renamed"] = array
+    elif change == "shape":
+        other[name] = array.reshape(array.shape[1] // 2, -1)
+    elif change == "dtype":
+        other[name] = array.view(np.int32)
+    elif change == "extra":
+        other[name], other["more"] = array, array
+    return other
 
 
 def assert_same(actual: Any, expected: Any, where: str = "") -> None:

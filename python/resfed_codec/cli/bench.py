@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 import resfed_codec as rfc
-from resfed_codec.codec.update import empty_like
 from resfed_codec.tensors.layout import State, views_of
 from resfed_codec.tensors.memory import on_host
 
@@ -117,9 +116,6 @@ class Report:
     turns: int
     timings: tuple[Timing, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def __str__(self) -> str:
         lines = [
             f"{self.n_parameters:,} parameters, {self.n_bytes:,} bytes; sparsity {self.sparsity:g},"
@@ -156,7 +152,7 @@ def measure(state: State, reference: State, *, sparsity: float = 0.99, turns: in
     if turns < 1:
         raise ValueError(f"turns={turns}: must be at least 1")
     payload = rfc.encode(state, reference, sparsity=sparsity)
-    target: Any = empty_like(reference)
+    target = rfc.decode(payload, reference)
     sources = [on_host(view.array) for view in views_of(reference, "reference")]
     targets = [on_host(view.array) for view in views_of(target, "out")]
 
