@@ -11,30 +11,35 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
-from resfed_codec import _native
-from resfed_codec.reference.contexts import REPEAT
-from resfed_codec.reference.slices import MAX_LEVEL, ChangeCode, NonzeroCode
+from resfed_codec.reference.changes import ChangeCode
+from resfed_codec.reference.lanes import Block, Contexts, code_nonzero
+from resfed_codec.reference.symbols import MAX_LEVEL
+from two_codecs import tables_in
 
 # ---- decisions
 
 
 class Counting:
-    """A coder that counts decisions. A wrong period costs one more, so every guess is wrong."""
+    """A coder that counts decisions."""
 
     def __init__(self) -> None:
-        self.n_adaptive = self.n_raw = 0
+        self.count = 0
 
-    def code_bit(self, context: int, bit: int) -> int:
-        self.n_adaptive += 1
-        return 0 if 0 <= context - REPEAT.first < REPEAT.size else bit
+    def code_bit(self, _context: int, bit: int) -> int:
+        self.count += 1
+        return bit
 
-    def code_bypass(self, number: int, _: int) -> int:
-        self.n_raw += 1
+    def code_bypass(self, number: int, _n_bits: int) -> int:
+        self.count += 1
         return number
 
-    @property
-    def count(self) -> int:
-        return self.n_adaptive + self.n_raw
+    def symbol(self, _lane: int, _kind: int, _row: int, symbol: int) -> int:
+        self.count += 1
+        return symbol
+
+    def raw(self, _lane: int, number: int, _n_bits: int) -> int:
+        self.count += 1
+        return number
 
 
 def values(most: int) -> Iterator[int]:
@@ -46,36 +51,17 @@ def values(most: int) -> Iterator[int]:
     yield most
 
 
-def slice_code(coder: Counting, period: int) -> NonzeroCode:
-    """The start of a forged slice with rows of this length."""
-    code = NonzeroCode(coder, -1, [], [])  # type: ignore[arg-type]
-    code.period.length = period
-    return code
-
-
 def test_decisions_of_a_nonzero() -> None:
-    """At most 42 for an element, for any distance between nonzeros."""
-    most = 0.0
-    for gap in sorted(set(values(2**39))):
+    """At most 5 for an element, for any distance between nonzeros; at most 10 for a nonzero."""
+    most, most_of_element = 0, 0.0
+    for gap in sorted(set(values(2**62))):
         for level in sorted(set(values(MAX_LEVEL))) if gap < 20 else [MAX_LEVEL]:
             coder = Counting()
-            code = slice_code(coder, 1)
-            code.code(coder, 1, 1)  # type: ignore[arg-type]
-            before = coder.count
-            code.code(coder, gap, level)  # type: ignore[arg-type]
-            most = max(most, (coder.count - before) / gap)
-    assert most == 42
-
-
-def test_decisions_of_the_native_coder() -> None:
-    """The same, except for bypass bits, which the trace omits, and for wrong guesses."""
-    for level in (1, 14, 15, 2**13, MAX_LEVEL):
-        coder = Counting()
-        code = slice_code(coder, 0)
-        for _ in range(1000):
-            code.code(coder, 1, level)  # type: ignore[arg-type]
-        trace, ends = _native.trace(list(range(1000)), [level] * 1000, [], 10)
-        assert len(trace) // 2 == ends[-1] == coder.n_adaptive
+            nonzero = code_nonzero(coder, 0, Contexts(Block()), gap, level, 1)  # type: ignore[arg-type]
+            assert list(nonzero)[-1] == (gap, level)
+            most_of_element = max(most_of_element, coder.count / gap)
+            most = max(most, coder.count)
+    assert (most_of_element, most) == (5, 10)
 
 
 def test_decisions_of_a_change() -> None:
@@ -84,7 +70,7 @@ def test_decisions_of_a_change() -> None:
     for gap in sorted(set(values(2**39))):
         for change in sorted(set(values(2**64 - 1))) if gap < 20 else [2**64 - 1]:
             coder = Counting()
-            code = ChangeCode(coder, -1, [], [])  # type: ignore[arg-type]
+            code = ChangeCode()
             code.code(coder, 1, 5)  # type: ignore[arg-type]
             before = coder.count
             code.code(coder, gap, change)  # type: ignore[arg-type]
@@ -126,18 +112,24 @@ SLACK = 2 << 20
 @pytest.mark.parametrize("call", ["decode", "add"])
 @pytest.mark.parametrize(
     ("dtype", "symbol"),
-    [("float16", 8), ("float32", 8), ("float64", 8), ("int8", 16), ("int64", 16)],
+    [("float16", 20), ("float32", 20), ("float64", 20), ("int8", 16), ("int64", 16)],
 )
 def test_memory_of_a_full_payload(call: str, dtype: str, symbol: int, tmp_path: Path) -> None:
+    """Of a matrix that is scanned by columns."""
     width = np.dtype(dtype).itemsize
     n = 20_000_000 // max(width, 4) if call == "decode" else 1_000_000
     reference = {"w": np.full((n // 1000, 1000), 1, dtype)}
-    state = {"w": np.full((n // 1000, 1000), 3, dtype)}
-    (tmp_path / "payload").write_bytes(rfc.encode(state, reference, sparsity=0))
+    state = {"w": np.tile(np.array([3, -1], dtype), (n // 1000, 500))}
+    payload = rfc.encode(state, reference, sparsity=0)
+    if "float" in dtype:
+        small = {"w": reference["w"][:9]}
+        scans = tables_in(rfc.encode({"w": state["w"][:9]}, small, sparsity=0), small).scans
+        assert scans[0].columns
+    (tmp_path / "payload").write_bytes(payload)
     if call == "decode":
         bound = symbol + width + width  # the decoded values, the model
     else:
-        adds = 8 if symbol == 8 else width
+        adds = 8 if "float" in dtype else width
         bound = symbol + adds + 16 + width  # the sums, the reference
     run = subprocess.run(
         [sys.executable, "-c", MEASURED, call, dtype, str(n), str(tmp_path / "payload")],
