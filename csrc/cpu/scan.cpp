@@ -61,7 +61,7 @@ void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan&
   if (scan.rows.empty() && scan.cols.empty()) return;
   const uint64_t width = n_cols_of(scan, m);
   const Divisor row_length(m.row_length);
-  std::vector<uint32_t> place(m.row_length);
+  std::vector<uint32_t> place(scan.cols.empty() ? 0 : m.row_length);
   for (size_t i = 0; i < scan.cols.size(); ++i) place[scan.cols[i]] = static_cast<uint32_t>(i);
   size_t row = 0;
   for (SentSymbol& s : sent) {
@@ -93,11 +93,12 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
 void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
   if (n_rows == 1 || n_cols == 1) return;
   const Divisor width(n_cols);
+  const auto transposed = [&](SentSymbol s) {
+    const auto [r, c] = width.divide(s.index() - begin);
+    return SentSymbol{begin + c * n_rows + r, s.level()};
+  };
   if (sent.size() < n_cols) {  // memory is in proportion to the nonzeros
-    for (SentSymbol& s : sent) {
-      const auto [r, c] = width.divide(s.index() - begin);
-      s = {begin + c * n_rows + r, s.level()};
-    }
+    std::transform(sent.begin(), sent.end(), sent.begin(), transposed);
     std::sort(sent.begin(), sent.end(),
               [](SentSymbol a, SentSymbol b) { return a.index() < b.index(); });
     return;
@@ -107,8 +108,7 @@ void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint
   for (const SentSymbol& s : copy) ++places[width.divide(s.index() - begin).remainder + 1];
   for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
   for (const SentSymbol& s : copy) {
-    const auto [r, c] = width.divide(s.index() - begin);
-    sent[places[c]++] = {begin + c * n_rows + r, s.level()};
+    sent[places[width.divide(s.index() - begin).remainder]++] = transposed(s);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "entropy/tables.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "entropy/tables_v1.hpp"
 
@@ -8,6 +9,9 @@ namespace resfed {
 namespace {
 
 constexpr unsigned kRatioCountBits = 5, kSourceBits = 4;
+
+// Symbols of a row, for which ratios may pay.
+constexpr uint64_t kLeastFitted = 16;
 
 // Of a ratio, in bits.
 int64_t ratio_cost(int ratio) {
@@ -141,12 +145,14 @@ std::optional<FittedSet> fit_set(Family family, const Counts& counts) {
       least = cost + 32 * bits;
       fitted.rows[r] = row;
     };
-    if (as_base == 0) continue;
+    const uint64_t n = std::accumulate(row_counts, row_counts + kSymbols, uint64_t{0});
+    if (n == 0) continue;
     for (const uint8_t source : {fitted.base, other}) {
       FittedRow plain;
       plain.source = source;
       if (source != fitted.base) try_row(plain, totals[r][source]);
-      FittedRow row = fit_row(row_counts, trained.sets[family][source].rows[r]);
+      FittedRow row;
+      if (n >= kLeastFitted) row = fit_row(row_counts, trained.sets[family][source].rows[r]);
       row.source = source;
       if (row.n_ratios > 0) {
         try_row(row, cost_of(row_counts, row_of(trained.sets[family][source].rows[r], row)));

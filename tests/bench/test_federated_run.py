@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,8 +61,23 @@ def rounds_of(folder: Path, config: RunConfig = SMALL) -> list[dict]:
     return read_runs(folder)[config.id].lines
 
 
+def train(config: RunConfig, folder: Path, **options: Any) -> bool:
+    return run(config, load("digits", None), folder, STAMP, **options)
+
+
 class StoppedError(Exception):
     pass
+
+
+def train_until(number: int, config: RunConfig, folder: Path) -> None:
+    """Stop after this round as if the process had crashed."""
+
+    def stop(line: dict) -> None:
+        if line["round"] == number:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(config, folder, on_round=stop)
 
 
 @pytest.mark.parametrize(
@@ -77,18 +93,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     method: str, options: dict, at: int, tmp_path: Path
 ) -> None:
     config = replace(SMALL, method=method, options=options)
-    data = load("digits", None)
-    assert run(config, data, tmp_path / "whole", STAMP)
-
-    def stop(line: dict) -> None:
-        if line["round"] == at:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        run(config, data, tmp_path / "torn", STAMP, on_round=stop)
+    assert train(config, tmp_path / "whole")
+    train_until(at, config, tmp_path / "torn")
     assert not is_finished(tmp_path / "torn", config)
     seen: list[dict] = []
-    assert run(config, data, tmp_path / "torn", STAMP, on_round=seen.append)
+    assert train(config, tmp_path / "torn", on_round=seen.append)
     whole, torn = ((tmp_path / name / FILE).read_bytes() for name in ("whole", "torn"))
     assert torn.endswith(whole)
     assert (torn == whole) == (at > CHECKPOINT_EVERY)  # otherwise it started again
@@ -99,7 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_fields_of_lines(tmp_path: Path) -> None:
     config = replace(SMALL, method="uncompressed", options={})
-    assert run(config, load("digits", None), tmp_path, STAMP)
+    assert train(config, tmp_path)
     (found,) = read_runs(tmp_path).values()
     lines = found.lines
     assert found.config == config
@@ -150,7 +159,7 @@ def test_the_tested_model_is_that_of_the_clients(
             assert all(np.array_equal(state[name], held[name]) for name in held)
         rounds.append(({name: value.copy() for name, value in held.items()}, line))
 
-    assert run(config, load("digits", None), tmp_path, STAMP, on_round=after)
+    assert train(config, tmp_path, on_round=after)
     monkeypatch.undo()
     assert len(tested) == 2 * len(rounds) == 6
     data = load("digits", None).subset(config.images, config.test_images, 0)
@@ -169,19 +178,18 @@ def test_the_tested_model_is_that_of_the_clients(
 
 def test_lines_do_not_depend_on_threads_and_record_the_precision(tmp_path: Path) -> None:
     config = replace(SMALL, rounds=2, precision="bf16")
-    data = load("digits", None)
     for threads in (1, 3):
-        assert run(config, data, tmp_path / f"{threads}", STAMP, threads=threads)
+        assert train(config, tmp_path / f"{threads}", threads=threads)
     one, three = ((tmp_path / f"{threads}" / FILE).read_bytes() for threads in (1, 3))
     assert one == three
     assert read_runs(tmp_path / "1")[config.id].config.precision == "bf16"
     with pytest.raises(ValueError, match="of another configuration"):
-        run(replace(config, precision="float32"), data, tmp_path / "1", STAMP)
+        train(replace(config, precision="float32"), tmp_path / "1")
 
 
 def test_a_file_without_a_newer_setting_has_its_default(tmp_path: Path) -> None:
     config = replace(SMALL, rounds=1)
-    assert run(config, load("digits", None), tmp_path, STAMP)
+    assert train(config, tmp_path)
     header, *lines = (tmp_path / FILE).read_text().splitlines(True)
     old = json.loads(header)
     del old["config"]["precision"]
@@ -194,7 +202,6 @@ def test_a_file_without_a_newer_setting_has_its_default(tmp_path: Path) -> None:
 def test_a_slow_run_is_saved_before_its_fifth_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = load("digits", None)
     clock = iter(range(0, 100 * CHECKPOINT_SECONDS, CHECKPOINT_SECONDS - 1))
     monkeypatch.setattr("benchmarks.federated.runner.time.monotonic", lambda: next(clock))
     saved = []
@@ -205,62 +212,53 @@ def test_a_slow_run_is_saved_before_its_fifth_round(
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        run(SMALL, data, tmp_path, STAMP, on_round=stop)
+        train(SMALL, tmp_path, on_round=stop)
     assert saved == [False, False, True]
 
 
 def test_a_deadline_stops_between_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load("digits", None)
     clock = iter(range(100))
     monkeypatch.setattr("benchmarks.federated.runner.time.time", lambda: next(clock))
-    assert not run(SMALL, data, tmp_path, STAMP, deadline=3)  # checked at 0 and before every round
+    assert not train(SMALL, tmp_path, deadline=3)  # checked at 0 and before every round
     assert len(rounds_of(tmp_path)) == 2
-    assert not run(SMALL, data, tmp_path / "late", STAMP, deadline=3)
+    assert not train(SMALL, tmp_path / "late", deadline=3)
     assert not (tmp_path / "late").exists()
-    assert run(SMALL, data, tmp_path, STAMP)
+    assert train(SMALL, tmp_path)
 
 
 def test_partial_files_after_a_crash(tmp_path: Path) -> None:
     """An incomplete line, or a checkpoint whose lines were deleted by hand."""
-    path, data = tmp_path / FILE, load("digits", None)
-    assert run(SMALL, data, tmp_path, STAMP)
+    path = tmp_path / FILE
+    assert train(SMALL, tmp_path)
     whole, lines = path.read_bytes(), rounds_of(tmp_path)
     path.write_bytes(whole[:-10])
     assert not is_finished(tmp_path, SMALL)
-    assert run(SMALL, data, tmp_path, STAMP)
+    assert train(SMALL, tmp_path)
     assert path.read_bytes() == whole[:-10] + b"\n" + whole
     assert rounds_of(tmp_path) == lines
 
     path.unlink()
     (tmp_path / f"{SMALL.id}.checkpoint").write_bytes(b"of something else")
-    assert run(SMALL, data, tmp_path, STAMP)
+    assert train(SMALL, tmp_path)
     assert path.read_bytes() == whole
 
 
 def test_a_line_lost_before_the_checkpoint_is_written_again(tmp_path: Path) -> None:
-    data = load("digits", None)
-
-    def stop(line: dict) -> None:
-        if line["round"] == CHECKPOINT_EVERY + 1:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        run(SMALL, data, tmp_path, STAMP, on_round=stop)
+    train_until(CHECKPOINT_EVERY + 1, SMALL, tmp_path)
     kept = (tmp_path / FILE).read_text().splitlines(True)
     (tmp_path / FILE).write_text("".join(kept[:3]) + kept[3][:9])
-    assert run(SMALL, data, tmp_path, STAMP)
+    assert train(SMALL, tmp_path)
     again = rounds_of(tmp_path)
-    assert run(SMALL, data, tmp_path / "whole", STAMP)
+    assert train(SMALL, tmp_path / "whole")
     assert again == rounds_of(tmp_path / "whole")
 
 
 def test_another_configuration_is_not_overwritten(tmp_path: Path) -> None:
-    data = load("digits", None)
     short = replace(SMALL, rounds=1)
-    assert run(short, data, tmp_path, STAMP)
+    assert train(short, tmp_path)
     before = (tmp_path / FILE).read_bytes()
     with pytest.raises(ValueError, match="of another configuration"):
-        run(replace(short, lr=0.1), data, tmp_path, STAMP)
+        train(replace(short, lr=0.1), tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
 
 
@@ -319,7 +317,7 @@ def test_a_killed_command_resumes(kill_all: bool, tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, env=env, check=True, stderr=subprocess.DEVNULL)
     (found,) = read_runs(tmp_path).values()
     assert found.is_finished
-    assert run(found.config, load("digits", None), tmp_path / "whole", STAMP)
+    assert train(found.config, tmp_path / "whole")
     assert found.lines == rounds_of(tmp_path / "whole", found.config)
 
 
@@ -436,7 +434,7 @@ def test_report_shows_errors_where_runs_have_them(tmp_path: Path) -> None:
     config = replace(
         SMALL, method="codec_select", options={"sparsity": 0.9, "feedback": True}, rounds=2
     )
-    assert run(config, load("digits", None), folder, STAMP)
+    assert train(config, folder)
     lines = rounds_of(folder, config)
     up, down = (np.mean([line[f"error_{name}"] for line in lines]) for name in ("up", "down"))
     write_run(folder, replace(config, method="stc", options={}), [0.1, 0.1], up=1)

@@ -25,108 +25,86 @@ from cli_files import Files, assert_fails, assert_same, model, start, write_raw
 # Errors
 
 
-def nan_in_new(files: Files) -> list[str]:
+def nan_in_new(files: Files) -> None:
     broken = model(1)
     broken["net.weight"][0, 3] = np.nan
     save_file(broken, files.new)
-    return files.encode()
 
 
-def other_layout(files: Files) -> list[str]:
-    save_file({"w": np.zeros(3)}, files.old)
-    return files.encode()
-
-
-def other_reference(files: Files) -> list[str]:
-    save_file(model(2), files.old)
-    return files.decode()
-
-
-def other_reference_layout(files: Files) -> list[str]:
-    save_file({"w": np.zeros(3)}, files.old)
-    return files.decode()
-
-
-def damaged(files: Files) -> list[str]:
+def damaged(files: Files) -> None:
     data = bytearray(files.payload.read_bytes())
     data[len(data) // 2] ^= 1
     files.payload.write_bytes(data)
-    return files.decode()
 
 
-def no_safetensors(files: Files) -> list[str]:
-    files.new.write_bytes(b"no safetensors file, but a few bytes")
-    return files.encode()
-
-
-def float8(files: Files) -> list[str]:
-    write_raw(files.new, "F8_E4M3", np.zeros((2, 3), np.uint8))
-    return files.encode()
-
-
-def missing_model(files: Files) -> list[str]:
-    files.new.unlink()
-    return files.encode()
-
-
-def missing_payload(files: Files) -> list[str]:
-    files.payload.unlink()
-    return files.decode()
-
-
-def folder_as_model(files: Files) -> list[str]:
+def folder_as_model(files: Files) -> None:
     files.old.unlink()
     files.old.mkdir()
-    return files.decode()
 
 
-def no_output_folder(files: Files) -> list[str]:
-    return files.encode(files.folder / "missing" / "out")
+def other_layout(files: Files) -> None:
+    save_file({"w": np.zeros(3)}, files.old)
 
 
-def folder_as_output(files: Files) -> list[str]:
-    return files.decode(files.folder)
+BROKEN: list[tuple[str, Callable[[Files], object], list[str]]] = [
+    ("encode", nan_in_new, ["'net.weight'", "index 3", "finite"]),
+    ("encode", other_layout, ["lacks", "'w'"]),
+    ("decode", lambda f: save_file(model(2), f.old), ["another reference"]),
+    ("decode", other_layout, ["another layout"]),
+    ("decode", damaged, ["payload: damaged"]),
+    ("encode", lambda f: f.new.write_bytes(bytes(50)), ["new.safetensors", "safetensors file"]),
+    (
+        "encode",
+        lambda f: write_raw(f.new, "F8_E4M3", np.zeros((2, 3), np.uint8)),
+        ["new.safetensors", "'w'", "F8_E4M3"],
+    ),
+    ("encode", lambda f: f.new.unlink(), ["new.safetensors: No such file"]),
+    ("decode", lambda f: f.payload.unlink(), ["payload: No such file"]),
+    ("decode", folder_as_model, ["old.safetensors: Is a directory"]),
+]
 
 
-def options(*extra: str) -> Callable[[Files], list[str]]:
-    return lambda files: files.encode(None, *extra)
+@pytest.mark.parametrize(("command", "spoil", "parts"), BROKEN)
+def test_broken_files(
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    spoil: Callable[[Files], object],
+    parts: list[str],
+) -> None:
+    spoil(files)
+    before = files.names()
+    assert_fails(getattr(files, command)(), capsys, *parts)
+    assert files.names() == before
+
+
+def test_output_that_cannot_be_written(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files.names()
+    missing = os.path.join("missing", "out: No such file")
+    assert_fails(files.encode(files.folder / "missing" / "out"), capsys, missing)
+    assert_fails(files.decode(files.folder), capsys, "Is a directory")
+    assert files.names() == before
 
 
 @pytest.mark.parametrize(
-    ("prepare", "parts"),
+    ("options", "parts"),
     [
-        (nan_in_new, ["'net.weight'", "index 3", "finite"]),
-        (other_layout, ["lacks", "'w'"]),
-        (other_reference, ["another reference"]),
-        (other_reference_layout, ["another layout"]),
-        (damaged, ["payload: damaged"]),
-        (no_safetensors, ["new.safetensors", "safetensors file"]),
-        (float8, ["new.safetensors", "'w'", "F8_E4M3"]),
-        (missing_model, ["new.safetensors: No such file"]),
-        (missing_payload, ["payload: No such file"]),
-        (folder_as_model, ["old.safetensors: Is a directory"]),
-        (no_output_folder, [os.path.join("missing", "out: No such file")]),
-        (folder_as_output, ["Is a directory"]),
-        (options("--max-bytes", "5"), ["max_bytes", "too small"]),
-        (options("--max-bytes", "0"), ["max_bytes=0"]),
-        (options("--sparsity", "1.5"), ["sparsity=1.5"]),
-        (options("--sparsity", "nan"), ["sparsity=nan"]),
-        (options("--max-error", "0"), ["max_error=0"]),
-        (options("--bits", "17"), ["bits=17"]),
-        (options("--step", "1e9"), ["step=1"]),
-        (options("--exclude", "nothing*"), ["'nothing*'"]),
-        (options("--threads", "0"), ["--threads", "0"]),
+        ("--max-bytes 5", ["max_bytes", "too small"]),
+        ("--max-bytes 0", ["max_bytes=0"]),
+        ("--sparsity 1.5", ["sparsity=1.5"]),
+        ("--sparsity nan", ["sparsity=nan"]),
+        ("--max-error 0", ["max_error=0"]),
+        ("--bits 17", ["bits=17"]),
+        ("--step 1e9", ["step=1"]),
+        ("--exclude nothing*", ["'nothing*'"]),
+        ("--threads 0", ["--threads", "0"]),
     ],
 )
-def test_failures(
-    files: Files,
-    capsys: pytest.CaptureFixture[str],
-    prepare: Callable[[Files], list[str]],
-    parts: list[str],
+def test_options_out_of_range(
+    files: Files, capsys: pytest.CaptureFixture[str], options: str, parts: list[str]
 ) -> None:
-    argv = prepare(files)
     before = files.names()
-    assert_fails(argv, capsys, *parts)
+    assert_fails(files.encode(None, *options.split()), capsys, *parts)
     assert files.names() == before
 
 

@@ -57,8 +57,8 @@ def test_every_bit_flipped(payload: bytes, pair: tuple[State, State]) -> None:
 def test_every_bit_flipped_with_a_valid_checksum(payload: bytes, pair: tuple[State, State]) -> None:
     """With a valid checksum, the checks of structure and reference must find the damage.
 
-    A few bits may change unnoticed because no value depends on them: another nominal slice size
-    with the same slices, or the offset of a level without members. The model is then the same.
+    A few bits may change unnoticed because no value depends on them: another nominal size of lanes
+    with the same lanes, or the offset of a level without members. The model is then the same.
     """
     expected = rfc.decode(payload, pair[1])
     survivors = 0

@@ -20,7 +20,7 @@ import pytest
 
 import resfed_codec as rfc
 from marks import slow_except
-from models import State, assert_same
+from models import State, assert_same, small_model
 from published_rules import moved
 from snapshots import snapshot
 
@@ -122,16 +122,8 @@ def goes_on(ends: Ends) -> None:
         assert_same([aggregator.result()["n"]], [local["n"]])
 
 
-def model(rng: np.random.Generator) -> State:
-    return {
-        "w": rng.standard_normal((6, 8)).astype(np.float32),
-        "b": rng.standard_normal(5).astype(np.float32),
-        "n": np.array(0),
-    }
-
-
 def stream(predictor: Any, feedback: bool = False) -> Ends:
-    initial = model(np.random.default_rng(3))
+    initial = small_model(np.random.default_rng(3))
     encoder = rfc.Encoder(initial, predictor=predictor, error_feedback=feedback, sparsity=0.7)
     ends = {"encoder": encoder, "decoder": rfc.Decoder(initial)}
     goes_on(ends)
@@ -142,7 +134,7 @@ def stream(predictor: Any, feedback: bool = False) -> Ends:
 def session(up: str, down: str, *, history: int = 4) -> Ends:
     """A server and a client after some rounds; one uplink lost, one not yet acknowledged."""
     rng = np.random.default_rng(4)
-    initial = model(rng)
+    initial = small_model(rng)
     feedback = down in ("previous", "adaptive")
     configs = (
         rfc.CodecConfig(sparsity=0.7, predictor=up),

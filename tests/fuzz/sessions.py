@@ -29,7 +29,7 @@ import time
 import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,14 @@ class World:
         calls: list[tuple[str, str, Reader]] = []
         for n in ("a", "b", "new", 7):
             calls += [
-                ("server", f"receive({n!r})", lambda end, data, n=n: end.receive(n, data)),
-                ("server", f"answer({n!r})", lambda end, data, n=n: end.answer(n, data)),
                 (
                     "server",
-                    f"acknowledged({n!r})",
-                    lambda end, data, n=n: end.acknowledged(n, data),
-                ),
-                (
-                    "server",
-                    f"receive_into({n!r})",
-                    lambda end, data, n=n: end.receive_into(n, data, end.aggregator()),
-                ),
+                    f"{method}({n!r})",
+                    lambda e, data, m=method, n=n: getattr(e, m)(n, data),
+                )
+                for method in ("receive", "answer", "acknowledged")
             ]
+            calls.append(("server", f"receive_into({n!r})", partial(add_up, n)))
         for name in self.moments[0]:
             if name != "server":
                 # Twice: clients have fewer calls, but these do more.
@@ -123,6 +118,10 @@ class World:
                     (name, "answer", lambda end, data: end.answer(data)),
                 ]
         return calls
+
+
+def add_up(name: str | int, server: Any, data: bytes) -> bool:
+    return bool(server.receive_into(name, data, server.aggregator()))
 
 
 def sessions(rules: str, feedback: bool, **arguments: Any) -> World:

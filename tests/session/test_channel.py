@@ -6,7 +6,7 @@ recover.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,31 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 import resfed_codec as rfc
 from marks import slow_except
 from models import State, assert_same
+from published_rules import moved, random_model
 from resfed_codec.stream.versions import ParsedPayload, model_of
+from session_pairs import configs
+from snapshots import snapshot
 
-SHAPES = {"weight": (6, 20), "bias": (6,), "steps": ()}
 NAMES = ["a", "b"]
-
-
-def random_model(rng: np.random.Generator) -> State:
-    return {
-        "weight": rng.standard_normal(SHAPES["weight"]).astype(np.float32),
-        "bias": rng.standard_normal(SHAPES["bias"]).astype(np.float32),
-        "steps": np.array(0),
-    }
-
-
-def moved(model: State, rng: np.random.Generator) -> State:
-    new = {
-        name: (value + 0.1 * rng.standard_normal(value.shape)).astype(value.dtype)
-        for name, value in model.items()
-    }
-    new["steps"] = model["steps"] + 1
-    return new
-
-
-def same_snapshot(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
 
 
 class Channel(RuleBasedStateMachine):
@@ -78,11 +59,11 @@ class Channel(RuleBasedStateMachine):
 
     def attempt(self, session: Any, call: Any, argument: bytes) -> Any:
         """The result of a call, or None if it was refused; a refused call must change nothing."""
-        before = session.state_dict()
+        before = snapshot(session)
         try:
             return call(argument)
         except rfc.StateMismatchError as error:
-            assert same_snapshot(before, session.state_dict()), "a refusal changed the state"
+            assert snapshot(session) == before, "a refusal changed the state"
             return error
 
     # ---- events
@@ -238,17 +219,8 @@ PREDICTORS = {
     ids=PREDICTORS,
 )
 def test_any_sequence_of_events(names: tuple[str, str], feedback: bool) -> None:
-    broadcast = names[1] in ("previous", "adaptive")
-
     class Machine(Channel):
-        uplink: ClassVar = rfc.CodecConfig(
-            sparsity=0.8,
-            predictor=names[0],
-            error_feedback=feedback and names[0] in ("global", "adaptive"),
-        )
-        downlink: ClassVar = rfc.CodecConfig(
-            sparsity=0.8, predictor=names[1], error_feedback=feedback and broadcast
-        )
+        uplink, downlink = configs(names, feedback, sparsity=0.8)
 
     run_state_machine_as_test(
         Machine,

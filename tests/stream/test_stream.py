@@ -14,19 +14,11 @@ from hypothesis import strategies as st
 
 import resfed_codec as rfc
 from checksums import with_flipped_bits
-from models import State, arrays_of, assert_same, cnn_pair, options, pairs
+from models import State, arrays_of, assert_same, cnn_pair, options, pairs, small_model
 from published_rules import moved, random_model
 from snapshots import refused, snapshot
 
 PREDICTORS = ["previous", "adaptive", rfc.LinearPredictor((2, -1))]
-
-
-def small_model(rng: np.random.Generator) -> State:
-    return {
-        "w": rng.standard_normal((6, 20)).astype(np.float32),
-        "b": rng.standard_normal(6).astype(np.float32),
-        "n": np.array(0),
-    }
 
 
 def stream(initial: Any, **options: Any) -> tuple[rfc.Encoder, rfc.Decoder]:

@@ -33,6 +33,11 @@ class Pair:
         self.dec = rfc.Decoder(self.initial, **arguments)
         self.payloads = [self.encode() for _ in range(n_rounds)]
 
+    def restart(self, feedback: bool) -> rfc.Encoder:
+        """A new encoder with the same predictor."""
+        self.enc = rfc.Encoder(self.initial, config(self.enc._update_encoder.predictor, feedback))
+        return self.enc
+
     def encode(self) -> bytes:
         return self.enc.encode(moved(self.enc.state, self.rng))
 
@@ -192,13 +197,13 @@ def test_keyframe_before_the_first_payload() -> None:
 @pytest.mark.parametrize("n_ahead", [1, 3])
 def test_encoder_restarts_from_an_old_state(pair: Pair, n_ahead: int, feedback: bool) -> None:
     """It then reuses version numbers for other models."""
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.payloads = [pair.encode() for _ in range(2)]
     pair.deliver(1, 2)
     saved = pair.enc.state_dict()
     for _ in range(n_ahead):
         pair.dec.decode(pair.encode())
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.enc.load_state_dict(saved)
     request = pair.refused(pair.encode(), f"held here, version {2 + n_ahead} ")
     pair.recover(request)
@@ -245,7 +250,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("feedback", [False, True])
 def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> None:
     """A copy continues like the original, and neither affects the other."""
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
     enc, dec = copied(pair.enc), copied(pair.dec)
@@ -266,7 +271,7 @@ def test_copies(pair: Pair, copied: Callable[[Any], Any], feedback: bool) -> Non
 def test_state_dict(
     pair: Pair, feedback: bool, save: Callable[[Any, Path], Any], tmp_path: Path
 ) -> None:
-    pair.enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))
+    pair.restart(feedback)
     pair.payloads = [pair.encode() for _ in range(4)]
     pair.deliver(1, 2, 3, 4)
     enc = rfc.Encoder(pair.initial, config(pair.enc._update_encoder.predictor, feedback))

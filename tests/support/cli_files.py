@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import models
 import resfed_codec as rfc
 from resfed_codec.cli.main import main
 
@@ -91,11 +92,7 @@ def assert_fails(argv: list[str], capsys: pytest.CaptureFixture[str], *parts: st
 
 
 def assert_same(actual: Arrays, expected: Any) -> None:
-    assert actual.keys() == expected.keys()
-    for name, array in expected.items():
-        assert actual[name].dtype == array.dtype
-        assert actual[name].shape == array.shape
-        assert actual[name].tobytes() == array.tobytes()
+    models.assert_same(dict(sorted(actual.items())), dict(sorted(expected.items())))
 
 
 def start(*argv: str | Path, **kwargs: Any) -> subprocess.Popen[bytes]:

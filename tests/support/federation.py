@@ -10,6 +10,7 @@ import numpy as np
 import resfed_codec as rfc
 from models import State, assert_same
 from published_rules import moved
+from session_pairs import configs
 from snapshots import mismatched
 
 RULES = {
@@ -43,13 +44,7 @@ class Federation:
         self.initial = model(self.rng)
         self.broadcast = rules[1] in ("previous", "adaptive")
         self.keeps_local_models = rules[0] != "global" or not self.broadcast
-        up_feedback = feedback and rules[0] in ("global", "adaptive")  # not allowed with own terms
-        self.configs = (
-            rfc.CodecConfig(sparsity=0.8, predictor=rules[0], error_feedback=up_feedback),
-            rfc.CodecConfig(
-                sparsity=0.8, predictor=rules[1], error_feedback=feedback and self.broadcast
-            ),
-        )
+        self.configs = configs(rules, feedback, sparsity=0.8)
         self.arguments = arguments
         self.server = self.new_server()
 

@@ -77,6 +77,14 @@ def clustered(shape: tuple[int, ...], rng: np.random.Generator, scale: float = 1
     return (scale * rows * rng.standard_normal(shape)).astype(np.float32)
 
 
+def small_model(rng: np.random.Generator) -> State:
+    return {
+        "w": rng.standard_normal((6, 20)).astype(np.float32),
+        "b": rng.standard_normal(6).astype(np.float32),
+        "n": np.array(0),
+    }
+
+
 def cnn_pair(rng: np.random.Generator) -> tuple[State, State]:
     """(state, reference) of a small convolutional network with BatchNorm."""
     shapes = {"conv.weight": (32, 16, 3, 3), "fc.weight": (10, 512), "fc.bias": (10,)}

@@ -13,13 +13,16 @@ from published_rules import moved, random_model
 RULES = [("global", "previous"), ("res2", "adaptive"), ("adaptive", "res2"), ("res1", "previous")]
 
 
-def configs(rules: tuple[str, str], feedback: bool = False) -> tuple[Any, Any]:
-    broadcast = rules[1] in ("previous", "adaptive")
-    up_feedback = feedback and rules[0] in ("global", "adaptive")  # not allowed with own terms
-    return (
-        rfc.CodecConfig(sparsity=0.7, predictor=rules[0], error_feedback=up_feedback),
-        rfc.CodecConfig(sparsity=0.7, predictor=rules[1], error_feedback=feedback and broadcast),
+def configs(
+    rules: tuple[str, str], feedback: bool = False, sparsity: float = 0.7
+) -> tuple[rfc.CodecConfig, rfc.CodecConfig]:
+    """Of both directions, with feedback where predictors allow it."""
+    allowed = rules[0] in ("global", "adaptive"), rules[1] in ("previous", "adaptive")
+    up, down = (
+        rfc.CodecConfig(sparsity=sparsity, predictor=rule, error_feedback=feedback and may)
+        for rule, may in zip(rules, allowed, strict=True)
     )
+    return up, down
 
 
 def pair(

@@ -407,7 +407,7 @@ def _bench(args: argparse.Namespace) -> str:
     else:
         state, reference = bench.synthetic_update(args.elements, like=args.like)
     report = bench.measure(state, reference, sparsity=args.sparsity, turns=args.turns)
-    return json.dumps(report.as_dict(), indent=2) if args.json else str(report)
+    return json.dumps(asdict(report), indent=2) if args.json else str(report)
 
 
 def _demo(args: argparse.Namespace) -> str:

@@ -70,21 +70,13 @@ class ServerEnd:
 
     @property
     def session(self) -> ServerSession:
-        """The session.
-
-        Raises:
-            RuntimeError: No model has been sent yet.
-        """
+        """The session; RuntimeError before the first model is sent."""
         if self._session is None:
             raise RuntimeError("session: there is none before the first model is sent")
         return self._session
 
     def update(self, model: Mapping[str, NDArray[Any]]) -> bool:
-        """Set the global model; False if its names or shapes differ from the first one's.
-
-        Raises:
-            TypeError, ValueError: As :meth:`ServerSession.update`.
-        """
+        """Set the global model; False if its names or shapes differ from the first one's."""
         if self._session is None:
             options = self._uplink, self._downlink
             session = ServerSession(model, *options, run=self._run, history=self._history)
@@ -107,22 +99,14 @@ class ServerEnd:
         return self.answer(client_id, NOTHING_HELD)
 
     def answer(self, client_id: ClientId, request: bytes) -> Parcel:
-        """The parcel for a client that refused the last message.
-
-        Raises:
-            CodecError: As :meth:`ServerSession.answer`.
-        """
+        """The parcel for a client that refused the last message; raises CodecError."""
         session = self.session
         if request == NOTHING_HELD:
             request = write_message(_NOTHING._replace(run=session._identity.check))
         return {MESSAGE: session.answer(client_id, request), SETUP: self._setup}
 
     def receive(self, client_id: ClientId, parcel: Mapping[str, bytes]) -> Model | None:
-        """The recovered local model, or None if the reply has no model.
-
-        Raises:
-            CodecError: As :meth:`ServerSession.receive`.
-        """
+        """The recovered local model, or None if the reply has no model; raises CodecError."""
         model: Model | None = None
         if MESSAGE in parcel:
             model = self.session.receive(client_id, parcel[MESSAGE])

@@ -28,6 +28,7 @@ from resfed_codec.stream.message import (
     read_message,
     write_message,
 )
+from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.stream import open_keyframes
 from resfed_codec.stream.versions import OWN, ParsedPayload, Version, model_of, new_feedback
 from resfed_codec.tensors.layout import State
@@ -95,7 +96,8 @@ class ClientSession(ClientBase):
             self._state = self._state._replace(feedback=feedback)
         # If the prediction is the global model itself, the payload is what an uplink contributes.
         self._needs_models = (
-            self._state.feedback is not None and not self._uplink_encoder.copies_other
+            self._state.feedback is not None
+            and self._uplink_encoder.predictor != PREDICTORS["global"]
         )
 
     # ---- downlink
@@ -357,14 +359,13 @@ class ClientSession(ClientBase):
         """The last uplink as a keyframe, which makes version ``number``."""
         model = last.version.model
         if model is None:
-            if last.is_keyframe or last.global_version != self._head:
+            payload = ParsedPayload(last.payload, self._layout)
+            if (payload.digest, last.global_version) != (last.version.digest, self._head):
                 raise StateMismatchError(
                     "payload: a request for an update whose global model has been replaced here"
                 )
             model = self._layout.empty()
-            ParsedPayload(last.payload, self._layout).decode(
-                self._layout, None, self._state.down, model
-            )
+            payload.decode(self._layout, None, self._state.down, model)
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from resfed_codec.errors import CodecError
 from resfed_codec.locking import synchronized
 from resfed_codec.session.base import LOW32, Session
-from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import Ack, VersionId, is_message, read_message
 from resfed_codec.stream.schema import (
     BITS64,
@@ -57,10 +56,6 @@ class SentUplink(NamedTuple):
     global_version: VersionId
     start: Version | None = None
     missed: bool = False
-
-    @property
-    def is_keyframe(self) -> bool:
-        return self.version.digest != version_digest(self.payload)
 
 
 class ClientState(NamedTuple):

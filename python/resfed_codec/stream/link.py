@@ -15,7 +15,7 @@ from resfed_codec import _native
 from resfed_codec._native import MAX_DEPTH
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.errors import native_errors
-from resfed_codec.stream.wire import varint, zigzag
+from resfed_codec.stream.wire import varint
 
 _PLACES = 2 * MAX_DEPTH
 _PER_TENSOR, _COEFFICIENTS = 64, 128
@@ -103,7 +103,8 @@ def write_link(link: Link) -> bytes:
 
 
 def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
-    return b"".join(varint(zigzag(terms[j])) for j in used)
+    numerators = (terms[j] for j in used)
+    return b"".join(varint(2 * n if n >= 0 else -2 * n - 1) for n in numerators)  # zigzag
 
 
 def link_from(fields: dict[str, Any]) -> Link:

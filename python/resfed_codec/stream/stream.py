@@ -28,7 +28,7 @@ from resfed_codec.stream.message import (
     read_message,
     write_message,
 )
-from resfed_codec.stream.predictor import predictor_of
+from resfed_codec.stream.predictor import PREDICTORS, predictor_of
 from resfed_codec.stream.schema import Check, TensorChecks, checked_fields
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import (
@@ -155,7 +155,7 @@ class Encoder(_Stream):
         current = self._layout.model_of(state, "state")
         before, keep = self._state, self._keep
         base = before.current
-        in_place = self._update_encoder.copies_base
+        in_place = self._update_encoder.predictor == PREDICTORS["previous"]
         out = model_of(base) if in_place else before.spare or self._layout.empty()
 
         def commit(payload: bytes) -> Assignments:

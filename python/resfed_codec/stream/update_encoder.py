@@ -16,7 +16,6 @@ from resfed_codec.errors import native_errors
 from resfed_codec.stream.link import Link, Terms, link_digest, unit_terms, write_link
 from resfed_codec.stream.predictor import (
     AdaptivePredictor,
-    LinearPredictor,
     Predictor,
     coarsest_log2,
     quantized_terms,
@@ -78,16 +77,6 @@ class UpdateEncoder:
             "exclude": [names[i] for i in self.overrides.exclusions],
             "dense": [names[i] for i in self.overrides.dense],
         }
-
-    @property
-    def copies_base(self) -> bool:
-        """Whether every prediction is the base itself, so that the base may be updated in place."""
-        return self.predictor == LinearPredictor(own=(1,))
-
-    @property
-    def copies_other(self) -> bool:
-        """Whether every prediction is the other direction's newest version itself."""
-        return self.predictor == LinearPredictor(other=(1,))
 
     def encode(
         self,

@@ -14,11 +14,6 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def zigzag(value: int) -> int:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
-    return 2 * value if value >= 0 else -2 * value - 1
-
-
 class WireReader:
     """Reads one structure field by field; ``what`` names it in errors."""
 

@@ -76,11 +76,6 @@ class TensorSpec(NamedTuple):
         return math.prod(pattern_shape(self.shape, self.dtype))
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of an element as it is coded."""
-        return np.dtype(pattern_dtype(self.dtype)).itemsize
-
-    @property
     def row_length(self) -> int:
         """Elements in a row of a tensor of two dimensions; 0 for any other."""
         return self.shape[1] if len(self.shape) == 2 else 0
@@ -332,7 +327,7 @@ def read_model(state: State, argument: str) -> tuple[Layout, list[Memory]]:
     """A caller's model: its layout and its memory."""
     state = read_once(state, argument)
     views = views_of(state, argument)
-    return Layout(state, views), arrays_of(views)
+    return Layout(state, argument, views), arrays_of(views)
 
 
 class Layout:
@@ -340,14 +335,12 @@ class Layout:
 
     Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays, held
     as dtypes.py says, or all on one CUDA device. :meth:`model_of` turns a caller's state into
-    that, :meth:`state_of` turns it back.
-
-    Args:
-        state: The model, as :func:`read_once` gives it.
-        views: Its tensors.
+    that, :meth:`state_of` turns it back. ``views`` are the model's, if they have been made.
     """
 
-    def __init__(self, state: dict[str, Array] | list[Array], views: Sequence[View]) -> None:
+    def __init__(self, state: State, argument: str, views: Sequence[View] | None = None) -> None:
+        state = read_once(state, argument)
+        views = views_of(state, argument) if views is None else views
         self.names = list(state) if isinstance(state, dict) else None
         self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
@@ -356,15 +349,12 @@ class Layout:
         if isinstance(state, dict):
             state = [state[view.spec.name] for view in views]
         self._torch = [is_torch(value) for value in state]
+        self.uses_torch = any(self._torch)
         self._dtypes: list[Any] = [
             view.array.dtype if torch or view.origin else np.asarray(value).dtype
             for view, torch, value in zip(views, self._torch, state, strict=True)
         ]
         self.n_bytes = sum(view.array.nbytes for view in views)
-
-    @property
-    def uses_torch(self) -> bool:
-        return any(self._torch)
 
     def model_of(self, state: State, argument: str) -> list[Memory]:
         """The state's memory; ValueError, naming both sides, for another layout or device."""
