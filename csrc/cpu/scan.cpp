@@ -93,12 +93,13 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
 
 // Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
 void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
+  if (n_rows == 1 || n_cols == 1) return;
   const Divisor width(n_cols);
   const auto transposed = [&](SentSymbol s) {
     const auto [r, c] = width.divide(s.index() - begin);
     return SentSymbol{begin + c * n_rows + r, s.level()};
   };
-  if (sent.size() < n_cols / 2) {  // so few that no memory for all columns is worth it
+  if (sent.size() < n_cols) {  // memory is in proportion to the nonzeros
     std::transform(sent.begin(), sent.end(), sent.begin(), transposed);
     std::sort(sent.begin(), sent.end(),
               [](SentSymbol a, SentSymbol b) { return a.index() < b.index(); });

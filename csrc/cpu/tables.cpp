@@ -1,6 +1,7 @@
 #include "entropy/tables.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "entropy/tables_v1.hpp"
 
@@ -8,6 +9,9 @@ namespace resfed {
 namespace {
 
 constexpr unsigned kRatioCountBits = 5, kSourceBits = 4;
+
+// Symbols of a row, for which ratios may pay.
+constexpr uint64_t kLeastFitted = 16;
 
 // Of a ratio, in bits.
 int64_t ratio_cost(int ratio) {
@@ -123,6 +127,9 @@ std::optional<FittedSet> fit_set(Family family, const Counts& counts) {
   for (uint32_t set = 0; set < kTrainedSets; ++set) {
     for (uint32_t r = 0; r < kRows[family]; ++r) total[set] += totals[r][set];
   }
+  if (std::all_of(total, total + kTrainedSets, [](uint64_t t) { return t == 0; })) {
+    return std::nullopt;
+  }
   FittedSet fitted;
   fitted.base = static_cast<uint8_t>(std::min_element(total, total + kTrainedSets) - total);
   int64_t gain = -32 * (1 + int64_t{kSourceBits} + kRows[family]);  // of the set over its base
@@ -141,12 +148,14 @@ std::optional<FittedSet> fit_set(Family family, const Counts& counts) {
       least = cost + 32 * bits;
       fitted.rows[r] = row;
     };
-    if (as_base == 0) continue;
+    const uint64_t n = std::accumulate(row_counts, row_counts + kSymbols, uint64_t{0});
+    if (n == 0) continue;
     for (const uint8_t source : {fitted.base, other}) {
       FittedRow plain;
       plain.source = source;
       if (source != fitted.base) try_row(plain, totals[r][source]);
-      FittedRow row = fit_row(row_counts, trained.sets[family][source].rows[r]);
+      FittedRow row;
+      if (n >= kLeastFitted) row = fit_row(row_counts, trained.sets[family][source].rows[r]);
       row.source = source;
       if (row.n_ratios > 0) {
         try_row(row, cost_of(row_counts, row_of(trained.sets[family][source].rows[r], row)));
@@ -209,7 +218,7 @@ std::optional<FittedSet> read_set(BitReader& in, Family family) {
 }
 
 std::unique_ptr<Table> table_of(Family family, const FittedSet& set) {
-  auto table = std::make_unique<Table>();
+  auto table = std::make_unique_for_overwrite<Table>();
   for (uint32_t r = 0; r < kRows[family]; ++r) {
     const Frequencies& source = trained_tables().sets[family][set.rows[r].source].rows[r];
     table->rows[r] = set.rows[r].n_ratios > 0 ? row_of(source, set.rows[r]) : source;

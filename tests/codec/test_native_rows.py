@@ -128,7 +128,15 @@ def test_lossless_elements_have_a_known_size(dtype: Any) -> None:
 
 
 def test_columns_fit_together() -> None:
-    for column in ("row_lengths", "current", "reference", "out", "feedback", "terms", "coefficients"):
+    for column in (
+        "row_lengths",
+        "current",
+        "reference",
+        "out",
+        "feedback",
+        "terms",
+        "coefficients",
+    ):
         with pytest.raises(ValueError, match="columns of different lengths"):
             Tensors(roles=[0], dtypes=[0], n_elems=[8], **{column: []})  # type: ignore[arg-type]
     for column in ("roles", "dtypes"):

@@ -16,24 +16,33 @@ from marks import slow_except
 from models import State, assert_same, clustered, cnn_pair
 from resfed_codec import _native
 from resfed_codec import reference as slow
+from resfed_codec.reference import lanes as lanes_module
+from resfed_codec.reference import scan as scan_module
 from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.frame import crc32c, read_frame, write_frame
 from resfed_codec.reference.lanes import (
     Decoder,
     Encoder,
+    LastLane,
     gap_symbol,
     lanes_of,
     level_symbol,
+    read_tables,
     traced,
+    write_lane,
 )
-from resfed_codec.reference.scan import Matrix, Scan, scan
+from resfed_codec.reference.scan import Cells, Matrix, Scan, scan, write_scan
 from resfed_codec.reference.symbols import part_sizes
 from resfed_codec.reference.tables import (
     FAMILIES,
     FITTED,
+    N_ROWS,
+    FittedRow,
+    FittedSet,
     log2_in_32nds,
     normalized,
     trained,
+    write_set,
 )
 from two_codecs import assert_agree, native_lanes, tables_in
 
@@ -271,25 +280,114 @@ def test_rows_and_symbols(
 # ---- 5.6 Tables
 
 
+def odd_pair(n: int, rng: np.random.Generator) -> tuple[State, State]:
+    """Nonzeros unlike those of any training: few gaps and few levels, with blocks and without."""
+    kernels, scattered = np.zeros((n, 1, 3, 3)), np.zeros((9 * n, 1, 1))
+    kernels[rng.random(n) < 0.5, :, 2] = 1
+    scattered[np.cumsum(rng.choice([3, 11], 9 * n // 11))] = 1
+    state = {
+        name: (v * rng.choice([-12.0, -1.0, 1.0, 12.0], v.shape)).astype(np.float32)
+        for name, v in {"kernels": kernels, "scattered": scattered}.items()
+    }
+    return state, {name: np.zeros_like(v) for name, v in state.items()}
+
+
 def test_sets_trained_and_fitted(rng: np.random.Generator) -> None:
-    """Every family is used with a set of its own and without, and lanes change between sets."""
-    fitted, trained_only, sources, sets = set(), set(), set(), set()
-    for channels, sparsity, lane_log2 in [(48, 0.6, 10), (24, 0.9, 6), (12, 0.95, 6)]:
-        state, reference = blocks_pair((channels, 32, 3, 3), rng, side=9)
-        state["d.plain"] = clustered((3 * channels, 60), rng, 1.0)
-        reference["d.plain"] = np.zeros((3 * channels, 60), np.float32)
-        payload = assert_agree(state, reference, {"sparsity": sparsity}, lane_log2)
-        tables = tables_in(payload, reference)
-        for lane in tables.lanes:
-            fitted |= {f for f, n in zip(lane.families, lane.sets, strict=True) if n == FITTED}
-            trained_only |= {*lane.families} - {*tables.fitted}
-            sets |= {*lane.sets}
-        for s in tables.fitted.values():
-            sources |= {(row.source == s.base, bool(row.ratios)) for row in s.rows}
-    assert fitted == set(FAMILIES)
-    assert trained_only == set(FAMILIES)
-    assert sources == {(a, b) for a in (True, False) for b in (True, False)}
-    assert len(sets) > 4
+    """Every family is used with a set of its own and without."""
+    few, many = (odd_pair(n, rng) for n in (60, 2000))
+    for pair, expected in (few, set()), (many, {*FAMILIES}):
+        tables = tables_in(assert_agree(*pair, {"sparsity": 0}, 6), pair[1])
+        assert {*tables.fitted} == expected
+        used = {
+            f: n for lane in tables.lanes for f, n in zip(lane.families, lane.sets, strict=True)
+        }
+        assert {*used} == {*FAMILIES}
+        assert (FITTED in used.values()) == bool(expected)
+
+
+def test_lanes_change_between_sets(rng: np.random.Generator) -> None:
+    state, reference = blocks_pair((48, 32, 3, 3), rng, side=9)
+    state["d.plain"] = clustered((150, 60), rng, 1.0)
+    reference["d.plain"] = np.zeros((150, 60), np.float32)
+    tables = tables_in(assert_agree(state, reference, {"sparsity": 0.6}, 6), reference)
+    assert len({lane.sets for lane in tables.lanes}) > 4
+    rows = [(row.source == s.base, row.ratios) for s in tables.fitted.values() for row in s.rows]
+    assert any(ratios for _, ratios in rows)
+    assert not all(same for same, _ in rows)
+
+
+@pytest.mark.parametrize("seed", slow_except([0], range(5)))
+def test_sets_that_no_encoder_fits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both decoders read rows of all kinds, with all ratios."""
+    rng = np.random.default_rng(seed)
+
+    def any_set(family: str, _: Any) -> FittedSet:
+        rows = []
+        for _ in range(N_ROWS[family]):
+            ratios = rng.integers(-14, 15, rng.integers(33)) * (rng.random() < 0.5)
+            rows.append(FittedRow(int(rng.choice([3, rng.integers(16)])), ratios.tolist()))
+        return FittedSet(3, rows)
+
+    state, reference = odd_pair(300, rng)
+    state["more"], reference["more"] = clustered((30, 40), rng, 9.0), np.zeros((30, 40), np.float32)
+    usual = slow.encode(state, reference, sparsity=0, lane_log2=6)
+    monkeypatch.setattr(lanes_module, "fit_set", any_set)
+    monkeypatch.setattr(lanes_module, "choose_set", lambda *_: int(rng.choice([16, 16, 0, 15])))
+    forged = slow.encode(state, reference, sparsity=0, lane_log2=6)
+    assert {*tables_in(forged, reference).fitted} == {*FAMILIES}
+    assert forged != usual
+    recovered = rfc.decode(usual, reference)
+    assert_same(rfc.decode(forged, reference), recovered)
+    assert_same(slow.decode(forged, reference), recovered)
+
+
+@pytest.mark.parametrize("seed", slow_except([0, 1], range(12)))
+def test_scans_that_no_encoder_chooses(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both decoders undo any scan."""
+    rng = np.random.default_rng(seed)
+
+    def any_scan(cells: Cells, shape: tuple[int, int]) -> Scan:
+        rows, cols = (
+            sorted({*here, *rng.integers(0, n, 3).tolist()}) if rng.random() < 0.7 else None
+            for here, n in zip(
+                ({row for row, _ in cells}, {col for _, col in cells}), shape, strict=True
+            )
+        )
+        scan = Scan(shape, bool(rng.random() < 0.5), rows, cols)
+        return replace(scan, flips=(rng.random(scan.lines[1]) < 0.5).tolist())
+
+    state, reference = scan_pair(rng)
+    usual = slow.encode(state, reference, sparsity=0.9)
+    monkeypatch.setattr(scan_module, "choose_scan", any_scan)
+    forged = slow.encode(state, reference, sparsity=0.9)
+    assert forged != usual
+    recovered = rfc.decode(usual, reference)
+    assert_same(rfc.decode(forged, reference), recovered)
+    assert_same(slow.decode(forged, reference), recovered)
+
+
+def test_nonzeros_outside_what_is_kept(rng: np.random.Generator) -> None:
+    """Both refuse an index between the last kept element and the end of its matrix."""
+    state = {"a": np.zeros((8, 8), np.float32), "b": np.ones((2, 1, 1), np.float32)}
+    state["a"][[0, 7], 0] = 1
+    reference = {name: np.zeros_like(v) for name, v in state.items()}
+    f = read_frame(slow.encode(state, reference, sparsity=0))
+    (lane,) = read_tables(f.tables, [Matrix(0, 64, 8), Matrix(64, 2)], 1).lanes
+
+    def tables(scan: Scan) -> bytes:
+        out = BitWriter()
+        write_scan(out, scan)
+        for _ in FAMILIES:
+            write_set(out, None)
+        write_lane(out, lane, LastLane())
+        return out.finish()
+
+    assert tables(Scan((8, 8))) == f.tables
+    forged = write_frame(replace(f, tables=tables(Scan((8, 8), rows=[0, 7]))))
+    with pytest.raises(rfc.PayloadError, match="left out"):
+        slow.decode(forged, reference)
+    with pytest.raises(rfc.PayloadError):
+        rfc.decode(forged, reference)
 
 
 def test_integers_in_the_place_of_logarithms() -> None:

@@ -207,7 +207,7 @@ def fit_set(family: str, counts: Counts) -> FittedSet | None:
             own = counts[r].tolist()
             for source in dict.fromkeys([base, int(costs[:, r].argmin())]):
                 trained_row = trained(family)[source][r]
-                ratios = fit_ratios(own, trained_row)
+                ratios = fit_ratios(own, trained_row) if sum(own) >= 16 else []
                 for row in (FittedRow(source), FittedRow(source, ratios)):
                     n_bits = (2 if source == base else 6) + sum(map(ratio_bits, row.ratios))
                     n_bits += 5 if row.ratios else 0
