@@ -3,10 +3,11 @@
     python -m benchmarks.coder fedavg_cnn.npz transformer_sgd.npz
     python -m benchmarks.coder *.npz --against OTHER_CHECKOUT/python
 
-Writes ``results/coder.md``. A payload of a whole update at each sparsity of an open loop, or at that of the loop which a file
-was recorded in (``NAME_loop_SPARSITY.npz``). ``--against`` runs the same with the package of another
-checkout that is built in place, in turn with this one, and shows the ratios. Selection and
-quantization are the same in all versions of the codec, so ratios of bytes are those of the coders.
+Writes ``results/coder.md``. Each payload is a whole update: at several sparsities, or at that of
+the codec in the loop that a file was recorded in (``NAME_loop_SPARSITY.npz``). ``--against`` runs
+the same with the package of another checkout that is built in place, in turn with this one, and
+shows the ratios. Selection and quantization are the same in all versions of the codec, so ratios of
+bytes are those of the coders.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import resfed_codec as rfc
@@ -30,7 +32,7 @@ TURNS = 5
 
 
 def measure(paths: list[Path]) -> dict[str, dict[str, float]]:
-    """By file and sparsity: bytes, nonzeros, seconds to encode and to decode, summed over updates."""
+    """By file and sparsity: bytes, nonzeros, seconds to encode and to decode, of all updates."""
     rfc.set_num_threads(1)
     found: dict[str, dict[str, float]] = {}
     for path in paths:
@@ -42,12 +44,13 @@ def measure(paths: list[Path]) -> dict[str, dict[str, float]]:
                 reference, state = (
                     {n: v for n, v in models[p].items() if is_matrix(v)} for p in (base, prefix)
                 )
-                payload = rfc.encode(state, reference, sparsity=sparsity)
+                encode = partial(rfc.encode, state, reference, sparsity=sparsity)
+                payload = encode()
                 target = {name: value.copy() for name, value in reference.items()}
                 row["bytes"] += len(payload)
                 row["nonzeros"] += rfc.inspect(payload).n_nonzero
-                row["encode"] += _seconds(lambda: rfc.encode(state, reference, sparsity=sparsity))
-                row["decode"] += _seconds(lambda: rfc.decode(payload, reference, out=target))
+                row["encode"] += _seconds(encode)
+                row["decode"] += _seconds(partial(rfc.decode, payload, reference, out=target))
             found[f"{path.stem} {sparsity}"] = row
     return found
 

@@ -49,6 +49,13 @@ def every_element(n: int, level: int = 1, dtype: str = "float32") -> tuple[State
     return matrix(values), matrix(np.zeros(n, dtype))
 
 
+def outer_signs(n: int) -> tuple[State, State]:
+    """All elements are sent, by columns and with signs flipped."""
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.choice([-1, 1], m).astype(np.float32) for m in (n // 1000, 1000))
+    return matrix(np.outer(rows, columns)), matrix(np.zeros(n, np.float32))
+
+
 def any_level(n: int, low: int = 0, high: int = 21) -> tuple[State, State]:
     """Levels of all magnitudes and both signs, so no decision is certain."""
     rng = np.random.default_rng(0)
@@ -100,7 +107,9 @@ UPDATES: dict[str, tuple[Make, dict[str, Any]]] = {
     "every element, levels 1 to 14": (partial(any_level, high=4), STEP_1),
     "every element, levels to 2^21": (any_level, STEP_1),
     "float16, level 1": (partial(every_element, dtype="float16"), FULL),
-    "slices of 64, level 1": (every_element, {**FULL, "slice_log2": 6}),
+    "every element, signs of an outer product": (outer_signs, FULL),
+    "lanes of 64, level 1": (every_element, {**FULL, "lane_log2": 6}),
+    "lanes of 4,096, level 1": (every_element, {**FULL, "lane_log2": 12}),
     "vectors, level 2^21": (partial(vectors, level=2**21), STEP_1),
     "dense, 12 bits": (any_level, {"dense": "w", "dense_bits": 12}),
     "int64, each by 1": (partial(integers, dtype="int64", most=1), {}),
@@ -114,13 +123,13 @@ Case = tuple[bytes, State]
 
 
 @contextlib.contextmanager
-def sliced(slice_log2: int) -> Iterator[None]:
-    """Payloads with slice lengths that this version's encoder does not write."""
+def lanes_of(lane_log2: int) -> Iterator[None]:
+    """Payloads with lanes of lengths that this version's encoder does not write."""
     original = codec.native_options
 
     def changed(*args: Any) -> Any:
         native = original(*args)
-        native.slice_log2 = slice_log2
+        native.lane_log2 = lane_log2
         return native
 
     codec.native_options = changed  # type: ignore[assignment]
@@ -132,7 +141,7 @@ def sliced(slice_log2: int) -> Iterator[None]:
 
 def update(n: int, make: Make, options: dict[str, Any]) -> bytes:
     options = dict(options)
-    with sliced(options.pop("slice_log2", 11)):
+    with lanes_of(options.pop("lane_log2", 10)):
         return rfc.encode(*make(n), **options)
 
 

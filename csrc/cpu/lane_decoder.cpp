@@ -235,7 +235,7 @@ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, ui
   }
   WordReader words(slice + 4 * n_lanes, n_bytes / 2 - 2 * n_lanes);
   uint64_t n_together = 0;
-  if (DecodeLanes* const decode = vector_decoder()) {
+  if (DecodeLanes* const decode = vector_decoder(n_lanes)) {
     n_together = decoding[n_lanes - 1].length;
     const std::span all(decoding, n_lanes);
     if (!decode_together(decode, all, n_together, n_elems, words)) return false;

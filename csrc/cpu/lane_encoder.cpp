@@ -251,7 +251,7 @@ Slice encode_slice(SentSymbols sent, const Codes& codes, const Partition& p, uin
   const uint64_t common = begins[n_lanes] - begins[n_lanes - 1];
   const uint8_t* const steps = codes.steps.data() + begins[0];
   WordWriter words(3 * (begins[n_lanes] - begins[0]));
-  EncodeLanes* const vectors = vector_encoder();
+  EncodeLanes* const vectors = vector_encoder(n_lanes);
   for (uint64_t left = longest; left > 0;) {
     words.make_room();
     if (vectors != nullptr && left <= common && steps[left - 1] == 0) {

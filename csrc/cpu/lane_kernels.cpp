@@ -17,11 +17,18 @@ bool uses_avx512() {
 }  // namespace
 
 #if defined(RESFED_X86)
-DecodeLanes* vector_decoder() { return uses_avx512() ? decode_lanes_avx512 : nullptr; }
-EncodeLanes* vector_encoder() { return uses_avx512() ? encode_lanes_avx512 : nullptr; }
+// A step takes as long for one lane as for sixteen.
+constexpr size_t kLeastDecoded = 4, kLeastEncoded = 8;
+
+DecodeLanes* vector_decoder(size_t n_lanes) {
+  return n_lanes >= kLeastDecoded && uses_avx512() ? decode_lanes_avx512 : nullptr;
+}
+EncodeLanes* vector_encoder(size_t n_lanes) {
+  return n_lanes >= kLeastEncoded && uses_avx512() ? encode_lanes_avx512 : nullptr;
+}
 #else
-DecodeLanes* vector_decoder() { return nullptr; }
-EncodeLanes* vector_encoder() { return nullptr; }
+DecodeLanes* vector_decoder(size_t) { return nullptr; }
+EncodeLanes* vector_encoder(size_t) { return nullptr; }
 #endif
 
 }  // namespace resfed

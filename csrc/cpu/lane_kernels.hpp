@@ -48,8 +48,8 @@ DecodeLanes decode_lanes_avx512;
 EncodeLanes encode_lanes_avx512;
 #endif
 
-// For this processor and the kernels that were chosen; null: there is none.
-DecodeLanes* vector_decoder();
-EncodeLanes* vector_encoder();
+// For so many lanes, on this processor, by the kernels that were chosen; null: the scalar one.
+DecodeLanes* vector_decoder(size_t n_lanes);
+EncodeLanes* vector_encoder(size_t n_lanes);
 
 }  // namespace resfed

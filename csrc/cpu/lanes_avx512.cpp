@@ -11,7 +11,6 @@ namespace resfed {
 namespace {
 
 constexpr size_t kWidth = 16;
-constexpr size_t kHalves = kLanesOfSlice / kWidth;
 using Vector = __m512i;
 
 Vector all(uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); }
@@ -61,15 +60,15 @@ struct Tables {
   Lookup64 level_rows{[](uint32_t i) { return 3 * level_average_class(i); }};
 };
 
-// kBlocks: some of the lanes have blocks.
-template <bool kBlocks>
+// kHalves: vectors that the lanes take, 1 or 2. kBlocks: some of the lanes have blocks.
+template <size_t kHalves, bool kBlocks>
 class Decoder {
  public:
   Decoder(LaneArrays* lanes, uint64_t n_elems, const uint16_t* words)
       : lanes_(*lanes), n_elems_(_mm512_set1_epi64(static_cast<int64_t>(n_elems))), next_(words) {
     for (size_t h = 0; h < kHalves; ++h) {
       const size_t first = h * kWidth;
-      const size_t n = lanes_.n < first ? 0 : std::min(kWidth, lanes_.n - first);
+      const size_t n = std::min(kWidth, lanes_.n - first);
       on_[h] = static_cast<__mmask16>((1u << n) - 1);
       state_[h] = _mm512_load_si512(lanes_.state + first);
       activity_[h] = _mm512_load_si512(lanes_.activity + first);
@@ -130,7 +129,7 @@ class Decoder {
                                    take_raw(h, on_[h], tables_.gap_bits[symbol]));
       escaped_[h] = _mm512_mask_cmpeq_epi32_mask(on_[h], symbol, all(kGapEscape));
     }
-    const bool escape = (escaped_[0] | escaped_[1]) != 0;
+    const bool escape = any_escaped();
     if (escape && !take_mantissas(kEscapedGapLog2, kMostGapLog2)) return false;
     if (kBlocks) {
       for (size_t h = 0; h < kHalves; ++h) add_gap_to_blocks(h);
@@ -195,6 +194,8 @@ class Decoder {
   }
 
  private:
+  bool any_escaped() const { return (escaped_[0] | escaped_[kHalves - 1]) != 0; }
+
   static __mmask16 mask_of(const uint32_t* numbers) {
     const Vector v = _mm512_load_si512(numbers);
     return _mm512_test_epi32_mask(v, v);
@@ -296,7 +297,8 @@ class Decoder {
       _mm512_store_si512(logs + h * kWidth, value_[h]);
       _mm512_store_si512(states + h * kWidth, state_[h]);
     }
-    const uint32_t escaped = escaped_[0] | static_cast<uint32_t>(escaped_[1]) << kWidth;
+    uint32_t escaped = escaped_[0];
+    if (kHalves > 1) escaped |= static_cast<uint32_t>(escaped_[kHalves - 1]) << kWidth;
     for (size_t i = 0; i < lanes_.n; ++i) {
       values_[i] = logs[i];
       if ((escaped >> i & 1u) == 0) continue;
@@ -323,7 +325,7 @@ class Decoder {
       const __mmask16 large = _mm512_mask_cmpeq_epi32_mask(on_[h], symbol, all(8));
       if (_mm512_mask_cmpeq_epi32_mask(large, value_[h], all(8)) != 0) return false;
     }
-    if ((escaped_[0] | escaped_[1]) == 0) return true;
+    if (!any_escaped()) return true;
     if (!take_mantissas(kEscapedLevelLog2, kMostLevelLog2)) return false;
     for (size_t h = 0; h < kHalves; ++h) {
       alignas(64) uint32_t levels[kWidth];
@@ -353,22 +355,13 @@ class Decoder {
   alignas(64) uint64_t values_[kLanesOfSlice] = {};
 };
 
-template <bool kBlocks>
-const uint16_t* decode(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems, const uint16_t* words,
-                       const uint16_t* end) {
-  Decoder<kBlocks> decoder(lanes, n_elems, words);
-  for (uint64_t step = 0; step < n_steps; ++step) {
-    if (!decoder.step() || decoder.next() > end) return nullptr;
-  }
-  return decoder.next();
-}
-
+template <size_t kHalves>
 class Encoder {
  public:
   Encoder(LaneCodes* lanes, uint16_t* next) : lanes_(*lanes), next_(next) {
     for (size_t h = 0; h < kHalves; ++h) {
       const size_t first = h * kWidth;
-      const size_t n = lanes_.n < first ? 0 : std::min(kWidth, lanes_.n - first);
+      const size_t n = std::min(kWidth, lanes_.n - first);
       on_[h] = static_cast<__mmask16>((1u << n) - 1);
       state_[h] = _mm512_load_si512(lanes_.state + first);
     }
@@ -440,19 +433,36 @@ class Encoder {
   Vector state_[kHalves];
 };
 
+template <size_t kHalves, bool kBlocks>
+const uint16_t* decode(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems, const uint16_t* words,
+                       const uint16_t* end) {
+  Decoder<kHalves, kBlocks> decoder(lanes, n_elems, words);
+  for (uint64_t step = 0; step < n_steps; ++step) {
+    if (!decoder.step() || decoder.next() > end) return nullptr;
+  }
+  return decoder.next();
+}
+
+template <size_t kHalves>
+uint16_t* encode(LaneCodes* lanes, uint64_t first, uint64_t last, uint16_t* next) {
+  Encoder<kHalves> encoder(lanes, next);
+  for (uint64_t number = last; number-- > first;) encoder.step(number);
+  return encoder.next();
+}
+
 }  // namespace
 
 const uint16_t* decode_lanes_avx512(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems,
                                     const uint16_t* words, const uint16_t* end) {
   const bool blocks = std::any_of(lanes->block_size, lanes->block_size + lanes->n,
                                   [](uint32_t size) { return size > 0; });
-  return (blocks ? decode<true> : decode<false>)(lanes, n_steps, n_elems, words, end);
+  const auto run = lanes->n <= kWidth ? (blocks ? decode<1, true> : decode<1, false>)
+                                      : (blocks ? decode<2, true> : decode<2, false>);
+  return run(lanes, n_steps, n_elems, words, end);
 }
 
 uint16_t* encode_lanes_avx512(LaneCodes* lanes, uint64_t first, uint64_t last, uint16_t* next) {
-  Encoder encoder(lanes, next);
-  for (uint64_t number = last; number-- > first;) encoder.step(number);
-  return encoder.next();
+  return (lanes->n <= kWidth ? encode<1> : encode<2>)(lanes, first, last, next);
 }
 
 }  // namespace resfed

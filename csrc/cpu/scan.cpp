@@ -43,17 +43,19 @@ bool plain(const MatrixScan& scan) {
 // Of rows or columns, for some of them to be kept: numbers have 32 bits.
 constexpr uint64_t kMostNumbers = 1ull << 32;
 
-// The numbers that occur, if leaving the others out pays: it shortens gaps, for one bit of each
-// number.
+// Leaving out all but `kept` of n numbers shortens gaps, for one bit of each number.
+bool leaving_out_pays(uint64_t k, uint64_t n, uint64_t kept) {
+  return n <= kMostNumbers && k * (log2_in_32nds(n) - log2_in_32nds(kept)) > 32 * n;
+}
+
+// The numbers that occur, if leaving the others out pays.
 std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) {
   std::vector<uint32_t> kept;
-  if (occurs.size() > kMostNumbers) return kept;
   for (size_t i = 0; i < occurs.size(); ++i) {
     if (occurs[i]) kept.push_back(static_cast<uint32_t>(i));
   }
-  const uint64_t n = occurs.size();
-  const bool pays = k * (log2_in_32nds(n) - log2_in_32nds(kept.size())) > 32 * n;
-  return pays ? kept : std::vector<uint32_t>();
+  if (!kept.empty() && !leaving_out_pays(k, occurs.size(), kept.size())) kept.clear();
+  return kept;
 }
 
 // Moves nonzeros from the matrix to the rows and columns that are kept.
@@ -143,11 +145,18 @@ void flip(std::span<SentSymbol> sent, uint64_t begin, const std::vector<bool>& f
 MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   MatrixScan scan;
   if (sent.empty()) return scan;
-  std::vector<bool> rows(m.n_elems / m.row_length), cols(m.row_length);
-  const Divisor row_length(m.row_length);
-  for (const SentSymbol& s : sent) {
-    const auto [r, c] = row_length.divide(s.index() - m.begin);
-    rows[r] = cols[c] = true;
+  // Only where it may pay: there may be far more rows or columns than nonzeros.
+  const auto flags = [&](uint64_t n) {
+    return std::vector<bool>(leaving_out_pays(sent.size(), n, 1) ? n : 0);
+  };
+  std::vector<bool> rows = flags(m.n_elems / m.row_length), cols = flags(m.row_length);
+  if (!rows.empty() || !cols.empty()) {
+    const Divisor row_length(m.row_length);
+    for (const SentSymbol& s : sent) {
+      const auto [r, c] = row_length.divide(s.index() - m.begin);
+      if (!rows.empty()) rows[r] = true;
+      if (!cols.empty()) cols[c] = true;
+    }
   }
   scan.rows = kept_numbers(rows, sent.size());
   scan.cols = kept_numbers(cols, sent.size());

@@ -127,6 +127,9 @@ std::optional<FittedSet> fit_set(Family family, const Counts& counts) {
   for (uint32_t set = 0; set < kTrainedSets; ++set) {
     for (uint32_t r = 0; r < kRows[family]; ++r) total[set] += totals[r][set];
   }
+  if (std::all_of(total, total + kTrainedSets, [](uint64_t t) { return t == 0; })) {
+    return std::nullopt;
+  }
   FittedSet fitted;
   fitted.base = static_cast<uint8_t>(std::min_element(total, total + kTrainedSets) - total);
   int64_t gain = -32 * (1 + int64_t{kSourceBits} + kRows[family]);  // of the set over its base
@@ -215,7 +218,7 @@ std::optional<FittedSet> read_set(BitReader& in, Family family) {
 }
 
 std::unique_ptr<Table> table_of(Family family, const FittedSet& set) {
-  auto table = std::make_unique<Table>();
+  auto table = std::make_unique_for_overwrite<Table>();
   for (uint32_t r = 0; r < kRows[family]; ++r) {
     const Frequencies& source = trained_tables().sets[family][set.rows[r].source].rows[r];
     table->rows[r] = set.rows[r].n_ratios > 0 ? row_of(source, set.rows[r]) : source;
