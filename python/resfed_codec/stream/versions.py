@@ -321,6 +321,7 @@ def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Fee
             roles=roles,
             dtypes=[spec.float_dtype for spec in layout.specs],
             n_elems=[spec.n_elems for spec in layout.specs],
+            row_lengths=[spec.row_length for spec in layout.specs],
             feedback=total,
         )
         try:
