@@ -1,11 +1,9 @@
 #include <map>
 #include <mutex>
 #include <utility>
-#include <vector>
 
 #include "cuda/launch.cuh"
 #include "cuda/workspace.hpp"
-#include "format/version.hpp"
 
 namespace resfed::cuda {
 
@@ -50,24 +48,17 @@ struct CachedAllocation {
 void set_allocator(Allocator set) { allocator() = std::move(set); }
 
 struct Workspace {
-  Workspace(int device, Stream stream) {
+  explicit Workspace(int device) {
     int n_processors = 0;
     check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device));
     n_blocks = 8 * static_cast<unsigned>(n_processors);
-    std::vector<Probability> contexts;
-    for (uint32_t i = 0; i < CurrentFormat::Contexts::kSlice; ++i) {
-      contexts.push_back(initial_probability(CurrentFormat::initial_slice_state(i)));
-    }
-    initial = CachedAllocation(device, contexts.size() * sizeof(Probability));
-    copy_to_device(initial.data.get(), contexts.data(), initial.n_bytes, device, stream);
     check(cudaEventCreateWithFlags(&idle, cudaEventDisableTiming));
   }
   ~Workspace() { cudaEventDestroy(idle); }
 
   std::mutex mutex;
   unsigned n_blocks = 0;
-  SliceNeed slice_need;
-  CachedAllocation initial, scratch, tables, staged;
+  CachedAllocation scratch, tables, staged;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -81,11 +72,11 @@ std::map<int, std::shared_ptr<Workspace>>& registry() {
   return *workspaces;
 }
 
-std::shared_ptr<Workspace> workspace_of(int device, Stream stream) {
+std::shared_ptr<Workspace> workspace_of(int device) {
   const std::lock_guard lock(registry_mutex);
   const auto found = registry().find(device);
   if (found != registry().end()) return found->second;
-  return registry()[device] = std::make_shared<Workspace>(device, stream);
+  return registry()[device] = std::make_shared<Workspace>(device);
 }
 
 // A little more than asked for, so that calls that grow slowly do not allocate every time.
@@ -120,7 +111,7 @@ void* grown(PinnedMemory& memory, size_t n_bytes) {
 WorkspaceLease::WorkspaceLease(int device, Stream stream)
     : device_(device), stream_(stream), current_(device) {
   refuse_capture(device, stream);
-  workspace_ = workspace_of(device, stream);
+  workspace_ = workspace_of(device);
   workspace_->mutex.lock();
   if (const cudaError_t error = cudaEventSynchronize(workspace_->idle); error != cudaSuccess) {
     workspace_->mutex.unlock();
@@ -136,22 +127,9 @@ WorkspaceLease::~WorkspaceLease() {
 }
 
 unsigned WorkspaceLease::n_blocks() const { return workspace_->n_blocks; }
-const Probability* WorkspaceLease::initial_contexts() const {
-  return static_cast<const Probability*>(workspace_->initial.data.get());
-}
-SliceNeed& WorkspaceLease::slice_need() { return workspace_->slice_need; }
 
-void* WorkspaceLease::scratch(size_t n_bytes, size_t n_kept) {
-  CachedAllocation& memory = workspace_->scratch;
-  if (n_kept == 0) return grown(memory, n_bytes, device_);
-  if (memory.n_bytes < n_bytes) {
-    CachedAllocation larger(device_, rounded(n_bytes));
-    check(cudaMemcpyAsync(larger.data.get(), memory.data.get(), n_kept, cudaMemcpyDeviceToDevice,
-                          native(stream_)));
-    wait();
-    memory = std::move(larger);
-  }
-  return memory.data.get();
+void* WorkspaceLease::scratch(size_t n_bytes) {
+  return grown(workspace_->scratch, n_bytes, device_);
 }
 void* WorkspaceLease::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
 void* WorkspaceLease::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }

@@ -8,8 +8,6 @@
 using namespace resfed;
 using namespace resfed::cuda;
 
-static constexpr size_t kMaxPerSymbol = CurrentFormat::kMaxDecisionsPerSymbol;
-
 static void chunks() {
   EXPECT(n_chunks(1) == 1 && n_chunks(kChunkElems) == 1 && n_chunks(kChunkElems + 1) == 2);
   EXPECT(n_chunks(uint64_t{1} << 39) == (uint64_t{1} << 39) / kChunkElems);
@@ -35,26 +33,6 @@ static void samples() {
       EXPECT(candidate_room(n, plan) <= n);
     }
   }
-}
-
-static void buffers() {
-  for (unsigned slice_log2 = CurrentFormat::kMinSliceLog2;
-       slice_log2 <= CurrentFormat::kMaxSliceLog2; ++slice_log2) {
-    for (uint64_t n = 1; n < uint64_t{1} << 33; n = 2 * n + 1) {
-      const Partition p = partition(n, slice_log2);
-      const uint64_t longest = slice_begin(p, 1);  // longer ones come first
-      const uint64_t entries = decision_buffer_entries(n, slice_log2, kMaxPerSymbol);
-      EXPECT(entries >= kDecisionBufferHead + (longest + 1) * kMaxPerSymbol);
-      EXPECT(entries * sizeof(uint16_t) % 16 == 0);
-    }
-  }
-  EXPECT(n_decision_buffers(0, 100, 0) == 0);
-  EXPECT(n_decision_buffers(5, 100, 0) == 5);
-  const uint64_t model = uint64_t{4} << 30, entries = 24'000;
-  const uint64_t n = n_decision_buffers(1'000'000, entries, model);
-  EXPECT(n * entries * sizeof(uint16_t) <= model / kDecisionBufferShare);
-  EXPECT((n + 1) * entries * sizeof(uint16_t) > model / kDecisionBufferShare);
-  EXPECT(n_decision_buffers(10, uint64_t{1} << 40, 0) == 1);  // one at least
 }
 
 static void carving() {
@@ -85,6 +63,5 @@ static void carving() {
 int main() {
   chunks();
   samples();
-  buffers();
   carving();
 }
