@@ -25,13 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import resfed_codec as rfc
-from benchmarks.common import (
-    Model,
-    is_matrix,
-    load_snapshots,
-    updates_in,
-    write_results,
-)
+from benchmarks.common import Model, is_matrix, load_snapshots, updates_in, write_results
 from resfed_codec.reference import contexts
 from resfed_codec.reference.slices import Block, Period
 from resfed_codec.tensors.layout import block_sizes

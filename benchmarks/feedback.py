@@ -23,22 +23,24 @@ import resfed_codec as rfc
 from benchmarks.common import write_results
 from resfed_codec.cli import demo
 
+CLIENTS = 10
+
 
 def train(
-    *, up: bool, down: bool, exact: bool, sparsity: float, rounds: int, clients: int, seed: int
+    args: argparse.Namespace, seed: int, *, up: bool, down: bool, exact: bool
 ) -> tuple[float, float]:
     """Mean accuracy of the last five rounds, and kB per client in both directions."""
     rng = np.random.default_rng(seed)
     data = demo._load_digits(rng)
-    shards = demo._split(data.labels, clients, rng)
+    shards = demo._split(data.labels, CLIENTS, rng)
     model = demo._first_model(data.images.shape[1], rng)
-    uplink = rfc.CodecConfig(sparsity=sparsity, error_feedback=up)
-    downlink = rfc.CodecConfig(sparsity=sparsity, error_feedback=down)
+    uplink = rfc.CodecConfig(sparsity=args.sparsity, error_feedback=up)
+    downlink = rfc.CodecConfig(sparsity=args.sparsity, error_feedback=down)
     server = rfc.ServerSession(model, uplink, downlink)
     sessions = [rfc.ClientSession(model, uplink, downlink) for _ in shards]
     held = [model for _ in shards]
     n_bytes, accuracies = 0, []
-    for number in range(1, rounds + 1):
+    for number in range(1, args.rounds + 1):
         aggregator = server.aggregator()
         for client, shard in enumerate(shards):
             order = np.random.default_rng([seed, number, client]).permutation(shard)
@@ -54,7 +56,7 @@ def train(
             n_bytes += len(message)
             held[client] = session.receive(message)
         accuracies.append(demo._accuracy(held[0], data))
-    return statistics.mean(accuracies[-5:]), n_bytes / clients / 1e3
+    return statistics.mean(accuracies[-5:]), n_bytes / CLIENTS / 1e3
 
 
 def main() -> None:
@@ -66,18 +68,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with threadpool_limits(limits=1, user_api="blas"):
         for exact, down, up in tqdm(list(itertools.product((False, True), repeat=3))):
-            found = [
-                train(
-                    up=up,
-                    down=down,
-                    exact=exact,
-                    sparsity=args.sparsity,
-                    rounds=args.rounds,
-                    clients=10,
-                    seed=seed,
-                )
-                for seed in args.seeds
-            ]
+            found = [train(args, seed, up=up, down=down, exact=exact) for seed in args.seeds]
             accuracies = [accuracy for accuracy, _ in found]
             rows.append(
                 {

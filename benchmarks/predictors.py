@@ -31,7 +31,7 @@ from resfed_codec.stream.link import Link, version_digest
 from resfed_codec.stream.predictor import predictor_of
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version, at_place
-from resfed_codec.tensors.layout import Layout
+from resfed_codec.tensors.layout import read_model
 from resfed_codec.tensors.memory import Memory, on_host
 
 RULES = {
@@ -84,7 +84,7 @@ def run(
     snapshots: dict[str, Model], rules: dict[str, str], sparsity: float, *, closed: bool
 ) -> list[dict[str, Any]]:
     """One pass over the rounds: of each, what both directions measured."""
-    layout = Layout(snapshots["g4"], "g4")
+    layout, _ = read_model(snapshots["g4"], "g4")
     config = rfc.CodecConfig(sparsity=sparsity, dense=())
     up, down = (
         Direction(name, UpdateEncoder(layout, config, predictor_of(rules[name]), two_way=two_way))

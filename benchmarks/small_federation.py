@@ -129,8 +129,7 @@ def _train_client(
 
 
 def _through_codec(state: Model, held: Model, sparsity: float) -> Model:
-    statistics = [
-        name for name in held if "running_" in name
-    ]  # the sparsity budget would damage these
+    # The sparsity budget would damage these.
+    statistics = [name for name in held if "running_" in name]
     recovered = encode_and_recover(state, held, sparsity=sparsity, exclude=statistics)[1]
     return cast(Model, recovered)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,11 @@ class Source:
         if self.path is None:
             return f"synthetic {self.like}, {short(self.n_elems)}"
         return f"{self.path.stem}, {self.pair[0]} to {self.pair[1]}"
+
+    def columns(self, update: Update) -> dict[str, Any]:
+        """The first columns of a table's row."""
+        data = "real" if self.is_real else "synthetic"
+        return {"update": self.name, "data": data, "parameters": update.n_elems}
 
     def load(self) -> Update:
         """The float32 matrices (tensors of two dimensions or more), sorted by name."""

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from benchmarks.common import (
     relative_squared_error,
     write_results,
 )
+from benchmarks.federated.methods.codec import vector_share
 from resfed_codec.codec import update as codec
 
 N_IMAGES = 1000
@@ -72,15 +71,6 @@ def predict(model: Model, x: torch.Tensor) -> torch.Tensor:
         if i in (1, 3, 4):
             x = functional.max_pool2d(x, 2)
     return (x.flatten(1) @ p["fc.weight"].T).argmax(1)
-
-
-@contextmanager
-def vector_share(share: int) -> Iterator[None]:
-    before, codec.VECTOR_SHARE = codec.VECTOR_SHARE, share
-    try:
-        yield
-    finally:
-        codec.VECTOR_SHARE = before
 
 
 def send(way: str, state: Model, reference: Model, sparsity: float) -> tuple[int, Model]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
@@ -50,9 +51,13 @@ class Peer(ABC):
     """A codec in the comparison. Its adapter holds no state except its library's."""
 
     name: str
+    package = ""
+    """What it needs, if anything."""
 
     def missing(self) -> str:
         """Why this peer cannot run here; empty if it can."""
+        if self.package and find_spec(self.package) is None:
+            return f"the package {self.package} is not installed (pip install '.[bench]')"
         return ""
 
     def close(self) -> None:  # noqa: B027
@@ -85,12 +90,8 @@ class LossyCoder(LossyPeer):
     def decode(self, payload: Any, reference: Floats) -> Floats: ...
 
     def turn(self, update: Update, knob: float) -> Turn:
-        begin = time.perf_counter()
-        payload = self.encode(update, knob)
-        middle = time.perf_counter()
-        recovered = self.decode(payload, update.reference)
-        end = time.perf_counter()
-        return Turn(len(payload), middle - begin, end - middle, recovered)
+        encode = partial(self.encode, update, knob)
+        return _timed(encode, lambda payload: self.decode(payload, update.reference))
 
 
 class LosslessPeer(Peer):
@@ -113,12 +114,15 @@ class LosslessCoder(LosslessPeer):
         """The levels; ``like`` gives names, shapes and order, which payloads do not have."""
 
     def turn(self, levels: Levels) -> Turn:
-        begin = time.perf_counter()
-        payload = self.encode(levels)
-        middle = time.perf_counter()
-        decoded = self.decode(payload, levels)
-        end = time.perf_counter()
-        return Turn(len(payload), middle - begin, end - middle, decoded)
+        return _timed(partial(self.encode, levels), lambda payload: self.decode(payload, levels))
+
+
+def _timed(encode: Callable[[], Any], decode: Callable[[Any], Floats | Levels]) -> Turn:
+    begin = time.perf_counter()
+    payload = encode()
+    middle = time.perf_counter()
+    recovered = decode(payload)
+    return Turn(len(payload), middle - begin, time.perf_counter() - middle, recovered)
 
 
 def flat_residual(update: Update) -> NDArray[np.float32]:
@@ -138,10 +142,3 @@ def add_flat(reference: Floats, residual: NDArray[np.float32]) -> Floats:
     """Reference plus a residual of :func:`flat_residual`."""
     parts = split_like(residual, reference)
     return {name: value + parts[name] for name, value in reference.items()}
-
-
-def package_missing(package: str) -> str:
-    """A reason for :meth:`Peer.missing`, empty where ``package`` can be imported."""
-    if find_spec(package) is None:
-        return f"the package {package} is not installed (pip install '.[bench]')"
-    return ""

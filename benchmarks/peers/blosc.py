@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.base import package_missing
 from benchmarks.peers.integers import IntegerCode
 
 
@@ -18,8 +17,7 @@ class Blosc2Dense(IntegerCode):
         self.level = level
         self.name = f"Blosc2 zstd-{level} on all levels"
 
-    def missing(self) -> str:
-        return package_missing("blosc2")
+    package = "blosc2"
 
     def pack(self, levels: NDArray[Any]) -> Any:
         import blosc2

@@ -31,9 +31,7 @@ class IntegerCode(ABC):
     """Bytes for a flat array of integers of 8, 16 or 32 bits."""
 
     name: str
-
-    def missing(self) -> str:
-        return ""
+    package = ""
 
     @abstractmethod
     def pack(self, levels: NDArray[Any]) -> Any:
@@ -65,10 +63,7 @@ class Lossless(LosslessCoder):
 
     def __init__(self, code: IntegerCode) -> None:
         self._code = code
-        self.name = code.name
-
-    def missing(self) -> str:
-        return self._code.missing()
+        self.name, self.package = code.name, code.package
 
     def encode(self, levels: Levels) -> Any:
         flat = np.concatenate([value.ravel() for value in levels.values()])
@@ -92,10 +87,7 @@ class TopK(LossyCoder):
 
     def __init__(self, code: IntegerCode) -> None:
         self._code = code
-        self.name = f"top-k, {code.name}"
-
-    def missing(self) -> str:
-        return self._code.missing()
+        self.name, self.package = f"top-k, {code.name}", code.package
 
     def encode(self, update: Update, knob: float) -> Any:
         residual = flat_residual(update)

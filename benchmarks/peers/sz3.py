@@ -6,14 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.base import (
-    Floats,
-    LossyCoder,
-    Update,
-    add_flat,
-    flat_residual,
-    package_missing,
-)
+from benchmarks.peers.base import Floats, LossyCoder, Update, add_flat, flat_residual
 
 
 class SZ3(LossyCoder):
@@ -27,8 +20,7 @@ class SZ3(LossyCoder):
     knobs = (-16.0, 24.0)
     stepped = True
 
-    def missing(self) -> str:
-        return package_missing("pysz")
+    package = "pysz"
 
     def encode(self, update: Update, knob: float) -> Any:
         from pysz import sz, szConfig, szErrorBoundMode

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.base import Floats, LossyCoder, Update, package_missing, split_like
+from benchmarks.peers.base import Floats, LossyCoder, Update, split_like
 from benchmarks.peers.integers import kept
 
 
@@ -19,8 +19,7 @@ class TorchTopK(LossyCoder):
     name = "PyTorch top-k, 8 bits"
     knobs = (0.5, 16.0)
 
-    def missing(self) -> str:
-        return package_missing("torch")
+    package = "torch"
 
     def encode(self, update: Update, knob: float) -> Any:
         import torch

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.peers.base import (
-    Floats,
-    LossyCoder,
-    Update,
-    add_flat,
-    flat_residual,
-    package_missing,
-)
+from benchmarks.peers.base import Floats, LossyCoder, Update, add_flat, flat_residual
 
 
 class ZFP(LossyCoder):
@@ -21,8 +14,7 @@ class ZFP(LossyCoder):
     knobs = (-40.0, 10.0)
     stepped = True
 
-    def missing(self) -> str:
-        return package_missing("zfpy")
+    package = "zfpy"
 
     def encode(self, update: Update, knob: float) -> Any:
         import zfpy

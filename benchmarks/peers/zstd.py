@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.base import package_missing
 from benchmarks.peers.integers import IntegerCode
 
 
@@ -18,8 +17,7 @@ class ZstdDense(IntegerCode):
         self.level = level
         self.name = f"zstd -{level} on all levels"
 
-    def missing(self) -> str:
-        return package_missing("zstandard")
+    package = "zstandard"
 
     def pack(self, levels: NDArray[Any]) -> Any:
         import zstandard
@@ -42,8 +40,7 @@ class ZstdPairs(IntegerCode):
         self.level = level
         self.name = f"zstd -{level} on pairs"
 
-    def missing(self) -> str:
-        return package_missing("zstandard")
+    package = "zstandard"
 
     def pack(self, levels: NDArray[Any]) -> Any:
         import zstandard

@@ -54,9 +54,7 @@ def measure(
         times = time_interleaved(contestants, turns, f"{source.name}, {sparsity:g}")
         rows += [
             {
-                "update": source.name,
-                "data": "real" if source.is_real else "synthetic",
-                "parameters": update.n_elems,
+                **source.columns(update),
                 "sparsity": sparsity,
                 "peer": name,
                 "bytes": round(t.n_bytes),

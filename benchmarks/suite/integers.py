@@ -58,9 +58,7 @@ def measure(
         times = time_interleaved(contestants, turns, f"integers, {source.name}, {sparsity:g}")
         rows += [
             {
-                "update": source.name,
-                "data": "real" if source.is_real else "synthetic",
-                "parameters": update.n_elems,
+                **source.columns(update),
                 "sparsity": sparsity,
                 "nonzeros": n_nonzero,
                 "peer": name,

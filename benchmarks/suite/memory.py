@@ -47,9 +47,7 @@ def measure(
             scratch = in_fresh_process(name, source, its_knob)
             rows.append(
                 {
-                    "update": source.name,
-                    "data": "real" if source.is_real else "synthetic",
-                    "parameters": update.n_elems,
+                    **source.columns(update),
                     "peer": name,
                     "scratch MB": scratch / 1e6,
                     "bytes per parameter": scratch / update.n_elems,

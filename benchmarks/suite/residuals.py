@@ -32,9 +32,7 @@ def measure(sources: Sequence[Source], sparsities: Sequence[float]) -> list[dict
             payload = rfc.encode(update.state, update.reference, sparsity=sparsity)
             rows.append(
                 {
-                    "update": source.name,
-                    "data": "real" if source.is_real else "synthetic",
-                    "parameters": update.n_elems,
+                    **source.columns(update),
                     "sparsity": sparsity,
                     "directly": float(np.mean(gaps == 1)),
                     "within 8": float(np.mean(gaps <= 8)),

@@ -77,7 +77,6 @@ inline void bind_constants(pybind11::module_& m) {
   m.attr("MAGIC") = bytes(kMagic);
   m.attr("KEYFRAME_MAGIC") = bytes(kKeyframeMagic);
   m.attr("FIXED_HEADER_BYTES") = kFixedHeaderBytes;
-  m.attr("CHECKSUM_BYTES") = kChecksumBytes;
   m.attr("MOST_TENSORS") = kMostTensors;
   m.attr("MAX_DEPTH") = kMaxDepth;
   m.attr("MAX_COEF_LOG2") = kMaxCoefLog2;

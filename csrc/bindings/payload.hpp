@@ -40,71 +40,88 @@ pybind11::bytes raw(const std::vector<T>& numbers) {
   return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T)};
 }
 
+// Fields of resfed_codec.PayloadInfo, by name: quantizers as tuples, lists of numbers as bytes.
+inline pybind11::dict fields_of(const Frame& f) {
+  namespace py = pybind11;
+  const auto quantizer = [](const Quantizer& q, uint64_t n_sent) -> py::object {
+    if (n_sent == 0) return py::none();
+    const std::vector<int> offsets(q.offsets, q.offsets + q.n_offsets);
+    return py::make_tuple(q.threshold, q.step, py::tuple(py::cast(offsets)));
+  };
+  const auto lossless =
+      f.slice_bytes.begin() + static_cast<ptrdiff_t>(f.n_lossy_slices());
+  const std::vector<uint64_t> lossy_slices(f.slice_bytes.begin(), lossless);
+  const std::vector<uint64_t> lossless_slices(lossless, f.slice_bytes.end());
+  const auto link_bytes = f.counts_offset - kFixedHeaderBytes;
+  py::dict fields;
+  fields["format_version"] = f.version;
+  fields["digest"] = f.digest;
+  fields["reference_check"] = f.reference_check;
+  fields["n_matrix"] = f.n_matrix;
+  fields["n_vector"] = f.n_vector;
+  fields["n_dense"] = f.n_dense;
+  fields["n_lossless"] = f.n_lossless;
+  fields["k_matrix"] = f.k_matrix;
+  fields["k_vector"] = f.k_vector;
+  fields["k_dense"] = f.k_dense;
+  fields["n_changed"] = f.n_changed;
+  fields["matrix"] = quantizer(f.matrix, f.k_matrix);
+  fields["vector"] = quantizer(f.vector, f.k_vector);
+  fields["dense"] = quantizer(f.dense, f.k_dense);
+  fields["exponents"] = raw(f.exponents);
+  fields["dense_exponents"] = raw(f.dense_exponents);
+  fields["exclusions"] = raw(f.exclusions);
+  fields["dense_tensors"] = raw(f.dense_tensors);
+  fields["lossy_slices"] = raw(lossy_slices);
+  fields["lossless_slices"] = raw(lossless_slices);
+  fields["header_bytes"] = f.quantizer_offset - link_bytes;
+  fields["link_bytes"] = link_bytes;
+  fields["quantizer_bytes"] = f.table_offset - f.quantizer_offset;
+  fields["table_bytes"] = f.slices_offset - f.table_offset;
+  fields["checksum_bytes"] = kChecksumBytes;
+  return fields;
+}
+
+// Fields of resfed_codec.Link, by name; of its terms, what they are made of.
+inline pybind11::dict fields_of(const Link& link) {
+  namespace py = pybind11;
+  py::dict fields;
+  fields["version"] = link.version;
+  fields["base"] = link.back > 0 ? py::object(py::int_(link.version - link.back)) : py::none();
+  fields["other"] = link.other > 0 ? py::object(py::int_(link.other - 1)) : py::none();
+  fields["n_own"] = link.n_own;
+  fields["n_other"] = link.n_other;
+  fields["keep"] = link.keep;
+  fields["coef_log2"] = link.coef_log2;
+  fields["places"] = link.places;
+  fields["numerators"] = raw(link.numerators);
+  fields["ordinals"] = raw(link.ordinals);
+  return fields;
+}
+
 inline void bind_payload(pybind11::module_& m) {
   namespace py = pybind11;
-  py::class_<Quantizer>(m, "Quantizer")
-      .def_readonly("threshold", &Quantizer::threshold)
-      .def_readonly("step", &Quantizer::step)
-      .def_property_readonly("offsets", [](const Quantizer& q) {
-        return std::vector<int>(q.offsets, q.offsets + q.n_offsets);
-      });
-
-  py::class_<Link>(m, "Link")
-      .def(py::init([](const std::string& bytes, uint64_t n_tensors) {
-             return read_link(bytes, n_tensors);
-           }),
-           py::arg("data"), py::arg("n_tensors"))
-      .def_readonly("version", &Link::version)
-      .def_readonly("back", &Link::back)
-      .def_readonly("other", &Link::other)
-      .def_readonly("n_own", &Link::n_own)
-      .def_readonly("n_other", &Link::n_other)
-      .def_readonly("keep", &Link::keep)
-      .def_readonly("places", &Link::places)
-      .def_readonly("coef_log2", &Link::coef_log2)
-      .def_property_readonly("numerators", [](const Link& l) { return raw(l.numerators); })
-      .def_property_readonly("ordinals", [](const Link& l) { return raw(l.ordinals); });
-
-  py::class_<PythonPayload> payload(m, "Payload");
-  payload
+  m.def(
+      "read_link",
+      [](const std::string& bytes, uint64_t n_tensors) {
+        return fields_of(read_link(bytes, n_tensors));
+      },
+      py::arg("data"), py::arg("n_tensors"));
+  py::class_<PythonPayload>(m, "Payload")
       .def(py::init<py::bytes, uint64_t, std::optional<uint64_t>>(), py::arg("data"),
            py::arg("n_tensors") = kMostTensors, py::arg("layout_digest") = py::none())
       .def_property_readonly("data", &PythonPayload::bytes)
-      .def_property_readonly("link", [](const PythonPayload& p) { return (*p).link; })
-      .def_property_readonly("n_lossy_slices",
-                             [](const PythonPayload& p) { return p.frame().n_lossy_slices(); });
-  const auto field = [&](const char* name, auto member) {
-    payload.def_property_readonly(name,
-                                  [member](const PythonPayload& p) { return p.frame().*member; });
-  };
-  field("format_version", &Frame::version);
-  field("lane_log2", &Frame::lane_log2);
-  field("digest", &Frame::digest);
-  field("reference_check", &Frame::reference_check);
-  field("n_matrix", &Frame::n_matrix);
-  field("n_vector", &Frame::n_vector);
-  field("n_dense", &Frame::n_dense);
-  field("n_lossless", &Frame::n_lossless);
-  field("k_matrix", &Frame::k_matrix);
-  field("k_vector", &Frame::k_vector);
-  field("k_dense", &Frame::k_dense);
-  field("n_changed", &Frame::n_changed);
-  field("matrix", &Frame::matrix);
-  field("vector", &Frame::vector);
-  field("dense", &Frame::dense);
-  field("counts_offset", &Frame::counts_offset);
-  field("quantizer_offset", &Frame::quantizer_offset);
-  field("table_offset", &Frame::table_offset);
-  field("slices_offset", &Frame::slices_offset);
-  const auto list = [&](const char* name, auto member) {
-    payload.def_property_readonly(
-        name, [member](const PythonPayload& p) { return raw(p.frame().*member); });
-  };
-  list("exponents", &Frame::exponents);
-  list("dense_exponents", &Frame::dense_exponents);
-  list("exclusions", &Frame::exclusions);
-  list("dense_tensors", &Frame::dense_tensors);
-  list("slice_bytes", &Frame::slice_bytes);
+      .def_property_readonly("link",
+                             [](const PythonPayload& p) -> py::object {
+                               const auto& link = (*p).link;
+                               return link ? py::object(fields_of(*link)) : py::none();
+                             })
+      .def_property_readonly("digest", [](const PythonPayload& p) { return p.frame().digest; })
+      .def_property_readonly("exclusions",
+                             [](const PythonPayload& p) { return raw(p.frame().exclusions); })
+      .def_property_readonly("dense_tensors",
+                             [](const PythonPayload& p) { return raw(p.frame().dense_tensors); })
+      .def("fields", [](const PythonPayload& p) { return fields_of(p.frame()); });
 }
 
 }  // namespace resfed

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <bit>
 
 #include "cpu/lanes.hpp"
 #include "cpu/threads.hpp"
@@ -6,32 +8,25 @@
 namespace resfed {
 namespace {
 
+// The words of a slice with zeros behind them, so that a step may read too far: who calls checks
+// beyond_end() after each.
 class WordReader {
  public:
-  WordReader(const uint8_t* words, size_t n_words) : next_(words), end_(words + 2 * n_words) {}
-
-  void refill(uint32_t& state) {
-    if (state >= kLaneStart) return;
-    if (next_ == end_) {
-      underrun_ = true;
-      state = kLaneStart;
-      return;
-    }
-    state = state << 16 | load_le<uint16_t>(next_);
-    next_ += 2;
+  WordReader(const uint8_t* words, size_t n_words)
+      : words_(n_words + kLanesOfSlice * kMostWordsOfNonzero, 0), n_words_(n_words) {
+    for (size_t i = 0; i < n_words; ++i) words_[i] = load_le<uint16_t>(words + 2 * i);
+    next_ = words_.data();
   }
-  uint32_t take(uint32_t& state, const uint16_t* starts, const Slots* slots) {
-    const uint32_t slot = state & (kFrequencyOne - 1);
-    uint32_t symbol = 0;
-    for (uint32_t s = 1; s < kSymbols; ++s) symbol += starts[s] <= slot ? 1 : 0;
-    state = without_symbol(state, slots[symbol]);
-    refill(state);
-    return symbol;
+
+  uint32_t refilled(uint32_t state) {
+    const bool full = state >= kLaneStart;
+    const uint32_t with_word = state << 16 | *next_;
+    next_ += full ? 0 : 1;
+    return full ? state : with_word;
   }
   uint32_t take_raw(uint32_t& state, unsigned n_bits) {
     const uint32_t value = state & ((1u << n_bits) - 1);
-    state >>= n_bits;
-    refill(state);
+    state = refilled(state >> n_bits);
     return value;
   }
   uint64_t take_mantissa(uint32_t& state, unsigned n_bits) {
@@ -43,100 +38,131 @@ class WordReader {
     }
     return value;
   }
-  bool finished() const { return !underrun_ && next_ == end_; }
-  bool underrun() const { return underrun_; }
+  bool beyond_end() const { return next_ > words_.data() + n_words_; }
+  bool at_end() const { return next_ == words_.data() + n_words_; }
 
  private:
-  const uint8_t* next_;
-  const uint8_t* end_;
-  bool underrun_ = false;
+  Scratch<uint16_t> words_;
+  size_t n_words_;
+  const uint16_t* next_;
 };
+
+// The symbol that owns a slot: the last one minus how many of the row's symbols start after it.
+uint32_t symbol_at(const uint16_t (&starts)[kSymbols], uint32_t slot) {
+  using Eight = int16_t __attribute__((vector_size(16)));
+  const auto* const parts = reinterpret_cast<const Eight*>(starts);
+  const Eight slots = Eight{} + static_cast<int16_t>(slot);
+  // Minus the number of symbols after it, in eight parts.
+  const Eight after =
+      (parts[0] > slots) + (parts[1] > slots) + (parts[2] > slots) + (parts[3] > slots);
+  const auto sums = std::bit_cast<std::array<uint64_t, 2>>(after + int16_t{4});  // 0 to 4 each
+  return static_cast<uint32_t>((sums[0] + sums[1]) * 0x0001000100010001u >> 48) - 1;
+}
+
+// Of a gap symbol or a level symbol.
+struct SymbolClasses {
+  uint32_t first[kSymbols] = {};
+  uint8_t n_bits[kSymbols] = {};
+  uint8_t log2[kSymbols] = {};  // of all values of the class
+};
+constexpr SymbolClasses kGapClasses = [] {
+  SymbolClasses classes;
+  for (uint32_t s = 0; s < kGapEscape; ++s) {
+    const ValueClass c = gap_class(s);
+    classes.first[s] = c.first;
+    classes.n_bits[s] = static_cast<uint8_t>(c.n_bits);
+    while (c.first >> classes.log2[s] > 1) ++classes.log2[s];
+  }
+  classes.n_bits[kGapEscape] = kGapExponentBits;
+  classes.log2[kGapEscape] = 15;  // as contexts see it
+  return classes;
+}();
 
 template <bool kBlocks>
 struct DecodingLane {
   uint32_t state;
+  uint32_t symbol;  // of the gap, then of the level
+  LaneContexts<kBlocks> contexts;
+  uint32_t sign = 0;     // 0: positive, all bits set: negative
+  uint64_t covered = 0;  // index + 1 of the last nonzero, relative to the lane before
+  uint64_t value;        // of the gap, then of the level
   const Table* gaps;
   const Table* levels;
-  LaneContexts<kBlocks> contexts;
-  SentSymbol* out;       // of the next nonzero
-  uint64_t length;       // nonzeros
-  uint64_t covered = 0;  // index + 1 of the last nonzero, relative to the lane before
-  uint64_t gap = 0;      // of the current nonzero
-  uint32_t symbol = 0;   // of its gap or level
-  bool positive = true;
+  SentSymbol* out;  // of the next nonzero
+  uint64_t length;  // nonzeros
+
+  void take(WordReader& words, const Table& table, uint32_t row) {
+    symbol = symbol_at(table.starts[row], state & (kFrequencyOne - 1));
+    state = words.refilled(without_symbol(state, table.slots[row * kSymbols + symbol]));
+  }
 };
 
-// Decodes a slice; returns false where it is damaged.
+// The raw bits of levels above 8.
+template <bool kBlocks>
+bool decode_large_levels(std::span<DecodingLane<kBlocks>> lanes, WordReader& words) {
+  for (auto& lane : lanes) {
+    if (lane.symbol == kLevelEscape) {
+      lane.value = words.take_raw(lane.state, kLevelExponentBits);
+    } else if (lane.symbol >= 8) {
+      const ValueClass c = level_class(lane.symbol);
+      lane.value = c.first + words.take_raw(lane.state, c.n_bits);
+      if (lane.value == 8) return false;  // it has a symbol of its own
+    }
+  }
+  for (auto& lane : lanes) {
+    if (lane.symbol != kLevelEscape) continue;
+    if (lane.value < kEscapedLevelLog2 || lane.value > kMostLevelLog2) return false;
+    lane.value = words.take_mantissa(lane.state, static_cast<unsigned>(lane.value));
+    if (lane.value < kEscapedLevel || lane.value > kMaxLevel) return false;
+  }
+  return true;
+}
+
+// Decodes a slice; returns false where it is damaged. Each loop over the lanes reads the words of
+// one part of a nonzero.
 template <bool kBlocks>
 bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uint64_t n_elems) {
+  using Lane = DecodingLane<kBlocks>;
   for (uint64_t step = 0; step < lanes[0].length; ++step) {
     size_t active = lanes.size();
     while (lanes[active - 1].length <= step) --active;
     const auto now = lanes.first(active);
-    bool escaped = false;
-    for (auto& lane : now) {
-      const uint32_t row = lane.contexts.gap_row();
-      lane.symbol =
-          words.take(lane.state, lane.gaps->starts[row], lane.gaps->slots + row * kSymbols);
+    for (Lane& lane : now) lane.take(words, *lane.gaps, lane.contexts.gap_row());
+    bool any_escape = false;
+    for (Lane& lane : now) {
+      lane.value = kGapClasses.first[lane.symbol] +
+                   uint64_t{words.take_raw(lane.state, kGapClasses.n_bits[lane.symbol])};
+      any_escape |= lane.symbol == kGapEscape;
     }
-    for (auto& lane : now) {
-      if (lane.symbol == kGapEscape) {
-        lane.gap = words.take_raw(lane.state, kGapExponentBits);
-        escaped = true;
-      } else {
-        const ValueClass c = gap_class(lane.symbol);
-        lane.gap = c.first + words.take_raw(lane.state, c.n_bits);
+    if (any_escape) {
+      for (Lane& lane : now) {
+        if (lane.symbol != kGapEscape) continue;
+        if (lane.value < kEscapedGapLog2 || lane.value > kMostGapLog2) return false;
+        lane.value = words.take_mantissa(lane.state, static_cast<unsigned>(lane.value));
       }
     }
-    for (auto& lane : now) {
-      if (escaped && lane.symbol == kGapEscape) {
-        const auto log2 = static_cast<unsigned>(lane.gap);
-        if (log2 < kEscapedGapLog2 || log2 > kMostGapLog2) return false;
-        lane.gap = words.take_mantissa(lane.state, log2);
-      }
-      if (lane.gap > n_elems - lane.covered) return false;
-      lane.covered += lane.gap;
-      lane.contexts.add_gap(lane.gap, floor_log2(lane.gap));
-    }
-    bool raw = false;
-    for (auto& lane : now) {
-      const uint32_t row = lane.contexts.level_row();
-      lane.symbol =
-          words.take(lane.state, lane.levels->starts[row], lane.levels->slots + row * kSymbols);
+    bool any_raw = false, outside = false;
+    for (Lane& lane : now) {
+      outside |= lane.value > n_elems - lane.covered;
+      lane.covered += lane.value;
+      lane.contexts.add_gap(lane.value, kGapClasses.log2[lane.symbol]);
+      lane.take(words, *lane.levels, lane.contexts.level_row());
       lane.contexts.add_level(lane.symbol);
-      lane.positive = lane.positive != (lane.symbol >= kSignChanged);
+      lane.sign ^= lane.symbol >= kSignChanged ? ~0u : 0u;
       lane.symbol %= kSignChanged;
-      lane.gap = lane.symbol + 1;  // from here on, the level
-      raw |= lane.symbol >= 8;
+      lane.value = lane.symbol + 1;
+      any_raw |= lane.symbol >= 8;
     }
-    if (raw) {
-      for (auto& lane : now) {
-        if (lane.symbol == kLevelEscape) {
-          lane.gap = words.take_raw(lane.state, kLevelExponentBits);
-        } else if (lane.symbol >= 8) {
-          const ValueClass c = level_class(lane.symbol);
-          lane.gap = c.first + words.take_raw(lane.state, c.n_bits);
-          if (lane.gap == 8) return false;  // it has a symbol of its own
-        }
-      }
-      for (auto& lane : now) {
-        if (lane.symbol != kLevelEscape) continue;
-        const auto log2 = static_cast<unsigned>(lane.gap);
-        if (log2 < kEscapedLevelLog2 || log2 > kMostLevelLog2) return false;
-        lane.gap = words.take_mantissa(lane.state, log2);
-        if (lane.gap < kEscapedLevel || lane.gap > kMaxLevel) return false;
-      }
+    if (outside) return false;
+    if (any_raw && !decode_large_levels(now, words)) return false;
+    for (Lane& lane : now) {
+      const auto level = static_cast<uint32_t>(lane.value);
+      *lane.out++ = {lane.covered - 1, static_cast<int32_t>((level ^ lane.sign) - lane.sign)};
     }
-    for (auto& lane : now) {
-      const auto level = static_cast<int32_t>(lane.gap);
-      *lane.out++ = {lane.covered - 1, lane.positive ? level : -level};
-    }
-    if (words.underrun()) return false;
+    if (words.beyond_end()) return false;
   }
-  for (const auto& lane : lanes) {
-    if (lane.state != kLaneStart) return false;
-  }
-  return words.finished();
+  const auto ended = [](const Lane& lane) { return lane.state == kLaneStart; };
+  return words.at_end() && std::all_of(lanes.begin(), lanes.end(), ended);
 }
 
 template <bool kBlocks>

@@ -8,10 +8,35 @@
 namespace resfed {
 namespace {
 
-// Symbols of all nonzeros with their rows, as row * kSymbols + symbol.
+// Of all nonzeros: symbols with their rows, as row * kSymbols + symbol, and raw bits: the place in
+// the symbol's class or, of an escape, the exponent.
 struct Codes {
-  Scratch<uint16_t> gaps, levels;
+  Scratch<uint16_t> gaps, levels, raw_gaps;
+  Scratch<uint8_t> raw_levels;
+  // What occurs in a step of a slice, at the slice's first nonzero + the step.
+  Scratch<uint8_t> steps;
+
+  explicit Codes(uint64_t n) : gaps(n), levels(n), raw_gaps(n), raw_levels(n), steps(n) {
+    std::fill(steps.begin(), steps.end(), uint8_t{0});
+  }
 };
+constexpr uint8_t kGapEscapes = 1, kRawLevels = 2, kLevelEscapes = 4;
+
+// Raw bits of a symbol, by symbol.
+struct RawBits {
+  uint8_t of_gap[kSymbols] = {}, of_level[kSymbols] = {};
+};
+constexpr RawBits kRawBits = [] {
+  RawBits bits;
+  for (uint32_t s = 0; s < kSymbols; ++s) {
+    bits.of_gap[s] =
+        static_cast<uint8_t>(s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits);
+    const uint32_t level = s % kSignChanged;
+    bits.of_level[s] = static_cast<uint8_t>(level == kLevelEscape ? kLevelExponentBits
+                                                                  : level_class(level).n_bits);
+  }
+  return bits;
+}();
 
 const MatrixShape* matrix_at(const MatrixShapes& matrices, uint64_t index) {
   const auto after = std::upper_bound(matrices.begin(), matrices.end(), index,
@@ -53,20 +78,35 @@ uint64_t gap_at(SentSymbols sent, uint64_t i) {
 uint32_t magnitude(int32_t level) { return static_cast<uint32_t>(level < 0 ? -level : level); }
 
 template <bool kBlocks>
-void find_codes(SentSymbols sent, uint64_t begin, uint64_t end, Block block, Codes* codes) {
+void find_codes(SentSymbols sent, uint64_t begin, uint64_t end, Block block, uint8_t* steps,
+                Codes* codes) {
   LaneContexts<kBlocks> contexts;
   contexts.block = block;
   bool positive = true;
   for (uint64_t i = begin; i < end; ++i) {
     const uint64_t gap = gap_at(sent, i);
+    const unsigned log2 = floor_log2(gap);
+    uint32_t symbol = gap_symbol(gap);
+    codes->gaps[i] = static_cast<uint16_t>(contexts.gap_row() * kSymbols + symbol);
+    codes->raw_gaps[i] =
+        static_cast<uint16_t>(symbol == kGapEscape ? log2 : gap - gap_class(symbol).first);
+    uint32_t found = symbol == kGapEscape ? kGapEscapes : 0;
+    contexts.add_gap(gap, log2);
+
     const int32_t level = sent[i].level();
-    codes->gaps[i] = static_cast<uint16_t>(contexts.gap_row() * kSymbols + gap_symbol(gap));
-    contexts.add_gap(gap, floor_log2(gap));
-    const uint32_t symbol =
-        level_symbol(magnitude(level)) + ((level > 0) == positive ? 0 : kSignChanged);
+    symbol = level_symbol(magnitude(level));
+    codes->raw_levels[i] = 0;
+    if (symbol >= 8) {
+      const bool escape = symbol == kLevelEscape;
+      codes->raw_levels[i] = static_cast<uint8_t>(
+          escape ? floor_log2(magnitude(level)) : magnitude(level) - level_class(symbol).first);
+      found |= escape ? kRawLevels | kLevelEscapes : kRawLevels;
+    }
+    symbol += (level > 0) == positive ? 0 : kSignChanged;
     codes->levels[i] = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
     contexts.add_level(symbol);
     positive = level > 0;
+    if (found != 0) steps[i - begin] = static_cast<uint8_t>(steps[i - begin] | found);
   }
 }
 
@@ -123,12 +163,10 @@ class WordWriter {
     next_ = words_.data() + words_.size() - n;
   }
   void put(uint32_t& state, Slots slots) {
-    if (state >= lane_limit(slots.freq)) put_word(state);
-    state = with_symbol(state, slots);
+    state = with_symbol(with_room(state, state >= lane_limit(slots.freq)), slots);
   }
   void put_raw(uint32_t& state, uint32_t value, unsigned n_bits) {  // n_bits <= 16
-    if (static_cast<uint64_t>(state) << n_bits >> 32 != 0) put_word(state);
-    state = state << n_bits | value;
+    state = with_room(state, static_cast<uint64_t>(state) << n_bits >> 32 != 0) << n_bits | value;
   }
   // The bits of a value below its leading one; backwards, so the last piece comes first.
   void put_mantissa(uint32_t& state, uint64_t value) {
@@ -144,10 +182,11 @@ class WordWriter {
   const uint16_t* data() const { return next_; }
 
  private:
-  static constexpr size_t kStep = kLanesOfSlice * kMostWordsOfNonzero;
-  void put_word(uint32_t& state) {
-    *--next_ = static_cast<uint16_t>(state);
-    state >>= 16;
+  static constexpr size_t kStep = kLanesOfSlice * kMostWordsOfNonzero + 1;
+  uint32_t with_room(uint32_t state, bool full) {  // a word is written where the state is full
+    next_[-1] = static_cast<uint16_t>(state);
+    next_ -= full ? 1 : 0;
+    return state >> (full ? 16 : 0);
   }
   Scratch<uint16_t> words_;
   uint16_t* next_;
@@ -174,45 +213,38 @@ Slice encode_slice(SentSymbols sent, const Codes& codes, const Partition& p, uin
     uint32_t active = n_lanes;
     while (begins[active] - begins[active - 1] <= step) --active;
     words.make_room();
-    // Backwards: the decoder reads gap, its raw bits, level, its raw bits, each of all lanes.
-    for (uint32_t i = active; i-- > 0;) {
-      const uint64_t at = begins[i] + step;
-      if ((codes.levels[at] & 15u) == kLevelEscape) {
-        words.put_mantissa(states[i], magnitude(sent[at].level()));
-      }
+    // Backwards: the decoder reads gaps, their raw bits, levels, their raw bits, of all lanes.
+    const uint8_t occurs = codes.steps[begins[0] + step];
+    const auto for_each_lane = [&](auto visit) {
+      for (uint32_t i = active; i-- > 0;) visit(states[i], begins[i] + step, i);
+    };
+    if (occurs & kLevelEscapes) {
+      for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+        if (codes.levels[at] % kSignChanged != kLevelEscape) return;
+        words.put_mantissa(state, magnitude(sent[at].level()));
+      });
     }
-    for (uint32_t i = active; i-- > 0;) {
-      const uint64_t at = begins[i] + step;
-      const uint32_t symbol = codes.levels[at] & 15u, level = magnitude(sent[at].level());
-      if (symbol == kLevelEscape) {
-        words.put_raw(states[i], floor_log2(level), kLevelExponentBits);
-      } else if (symbol >= 8) {
-        const ValueClass c = level_class(symbol);
-        words.put_raw(states[i], level - c.first, c.n_bits);
-      }
+    if (occurs & kRawLevels) {
+      for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+        const unsigned n_bits = kRawBits.of_level[codes.levels[at] % kSymbols];
+        words.put_raw(state, codes.raw_levels[at], n_bits);
+      });
     }
-    for (uint32_t i = active; i-- > 0;) {
-      words.put(states[i], level_slots[i][codes.levels[begins[i] + step]]);
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
+      words.put(state, level_slots[i][codes.levels[at]]);
+    });
+    if (occurs & kGapEscapes) {
+      for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+        if (codes.gaps[at] % kSymbols == kGapEscape) words.put_mantissa(state, gap_at(sent, at));
+      });
     }
-    for (uint32_t i = active; i-- > 0;) {
-      const uint64_t at = begins[i] + step;
-      if (codes.gaps[at] % kSymbols == kGapEscape) {
-        words.put_mantissa(states[i], gap_at(sent, at));
-      }
-    }
-    for (uint32_t i = active; i-- > 0;) {
-      const uint64_t at = begins[i] + step;
-      const uint32_t symbol = codes.gaps[at] % kSymbols;
-      if (symbol == kGapEscape) {
-        words.put_raw(states[i], floor_log2(gap_at(sent, at)), kGapExponentBits);
-      } else {
-        const ValueClass c = gap_class(symbol);
-        words.put_raw(states[i], static_cast<uint32_t>(gap_at(sent, at)) - c.first, c.n_bits);
-      }
-    }
-    for (uint32_t i = active; i-- > 0;) {
-      words.put(states[i], gap_slots[i][codes.gaps[begins[i] + step]]);
-    }
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+      const unsigned n_bits = kRawBits.of_gap[codes.gaps[at] % kSymbols];
+      words.put_raw(state, codes.raw_gaps[at], n_bits);
+    });
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
+      words.put(state, gap_slots[i][codes.gaps[at]]);
+    });
   }
   Slice slice(4 * n_lanes + 2 * words.size());
   for (uint32_t i = 0; i < n_lanes; ++i) store_le(slice.data() + 4 * i, states[i]);
@@ -252,7 +284,8 @@ std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes&
           const Block block = choose_block(sent.subspan(begin, n), matrices);
           const bool blocks = block.size > 0;
           (*lanes)[l].block = block;
-          (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, codes);
+          uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
+      (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, codes);
           const Family gaps = gap_family(blocks), levels = level_family(blocks);
           find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
                      counts[slice][gaps].data());
@@ -314,7 +347,7 @@ std::optional<Nonzeros> encode_nonzeros(const SentSymbols (&lists)[3], const Mat
   const Partition p = partition(k, lane_log2);
   std::vector<Lane> lanes(p.n_parts);
   std::vector<LaneCosts> costs(p.n_parts);
-  Codes codes{Scratch<uint16_t>(k), Scratch<uint16_t>(k)};
+  Codes codes(k);
   const auto counts = find_symbols(sent, matrices, p, &lanes, &codes, &costs);
   FittedTables fitted;
   for (uint32_t f = 0; f < kFamilies; ++f) {
@@ -348,13 +381,14 @@ std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes
   scan(symbols, &matrices, &unused);
   sent = symbols;
   const Partition p = partition(sent.size(), lane_log2);
-  Codes codes{Scratch<uint16_t>(sent.size()), Scratch<uint16_t>(sent.size())};
+  Codes codes(sent.size());
   std::vector<TracedLane> lanes(p.n_parts);
   for (uint64_t l = 0; l < p.n_parts; ++l) {
     const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
     const Block block = choose_block(sent.subspan(begin, end - begin), matrices);
     lanes[l].blocks = block.size > 0;
-    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, &codes);
+    uint8_t* const steps = codes.steps.data() + begin;
+    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, &codes);
     lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
     lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
   }

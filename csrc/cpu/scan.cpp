@@ -7,6 +7,25 @@
 namespace resfed {
 namespace {
 
+// Division of many numbers by one: by multiplication, where they are below 2^32.
+class Divisor {
+ public:
+  explicit Divisor(uint64_t d) : d_(d), reciprocal_(d == 1 ? 0 : ~uint64_t{0} / d + 1) {}
+  struct Result {
+    uint64_t quotient, remainder;
+  };
+  Result divide(uint64_t n) const {
+    const bool small = (n | d_) >> 32 == 0 && d_ > 1;
+    const uint64_t q = small ? static_cast<uint64_t>(static_cast<Wide>(n) * reciprocal_ >> 64)
+                             : n / d_;
+    return {q, n - q * d_};
+  }
+
+ private:
+  __extension__ using Wide = unsigned __int128;
+  uint64_t d_, reciprocal_;
+};
+
 // Of the matrix that is left.
 uint64_t n_rows_of(const MatrixScan& scan, const MatrixShape& m) {
   return scan.rows.empty() ? m.n_elems / m.row_length : scan.rows.size();
@@ -37,12 +56,12 @@ std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) 
 void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan& scan) {
   if (scan.rows.empty() && scan.cols.empty()) return;
   const uint64_t width = n_cols_of(scan, m);
+  const Divisor row_length(m.row_length);
   std::vector<uint32_t> place(m.row_length);
   for (size_t i = 0; i < scan.cols.size(); ++i) place[scan.cols[i]] = static_cast<uint32_t>(i);
   size_t row = 0;
   for (SentSymbol& s : sent) {
-    const uint64_t r = (s.index() - m.begin) / m.row_length;
-    const uint64_t c = (s.index() - m.begin) % m.row_length;
+    const auto [r, c] = row_length.divide(s.index() - m.begin);
     while (!scan.rows.empty() && scan.rows[row] < r) ++row;
     s = {m.begin + (scan.rows.empty() ? r : row) * width + (scan.cols.empty() ? c : place[c]),
          s.level()};
@@ -52,11 +71,12 @@ void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan&
 // Whether a nonzero resembles the one above it more often than the one to its left.
 bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
   int64_t left = 0, above = 0;
+  const Divisor line(width);
   const SentSymbol* up = sent.data();
   for (const SentSymbol& s : sent) {
     const bool positive = s.level() > 0;
-    if (&s != sent.data() && (s.index() - begin) % width != 0 &&
-        (&s)[-1].index() + 1 == s.index()) {
+    if (&s != sent.data() && (&s)[-1].index() + 1 == s.index() &&
+        line.divide(s.index() - begin).remainder != 0) {
       left += ((&s)[-1].level() > 0) == positive ? 1 : 0;
     }
     while (up->index() + width < s.index()) ++up;
@@ -69,10 +89,11 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
 void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
   const Scratch<SentSymbol> copy(sent.begin(), sent.end());
   std::vector<uint64_t> places(n_cols + 1, 0);
-  for (const SentSymbol& s : copy) ++places[(s.index() - begin) % n_cols + 1];
+  const Divisor width(n_cols);
+  for (const SentSymbol& s : copy) ++places[width.divide(s.index() - begin).remainder + 1];
   for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
   for (const SentSymbol& s : copy) {
-    const uint64_t r = (s.index() - begin) / n_cols, c = (s.index() - begin) % n_cols;
+    const auto [r, c] = width.divide(s.index() - begin);
     sent[places[c]++] = {begin + c * n_rows + r, s.level()};
   }
 }
@@ -81,13 +102,12 @@ void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint
 // not pay.
 std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length) {
   std::vector<int32_t> agree(length, 0);
-  int64_t changes = 0;
+  const Divisor line(length);
   for (size_t i = 1; i < sent.size(); ++i) {
-    const uint64_t place = (sent[i].index() - begin) % length;
-    if (place == 0 || sent[i].index() != sent[i - 1].index() + 1) continue;
+    if (sent[i].index() != sent[i - 1].index() + 1) continue;
+    const uint64_t place = line.divide(sent[i].index() - begin).remainder;
     const bool same = (sent[i].level() > 0) == (sent[i - 1].level() > 0);
-    agree[place] += same ? 1 : -1;
-    changes += same ? 0 : 1;
+    if (place != 0) agree[place] += same ? 1 : -1;
   }
   std::vector<bool> flips(length, false);
   int64_t saved = 0;
@@ -99,8 +119,9 @@ std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length
 }
 void flip(std::span<SentSymbol> sent, uint64_t begin, const std::vector<bool>& flips) {
   if (flips.empty()) return;
+  const Divisor line(flips.size());
   for (SentSymbol& s : sent) {
-    if (flips[(s.index() - begin) % flips.size()]) s = {s.index(), -s.level()};
+    if (flips[line.divide(s.index() - begin).remainder]) s = {s.index(), -s.level()};
   }
 }
 
@@ -108,9 +129,10 @@ MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   MatrixScan scan;
   if (sent.empty()) return scan;
   std::vector<bool> rows(m.n_elems / m.row_length), cols(m.row_length);
+  const Divisor row_length(m.row_length);
   for (const SentSymbol& s : sent) {
-    rows[(s.index() - m.begin) / m.row_length] = true;
-    cols[(s.index() - m.begin) % m.row_length] = true;
+    const auto [r, c] = row_length.divide(s.index() - m.begin);
+    rows[r] = cols[c] = true;
   }
   scan.rows = kept_numbers(rows, sent.size());
   scan.cols = kept_numbers(cols, sent.size());
@@ -128,8 +150,9 @@ bool undo_scan(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixSca
   flip(sent, m.begin, scan.flips);
   if (scan.columns) transpose(sent, m.begin, n_cols, n_rows);
   if (scan.rows.empty() && scan.cols.empty()) return true;
+  const Divisor width(n_cols);
   for (SentSymbol& s : sent) {
-    const uint64_t r = (s.index() - m.begin) / n_cols, c = (s.index() - m.begin) % n_cols;
+    const auto [r, c] = width.divide(s.index() - m.begin);
     s = {m.begin + (scan.rows.empty() ? r : scan.rows[r]) * m.row_length +
              (scan.cols.empty() ? c : scan.cols[c]),
          s.level()};

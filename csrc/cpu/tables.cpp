@@ -35,6 +35,12 @@ Frequencies row_of(const Frequencies& source, const FittedRow& row) {
   return normalized(weights);
 }
 
+// As log2_in_32nds, which is slow, but for small numbers.
+int64_t log2_of(uint64_t value) {
+  return value <= kFrequencyOne ? 32 * kFrequencyBits - kCodeLengths.of[value]
+                                : log2_in_32nds(value);
+}
+
 // Ratios to the source's row, each of which must pay.
 FittedRow fit_row(const uint32_t* counts, const Frequencies& source) {
   FittedRow row;
@@ -43,10 +49,10 @@ FittedRow fit_row(const uint32_t* counts, const Frequencies& source) {
   unsigned shift = 0;  // so that products of 64 bits suffice
   while (n >> shift >= 1u << 20) ++shift;
   const auto scaled_n = static_cast<int64_t>(n >> shift);
-  const auto log_n = static_cast<int64_t>(log2_in_32nds(n));
+  const auto log_n = log2_of(n);
   int64_t wanted[kSymbols];  // 32 log2 of observed over expected
   for (uint32_t s = 0; s < kSymbols; ++s) {
-    const int64_t log_count = counts[s] > 0 ? log2_in_32nds(counts[s]) : -64;  // as if 1/4 was seen
+    const int64_t log_count = counts[s] > 0 ? log2_of(counts[s]) : -64;  // as if 1/4 was seen
     wanted[s] = log_count - log_n + kCodeLengths.of[source.of[s]];
   }
   for (int pass = 0; pass < 2; ++pass) {

@@ -41,12 +41,23 @@ constexpr uint32_t kMostRows = 72;
 RESFED_HD constexpr Family gap_family(bool blocks) { return blocks ? kBlockGaps : kGaps; }
 RESFED_HD constexpr Family level_family(bool blocks) { return blocks ? kBlockLevels : kLevels; }
 
-// How many of the ascending thresholds a number reaches.
-template <size_t kCount>
-RESFED_HD uint32_t number_class(uint32_t number, const uint8_t (&thresholds)[kCount]) {
-  uint32_t reached = 0;
-  for (uint8_t threshold : thresholds) reached += number >= threshold ? 1 : 0;
-  return reached;
+// How many of the ascending thresholds a number below 256 reaches.
+template <uint8_t... kThresholds>
+RESFED_HD uint32_t number_class(uint32_t number) {
+#if defined(__CUDA_ARCH__)
+  return (0u + ... + (number >= kThresholds ? 1u : 0u));
+#else
+  struct Classes {
+    uint8_t of[256];
+    constexpr Classes() : of() {
+      for (uint32_t n = 0; n < 256; ++n) {
+        of[n] = static_cast<uint8_t>((0u + ... + (n >= kThresholds ? 1u : 0u)));
+      }
+    }
+  };
+  static constexpr Classes kClasses;
+  return kClasses.of[number];
+#endif
 }
 
 // kBlocks: the lane may have blocks.
@@ -54,7 +65,7 @@ template <bool kBlocks>
 struct LaneContexts {
   Block block{0, 0};
   uint32_t gap_log2 = 0;  // min(log2(last gap), 15)
-  uint32_t activity = 0;  // moving average of gap_log2, in 1/16
+  uint32_t activity = 0;  // moving average of gap_log2, in 1/16; at most 240
   uint32_t level = 16;    // moving average of levels, in 1/16
   uint32_t changes = 0;   // moving average of sign changes, in 1/256
   uint32_t left = 0;  // from the element after the last nonzero to the end of its block; 0: unknown
@@ -63,12 +74,10 @@ struct LaneContexts {
 
   RESFED_HD uint32_t gap_row() const {
     if (kBlocks && block.size > 0) {
-      constexpr uint8_t kActivities[] = {8, 24, 56};
       const uint32_t place = left == block.size ? 0 : min_of(left, 8u);
-      return (place * 4 + number_class(activity, kActivities)) * 2 + (whole ? 1 : 0);
+      return (place * 4 + number_class<8, 24, 56>(activity)) * 2 + (whole ? 1 : 0);
     }
-    constexpr uint8_t kActivities[] = {4, 8, 16, 24, 40, 56, 72};
-    return (min_of(gap_log2, 1u) * 8 + number_class(activity, kActivities)) * 2 +
+    return (min_of(gap_log2, 1u) * 8 + number_class<4, 8, 16, 24, 40, 56, 72>(activity)) * 2 +
            (level >= 24 ? 1 : 0);
   }
   // With the gap's floor(log2), which callers know.
@@ -82,9 +91,9 @@ struct LaneContexts {
     whole = first || crossed ? left == block.size - 1 : whole && gap == 1;
   }
   RESFED_HD uint32_t level_row() const {
-    constexpr uint8_t kLevels[] = {17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144};
     const bool apart = kBlocks && block.size > 0 ? crossed : gap_log2 > 0;
-    return ((apart ? 12 : 0) + number_class(level, kLevels)) * 3 + (changes >= 8 ? 1 : 0) +
+    return ((apart ? 12 : 0) + 
+            number_class<17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144>(min_of(level, 255u))) * 3 + (changes >= 8 ? 1 : 0) +
            (changes >= 80 ? 1 : 0);
   }
   RESFED_HD void add_level(uint32_t symbol) {

@@ -18,6 +18,7 @@ from resfed_codec import _interpreter, _native  # noqa: F401  # _interpreter fir
 from resfed_codec._native import DeviceArray
 from resfed_codec.codec.aggregate import Aggregator
 from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
+from resfed_codec.codec.numbers import checked_integer
 from resfed_codec.codec.payload import PayloadInfo, QuantizerInfo, inspect
 from resfed_codec.codec.update import decode, encode
 from resfed_codec.config import CodecConfig
@@ -43,11 +44,7 @@ def set_num_threads(n: int) -> None:
         TypeError: ``n`` is not an integer.
         ValueError: ``n`` is out of range.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n={n!r}: must be an integer, not {type(n).__name__}")
-    if not 1 <= n <= 4096:
-        raise ValueError(f"n={n}: must lie in [1, 4096]")
-    _native.set_num_threads(n)
+    _native.set_num_threads(checked_integer("n", n, 1, 4096))
 
 
 def get_num_threads() -> int:

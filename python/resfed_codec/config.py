@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal
 
-from resfed_codec.codec.numbers import as_float
+from resfed_codec.codec.numbers import as_float, checked_integer
 from resfed_codec.stream.predictor import Predictor, predictor_of
 
 AUTO_STEP_RATIO = 0.55
@@ -91,7 +91,7 @@ class CodecConfig:
         if self.sparsity is not None:
             _check_real("sparsity", self.sparsity, 0.0, 1.0)
         if self.max_bytes is not None:
-            _check_integer("max_bytes", self.max_bytes, 1, 2**60)
+            checked_integer("max_bytes", self.max_bytes, 1, 2**60)
         if self.max_error is not None:
             _check_real("max_error", self.max_error, 0.0, 1.0)
             if self.max_error == 0:
@@ -104,13 +104,13 @@ class CodecConfig:
         else:
             _check_real("step", self.step, 2.0**-10, 2.0**10)
         if self.bits is not None:
-            _check_integer("bits", self.bits, 1, 16)
+            checked_integer("bits", self.bits, 1, 16)
             if self.step != "auto":
                 raise ValueError("step and bits exclude each other: give one")
         object.__setattr__(self, "exclude", _checked_patterns("exclude", self.exclude))
         if self.dense is not None:
             object.__setattr__(self, "dense", _checked_patterns("dense", self.dense))
-        _check_integer("dense_bits", self.dense_bits, 2, 12)
+        checked_integer("dense_bits", self.dense_bits, 2, 12)
         if self.predictor is not None:
             predictor_of(self.predictor)
         if self.error_feedback is not None and not isinstance(self.error_feedback, bool):
@@ -149,8 +149,10 @@ def _check_real(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name}={value!r}: must lie in [{low:g}, {high:g}]")
 
 
-def _check_integer(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r}: must be an integer, not {type(value).__name__}")
-    if not low <= int(value) <= high:
-        raise ValueError(f"{name}={value!r}: must lie in [{low}, {high}]")
+def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
+    """The default for None; TypeError for anything else that is no CodecConfig."""
+    if config is None:
+        return CodecConfig()
+    if not isinstance(config, CodecConfig):
+        raise TypeError(f"{name}: must be a CodecConfig, not {type(config).__name__}")
+    return config

@@ -15,16 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
-from models import (
-    FLOATS,
-    INTEGERS,
-    State,
-    arrays_of,
-    assert_same,
-    clustered,
-    cnn_pair,
-    options,
-)
+from models import FLOATS, INTEGERS, State, arrays_of, assert_same, clustered, cnn_pair, options
 
 LARGEST = 2.0**15
 """Magnitudes that stay below the limit with the weights and counts of these tests."""

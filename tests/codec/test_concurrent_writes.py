@@ -18,7 +18,7 @@ from resfed_codec import _native
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
-from resfed_codec.tensors.layout import RoleOverrides, roles_of, views_of
+from resfed_codec.tensors.layout import RoleOverrides, roles_of, specs_of, views_of
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_arrays_keep_their_memory_during_a_call() -> None:
             refused.append(array.shape)
         return []
 
-    specs = [view.spec for view in views_of(base, "state")]
+    specs = specs_of(views_of(base, "state"))
     roles = roles_of(specs)
     options = native_options(rfc.CodecConfig(), specs, roles, RoleOverrides())
     arrays = {"current": [new["w"]], "out": [sliced["w"][:30]]}

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
-from checksums import sealed
-from models import State, assert_same, cnn_pair
+from checksums import sealed, with_flipped_bits
+from models import LAYOUT_CHANGES, State, assert_same, cnn_pair, with_another_layout
 from resfed_codec import reference as slow
+from resfed_codec.stream.wire import varint
 
 REFUSED = (rfc.PayloadError, rfc.StateMismatchError)
 
@@ -48,10 +49,8 @@ def test_truncated_at_every_length(payload: bytes, pair: tuple[State, State]) ->
 
 
 def test_every_bit_flipped(payload: bytes, pair: tuple[State, State]) -> None:
-    for bit in range(8 * len(payload)):
-        damaged = bytearray(payload)
-        damaged[bit // 8] ^= 1 << bit % 8
-        refuse(bytes(damaged), pair[1])
+    for damaged in with_flipped_bits(payload):
+        refuse(damaged, pair[1])
 
 
 @pytest.mark.slow
@@ -61,13 +60,9 @@ def test_every_bit_flipped_with_a_valid_checksum(payload: bytes, pair: tuple[Sta
     A few bits may change unnoticed because no value depends on them: another nominal slice size
     with the same slices, or the offset of a level without members. The model is then the same.
     """
-    body = payload[:-4]
     expected = rfc.decode(payload, pair[1])
     survivors = 0
-    for bit in range(8 * len(body)):
-        damaged = bytearray(body)
-        damaged[bit // 8] ^= 1 << bit % 8
-        forged = sealed(bytes(damaged))
+    for forged in map(sealed, with_flipped_bits(payload[:-4])):
         try:
             assert_same(rfc.decode(forged, pair[1]), expected)
             survivors += 1
@@ -95,14 +90,6 @@ def test_random_bytes_after_a_valid_header(data: bytes) -> None:
     reference = cnn_pair(np.random.default_rng(7))[1]
     header = rfc.encode(reference, reference)[:18]
     refuse(sealed(header + data), reference)
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value >= 0x80:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
 
 
 @pytest.mark.parametrize("n", [0, 1, 1000, 2**31, 2**40, 2**60, 2**62, 2**63 - 1])
@@ -214,13 +201,10 @@ def test_every_bit_of_a_stream_with_dense_tensors() -> None:
     rng = np.random.default_rng(0)
     state = {n: v + rng.integers(1, 9, v.shape).astype(v.dtype) for n, v in SMALL.items()}
     payload = rfc.Encoder(SMALL, exclude="c", dense="b").encode(state)
-    decoder = rfc.Decoder(SMALL)
-    for bit in range(8 * len(payload[:-4])):
-        damaged = bytearray(payload[:-4])
-        damaged[bit // 8] ^= 1 << bit % 8
+    for forged in map(sealed, with_flipped_bits(payload[:-4])):
         decoder = rfc.Decoder(SMALL)
         with contextlib.suppress(*REFUSED):
-            decoder.decode(sealed(bytes(damaged)))
+            decoder.decode(forged)
             continue
         assert_same(decoder.state, SMALL)
 
@@ -238,18 +222,9 @@ def test_another_reference(payload: bytes, pair: tuple[State, State]) -> None:
         rfc.decode(update, {"w": -negative_zero["w"]})
 
 
-@pytest.mark.parametrize("change", ["name", "shape", "dtype", "missing", "extra"])
+@pytest.mark.parametrize("change", LAYOUT_CHANGES)
 def test_another_layout(change: str, payload: bytes, pair: tuple[State, State]) -> None:
-    other = dict(pair[1])
-    weight = other.pop("fc.weight")
-    if change == "name":
-        other["fc.heavy"] = weight
-    elif change == "shape":
-        other["fc.weight"] = weight.reshape(20, 256)
-    elif change == "dtype":
-        other["fc.weight"] = weight.view(np.int32)
-    elif change == "extra":
-        other["fc.weight"], other["more"] = weight, weight
+    other = with_another_layout(pair[1], "fc.weight", change)
     with pytest.raises(rfc.StateMismatchError, match="another layout"):
         rfc.decode(payload, other)
 

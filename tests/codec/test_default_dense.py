@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
-from resfed_codec.tensors.layout import TensorSpec, role_overrides
+from resfed_codec.tensors.layout import TensorSpec, role_overrides, specs_of, views_of
 
 REPLACED = [
     # each line is a model; the names before "|" are dense by default
@@ -53,13 +53,14 @@ REPLACED = [
 @pytest.mark.parametrize("line", REPLACED)
 def test_names(line: str) -> None:
     replaced, others = (side.split() for side in line.split("|"))
-    specs = [TensorSpec(name, (4,), "float32") for name in sorted({*replaced, *others})]
+    names = sorted({*replaced, *others})
+    specs = tuple(TensorSpec(name, (4,), "float32") for name in names)
     overrides = role_overrides(specs, rfc.CodecConfig())
     assert {specs[i].name for i in overrides.dense} == set(replaced)
 
 
 def test_integers_are_never_dense() -> None:
-    specs = [TensorSpec("bn.running_mean", (4,), "int32"), TensorSpec("w", (4,), "float32")]
+    specs = (TensorSpec("bn.running_mean", (4,), "int32"), TensorSpec("w", (4,), "float32"))
     assert role_overrides(specs, rfc.CodecConfig()).dense == ()
 
 
@@ -152,10 +153,7 @@ def test_names_and_modules_agree(kind: str) -> None:
 def test_observers() -> None:
     module = quantized()
     replaced = set(rfc.buffer_names(module))
-    specs = [
-        TensorSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for name, value in sorted(module.state_dict().items())
-    ]
+    specs = specs_of(views_of(module.state_dict(), "state"))
     dense = {specs[i].name for i in role_overrides(specs, rfc.CodecConfig()).dense}
     assert dense <= replaced
     constant = {name for name in replaced if name.endswith("eps")}

@@ -242,8 +242,8 @@ def session_cases(ends: Ends) -> dict[str, Callable[[Ends], Any]]:
 
 def request_of(server: rfc.ServerSession, client: rfc.ClientSession) -> bytes:
     """A server's request that names the client's last uplink as refused."""
-    last = client._sent[max(client._sent)].message
-    return server._request(server._clients["a"], last)
+    last = client._state.sent[max(client._state.sent)].message
+    return server._request(server._state.clients["a"], last)
 
 
 def check(ends: Ends, call: Callable[[Ends], Any]) -> None:

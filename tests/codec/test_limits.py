@@ -88,13 +88,13 @@ def test_a_hundred_thousand_tensors() -> None:
 
 def test_patterns_that_name_many_tensors_one_by_one() -> None:
     """Patterns without wildcards are looked up by name, so lists may be as long as the model."""
-    specs = [TensorSpec(f"layer{i}.weight", (6,), "float32") for i in range(20_000)]
+    specs = tuple(TensorSpec(f"layer{i}.weight", (6,), "float32") for i in range(20_000))
     names = tuple(spec.name for spec in specs)
     overrides = role_overrides(specs, rfc.CodecConfig(exclude=names[:15_000], dense=names[10_000:]))
     assert list(overrides.exclusions) == list(range(15_000))
     assert list(overrides.dense) == list(range(15_000, 20_000))
     with pytest.raises(ValueError, match="no tensor is named like 'nobody'"):
         role_overrides(specs, rfc.CodecConfig(exclude=(*names, "nobody")))
-    odd = [TensorSpec("[*]?", (6,), "float32"), TensorSpec("*x", (6,), "float32")]
+    odd = (TensorSpec("[*]?", (6,), "float32"), TensorSpec("*x", (6,), "float32"))
     assert list(role_overrides(odd, rfc.CodecConfig(exclude="[*]?")).exclusions) == [0]
     assert list(role_overrides(odd, rfc.CodecConfig(exclude="[*]x")).exclusions) == [1]

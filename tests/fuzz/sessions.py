@@ -299,7 +299,7 @@ class Trial:
     def _is_misnamed(self, name: str) -> bool:
         """Whether a client without `client_id` got a forged answer to an uplink of its own."""
         client = self.ends[name]
-        return client._state.named and client._tag != client_tag(name, client._run_digest)
+        return client._state.named and client._state.tag != client_tag(name, client._run_digest)
 
     def _together(self, name: str, exchange: Callable[[], None]) -> None:
         last: Exception | None = None
@@ -333,7 +333,7 @@ class Trial:
                 client.send(client.state), lambda m: server.receive(name, m), client.answer
             )
             raise
-        record = server._clients[name]
+        record = server._state.clients[name]
         if record.downlinks:
             theirs = record.downlinks[max(record.downlinks)]
             require_same(client.state, client._layout.state_of(model_of(theirs)), "downlink")
@@ -348,7 +348,7 @@ class Trial:
         )
         if not np.array_equal(received["n"], local["n"]):
             raise PromiseError("not this local model")
-        sent = client._sent[max(client._sent)].version.model
+        sent = client._state.sent[max(client._state.sent)].version.model
         if sent is not None:
             require_same(received, client._layout.state_of(sent), "uplink")
 

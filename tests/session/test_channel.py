@@ -70,7 +70,7 @@ class Channel(RuleBasedStateMachine):
 
     def note_globals(self) -> None:
         versions = list(self.server._state.versions.values())
-        for client in self.server._clients.values():
+        for client in self.server._state.clients.values():
             versions += client.downlinks.values()
         for version in versions:
             state = self.server._layout.state_of([a.copy() for a in model_of(version)])
@@ -111,17 +111,19 @@ class Channel(RuleBasedStateMachine):
                 self.requests.append(("server", to, result.request))
             return
         # A client without a name takes the one in its first message.
-        assert_same(result, self.globals[client._down.digest])
+        assert_same(result, self.globals[client._state.down.digest])
 
     @rule(name=st.sampled_from(NAMES))
     def client_sends(self, name: str) -> None:
         client = self.clients[name]
         payload = client.send(moved(client.state, self.rng))
-        model = client._sent[max(client._sent)].version.model
+        model = client._state.sent[max(client._state.sent)].version.model
         if model is None:
             model = client._layout.empty()
-            bare = client._sent[max(client._sent)].payload
-            ParsedPayload(bare, client._layout).decode(client._layout, None, client._down, model)
+            bare = client._state.sent[max(client._state.sent)].payload
+            ParsedPayload(bare, client._layout).decode(
+                client._layout, None, client._state.down, model
+            )
         self.locals[payload] = client._layout.state_of([array.copy() for array in model])
         self.up[name].append(payload)
 
@@ -180,7 +182,7 @@ class Channel(RuleBasedStateMachine):
     def clients_hold_global_versions(self) -> None:
         for client in self.clients.values():
             if client.version > 0:
-                assert_same(client.state, self.globals[client._down.digest])
+                assert_same(client.state, self.globals[client._state.down.digest])
 
     def teardown(self) -> None:
         """Every pair can recover and then exchange models."""
@@ -201,7 +203,7 @@ class Channel(RuleBasedStateMachine):
     def recover_down(self, name: str, client: rfc.ClientSession) -> None:
         message = self.server.send(name)
         self.note_globals()
-        if client._tag not in (0, self.server._clients[name].tag):
+        if client._state.tag not in (0, self.server._state.clients[name].tag):
             return  # its first message was for the other client: it now has that name
         try:
             state = client.receive(message)
@@ -209,12 +211,12 @@ class Channel(RuleBasedStateMachine):
             message = self.server.answer(name, error.request)
             self.note_globals()
             state = client.receive(message)
-        newest = self.server._current if self.server._broadcast else None
-        newest = newest or self.server._clients[name].downlinks[client.version]
+        newest = self.server._state.current if self.server._broadcast else None
+        newest = newest or self.server._state.clients[name].downlinks[client.version]
         assert_same(state, self.globals[newest.digest])
 
     def recover_up(self, name: str, client: rfc.ClientSession, request: bytes) -> None:
-        if client._tag not in (0, self.server._clients[name].tag):
+        if client._state.tag not in (0, self.server._state.clients[name].tag):
             return
         answer = client.answer(request)
         self.server.receive(name, answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from resfed_codec.stream.identity import Identity
 from resfed_codec.stream.message import Message, read_message, write_message
 from resfed_codec.stream.wire import varint
 from resfed_codec.tensors.layout import TensorSpec
-from snapshots import refused
+from snapshots import mismatched, refused
 
 RNG = np.random.default_rng(3)
 HERE = model(RNG)
@@ -49,8 +48,8 @@ LAYOUTS: dict[str, tuple[State, str, str]] = {
 }
 
 
-def foreign(end: Any, match: str, call: Callable[[], Any]) -> None:
-    error = refused(end, rfc.StateMismatchError, f"^payload: .*{match}", call)
+def foreign(match: str, call: Any, *args: Any, **kwargs: Any) -> None:
+    error = refused(rfc.StateMismatchError, f"^payload: .*{match}", call, *args, **kwargs)
     assert error.request == b"", "asks for what cannot help"
 
 
@@ -79,15 +78,15 @@ def test_other_layouts(
 ) -> None:
     fed, client = ends(theirs, "", rules, client_id=client_id)
     server = fed.server
-    foreign(client, at_client, lambda: client.receive(server.send("a", fresh=fresh)))
+    foreign(at_client, client.receive, server.send("a", fresh=fresh))
     fed.update(2)
-    foreign(client, at_client, lambda: client.receive(server.send("a", fresh=fresh)))
+    foreign(at_client, client.receive, server.send("a", fresh=fresh))
     uplink = client.send(client.state)
-    foreign(server, at_server, lambda: server.receive("a", uplink))
-    foreign(server, at_server, lambda: server.answer("a", client.acknowledge()))
-    foreign(server, at_server, lambda: server.acknowledged("a", client.acknowledge()))
+    foreign(at_server, server.receive, "a", uplink)
+    foreign(at_server, server.answer, "a", client.acknowledge())
+    foreign(at_server, server.acknowledged, "a", client.acknowledge())
     aggregator = server.aggregator()
-    foreign(server, at_server, lambda: server.receive_into("a", uplink, aggregator))
+    foreign(at_server, server.receive_into, "a", uplink, aggregator)
     assert aggregator.count == 0
 
 
@@ -98,25 +97,18 @@ def test_other_runs(rules: tuple[str, str], client_id: str | None) -> None:
     fed.update()
     for fresh in (False, True):
         message = fed.server.send("a", fresh=fresh)
-        foreign(
-            client, "another run: '' there, 'tuesday' here", lambda m=message: client.receive(m)
-        )
+        foreign("another run: '' there, 'tuesday' here", client.receive, message)
     uplink = client.send(client.state)
-    foreign(fed.server, "run: 'tuesday' there, '' here", lambda: fed.server.receive("a", uplink))
+    foreign("run: 'tuesday' there, '' here", fed.server.receive, "a", uplink)
 
 
 def test_a_multicast_payload_of_another_layout() -> None:
     """It has no identity; the recovery that follows fails at once."""
     fed, client = ends(LAYOUTS["names"][0], "", RULES["default"])
     payload = fed.server.update(HERE)
-    error = refused(
-        client,
-        rfc.StateMismatchError,
-        "another run, layout or client",
-        lambda: client.receive(payload),
-    )
+    error = mismatched("another run, layout or client", client.receive, payload)
     request = error.request
-    foreign(fed.server, LAYOUTS["names"][1], lambda: fed.server.answer("a", request))
+    foreign(LAYOUTS["names"][1], fed.server.answer, "a", request)
 
 
 @pytest.mark.parametrize("theirs", [HERE, LAYOUTS["shape"][0]], ids=["run", "layout"])
@@ -126,10 +118,8 @@ def test_a_client_that_changes_servers(theirs: State) -> None:
     home = rfc.ServerSession(theirs, *fed.configs, run="tuesday")
     client.receive(home.send("a"))
     uplink = client.send(client.state)
-    error = refused(
-        fed.server, rfc.StateMismatchError, "payload: ", lambda: fed.server.receive("a", uplink)
-    )
-    foreign(client, "another run: '' there", lambda: client.answer(error.request))
+    error = mismatched("payload: ", fed.server.receive, "a", uplink)
+    foreign("another run: '' there", client.answer, error.request)
     home.receive("a", uplink)
 
 
@@ -187,13 +177,13 @@ def test_the_error_for_a_request_without_an_identity() -> None:
     client = fed.new_client()
     fed.rounds(client, 1)
     request = write_message(read_message(client.acknowledge())._replace(run=1))
-    foreign(fed.server, "of another run or layout", lambda: fed.server.answer("a", request))
+    foreign("of another run or layout", fed.server.answer, "a", request)
 
 
 @pytest.mark.parametrize("kind", [rfc.ServerSession, rfc.ClientSession, rfc.Encoder, rfc.Decoder])
 def test_saved_with_a_tensor_more_or_less(kind: Any) -> None:
     ours, more = kind(HERE), kind({**HERE, "z": np.zeros(3, np.float32)})
     text = "saved with tensor 'z' float32 .3.; this object has no tensor more"
-    refused(ours, ValueError, text, lambda: ours.load_state_dict(more.state_dict()))
+    refused(ValueError, text, ours.load_state_dict, more.state_dict())
     text = "saved with no tensor more; this object has tensor 'z' float32 .3."
-    refused(more, ValueError, text, lambda: more.load_state_dict(ours.state_dict()))
+    refused(ValueError, text, more.load_state_dict, ours.state_dict())

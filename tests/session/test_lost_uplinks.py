@@ -59,7 +59,7 @@ class Book:
         return uplink
 
     def enter(self, uplink: bytes) -> None:
-        sent = self.client._sent[max(self.client._sent)]
+        sent = self.client._state.sent[max(self.client._state.sent)]
         nothing = [np.zeros(6, np.float32), np.zeros((12, 12), np.float32)]
         change = self.client._with_lost(nothing, [sent])
         assert change is not None
@@ -87,7 +87,7 @@ class Book:
 
     def balanced(self) -> None:
         feedback = self.client._state.feedback
-        pending = [s for s in self.client._sent.values() if s.message not in self.delivered]
+        pending = [s for s in self.client._state.sent.values() if s.message not in self.delivered]
         for i, name in enumerate(NAMES):
             held = feedback[i] + sum(self.uplinks[s.message][name] for s in pending)
             np.testing.assert_allclose(self.arrived[name] + held, self.wanted[name], atol=2e-3)

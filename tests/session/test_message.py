@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
-from checksums import sealed
+from checksums import sealed, with_flipped_bits
 from published_rules import moved, random_model
 from resfed_codec._native import MAX_NUMERATOR
 from resfed_codec.session.client_record import ClientRecord
@@ -209,12 +209,9 @@ def test_message(message: Message) -> None:
 
 @given(MESSAGES)
 def test_every_flipped_bit(message: Message) -> None:
-    data = write(message)
-    for bit in range(8 * len(data)):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
+    for flipped in with_flipped_bits(write(message)):
         with pytest.raises(rfc.PayloadError, match="payload: "):
-            read_message(bytes(flipped))
+            read_message(flipped)
 
 
 @given(MESSAGES, st.data())
@@ -354,7 +351,7 @@ def test_forged_links_of_streams(own: tuple[float, ...], rng: np.random.Generato
 def test_sessions_survive_any_message(message: Message) -> None:
     server, client, _ = SESSIONS
     for own in (False, True):
-        mine = {"tag": client._tag, "run": client._identity.check} if own else {}
+        mine = {"tag": client._state.tag, "run": client._identity.check} if own else {}
         data = write(message._replace(**mine))
         for end, call in (
             (server, lambda m: server.receive("a", m)),

@@ -8,28 +8,11 @@ from __future__ import annotations
 import pytest
 
 import resfed_codec as rfc
-from federation import OWN_DOWNLINKS, RULES, Federation, model
+from federation import OWN_DOWNLINKS, RULES, Federation, Running, model
 from models import assert_same
 from published_rules import moved
 from resfed_codec.stream.message import read_message
-from snapshots import refused, snapshot
-
-
-@pytest.fixture(params=RULES.values(), ids=RULES.keys())
-def fed(request: pytest.FixtureRequest) -> Federation:
-    return Federation(request.param)
-
-
-@pytest.fixture
-def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """A federation after some rounds."""
-    client = fed.new_client()
-    fed.rounds(client, 4)
-    return fed, client
-
-
-Running = tuple[Federation, rfc.ClientSession]
-
+from snapshots import mismatched, snapshot
 
 # ---- contents of messages
 
@@ -93,11 +76,10 @@ def test_reordered_downlinks(running: Running) -> None:
         messages.append(fed.server.send("a"))
     fed.check(client, client.receive(messages[2]))
     for message in messages[:2]:
-        refused(
-            client,
-            rfc.StateMismatchError,
+        mismatched(
             r"leads to global version \d+, while version \d+ \(digest .*\) is held here: that is",
-            lambda message=message: client.receive(message),
+            client.receive,
+            message,
         )
     fed.rounds(client)
 
@@ -106,11 +88,8 @@ def test_reordered_uplinks(running: Running) -> None:
     fed, client = running
     payloads = [client.send(moved(client.state, fed.rng)) for _ in range(3)]
     fed.server.receive("a", payloads[1])
-    refused(
-        fed.server,
-        rfc.StateMismatchError,
-        "version 5, .*older than uplink 6, which has arrived",
-        lambda: fed.server.receive("a", payloads[0]),
+    mismatched(
+        "version 5, .*older than uplink 6, which has arrived", fed.server.receive, "a", payloads[0]
     )
     fed.server.receive("a", payloads[2])
     fed.rounds(client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,35 +49,25 @@ def test_wrong_arguments_of_calls(rules: tuple[str, str]) -> None:
     bad = moved(server.state, rng)
     bad["wb"][3, 1] = np.nan
     server.update(moved(server.state, rng))
-    message, payload = server.send("a"), None
-    for end, call, argument in (
-        (client, client.send, "local_state"),
-        (server, server.update, "global_state"),
-    ):
+    message = server.send("a")
+    for call, argument in ((client.send, "local_state"), (server.update, "global_state")):
         for wrong, error, match in (
             (None, TypeError, f"{argument}: must be a mapping"),
             ({"w32": bad["w32"]}, ValueError, f"{argument} lacks 'bias', 'scale'"),
             ({**bad, "w32": "x"}, TypeError, f"{argument}: tensor 'w32'"),
         ):
-            refused(end, error, match, lambda call=call, wrong=wrong: call(wrong))
+            refused(error, match, call, wrong)
         if call == client.send or server._broadcast:
-            match = "tensor 'wb' at flat index 7 is not finite"
-            refused(end, ValueError, match, lambda call=call: call(bad))
+            refused(ValueError, "tensor 'wb' at flat index 7 is not finite", call, bad)
     payload = client.send(client.state)
     read_only = random_model(rng)
     read_only["w16"].flags.writeable = False
-    for end, receive in (
-        (client, lambda data, **k: client.receive(data, **k)),
-        (server, lambda data, **k: server.receive("a", data, **k)),
-    ):
-        data = message if end is client else payload
+    for receive, data in ((client.receive, message), (partial(server.receive, "a"), payload)):
         for wrong in ("text", None, 3):
-            match = "payload: must be bytes-like"
-            refused(end, TypeError, match, lambda r=receive, w=wrong: r(w))
-        match = "out: tensor 'w16' is read-only"
-        refused(end, ValueError, match, lambda r=receive, d=data: r(d, out=read_only))
+            refused(TypeError, "payload: must be bytes-like", receive, wrong)
+        refused(ValueError, "out: tensor 'w16' is read-only", receive, data, out=read_only)
         for junk in (b"", b"RF", b"RFM", b"RFD", b"RFK\x01", bytes(50), b"RFM\x01" + bytes(50)):
-            refused(end, rfc.PayloadError, "payload: ", lambda r=receive, j=junk: r(j))
+            refused(rfc.PayloadError, "payload: ", receive, junk)
     run(server, client, rng)
 
 
@@ -93,21 +84,21 @@ def test_messages_in_the_wrong_place() -> None:
         server.receive("b", payload)
     from_server = caught.value.request
     keyframe = rfc.Encoder(server.state).keyframe()
-    for end, call, data, match in (
-        (client, client.receive, payload, "building on no version and 3"),
-        (client, client.receive, from_client, "this is a request: give it to answer"),
-        (client, client.receive, keyframe, "not from a server's session|for another client"),
-        (client, client.answer, from_client, "another client|it is for the server"),
-        (client, client.answer, message, "this is a message: give it to receive"),
-        (client, client.answer, payload, "this is an update: give it to"),
-        (server, lambda m: server.receive("a", m), message, "not from a client's session"),
-        (server, lambda m: server.receive("a", m), from_client, "this is a request: give it to"),
-        (server, lambda m: server.receive("a", m), keyframe, "not from a client's|another client"),
-        (server, lambda m: server.answer("b", m), from_server, "it is for the client"),
-        (server, lambda m: server.answer("a", m), from_server, "request of another client"),
-        (server, lambda m: server.answer("a", m), message, "this is a message: give it to receive"),
+    for call, data, match in (
+        (client.receive, payload, "building on no version and 3"),
+        (client.receive, from_client, "this is a request: give it to answer"),
+        (client.receive, keyframe, "not from a server's session|for another client"),
+        (client.answer, from_client, "another client|it is for the server"),
+        (client.answer, message, "this is a message: give it to receive"),
+        (client.answer, payload, "this is an update: give it to"),
+        (partial(server.receive, "a"), message, "not from a client's session"),
+        (partial(server.receive, "a"), from_client, "this is a request: give it to"),
+        (partial(server.receive, "a"), keyframe, "not from a client's|another client"),
+        (partial(server.answer, "b"), from_server, "it is for the client"),
+        (partial(server.answer, "a"), from_server, "request of another client"),
+        (partial(server.answer, "a"), message, "this is a message: give it to receive"),
     ):
-        refused(end, rfc.CodecError, match, lambda call=call, data=data: call(data))
+        refused(rfc.CodecError, match, call, data)
 
 
 # ---- memory of the caller
@@ -275,12 +266,12 @@ def test_state_dicts_that_do_not_fit() -> None:
         (client, None, r"must be what ClientSession.state_dict\(\) returned"),
     ]
     for end, saved, match in cases:
-        refused(end, ValueError, match, lambda e=end, s=saved: e.load_state_dict(s))
+        refused(ValueError, match, end.load_state_dict, saved)
     for end in (server, client):
         saved = end.state_dict()
         for name in saved:
             part = {k: v for k, v in saved.items() if k != name}
-            refused(end, ValueError, "state_dict: ", lambda e=end, p=part: e.load_state_dict(p))
+            refused(ValueError, "state_dict: ", end.load_state_dict, part)
     run(server, client, rng)
 
 
@@ -301,7 +292,7 @@ def test_a_chain_that_fails_in_the_middle(rules: tuple[str, str]) -> None:
     repaired = sealed(bytes(damaged[:-4]))
     for last, error in ((foreign.payloads[2], "it is version"), (repaired, "payload: ")):
         mixed = write_message(good._replace(payloads=(*good.payloads[:2], last)))
-        refused(client, rfc.CodecError, error, lambda mixed=mixed: client.receive(mixed))
+        refused(rfc.CodecError, error, client.receive, mixed)
     assert_same(client.receive(write_message(good)), server.state)
     run(server, client, rng)
 

@@ -4,26 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import resfed_codec as rfc
-from federation import RULES, Federation
+from federation import Running
 from published_rules import moved
-from snapshots import refused
-
-
-@pytest.fixture(params=RULES.values(), ids=RULES.keys())
-def fed(request: pytest.FixtureRequest) -> Federation:
-    return Federation(request.param)
-
-
-@pytest.fixture
-def running(fed: Federation) -> tuple[Federation, rfc.ClientSession]:
-    """A federation after some rounds."""
-    client = fed.new_client()
-    fed.rounds(client, 4)
-    return fed, client
-
-
-Running = tuple[Federation, rfc.ClientSession]
+from snapshots import mismatched
 
 
 def test_client_restarts_without_state(running: Running) -> None:
@@ -100,11 +83,8 @@ def test_a_number_used_twice(running: Running) -> None:
         payloads.append(client.send(moved(client.state, fed.rng)))
         fed.server.receive("a", payloads[-1])
     for payload in payloads[:2]:
-        refused(
-            fed.server,
-            rfc.StateMismatchError,
-            "version 5, .*older than uplink 5, which has arrived",
-            lambda payload=payload: fed.server.receive("a", payload),
+        mismatched(
+            "version 5, .*older than uplink 5, which has arrived", fed.server.receive, "a", payload
         )
     fed.server.receive("a", payloads[2])
     fed.rounds(client)

@@ -12,7 +12,7 @@ import resfed_codec as rfc
 from models import State, assert_same
 from published_rules import moved
 from session_pairs import RULES, configs, pair, run
-from snapshots import refused, snapshot
+from snapshots import mismatched, refused, snapshot
 
 # ---- names
 
@@ -64,17 +64,17 @@ def test_invalid_names(name: Any) -> None:
     server, client, _ = pair()
     payload = client.send(client.state)
     aggregator = server.aggregator()
-    for call in (
-        lambda: server.send(name),
-        lambda: server.receive(name, payload),
-        lambda: server.receive_into(name, payload, aggregator),
-        lambda: server.answer(name, b""),
-        lambda: server.forget(name),
+    message = "client_id=.*: must be a str or an integer"
+    for call, *arguments in (
+        (server.send,),
+        (server.receive, payload),
+        (server.receive_into, payload, aggregator),
+        (server.answer, b""),
+        (server.forget,),
     ):
-        message = "client_id=.*: must be a str or an integer"
-        refused(server, TypeError, message, call)
+        refused(TypeError, message, call, name, *arguments)
     if name is not None:
-        with pytest.raises(TypeError, match=r"client_id=.*: must be a str or an integer"):
+        with pytest.raises(TypeError, match=message):
             rfc.ClientSession(client.state, client_id=name)
 
 
@@ -85,20 +85,10 @@ def test_messages_for_another_client(rules: tuple[str, str]) -> None:
     run(server, client, rng)
     run(server, other, rng, 1, "b") if server._broadcast else server.send("b")
     server.update(moved(server.state, rng))
-    error = refused(
-        client,
-        rfc.StateMismatchError,
-        "payload: a message for another client",
-        lambda: client.receive(server.send("b")),
-    )
+    error = mismatched("payload: a message for another client", client.receive, server.send("b"))
     assert error.request == b""
     payload = client.send(client.state)
-    error = refused(
-        server,
-        rfc.StateMismatchError,
-        "from another client or run|are held here",
-        lambda: server.receive("b", payload),
-    )
+    error = mismatched("from another client or run|are held here", server.receive, "b", payload)
     with pytest.raises(rfc.StateMismatchError, match="a request of another client"):
         client.answer(error.request)
     server.receive("a", payload)
@@ -110,17 +100,12 @@ def test_another_run() -> None:
     other, *_ = pair(run="y")
     run(server, client, rng)
     other.update(other.state)
-    refused(
-        client,
-        rfc.StateMismatchError,
-        "payload: of another run: 'y' there, 'x' here",
-        lambda: client.receive(other.send("a")),
-    )
-    refused(
-        other,
-        rfc.StateMismatchError,
+    mismatched("payload: of another run: 'y' there, 'x' here", client.receive, other.send("a"))
+    mismatched(
         "payload: version 4, building on .* are held here|but from another client or run",
-        lambda: other.receive("a", client.send(client.state)),
+        other.receive,
+        "a",
+        client.send(client.state),
     )
 
 
@@ -161,12 +146,7 @@ def test_multicast_to_a_client_without_a_name() -> None:
         local = moved(client.state, rng)
         payload = client.send(local)
         if t == 1:
-            error = refused(
-                server,
-                rfc.StateMismatchError,
-                "from another client or run",
-                lambda p=payload: server.receive("a", p),
-            )
+            error = mismatched("from another client or run", server.receive, "a", payload)
             payload = client.answer(error.request)
         assert_same([server.receive("a", payload)["steps"]], [local["steps"]])
 
@@ -216,7 +196,7 @@ def test_receive_into_refuses() -> None:
         (rfc.PayloadError, "checksum", ("a", payload[:-1] + b"x", aggregator)),
         (ValueError, "aggregator lacks", ("a", payload, rfc.Aggregator({"x": np.zeros(3)}))),
     ):
-        refused(server, error, match, lambda a=arguments: server.receive_into(*a))
+        refused(error, match, server.receive_into, *arguments)
     assert aggregator.count == 0
     server.update(moved(server.state, rng))
     newer = server.aggregator()

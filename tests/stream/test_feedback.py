@@ -12,16 +12,7 @@ import pytest
 
 import resfed_codec as rfc
 from models import State, assert_same
-from published_rules import (
-    RULES,
-    Feedback,
-    History,
-    linear,
-    moved,
-    predict,
-    random_model,
-    residual,
-)
+from published_rules import RULES, Feedback, History, linear, moved, predict, random_model, residual
 
 SPARSITY = 0.8
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from checksums import with_flipped_bits
 from models import State, arrays_of, assert_same, cnn_pair, options, pairs
 from published_rules import moved, random_model
 from snapshots import refused, snapshot
@@ -231,7 +232,7 @@ def test_out(rng: np.random.Generator) -> None:
         ({**out, "b": out["b"].astype(np.float64)}, ValueError, "'b' float64"),
         (3, TypeError, "out: must be a mapping"),
     ):
-        refused(dec, error, match, lambda bad=bad: dec.decode(next_payload, out=bad))
+        refused(error, match, dec.decode, next_payload, out=bad)
     dec.decode(next_payload, out=out)
     assert_same(out, enc.state)
 
@@ -256,15 +257,15 @@ def test_bad_arguments(rng: np.random.Generator) -> None:
             (None, TypeError, "state: must be a mapping"),
             ({**initial, "w": "text"}, TypeError, "state: tensor 'w': must be a numpy.ndarray"),
         ):
-            refused(enc, error, match, lambda bad=bad, enc=enc: enc.encode(bad))
+            refused(error, match, enc.encode, bad)
     counts = {**initial, "n": np.zeros(40, np.int64)}
     small = rfc.Encoder(counts, max_bytes=100, error_feedback=True)
     small.encode({**moved(initial, rng), "n": counts["n"]})
     too_much = {**moved(initial, rng), "n": rng.integers(-(2**60), 2**60, 40)}
     message = r"max_bytes: too small; the smallest payload of this update takes 3\d\d bytes"
-    refused(small, ValueError, message, lambda: small.encode(too_much))
+    refused(ValueError, message, small.encode, too_much)
     dec = rfc.Decoder(initial)
-    refused(dec, TypeError, "payload: must be bytes-like, not str", lambda: dec.decode("text"))
+    refused(TypeError, "payload: must be bytes-like, not str", dec.decode, "text")
     with pytest.raises(TypeError, match="run=5: must be a str"):
         rfc.Encoder(initial, run=5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="run=None: must be a str"):
@@ -293,11 +294,7 @@ def test_every_flipped_bit_and_truncation(kind: str, rng: np.random.Generator) -
         good, call, end = caught.value.request, enc.answer, enc
     before = snapshot(end)
     damaged = [good[:n] for n in range(len(good))]
-    for bit in range(8 * len(good)):
-        flipped = bytearray(good)
-        flipped[bit // 8] ^= 1 << bit % 8
-        damaged.append(bytes(flipped))
-    damaged += [good + b"\0", good + good]
+    damaged += [*with_flipped_bits(good), good + b"\0", good + good]
     for i, data in enumerate(damaged):
         try:
             call(data)

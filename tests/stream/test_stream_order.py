@@ -14,7 +14,7 @@ import pytest
 import resfed_codec as rfc
 from models import assert_same
 from published_rules import moved, random_model
-from snapshots import SAVERS, refused, snapshot
+from snapshots import SAVERS, mismatched, refused, snapshot
 
 PREDICTORS = ["previous", "adaptive", rfc.LinearPredictor((2, -1))]
 
@@ -42,7 +42,7 @@ class Pair:
         return recovered
 
     def refused(self, payload: bytes, match: str) -> bytes:
-        error = refused(self.dec, rfc.StateMismatchError, match, lambda: self.dec.decode(payload))
+        error = mismatched(match, self.dec.decode, payload)
         return error.request
 
     def recover(self, request: bytes) -> None:
@@ -112,12 +112,7 @@ def test_another_run(pair: Pair) -> None:
     with pytest.raises(rfc.StateMismatchError, match="another run: '' there, 'b' here") as caught:
         other.answer(request)
     assert caught.value.request == b""
-    error = refused(
-        pair.dec,
-        rfc.StateMismatchError,
-        "another run: 'b' there, '' here",
-        lambda: pair.dec.decode(other.keyframe()),
-    )
+    error = mismatched("another run: 'b' there, '' here", pair.dec.decode, other.keyframe())
     assert error.request == b""
     pair.deliver(1, 2, 3, 4)
     pair.refused(other.encode(pair.initial), "of another run")
@@ -144,12 +139,7 @@ def test_another_initial_state(pair: Pair) -> None:
 
 def test_payloads_of_other_kinds(pair: Pair) -> None:
     match = "belongs to no stream: give it to decode"
-    refused(
-        pair.dec,
-        rfc.PayloadError,
-        match,
-        lambda: pair.dec.decode(rfc.encode(pair.initial, pair.initial)),
-    )
+    refused(rfc.PayloadError, match, pair.dec.decode, rfc.encode(pair.initial, pair.initial))
     client, server = rfc.ClientSession(pair.initial), rfc.ServerSession(pair.initial)
     first = client.send(pair.initial)
     client.receive(server.send("a"))
@@ -160,7 +150,7 @@ def test_payloads_of_other_kinds(pair: Pair) -> None:
         ("keyframe payload", rfc.encode_keyframe(pair.initial)),
         ("request", pair.refused(pair.payloads[2], "missing")),
     ):
-        refused(pair.dec, rfc.PayloadError, "payload: ", lambda data=data: pair.dec.decode(data))
+        refused(rfc.PayloadError, "payload: ", pair.dec.decode, data)
         if kind != "request":
             with pytest.raises(rfc.PayloadError):
                 pair.enc.answer(data)
@@ -336,7 +326,7 @@ def test_state_dicts_that_do_not_fit(pair: Pair) -> None:
         (pair.dec, 7, r"must be what Decoder.state_dict\(\) returned"),
     ]
     for end, saved, match in cases:
-        refused(end, ValueError, match, lambda end=end, saved=saved: end.load_state_dict(saved))
+        refused(ValueError, match, end.load_state_dict, saved)
     pair.goes_on()
 
 
@@ -363,7 +353,7 @@ def test_damaged_state_dicts(pair: Pair) -> None:
                 damaged[f"byte {at} of {name} flipped"] = {**saved, name: changed}
         for what, bad in damaged.items():
             try:
-                refused(end, ValueError, "state_dict: ", lambda load=load, bad=bad: load(bad))
+                refused(ValueError, "state_dict: ", load, bad)
             except BaseException as error:
                 raise AssertionError(f"{type(end).__name__}, {what}") from error
         end.load_state_dict(saved)

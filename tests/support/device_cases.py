@@ -13,7 +13,7 @@ from resfed_codec._native import Role, Tensors
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
 from resfed_codec.config import CodecConfig
-from resfed_codec.tensors.layout import layout_digest, role_overrides, roles_of, views_of
+from resfed_codec.tensors.layout import layout_digest, role_overrides, roles_of, specs_of, views_of
 
 Arrays = list[np.ndarray]
 
@@ -60,7 +60,7 @@ class Case:
         self.current = [view.array for view in views_of(state, "state")]
         views = views_of(reference, "reference")
         self.base = [view.array for view in views]
-        self.specs = [view.spec for view in views]
+        self.specs = specs_of(views)
         parsed = CodecConfig(**config)
         overrides = role_overrides(self.specs, parsed)
         self.roles = roles_of(self.specs, overrides)

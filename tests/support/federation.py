@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 import resfed_codec as rfc
 from models import State, assert_same
 from published_rules import moved
-from snapshots import refused
+from snapshots import mismatched
 
 RULES = {
     "default": ("global", "previous"),
@@ -76,17 +77,13 @@ class Federation:
         if self.broadcast:
             assert_same(received, self.server.state)
 
-    def deliver(
-        self, end: Any, receive: Any, answer: Any, message: bytes, answers: int | None
-    ) -> State:
+    def deliver(self, receive: Any, answer: Any, message: bytes, answers: int | None) -> State:
         """The result of ``receive`` after ``answers`` refusals and answers; None: at most two."""
         for n in range(2 if answers is None else answers):
             try:
                 state: State = receive(message)
             except rfc.StateMismatchError:
-                error = refused(
-                    end, rfc.StateMismatchError, "payload: ", lambda m=message: receive(m)
-                )
+                error = mismatched("payload: ", receive, message)
                 message = answer(error.request)
             else:
                 assert answers is None, f"accepted after {n} answers, not {answers}"
@@ -95,26 +92,15 @@ class Federation:
 
     def down(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
         """Deliver the newest global model, after ``answers`` expected refusals and answers."""
+        answer = partial(self.server.answer, name)
         message = self.server.send(name)
-        received = self.deliver(
-            client,
-            client.receive,
-            lambda request: self.server.answer(name, request),
-            message,
-            answers,
-        )
-        self.check(client, received)
+        self.check(client, self.deliver(client.receive, answer, message, answers))
 
     def up(self, client: rfc.ClientSession, name: Any = "a", answers: int | None = 0) -> None:
         """Deliver a local model."""
         local = moved(client.state, self.rng)
-        received = self.deliver(
-            self.server,
-            lambda payload: self.server.receive(name, payload),
-            client.answer,
-            client.send(local),
-            answers,
-        )
+        receive = partial(self.server.receive, name)
+        received = self.deliver(receive, client.answer, client.send(local), answers)
         self.check_local(received, local)
 
     def check_local(self, received: State, local: State) -> None:
@@ -127,3 +113,6 @@ class Federation:
             self.update()
             self.down(client, name)
             self.up(client, name)
+
+
+Running = tuple[Federation, rfc.ClientSession]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,16 +111,11 @@ class Twin:
         host, device = getattr(self.host, name), getattr(self.device, name)
         if not callable(host):
             return self._same(host, device)
+        return partial(self._call, name)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self._call(
-                lambda: host(*map(_of_host, args), **kwargs),
-                lambda: device(*map(self._of_device, args), **kwargs),
-            )
-
-        return call
-
-    def _call(self, host: Callable[[], Any], device: Callable[[], Any]) -> Any:
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        host = partial(getattr(self.host, name), *map(_of_host, args), **kwargs)
+        device = partial(getattr(self.device, name), *map(self._of_device, args), **kwargs)
         try:
             expected = host()
         except (ValueError, TypeError) as caught:

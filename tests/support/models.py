@@ -90,6 +90,24 @@ def cnn_pair(rng: np.random.Generator) -> tuple[State, State]:
     return state, reference
 
 
+LAYOUT_CHANGES = ["name", "shape", "dtype", "missing", "extra"]
+
+
+def with_another_layout(state: State, name: str, change: str) -> State:
+    """The state with one of LAYOUT_CHANGES in the matrix of this name."""
+    other = dict(state)
+    array = other.pop(name)
+    if change == "name":
+        other["renamed"] = array
+    elif change == "shape":
+        other[name] = array.reshape(array.shape[1] // 2, -1)
+    elif change == "dtype":
+        other[name] = array.view(np.int32)
+    elif change == "extra":
+        other[name], other["more"] = array, array
+    return other
+
+
 def assert_same(actual: Any, expected: Any, where: str = "") -> None:
     """Check that two states are bitwise equal; the message locates the first difference."""
     if isinstance(expected, dict):

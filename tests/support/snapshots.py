@@ -9,19 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+import resfed_codec as rfc
+
 
 def snapshot(end: Any) -> dict[str, bytes]:
     """The whole state of a stream's or session's end, for comparison."""
     return {name: np.asarray(value).tobytes() for name, value in end.state_dict().items()}
 
 
-def refused(end: Any, error: type[Exception], match: str, call: Callable[[], Any]) -> Any:
-    """The error of a call, which must raise it and change nothing."""
+def refused(error: type[Exception], match: str, call: Any, *args: Any, **kwargs: Any) -> Any:
+    """The error of a method of an end, or a partial of one; it must change nothing."""
+    end = getattr(call, "func", call).__self__
     before = snapshot(end)
     with pytest.raises(error, match=match) as caught:
-        call()
+        call(*args, **kwargs)
     assert snapshot(end) == before, "a refused call changed the state"
     return caught.value
+
+
+def mismatched(match: str, call: Any, *args: Any) -> Any:
+    return refused(rfc.StateMismatchError, match, call, *args)
 
 
 def _npz(state_dict: dict[str, Any], path: Path) -> Any:

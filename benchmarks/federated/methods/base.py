@@ -20,7 +20,8 @@ class Method(ABC):
     All clients and the server start from ``initial``, drawn from a common seed, so it is not sent.
     In a round each client trains from ``held[client]``, :meth:`up` sends the result to the server,
     and :meth:`down` sends the mean of the recovered models to all clients. Bytes are the length of
-    a real payload unless the method's docstring says otherwise.
+    a real payload unless the method's docstring says otherwise. Subclasses that add options pass
+    the other arguments on as ``start``.
 
     Args:
         initial: The first model, float32.
@@ -47,6 +48,11 @@ class Method(ABC):
     @abstractmethod
     def down(self, mean: State) -> list[int]:
         """Send the new global model to all clients, in ``held``; return the bytes to each."""
+
+    def _broadcast(self, model: State, n_bytes: int) -> list[int]:
+        """The end of :meth:`down` if all clients get the same."""
+        self.held = [model] * len(self.held)
+        return [n_bytes] * len(self.held)
 
     def notes(self) -> dict[str, float]:
         """Extra fields for the result line of the round that :meth:`down` ended."""
@@ -90,9 +96,7 @@ class UpdateMethod(Method):
         return self._send(client, local, self.held[client])
 
     def down(self, mean: State) -> list[int]:
-        model, n_bytes = self._send(-1, mean, self.held[0])
-        self.held = [model] * len(self.held)
-        return [n_bytes] * len(self.held)
+        return self._broadcast(*self._send(-1, mean, self.held[0]))
 
 
 class PayloadMethod(UpdateMethod):

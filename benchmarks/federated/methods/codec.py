@@ -93,7 +93,7 @@ class Codec(Method):
         local = self._with_statistics(local, self.held[client])
         recovered: State = {}
         total = 0
-        with _vector_share(self._share):
+        with vector_share(self._share):
             for channel in self._channels:
                 model, n_bytes = channel.up(client, local)
                 recovered |= model
@@ -104,7 +104,7 @@ class Codec(Method):
     def down(self, mean: State) -> list[int]:
         mean = self._with_statistics(mean, self.held[0])
         self._round += 1
-        with _vector_share(self._share):
+        with vector_share(self._share):
             for channel in self._channels:
                 channel.update(mean)
         return self._deliver()
@@ -175,7 +175,7 @@ def _single(state: dict[str, Any]) -> State:
 
 
 @contextmanager
-def _vector_share(share: int) -> Iterator[None]:
+def vector_share(share: int) -> Iterator[None]:
     before, codec.VECTOR_SHARE = codec.VECTOR_SHARE, share
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,14 @@ class Outer:
     Nesterov momentum as in PyTorch: ``m = momentum m + g``, a step ``lr (g + momentum m)``.
     """
 
-    def __init__(self, lr: float, momentum: float) -> None:
-        self._lr, self._momentum = np.float32(lr), np.float32(momentum)
+    def __init__(self, outer_lr: float = 1.0, outer_momentum: float = 0.0) -> None:
+        self._lr, self._momentum = np.float32(outer_lr), np.float32(outer_momentum)
         self._mean: Vector | None = None
+
+    def moved(self, model: State, mean: State) -> State:
+        """The model after a step."""
+        start = flat(model)
+        return like(mean, start - self.step(start - flat(mean)))
 
     def step(self, gradient: Vector) -> Vector:
         """What to subtract from the model."""
@@ -49,26 +55,16 @@ class DiLoCo(Method):
     arXiv:2311.08105, with its outer learning rate and momentum.
     """
 
-    def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        outer_lr: float = 0.7,
-        outer_momentum: float = 0.9,
-    ) -> None:
-        super().__init__(initial, clients, seed)
+    def __init__(self, *start: Any, outer_lr: float = 0.7, outer_momentum: float = 0.9) -> None:
+        super().__init__(*start)
         self._outer = Outer(outer_lr, outer_momentum)
 
     def up(self, client: int, local: State) -> tuple[State, int]:
         return local, sum(value.nbytes for value in local.values())
 
     def down(self, mean: State) -> list[int]:
-        held = flat(self.held[0])
-        model = like(mean, held - self._outer.step(held - flat(mean)))
-        self.held = [model] * len(self.held)
-        return [held.nbytes] * len(self.held)
+        model = self._outer.moved(self.held[0], mean)
+        return self._broadcast(model, flat(model).nbytes)
 
 
 class Gathered(Method):
@@ -78,21 +74,12 @@ class Gathered(Method):
     out. Bytes up are a worker's payload, bytes down those of all others.
     """
 
-    def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        decay: float,
-        outer_lr: float,
-        outer_momentum: float,
-    ) -> None:
-        super().__init__(initial, clients, seed)
+    def __init__(self, *start: Any, decay: float, **outer: float) -> None:
+        super().__init__(*start)
         self._decay = np.float32(decay)
-        self._outer = Outer(outer_lr, outer_momentum)
-        self._left: list[Vector | None] = [None] * clients
-        self._sizes = [0] * clients
+        self._outer = Outer(**outer)
+        self._left: list[Vector | None] = [None] * len(self.held)
+        self._sizes = [0] * len(self.held)
 
     @abstractmethod
     def code(self, update: State) -> tuple[State, int]:
@@ -110,9 +97,7 @@ class Gathered(Method):
         return like(local, held - decoded), self._sizes[client]
 
     def down(self, mean: State) -> list[int]:
-        held = flat(self.held[0])
-        model = like(mean, held - self._outer.step(held - flat(mean)))
-        self.held = [model] * len(self.held)
+        self._broadcast(self._outer.moved(self.held[0], mean), 0)
         return [sum(self._sizes) - size for size in self._sizes]
 
 
@@ -128,25 +113,8 @@ class SparseLoCo(Gathered):
     of its public code. Neither counts the bins' means.
     """
 
-    def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        k: int = 64,
-        decay: float = 0.95,
-        outer_lr: float = 1.0,
-        outer_momentum: float = 0.0,
-    ) -> None:
-        super().__init__(
-            initial,
-            clients,
-            seed,
-            decay=decay,
-            outer_lr=outer_lr,
-            outer_momentum=outer_momentum,
-        )
+    def __init__(self, *start: Any, k: int = 64, decay: float = 0.95, **outer: float) -> None:
+        super().__init__(*start, decay=decay, **outer)
         self._k = k
 
     def code(self, update: State) -> tuple[State, int]:
@@ -203,26 +171,16 @@ class CodecGathered(Gathered):
 
     def __init__(
         self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
+        *start: Any,
         sparsity: float = 1 - 64 / 4096,
         decay: float = 1.0,
         outer_lr: float = 1.0,
         outer_momentum: float = 0.0,
         **options: object,
     ) -> None:
-        super().__init__(
-            initial,
-            clients,
-            seed,
-            decay=decay,
-            outer_lr=outer_lr,
-            outer_momentum=outer_momentum,
-        )
+        super().__init__(*start, decay=decay, outer_lr=outer_lr, outer_momentum=outer_momentum)
         self._config = rfc.CodecConfig(sparsity=sparsity, **options)  # type: ignore[arg-type]
-        self._zeros = {name: np.zeros_like(value) for name, value in initial.items()}
+        self._zeros = {name: np.zeros_like(value) for name, value in self.held[0].items()}
 
     def code(self, update: State) -> tuple[State, int]:
         payload = rfc.encode(update, self._zeros, config=self._config)
@@ -237,25 +195,15 @@ class CodecDiLoCo(Codec):
 
     def __init__(
         self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
+        *start: Any,
         outer_lr: float = 1.0,
         outer_momentum: float = 0.0,
         sparsity: float = 1 - 64 / 4096,
         down_sparsity: float | None = None,
     ) -> None:
-        super().__init__(
-            initial,
-            clients,
-            seed,
-            up_feedback=True,
-            sparsity=sparsity,
-            down_sparsity=down_sparsity,
-        )
+        super().__init__(*start, up_feedback=True, sparsity=sparsity, down_sparsity=down_sparsity)
         self._outer = Outer(outer_lr, outer_momentum)
-        self._exact = flat(initial)
+        self._exact = flat(self.held[0])
 
     def down(self, mean: State) -> list[int]:
         held = flat({name: self.held[0][name] for name in mean})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,18 +23,10 @@ class Flasc(Method):
     value if that is less.
     """
 
-    def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        up_density: float = 0.25,
-        down_density: float = 0.25,
-    ) -> None:
-        super().__init__(initial, clients, seed)
+    def __init__(self, *start: Any, up_density: float = 0.25, down_density: float = 0.25) -> None:
+        super().__init__(*start)
         self._up, self._down = up_density, down_density
-        self._server = initial
+        self._server = self.held[0]
 
     @property
     def tested(self) -> State:
@@ -47,9 +40,7 @@ class Flasc(Method):
 
     def down(self, mean: State) -> list[int]:
         self._server = mean
-        sent, n_bytes = _sparse(mean, self._down)
-        self.held = [sent] * len(self.held)
-        return [n_bytes] * len(self.held)
+        return self._broadcast(*_sparse(mean, self._down))
 
 
 def _sparse(state: State, density: float) -> tuple[State, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from typing import Any
 
 import numpy as np
 
@@ -32,21 +33,14 @@ class ResFed(Method):
     """
 
     def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        rule: str = "res1",
-        sparsity: float = 0.99,
-        levels: int = 1,
+        self, *start: Any, rule: str = "res1", sparsity: float = 0.99, levels: int = 1
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule {rule!r}: must be one of {', '.join(RULES)}")
-        super().__init__(initial, clients, seed)
+        super().__init__(*start)
         self._rule, self._sparsity, self._levels = rule, sparsity, levels
-        self._global: list[list[Vector]] = [[flat(initial)] for _ in range(clients)]
-        self._local: list[list[Vector]] = [[] for _ in range(clients)]
+        self._global: list[list[Vector]] = [[flat(first)] for first in self.held]
+        self._local: list[list[Vector]] = [[] for _ in self.held]
 
     def up(self, client: int, local: State) -> tuple[State, int]:
         model, n_bytes = self._send(flat(local), self._local[client], self._global[client])

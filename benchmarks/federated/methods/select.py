@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,14 @@ from resfed_codec import _native
 from resfed_codec.codec import update as codec
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.tensors.layout import NO_OVERRIDES, layout_digest, roles_of, views_of
+from resfed_codec.tensors.layout import (
+    NO_OVERRIDES,
+    arrays_of,
+    layout_digest,
+    roles_of,
+    specs_of,
+    views_of,
+)
 
 Index = NDArray[np.int64]
 
@@ -236,20 +244,13 @@ class CodecSelect(UpdateMethod):
     """
 
     def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        rule: str = "magnitude",
-        sparsity: float = 0.99,
-        feedback: bool = False,
+        self, *start: Any, rule: str = "magnitude", sparsity: float = 0.99, feedback: bool = False
     ) -> None:
         if rule not in RULES:
             raise ValueError(f"rule {rule!r}: must be one of {', '.join(RULES)}")
-        super().__init__(initial, clients, seed, feedback=feedback)
+        super().__init__(*start, feedback=feedback)
         self._rule, self._sparsity = rule, sparsity
-        self._zeros = {n: np.zeros_like(v) for n, v in initial.items() if STATISTICS not in n}
+        self._zeros = {n: np.zeros_like(v) for n, v in self.held[0].items() if STATISTICS not in n}
         self._matrices = sorted(name for name, value in self._zeros.items() if value.ndim > 1)
         self._costs = {is_up: Costs() for is_up in (True, False)}
         self._is_up = True
@@ -299,11 +300,11 @@ class CodecSelect(UpdateMethod):
 def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) -> bytes:
     """Encode with all nonzeros of matrices."""
     current, base = views_of(state, "state"), views_of(zeros, "reference")
-    specs = [view.spec for view in base]
+    specs = specs_of(base)
     roles = roles_of(specs)
     config = rfc.CodecConfig(sparsity=sparsity)
     options = codec.native_options(config, specs, roles, NO_OVERRIDES)
     options.k_matrix = sum(int(np.count_nonzero(state[name])) for name in matrices)
     options.digest = layout_digest(specs)
-    arrays = codec.arrays_of(current)
-    return _native.encode(tensors_of(specs, roles, codec.arrays_of(base), current=arrays), options)
+    arrays = arrays_of(current)
+    return _native.encode(tensors_of(specs, roles, arrays_of(base), current=arrays), options)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.federated.methods.base import PayloadMethod, State, Vector
+from benchmarks.federated.methods.base import PayloadMethod, Vector
 
 
 def largest(update: Vector, sparsity: float) -> NDArray[np.int64]:
@@ -23,16 +24,8 @@ class TopK(PayloadMethod):
     arXiv:1809.07599. Payload: the indices, uint32, and the values, float32.
     """
 
-    def __init__(
-        self,
-        initial: State,
-        clients: int,
-        seed: int,
-        *,
-        sparsity: float = 0.99,
-        feedback: bool = True,
-    ) -> None:
-        super().__init__(initial, clients, seed, feedback=feedback)
+    def __init__(self, *start: Any, sparsity: float = 0.99, feedback: bool = True) -> None:
+        super().__init__(*start, feedback=feedback)
         self._sparsity = sparsity
 
     def encode(self, update: Vector) -> bytes:

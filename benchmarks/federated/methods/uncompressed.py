@@ -21,9 +21,7 @@ class Uncompressed(Method):
         return self._sent(local)
 
     def down(self, mean: State) -> list[int]:
-        model, n_bytes = self._sent(mean)
-        self.held = [model] * len(self.held)
-        return [n_bytes] * len(self.held)
+        return self._broadcast(*self._sent(mean))
 
 
 class Float16(Uncompressed):

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import resfed_codec as rfc
-from resfed_codec.codec.update import empty_like
 from resfed_codec.tensors.layout import State, views_of
 from resfed_codec.tensors.memory import on_host
 
@@ -156,7 +155,7 @@ def measure(state: State, reference: State, *, sparsity: float = 0.99, turns: in
     if turns < 1:
         raise ValueError(f"turns={turns}: must be at least 1")
     payload = rfc.encode(state, reference, sparsity=sparsity)
-    target: Any = empty_like(reference)
+    target = rfc.decode(payload, reference)
     sources = [on_host(view.array) for view in views_of(reference, "reference")]
     targets = [on_host(view.array) for view in views_of(target, "out")]
 

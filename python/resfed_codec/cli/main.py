@@ -7,15 +7,18 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import resfed_codec as rfc
 from resfed_codec.cli import bench, demo
 from resfed_codec.cli.files import load_model, write_atomically
 from resfed_codec.config import DEFAULT_DENSE_BITS
+
+Command: TypeAlias = "Callable[[argparse.Namespace], str]"
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 """Exit codes. 0 is success; argparse uses 2 for wrong usage."""
@@ -49,74 +52,6 @@ example:
   resfed-codec encode new.safetensors --reference old.safetensors -o update.rfd
   resfed-codec inspect update.rfd
   resfed-codec decode update.rfd --reference old.safetensors -o new.safetensors
-"""
-
-ENCODE_DESCRIPTION = """\
-Encode the model NEW as a payload that holds its difference from the model OLD.
-
-Both are .safetensors files with tensors of the same names, shapes and dtypes.
-Floats of 16, 32 and 64 bits are coded with loss (bfloat16 too, which needs
-torch or ml_dtypes), integers and bool without loss. Give at most one of
---sparsity, --max-bytes and --max-error.
-"""
-
-ENCODE_EPILOG = """\
-example:
-  resfed-codec encode new.safetensors --reference old.safetensors \\
-      -o update.rfd --max-error 0.3 --exclude '*.bias'
-"""
-
-DECODE_DESCRIPTION = """\
-Decode a payload and write the model as a .safetensors file.
-
-OLD must be the reference that the payload was encoded against; decoding fails
-with any other. Metadata in the header of OLD, such as {"format": "pt"}, is
-copied to the output.
-"""
-
-DECODE_EPILOG = """\
-example:
-  resfed-codec decode update.rfd --reference old.safetensors -o new.safetensors
-"""
-
-INSPECT_DESCRIPTION = """\
-Show the sections of a payload, their sizes and the header's fields. Needs no
-reference.
-
-Verifies the checksum and the header; does not decode the coded values.
-"""
-
-INSPECT_EPILOG = """\
-example:
-  resfed-codec inspect update.rfd --json
-"""
-
-BENCH_DESCRIPTION = """\
-Measure how long encoding and decoding take on this machine.
-
-The models are synthetic, with a residual that clusters like that of a trained
-model, or a pair of .safetensors files. Each turn runs every task once; the
-table shows the median, minimum and maximum over the turns. The same run times
-two baselines: a plain copy of the model's memory, and torch.sub of the two
-models where torch is installed and all tensors are float32.
-"""
-
-BENCH_EPILOG = """\
-example:
-  resfed-codec bench --elements 25000000 --threads 1
-  resfed-codec bench --pair new.safetensors old.safetensors --sparsity 0.95
-"""
-
-DEMO_DESCRIPTION = """\
-Train a small classifier with federated averaging, once with the codec and once
-without, and compare accuracy and bytes sent.
-
-Needs extra packages: pip install "resfed-codec[demo]".
-"""
-
-DEMO_EPILOG = """\
-example:
-  resfed-codec demo --rounds 10 --sparsity 0.98 --plot accuracy.svg
 """
 
 
@@ -186,18 +121,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_threads(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, help: str, description: str, epilog: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    def add(name: str, help: str, command: Command) -> argparse.ArgumentParser:
+        description, example, lines = cleandoc(command.__doc__ or "").partition("example:\n")
+        p = commands.add_parser(
             name,
             help=help,
             description=description,
-            epilog=epilog,
+            epilog=example + lines,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        p.set_defaults(command=command)
+        return p
 
-    p = add("encode", "encode a model as a payload", ENCODE_DESCRIPTION, ENCODE_EPILOG)
-    p.set_defaults(command=_encode)
+    p = add("encode", "encode a model as a payload", _encode)
     p.add_argument("new", metavar="NEW", type=Path, help="model to encode (.safetensors)")
     _add_reference(p, "model that the receiver holds too (.safetensors)")
     _add_output(p, "payload to write")
@@ -259,15 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true", help="do not report the size")
     _add_threads(p)
 
-    p = add("decode", "decode a payload into a model", DECODE_DESCRIPTION, DECODE_EPILOG)
-    p.set_defaults(command=_decode)
+    p = add("decode", "decode a payload into a model", _decode)
     p.add_argument("payload", metavar="FILE", type=Path, help="payload to decode")
     _add_reference(p, "model that the payload was encoded against (.safetensors)")
     _add_output(p, "model to write (.safetensors)")
     _add_threads(p)
 
-    p = add("inspect", "show what is in a payload", INSPECT_DESCRIPTION, INSPECT_EPILOG)
-    p.set_defaults(command=_inspect)
+    p = add("inspect", "show what is in a payload", _inspect)
     p.add_argument("payload", metavar="FILE", type=Path, help="payload to inspect")
     p.add_argument(
         "--json",
@@ -275,8 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print the fields of resfed_codec.PayloadInfo as a JSON object; sizes in bytes",
     )
 
-    p = add("bench", "measure speed on this machine", BENCH_DESCRIPTION, BENCH_EPILOG)
-    p.set_defaults(command=_bench)
+    p = add("bench", "measure speed on this machine", _bench)
     model = p.add_mutually_exclusive_group()
     model.add_argument(
         "--elements",
@@ -317,8 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_threads(p)
 
-    p = add("demo", "run a small federated training", DEMO_DESCRIPTION, DEMO_EPILOG)
-    p.set_defaults(command=_demo, **_DEMO_DEFAULTS)
+    p = add("demo", "run a small federated training", _demo)
+    p.set_defaults(**_DEMO_DEFAULTS)
     p.add_argument("--rounds", metavar="N", type=int, help="rounds (default: %(default)s)")
     p.add_argument(
         "--clients", metavar="N", type=int, help="clients, 3 to 100 (default: %(default)s)"
@@ -383,10 +317,21 @@ def _set_threads(n: int) -> None:
         raise ValueError(f"--threads: {error}") from None
 
 
-# The commands. Each returns the text to print.
+# The commands. Each returns the text to print; its docstring is its help.
 
 
 def _encode(args: argparse.Namespace) -> str:
+    """Encode the model NEW as a payload that holds its difference from the model OLD.
+
+    Both are .safetensors files with tensors of the same names, shapes and dtypes.
+    Floats of 16, 32 and 64 bits are coded with loss (bfloat16 too, which needs
+    torch or ml_dtypes), integers and bool without loss. Give at most one of
+    --sparsity, --max-bytes and --max-error.
+
+    example:
+      resfed-codec encode new.safetensors --reference old.safetensors \\
+          -o update.rfd --max-error 0.3 --exclude '*.bias'
+    """
     config = rfc.CodecConfig(
         sparsity=args.sparsity,
         max_bytes=args.max_bytes,
@@ -410,6 +355,15 @@ def _encode(args: argparse.Namespace) -> str:
 
 
 def _decode(args: argparse.Namespace) -> str:
+    """Decode a payload and write the model as a .safetensors file.
+
+    OLD must be the reference that the payload was encoded against; decoding fails
+    with any other. Metadata in the header of OLD, such as {"format": "pt"}, is
+    copied to the output.
+
+    example:
+      resfed-codec decode update.rfd --reference old.safetensors -o new.safetensors
+    """
     payload = args.payload.read_bytes()
     reference = load_model(args.reference)
     decoded = rfc.decode(payload, reference.tensors)
@@ -418,6 +372,14 @@ def _decode(args: argparse.Namespace) -> str:
 
 
 def _inspect(args: argparse.Namespace) -> str:
+    """Show the sections of a payload, their sizes and the header's fields. Needs no
+    reference.
+
+    Verifies the checksum and the header; does not decode the coded values.
+
+    example:
+      resfed-codec inspect update.rfd --json
+    """
     info = rfc.inspect(args.payload.read_bytes())
     return json.dumps(asdict(info), indent=2, default=_plain) if args.json else str(info)
 
@@ -428,6 +390,18 @@ def _plain(numbers: Any) -> Any:
 
 
 def _bench(args: argparse.Namespace) -> str:
+    """Measure how long encoding and decoding take on this machine.
+
+    The models are synthetic, with a residual that clusters like that of a trained
+    model, or a pair of .safetensors files. Each turn runs every task once; the
+    table shows the median, minimum and maximum over the turns. The same run times
+    two baselines: a plain copy of the model's memory, and torch.sub of the two
+    models where torch is installed and all tensors are float32.
+
+    example:
+      resfed-codec bench --elements 25000000 --threads 1
+      resfed-codec bench --pair new.safetensors old.safetensors --sparsity 0.95
+    """
     if args.pair:
         state, reference = (load_model(path).tensors for path in args.pair)
     else:
@@ -437,6 +411,14 @@ def _bench(args: argparse.Namespace) -> str:
 
 
 def _demo(args: argparse.Namespace) -> str:
+    """Train a small classifier with federated averaging, once with the codec and once
+    without, and compare accuracy and bytes sent.
+
+    Needs extra packages: pip install "resfed-codec[demo]".
+
+    example:
+      resfed-codec demo --rounds 10 --sparsity 0.98 --plot accuracy.svg
+    """
     try:
         demo.run(**{name: getattr(args, name) for name in _DEMO_DEFAULTS})
     except SystemExit:  # what rich makes of a broken pipe

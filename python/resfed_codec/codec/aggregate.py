@@ -15,10 +15,10 @@ from resfed_codec.codec.native_call import Assignments, Plan, tensors_of
 from resfed_codec.codec.numbers import as_float
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
-from resfed_codec.tensors.layout import Layout, State, TensorSpec, check_same_layout, roles_of
-from resfed_codec.tensors.memory import copy, empty_on_host, on_host, staging
+from resfed_codec.tensors.layout import Specs, State, check_same_layout, read_model, roles_of
+from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
@@ -142,9 +142,7 @@ class Aggregator:
             model = sums.layout.empty()
             arrays = [staging(memory) for memory in model]
             sums.native.result(arrays, self.total_weight)
-        for array, memory in zip(arrays, model, strict=True):
-            copy(array, memory)
-        return sums.layout.state_of(model)
+        return sums.layout.state_of(filled(model, arrays))
 
     @untraced
     def reset(self, reference: State | None = None) -> None:
@@ -206,7 +204,7 @@ def is_of_version(aggregator: Aggregator, digest: int) -> bool:
     return aggregator._state.version == digest
 
 
-def specs_of(aggregator: Aggregator) -> list[TensorSpec]:
+def aggregator_specs(aggregator: Aggregator) -> Specs:
     return aggregator._specs
 
 
@@ -219,19 +217,13 @@ def add_from(
     n_bytes: int = 0,
     also: Assignments = (),
 ) -> None:
-    """Add the contribution that ``source`` prepares.
+    """Add the contribution that ``source`` prepares, and make assignments in one step with it.
 
-    Args:
-        aggregator: The sums.
-        client: The client whose earlier contribution this one replaces; None replaces nothing.
-        source: Prepares the contribution.
-        again: Prepares the same contribution again, to subtract it when it is replaced.
-        weight: Its weight.
-        n_bytes: Length of the payload that it comes from, if it comes from one.
-        also: Assignments to make in one step with the addition.
+    It replaces an earlier contribution of the ``client``, if one is given; ``again`` prepares it
+    once more, to subtract it when it is replaced. ``n_bytes`` is the length of its payload.
     """
     value = _checked_weight(weight)
-    try:
+    with native_errors(aggregator._specs, n_bytes):
         while True:
             sums, members = aggregator._state.sums, aggregator._state.members
             before = None if client is None else members.get(client)
@@ -248,8 +240,6 @@ def add_from(
                 commit = aggregator._plan(value, before, plan)
                 sums.native.add(contribution, replaced, commit)
                 return
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in aggregator._specs], n_bytes)
 
 
 Source: TypeAlias = "Callable[[_Sums, float], _native.Contribution]"
@@ -275,11 +265,8 @@ class _Sums:
     """A private copy of a reference, and the native sums over it."""
 
     def __init__(self, reference: State) -> None:
-        self.layout = Layout(reference, "reference")
-        model = self.layout.model_of(reference, "reference")
-        self.reference = [empty_on_host(memory) for memory in model]
-        for memory, array in zip(model, self.reference, strict=True):
-            copy(memory, array)
+        self.layout, model = read_model(reference, "reference")
+        self.reference = filled([empty_on_host(memory) for memory in model], model)
         for spec in self.layout.specs:
             if spec.dtype in PATTERNS and not spec.is_float and spec.dtype not in PARTS:
                 raise TypeError(

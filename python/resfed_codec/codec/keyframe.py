@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import index
 from typing import Any, overload
 
 from resfed_codec import _native
 from resfed_codec._native import MAX_MANTISSA_BITS
 from resfed_codec.codec.native_call import tensors_of
+from resfed_codec.codec.numbers import checked_integer
 from resfed_codec.codec.payload import KEYFRAME, as_bytes
-from resfed_codec.codec.update import (
-    ArrayT,
-    OutT,
-    Payload,
-    copy_into,
-    empty_like,
-    writable_views,
-)
-from resfed_codec.errors import raise_from_native
+from resfed_codec.codec.update import ArrayT, OutT, Payload, copy_into, writable_views
+from resfed_codec.errors import native_errors
 from resfed_codec.tensors.layout import (
     State,
-    device_of,
     layout_digest,
-    read_once,
+    read_model,
     roles_of,
+    specs_of,
     views_of,
-    views_of_new,
 )
-from resfed_codec.tensors.memory import empty_on_host, on_host, staging
+from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 
@@ -57,26 +49,14 @@ def encode_keyframe(state: State, *, mantissa_bits: int | None = None) -> bytes:
         TypeError: An argument is of the wrong type, or a tensor's dtype is not supported.
         ValueError: ``mantissa_bits`` is out of range.
     """
-    keep = check_mantissa_bits(mantissa_bits)
+    keep = MAX_MANTISSA_BITS  # of float64: nothing is rounded
+    if mantissa_bits is not None:
+        keep = checked_integer("mantissa_bits", mantissa_bits, 0, MAX_MANTISSA_BITS)
     views = views_of(state, "state")
-    specs = [view.spec for view in views]
+    specs = specs_of(views)
     model = [on_host(view.array) for view in views]
     tensors = tensors_of(specs, roles_of(specs), model, current=model)
     return _native.encode_keyframe(tensors, layout_digest(specs), keep)
-
-
-def check_mantissa_bits(mantissa_bits: int | None) -> int:
-    """``mantissa_bits`` as a number; None as that of float64, with which nothing is rounded."""
-    if mantissa_bits is None:
-        return MAX_MANTISSA_BITS
-    if isinstance(mantissa_bits, bool) or not hasattr(mantissa_bits, "__index__"):
-        raise TypeError(
-            f"mantissa_bits={mantissa_bits!r}: must be an integer or None,"
-            f" not {type(mantissa_bits).__name__}"
-        )
-    if not 0 <= index(mantissa_bits) <= MAX_MANTISSA_BITS:
-        raise ValueError(f"mantissa_bits={mantissa_bits!r}: must lie in [0, {MAX_MANTISSA_BITS}]")
-    return index(mantissa_bits)
 
 
 @overload
@@ -109,18 +89,16 @@ def decode_keyframe(payload: Payload, like: State, *, out: Any = None) -> Any:
         ValueError: ``out`` has another layout, is not contiguous, or cannot be written to.
     """
     data = as_bytes(payload, KEYFRAME)
-    like = read_once(like, "like")
-    views = views_of(like, "like")
-    specs = [view.spec for view in views]
-    result = empty_like(like) if out is None else out
-    targets = (
-        views_of_new(result, views) if out is None else writable_views(out, specs, device_of(views))
-    )
-    memory = staging if out is None else empty_on_host  # out must not change on an error
-    decoded = [memory(view.array) for view in targets]
-    try:
-        tensors = tensors_of(specs, roles_of(specs), decoded, out=decoded)
-        _native.decode_keyframe(data, layout_digest(specs), tensors)
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs], len(data))
-    return copy_into(targets, decoded, result)
+    layout, _ = read_model(like, "like")
+    if out is None:
+        model = layout.empty()
+        decoded = [staging(array) for array in model]
+    else:
+        targets = writable_views(out, layout.specs, layout.device)
+        decoded = [empty_on_host(view.array) for view in targets]  # errors must not change out
+    with native_errors(layout.specs, len(data)):
+        tensors = tensors_of(layout.specs, roles_of(layout.specs), decoded, out=decoded)
+        _native.decode_keyframe(data, layout.digest, tensors)
+    if out is None:
+        return layout.state_of(filled(model, decoded))
+    return copy_into(targets, decoded, out)

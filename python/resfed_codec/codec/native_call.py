@@ -27,39 +27,16 @@ PayloadPlan: TypeAlias = "Callable[[bytes], Assignments]"
 
 
 def tensors_of(
-    specs: Sequence[TensorSpec],
-    roles: Sequence[Role],
-    reference: Sequence[Memory],
-    *,
-    current: Sequence[Memory] | None = None,
-    out: Sequence[Memory] | None = None,
-    feedback: Sequence[Memory | None] | None = None,
-    terms: Sequence[Sequence[Memory]] | None = None,
-    coefficients: Sequence[Sequence[float]] | None = None,
+    specs: Sequence[TensorSpec], roles: Sequence[Role], reference: Sequence[Memory], **columns: Any
 ) -> Tensors:
-    """The tensors of a native call.
-
-    Args:
-        specs: What the tensors are.
-        roles: Their roles, as :func:`roles_of` gives them.
-        reference: What residuals are taken against, where there are no terms.
-        current: The model to encode.
-        out: Where the recovered model goes.
-        feedback: Of matrices and vectors: added to the residual, and what is left out afterwards.
-        terms: Of each lossy tensor, the versions that its prediction combines.
-        coefficients: One for each of the terms.
-    """
+    """The tensors of a native call; ``columns`` are others of :class:`Tensors`."""
     return Tensors(
         roles=roles,
         dtypes=[spec.float_dtype for spec in specs],
         n_elems=[array.size for array in reference],
         row_lengths=[spec.row_length for spec in specs],
-        current=current,
         reference=reference,
-        out=out,
-        feedback=feedback,
-        terms=terms,
-        coefficients=coefficients,
+        **columns,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import inf
+from numbers import Integral
 from typing import Any
 
 
@@ -13,6 +14,15 @@ def as_float(value: Any) -> float:
         return float(value)
     except OverflowError:
         return inf if value > 0 else -inf
+
+
+def checked_integer(name: str, value: Any, low: int, high: int) -> int:
+    """The argument ``name``; TypeError or ValueError unless it is an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r}: must be an integer, not {type(value).__name__}")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name}={value!r}: must lie in [{low}, {high}]")
+    return int(value)
 
 
 class Numbers(Sequence[int]):

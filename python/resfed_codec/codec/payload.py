@@ -6,16 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resfed_codec import _native
-from resfed_codec._native import (
-    CHECKSUM_BYTES,
-    FIXED_HEADER_BYTES,
-    MOST_TENSORS,
-    NativeError,
-    Payload,
-    Quantizer,
-)
+from resfed_codec._native import MOST_TENSORS, Payload
 from resfed_codec.codec.numbers import Numbers
-from resfed_codec.errors import PayloadError, raise_from_native
+from resfed_codec.errors import PayloadError, native_errors
 from resfed_codec.stream.link import Link, link_from
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -202,20 +195,15 @@ def parse_payload(
 ) -> Payload:
     """An update, verified and read; all that is done with it takes what this returns.
 
-    Args:
-        data: The bytes.
-        n_tensors: How many tensors the receiver's layout has, which bounds the lists in the
-            payload. Default: there is no layout.
-        layout_digest: What a payload without a link was made for.
+    ``n_tensors`` of the receiver's layout bound the lists in the payload; a payload without a link
+    was made for the layout of ``layout_digest``.
 
     Raises:
         PayloadError: Damaged, or no update.
         StateMismatchError: Made for another layout.
     """
-    try:
+    with native_errors(n_bytes=len(data)):
         return Payload(data, n_tensors, layout_digest)
-    except NativeError as error:
-        raise_from_native(error, (), len(data))
 
 
 @untraced
@@ -234,44 +222,27 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         TypeError: ``payload`` is not bytes-like.
     """
     data = as_bytes(payload, UPDATE)
-    p = parse_payload(data)
-    slices = Numbers(p.slice_bytes, "Q")
-    lossy, lossless = slices[: p.n_lossy_slices], slices[p.n_lossy_slices :]
+    parsed = parse_payload(data)
+    fields = parsed.fields()
+    for name in ("matrix", "vector", "dense"):
+        fields[name] = fields[name] and QuantizerInfo(*fields[name])
+    for name, kind in _LISTS.items():
+        fields[name] = Numbers(fields[name], kind)
     return PayloadInfo(
         n_bytes=len(data),
-        format_version=p.format_version,
-        digest=p.digest,
-        link=None if p.link is None else link_from(p.link),
-        reference_check=p.reference_check,
-        n_matrix=p.n_matrix,
-        n_vector=p.n_vector,
-        n_dense=p.n_dense,
-        n_lossless=p.n_lossless,
-        k_matrix=p.k_matrix,
-        k_vector=p.k_vector,
-        k_dense=p.k_dense,
-        n_changed=p.n_changed,
-        matrix=_quantizer(p.matrix) if p.k_matrix else None,
-        vector=_quantizer(p.vector) if p.k_vector else None,
-        dense=_quantizer(p.dense) if p.k_dense else None,
-        exponents=Numbers(p.exponents, "b"),
-        dense_exponents=Numbers(p.dense_exponents, "b"),
-        exclusions=Numbers(p.exclusions, "I"),
-        dense_tensors=Numbers(p.dense_tensors, "I"),
-        lossy_slices=lossy,
-        lossless_slices=lossless,
-        header_bytes=p.quantizer_offset - (p.counts_offset - FIXED_HEADER_BYTES),
-        link_bytes=p.counts_offset - FIXED_HEADER_BYTES,
-        quantizer_bytes=p.table_offset - p.quantizer_offset,
-        table_bytes=p.slices_offset - p.table_offset,
-        lossy_bytes=sum(lossy),
-        lossless_bytes=sum(lossless),
-        checksum_bytes=CHECKSUM_BYTES,
+        link=None if parsed.link is None else link_from(parsed.link),
+        lossy_bytes=sum(fields["lossy_slices"]),
+        lossless_bytes=sum(fields["lossless_slices"]),
+        **fields,
     )
 
 
-def _quantizer(q: Quantizer) -> QuantizerInfo:
-    return QuantizerInfo(q.threshold, q.step, tuple(q.offsets))
+_LISTS = {
+    **dict.fromkeys(("exponents", "dense_exponents"), "b"),
+    **dict.fromkeys(("exclusions", "dense_tensors"), "I"),
+    **dict.fromkeys(("lossy_slices", "lossless_slices"), "Q"),
+}
+"""Fields that are lists of numbers, and the types of these."""
 
 
 __all__ = ["PayloadError", "PayloadInfo", "QuantizerInfo", "inspect"]

@@ -5,37 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
-import numpy as np
-
 from resfed_codec import _native
 from resfed_codec._native import Role
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
-from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig
-from resfed_codec.errors import StateMismatchError, raise_from_native
+from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig, check_config
+from resfed_codec.errors import StateMismatchError, native_errors
 from resfed_codec.stream.link import link_from
 from resfed_codec.tensors.aliasing import check_out, warn_if_shared
 from resfed_codec.tensors.layout import (
     Array,
+    Layout,
     RoleOverrides,
+    Specs,
     State,
-    TensorSpec,
     View,
+    arrays_of,
     block_sizes,
     check_same_device,
     check_same_layout,
     device_of,
     layout_digest,
+    read_model,
     read_once,
     role_overrides,
     roles_of,
-    view_of,
+    specs_of,
     views_of,
-    views_of_new,
 )
-from resfed_codec.tensors.memory import Memory, copy, on_host, origin_of, publish
-from resfed_codec.tensors.torch_tensors import plain_torch, torch_module, untraced
+from resfed_codec.tensors.memory import Memory, filled, on_host, publish
+from resfed_codec.tensors.torch_tensors import untraced
 
 VECTOR_SHARE = 10
 """Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
@@ -84,13 +84,9 @@ def encode(
 
 def make_config(config: CodecConfig | None, options: Mapping[str, Any]) -> CodecConfig:
     """The one way in which keyword options and ``config`` become a CodecConfig."""
-    if config is None:
-        return CodecConfig(**options)
-    if options:
+    if config is not None and options:
         raise TypeError(f"give config or options, not both (config and {', '.join(options)})")
-    if not isinstance(config, CodecConfig):
-        raise TypeError(f"config: must be a CodecConfig, not {type(config).__name__}")
-    return config
+    return check_config("config", config) if not options else CodecConfig(**options)
 
 
 def encode_and_recover(
@@ -102,12 +98,13 @@ def encode_and_recover(
     """
     once = read_once(reference, "reference")
     state, reference = once if state is reference else state, once
-    views_of(reference, "reference")  # complains before anything is made from it
-    recovered = empty_like(reference)
-    return _encode(state, reference, make_config(config, options), recovered), recovered
+    layout, _ = read_model(reference, "reference")
+    recovered = layout.empty()
+    payload = _encode(state, reference, make_config(config, options), recovered)
+    return payload, layout.state_of(recovered)
 
 
-def _encode(state: State, reference: State, config: CodecConfig, out: State | None) -> bytes:
+def _encode(state: State, reference: State, config: CodecConfig, out: list[Memory] | None) -> bytes:
     if config.predictor is not None or config.error_feedback:
         raise ValueError(
             "predictor, error_feedback: encode() knows the reference alone; use an Encoder or a"
@@ -115,8 +112,8 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
         )
     current = views_of(state, "state")
     base = views_of(reference, "reference")
-    specs = [view.spec for view in base]
-    check_same_layout((view.spec for view in current), specs, "state")
+    specs = specs_of(base)
+    check_same_layout(specs_of(current), specs, "state")
     check_same_device(current, device_of(base), "state")
     if state is not reference:
         warn_if_shared(current, base)
@@ -125,17 +122,14 @@ def _encode(state: State, reference: State, config: CodecConfig, out: State | No
 
     options = native_options(config, specs, roles, overrides)
     options.digest = layout_digest(specs)
-    targets = arrays_of(views_of(out, "out")) if out is not None else None
-    tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=targets)
-    try:
+    tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=out)
+    with native_errors(specs):
         return native_call.encode(tensors, options, device_of(base))
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs])
 
 
 def native_options(
     config: CodecConfig,
-    specs: Sequence[TensorSpec],
+    specs: Specs,
     roles: Sequence[Role],
     overrides: RoleOverrides,
 ) -> _native.EncodeOptions:
@@ -207,24 +201,24 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
     data = as_bytes(payload, UPDATE)
     reference = read_once(reference, "reference")
     base = views_of(reference, "reference")
-    specs = [view.spec for view in base]
+    specs = specs_of(base)
     parsed = parse_unlinked(data, len(specs), layout_digest(specs), "the Decoder or the session")
     if out is None:
-        result = empty_like(reference)
-        targets = views_of_new(result, base)
+        layout = Layout(reference, base)
+        model = layout.empty()
     else:
-        result = out
         targets = base if in_place else views_of(out, "out")
         tied = check_writable(targets, specs, device_of(base), base)
         if tied:
             return _decode_tied(data, reference, targets, tied, out)
-    tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=arrays_of(targets))
-    try:
+        model = arrays_of(targets)
+    tensors = tensors_of(specs, roles_of(specs), arrays_of(base), out=model)
+    with native_errors(specs, len(data)):
         native_call.decode(parsed, parsed.digest, tensors, device_of(base))
-    except _native.NativeError as error:
-        raise_from_native(error, [spec.name for spec in specs], len(data))
+    if out is None:
+        return layout.state_of(model)
     publish(view.origin for view in targets)
-    return result
+    return out
 
 
 def _decode_tied(
@@ -248,17 +242,9 @@ def _decode_tied(
 
 
 def parse_unlinked(data: bytes, n_tensors: int, digest: int, taker: str) -> _native.Payload:
-    """A payload of :func:`encode` for this layout.
+    """A payload of :func:`encode`, parsed for a layout of this digest; raises CodecError.
 
-    Args:
-        data: The bytes.
-        n_tensors: How many tensors the layout has.
-        digest: The layout's digest.
-        taker: Who takes payloads that build on versions of a stream.
-
-    Raises:
-        PayloadError: Damaged, or no update.
-        StateMismatchError: Made for another layout, or of a stream.
+    ``taker`` is who takes payloads that build on versions of a stream.
     """
     parsed = parse_payload(data, n_tensors, digest)
     if parsed.link is not None:
@@ -269,30 +255,7 @@ def parse_unlinked(data: bytes, n_tensors: int, digest: int, taker: str) -> _nat
     return parsed
 
 
-def arrays_of(views: Sequence[View]) -> list[Memory]:
-    return [view.array for view in views]
-
-
-def empty_like(state: State) -> State:
-    """New contiguous arrays, not filled: a dict for mappings, a list for sequences."""
-    with plain_torch():
-        if isinstance(state, Mapping):
-            return {name: _empty(value) for name, value in state.items()}
-        return [_empty(value) for value in state]
-
-
-def _empty(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return np.empty(np.shape(value), dtype=value.dtype)
-    origin = origin_of(value)
-    if origin is None:
-        return torch_module().empty(value.shape, dtype=value.dtype, device="cpu")
-    from resfed_codec.tensors import device
-
-    return device.new_value(origin, value.shape, view_of("", value, "reference").spec.dtype)
-
-
-def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> list[View]:
+def writable_views(out: State, specs: Specs, on: int | None) -> list[View]:
     """The caller's arrays to write to, which must lie on the device ``on`` (None: the host)."""
     views = views_of(out, "out")
     check_writable(views, specs, on)
@@ -301,7 +264,7 @@ def writable_views(out: State, specs: Sequence[TensorSpec], on: int | None) -> l
 
 def check_writable(
     views: Sequence[View],
-    specs: Sequence[TensorSpec],
+    specs: Specs,
     on: int | None,
     reference: Sequence[View] = (),
 ) -> list[tuple[int, int]]:
@@ -309,7 +272,7 @@ def check_writable(
 
     See :func:`check_out` for arrays that share memory, and for what it returns.
     """
-    check_same_layout((view.spec for view in views), specs, "out")
+    check_same_layout(specs_of(views), specs, "out")
     check_same_device(views, on, "out")
     for view in views:
         if view.copied:
@@ -321,7 +284,6 @@ def check_writable(
 
 def copy_into(targets: Sequence[View], model: Sequence[Memory], out: Any) -> Any:
     """``out``, whose views are ``targets``, after it has received the model."""
-    for target, array in zip(targets, model, strict=True):
-        copy(array, target.array)
+    filled(arrays_of(targets), model)
     publish(view.origin for view in targets)
     return out

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.config import CodecConfig
-from resfed_codec.session.base import ClientId, check_config, check_predictors
+from resfed_codec.config import CodecConfig, check_config
+from resfed_codec.session.base import ClientId, check_predictors
 from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
 from resfed_codec.stream.message import Message, VersionId, write_message

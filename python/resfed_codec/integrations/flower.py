@@ -206,27 +206,22 @@ class CodecGrid(Grid):
         self._asked_as[original.metadata.message_id] = message.metadata.message_id
         return None
 
-    # ---- the rest of a Grid
+    # ---- the rest of a Grid: calls of the wrapped one
 
     def set_run(self, run: Any) -> None:
-        """Calls the wrapped Grid."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """Calls the wrapped Grid."""
         return self._grid.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Calls the wrapped Grid."""
         return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Calls the wrapped Grid."""
         return list(self._grid.get_node_ids())
 
     def get_nodes(self) -> Iterable[Any]:
-        """Calls the wrapped Grid."""
         return list(self._grid.get_nodes())
 
     def __getattr__(self, name: str) -> Any:

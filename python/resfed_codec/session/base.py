@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from resfed_codec.config import CodecConfig
+from resfed_codec.codec.numbers import checked_integer
+from resfed_codec.config import CodecConfig, check_config
 from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import digest64
 from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, predictor_text
@@ -40,12 +41,9 @@ class Session(Endpoint):
         history: int,
     ) -> None:
         uplink, downlink = check_config("uplink", uplink), check_config("downlink", downlink)
-        if isinstance(history, bool) or not isinstance(history, int):
-            raise TypeError(f"history={history!r}: must be an integer")
-        if not 1 <= history <= 32:
-            raise ValueError(f"history={history}: must lie in [1, 32]")
+        history = checked_integer("history", history, 1, 32)
         super().__init__(initial_state, run)
-        self._history = index(history)
+        self._history = history
         up, down = check_predictors(uplink, downlink)
         self._broadcast = is_broadcast(down)
         self._uplink_encoder = UpdateEncoder(self._layout, uplink, up, two_way=True)
@@ -78,14 +76,6 @@ class Session(Endpoint):
         }
 
 
-def check_config(name: str, config: CodecConfig | None) -> CodecConfig:
-    if config is None:
-        return CodecConfig()
-    if not isinstance(config, CodecConfig):
-        raise TypeError(f"{name}: must be a CodecConfig, not {type(config).__name__}")
-    return config
-
-
 def check_predictors(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predictor, Predictor]:
     """The predictors of both directions.
 
@@ -115,11 +105,7 @@ def is_broadcast(down: Predictor) -> bool:
 
 
 def client_name(client_id: ClientId) -> str | int:
-    """A client's name as a plain str or int, so that equal names of different types are one client.
-
-    Raises:
-        TypeError: ``client_id`` is neither a str nor an integer.
-    """
+    """A client's name as a plain str or int: equal names of different types are one client."""
     if isinstance(client_id, str):
         return plain_text(client_id)
     if isinstance(client_id, bool) or not isinstance(client_id, (int, np.integer)):
@@ -131,9 +117,6 @@ def client_tag(client_id: ClientId, run_digest: int) -> int:
     """64 bits that identify a client in messages and digests; never 0.
 
     They do not depend on the initial model: a client with another one is the same client.
-
-    Raises:
-        TypeError: ``client_id`` is neither a str nor an integer.
     """
     name = client_name(client_id)
     kind = b"text" if isinstance(name, str) else b"number"

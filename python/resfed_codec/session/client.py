@@ -29,13 +29,7 @@ from resfed_codec.stream.message import (
     write_message,
 )
 from resfed_codec.stream.stream import open_keyframes
-from resfed_codec.stream.versions import (
-    OWN,
-    ParsedPayload,
-    Version,
-    model_of,
-    new_feedback,
-)
+from resfed_codec.stream.versions import OWN, ParsedPayload, Version, model_of, new_feedback
 from resfed_codec.tensors.layout import State
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -130,7 +124,7 @@ class ClientSession(ClientBase):
         """
         data = as_bytes(message, UPDATE, MESSAGE)
         m = self._parse(data)
-        if self._state.named and m.tag != self._tag:
+        if self._state.named and m.tag != self._state.tag:
             raise StateMismatchError("payload: a message for another client")
         output = self._output(copy=copy, out=out, read_only=not copy)
         try:
@@ -144,7 +138,7 @@ class ClientSession(ClientBase):
     def _parse(self, data: bytes) -> Message:
         """The message that a downlink is, or one around a bare payload."""
         if not is_message(data):
-            return Message(self._tag, payloads=(data,))
+            return Message(self._state.tag, payloads=(data,))
         m = read_message(data)
         if m.ack is None:
             raise PayloadError("payload: this message is not from a server's session")
@@ -167,7 +161,7 @@ class ClientSession(ClientBase):
 
     def _open(self, m: Message) -> PendingDownlink:
         """Check a message and decode all its payloads but the last. The state does not change."""
-        current = self._down
+        current = self._state.down
         if m.ack is not None:
             check_ahead("the acknowledged uplink", m.ack.newest, self._state.number)
         unchanged = PendingDownlink(current, 0, _commit)
@@ -207,7 +201,7 @@ class ClientSession(ClientBase):
             why = f"it is {link}, of another run, layout or client, or of other values"
             raise self._mismatch(link.version, why)
         # A later payload of a chain may fail, so only a single payload updates the model in place.
-        spare = alone or base is not self._down
+        spare = alone or base is not self._state.down
         in_place = spare and self._only_newest_counts and payload.copies(OWN)
         out = model_of(base) if in_place else self._layout.empty()
         version = Version(link.version, payload.digest, out, base).shortened(self._keep_down)
@@ -220,7 +214,7 @@ class ClientSession(ClientBase):
         return self._broadcast and shallow and not self._needs_models
 
     def _open_keyframes(self, keyframes: tuple[Keyframe, ...]) -> PendingDownlink:
-        current, newest = self._down, keyframes[-1]
+        current, newest = self._state.down, keyframes[-1]
         check_ahead("a keyframe of version", newest.version, current.number)
         if newest.digest == current.digest:
             return PendingDownlink(current, 0, _commit)
@@ -231,7 +225,7 @@ class ClientSession(ClientBase):
 
     def _mismatch(self, came: int, why: str) -> StateMismatchError:
         return StateMismatchError(
-            f"payload: leads to global version {came}, while {self._down} is held here: {why}"
+            f"payload: leads to global version {came}, while {self._state.down} is held here: {why}"
         )
 
     def _request(self, refused: bytes) -> bytes:
@@ -248,7 +242,7 @@ class ClientSession(ClientBase):
 
     def _status(self) -> Message:
         """A message that says what the client holds."""
-        message = self._message(self._tag if self._state.named else 0)
+        message = self._message(self._state.tag if self._state.named else 0)
         return message._replace(is_request=True, head=self._head)
 
     def _message(self, tag: int) -> Message:
@@ -257,7 +251,7 @@ class ClientSession(ClientBase):
 
     @property
     def _head(self) -> VersionId:
-        return VersionId(self._down.number, self._down.digest)
+        return VersionId(self._state.down.number, self._state.down.digest)
 
     # ---- uplink
 
@@ -333,9 +327,8 @@ class ClientSession(ClientBase):
         }
         state = state._replace(confirmed=True)
         if not state.named:
-            state = state._replace(
-                tag=m.tag
-            )  # the uplink may have been received under another name
+            # The uplink may have been received under another name.
+            state = state._replace(tag=m.tag)
         state = self._after_ack(state, m.ack, certain=True)
         if not state.sent:
             self._state = state
@@ -369,7 +362,9 @@ class ClientSession(ClientBase):
                     "payload: a request for an update whose global model has been replaced here"
                 )
             model = self._layout.empty()
-            ParsedPayload(last.payload, self._layout).decode(self._layout, None, self._down, model)
+            ParsedPayload(last.payload, self._layout).decode(
+                self._layout, None, self._state.down, model
+            )
         data = encode_keyframe(self._layout.state_of(model))
         digest = digest64(b"keyframe", number.to_bytes(8, "little"), data)
         keyframe = Keyframe(number, digest, 0, data)

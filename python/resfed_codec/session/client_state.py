@@ -108,27 +108,15 @@ class ClientBase(Session):
     """Whether only its recovered model tells what a lost uplink would have contributed."""
 
     @property
-    def _tag(self) -> int:
-        return self._state.tag
-
-    @property
-    def _down(self) -> Version:
-        return self._state.down
-
-    @property
-    def _sent(self) -> dict[int, SentUplink]:
-        return self._state.sent
-
-    @property
     def version(self) -> int:
         """Number of the current global model."""
-        return self._down.number
+        return self._state.down.number
 
     @property
     @synchronized
     def state(self) -> Any:
         """A copy of the recovered global model, of the initial state's kind."""
-        return self._layout.state_of(self._layout.copy_of(model_of(self._down)))
+        return self._layout.state_of(self._layout.copy_of(model_of(self._state.down)))
 
     # ---- which uplinks have arrived
 
@@ -156,8 +144,8 @@ class ClientBase(Session):
         return state._replace(sent=sent, feedback=self._with_lost(state.feedback, dropped))
 
     def _own_version(self, number: int) -> Version | None:
-        if number in self._sent:
-            version = self._sent[number].version
+        if number in self._state.sent:
+            version = self._state.sent[number].version
             return None if self._keep_up and version.model is None else version
         if number == 0:
             return self._first_uplink()
@@ -211,21 +199,7 @@ class ClientBase(Session):
         }
 
     def _fields(self) -> dict[str, Any]:
-        state = self._state
-        return {
-            "tag": state.tag,
-            "named": state.named,
-            "confirmed": state.confirmed,
-            "down": state.down,
-            "held": state.held,
-            "acknowledged": state.acknowledged,
-            "number": state.number,
-            "sent": [
-                [s.version, s.message, s.payload, list(s.global_version), s.start, s.missed]
-                for s in state.sent.values()
-            ],
-            "feedback": state.feedback,
-        }
+        return {**self._state._asdict(), "sent": list(self._state.sent.values())}
 
     def _checked(self, saved: Any, tensors: TensorChecks) -> ClientState:
         roles, has_feedback = self._uplink_encoder.roles, self._state.feedback is not None

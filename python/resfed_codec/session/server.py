@@ -14,28 +14,23 @@ from resfed_codec.codec.aggregate import (
     Source,
     add_from,
     aggregator_of,
+    aggregator_specs,
     is_of_version,
     model_source,
     payload_source,
-    specs_of,
 )
 from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
-from resfed_codec.session.base import LOW32, ClientId
+from resfed_codec.session.base import LOW32, ClientId, client_name
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.session.server_downlink import Broadcast, Downlink, Unicast
 from resfed_codec.session.server_state import ServerBase, ServerState
 from resfed_codec.session.uplink import PendingUplink, content_of, open_uplink, parse_uplink
 from resfed_codec.stream.link import version_digest
-from resfed_codec.stream.message import (
-    Keyframe,
-    Message,
-    VersionId,
-    write_message,
-)
+from resfed_codec.stream.message import Keyframe, Message, VersionId, write_message
 from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.versions import (
     OTHER,
@@ -98,12 +93,12 @@ class ServerSession(ServerBase):
         if encoder.config.error_feedback:
             feedback = new_feedback(self._layout, encoder.roles)
             self._state = self._state._replace(feedback=feedback)
-        self._downlink: Downlink
-        if self._broadcast:
-            self._downlink = Broadcast(self._layout, encoder)
-        else:
-            keep = self._keep_down
-            self._downlink = Unicast(self._layout, encoder, self._initial, keep, self._history)
+        keep = self._keep_down
+        self._downlink: Downlink = (
+            Broadcast(self._layout, encoder)
+            if self._broadcast
+            else Unicast(self._layout, encoder, self._initial, keep, self._history)
+        )
 
     # ---- downlink
 
@@ -142,10 +137,8 @@ class ServerSession(ServerBase):
 
         return self._downlink_encoder.encode(
             current,
-            tag=0,
             number=base.number + 1,
             base=base,
-            other=None,
             keep=self._keep_down,
             out=out,
             feedback=before.feedback,
@@ -287,7 +280,7 @@ class ServerSession(ServerBase):
     def aggregator(self) -> Aggregator:
         """An empty :class:`Aggregator` whose reference is the global model."""
         # With _keep_up local models are decoded anyway, to be kept.
-        return aggregator_of(self.state, None if self._keep_up else self._current.digest)
+        return aggregator_of(self.state, None if self._keep_up else self._state.current.digest)
 
     @synchronized
     def receive_into(
@@ -323,7 +316,7 @@ class ServerSession(ServerBase):
         """
         if not isinstance(aggregator, Aggregator):
             raise TypeError(f"aggregator: must be one, not {type(aggregator).__name__}")
-        check_same_layout(specs_of(aggregator), self._layout.specs, "aggregator")
+        check_same_layout(aggregator_specs(aggregator), self._layout.specs, "aggregator")
         if repeated not in ("replace", "add"):
             raise ValueError(f'repeated={repeated!r}: must be "replace" or "add"')
         data = as_bytes(payload, UPDATE, MESSAGE)
@@ -346,9 +339,10 @@ class ServerSession(ServerBase):
                 model = self._decode(client, pending)
                 source = model_source(self._layout.state_of(model))
                 again = self._decoding(pending)
-            storing = self._storing(client_id, self._after(client, pending, model))
-            name = storing[0][1] if repeated == "replace" else None
-            add_from(aggregator, name, source, again, weight, len(data), storing)
+            name = client_name(client_id)
+            storing = [(self._state.clients, name, self._after(client, pending, model))]
+            replaces = name if repeated == "replace" else None
+            add_from(aggregator, replaces, source, again, weight, len(data), storing)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         return True
@@ -406,8 +400,3 @@ class ServerSession(ServerBase):
         base = None if pending.base is None else pending.base.number
         uplinks = {n: v for n, v in uplinks.items() if base is None or n >= base}
         return client._replace(uplinks=keep_newest(uplinks, self._history, base))
-
-    # ---- memory
-
-    def _cached_bytes(self) -> int:
-        return self._downlink.cached_bytes

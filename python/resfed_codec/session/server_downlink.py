@@ -14,6 +14,7 @@ from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.session.server_state import ServerState
 from resfed_codec.stream.link import digest64, version_digest
 from resfed_codec.stream.message import Keyframe, Message, VersionId
+from resfed_codec.stream.stream import keyframes_of
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Model, Version, keep_newest, model_of
 from resfed_codec.tensors.layout import Layout
@@ -51,7 +52,9 @@ class Broadcast:
         chain = None if client.known is None else state.chain_since(client.known)
         if chain is None or self._is_long(chain):
             replaces = client.replaces if client.known is None else 0
-            keyframes = self._keyframes(state, replaces)
+            # Of the current version and of the history that the next payload needs.
+            versions = state.current.lineage(max(1, self._encoder.own_depth))
+            keyframes = keyframes_of(self._layout, versions, replaces, self._keyframe_cache)
             if chain is None or _total(chain) > sum(len(k.data) for k in keyframes):
                 return client, message._replace(keyframes=keyframes)
         if chain:
@@ -60,19 +63,6 @@ class Broadcast:
 
     def _is_long(self, chain: list[bytes]) -> bool:
         return len(chain) > 1 and KEYFRAME_SHARE * _total(chain) > self._layout.n_bytes
-
-    def _keyframes(self, state: ServerState, replaces: int) -> tuple[Keyframe, ...]:
-        """Keyframes of the current version and of the history that the next payload needs."""
-        versions = state.current.lineage(max(1, self._encoder.own_depth))
-        self._keyframe_cache = {
-            v.digest: self._keyframe_cache.get(v.digest)
-            or encode_keyframe(self._layout.state_of(model_of(v)))
-            for v in versions
-        }
-        return tuple(
-            Keyframe(v.number, v.digest, replaces, self._keyframe_cache[v.digest])
-            for v in reversed(versions)
-        )
 
 
 class _Shared(NamedTuple):
@@ -163,7 +153,6 @@ class Unicast:
                 other=other,
                 keep=self._keep,
                 out=None if recovered else out,
-                feedback=None,
             )
             if is_first:
                 self._shared = shared._replace(first_downlink=out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from resfed_codec.codec.native_call import Assignments
 from resfed_codec.errors import CodecError
 from resfed_codec.locking import synchronized
 from resfed_codec.session.base import ClientId, Session, client_name, client_tag
@@ -90,14 +89,7 @@ class ServerBase(Session):
     """Base of ServerSession: what it holds and how that is saved."""
 
     _state: ServerState
-
-    @property
-    def _current(self) -> Version:
-        return self._state.current
-
-    @property
-    def _clients(self) -> dict[ClientId, ClientRecord]:
-        return self._state.clients
+    _downlink: Any
 
     @property
     def version(self) -> int:
@@ -113,14 +105,14 @@ class ServerBase(Session):
         If each client has its own downlink, it is the model given to :meth:`update`.
         """
         target = self._state.target
-        model = model_of(self._current) if target is None else target
+        model = model_of(self._state.current) if target is None else target
         return self._layout.state_of(self._layout.copy_of(model))
 
     @property
     @synchronized
     def clients(self) -> list[ClientId]:
         """The clients that :meth:`send` or :meth:`receive` has been called for."""
-        return list(self._clients)
+        return list(self._state.clients)
 
     @synchronized
     def forget(self, client_id: ClientId) -> None:
@@ -132,7 +124,7 @@ class ServerBase(Session):
         Raises:
             TypeError: ``client_id`` is neither a str nor an integer.
         """
-        self._clients.pop(client_name(client_id), None)
+        self._state.clients.pop(client_name(client_id), None)
 
     @synchronized
     def memory(self) -> dict[str, int]:
@@ -156,20 +148,16 @@ class ServerBase(Session):
         return {
             "global": sum(shared.values()),
             "clients": sum(size for array, size in own.items() if array not in shared),
-            "payloads": sum(map(len, state.chain.values())) + self._cached_bytes(),
+            "payloads": sum(map(len, state.chain.values())) + self._downlink.cached_bytes,
             "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
         }
-
-    def _cached_bytes(self) -> int:
-        """Size of the keyframes that are kept for sending."""
-        raise NotImplementedError
 
     # ---- records of clients
 
     def _client(self, client_id: ClientId) -> ClientRecord:
         """The client's record; a new one is not stored yet."""
         name = client_name(client_id)
-        known = self._clients.get(name)
+        known = self._state.clients.get(name)
         return known or self._new_record(client_tag(name, self._run_digest))
 
     def _new_record(self, tag: int) -> ClientRecord:
@@ -180,13 +168,8 @@ class ServerBase(Session):
             downlinks = {0: Version(0, self._down_root, self._initial.model)}
         return ClientRecord(tag, VersionId(0, self._down_root), uplinks, downlinks)
 
-    def _storing(self, client_id: ClientId, client: ClientRecord) -> Assignments:
-        """The assignment that replaces a client's record."""
-        return [(self._clients, client_name(client_id), client)]
-
     def _store(self, client_id: ClientId, client: ClientRecord) -> None:
-        ((clients, name, record),) = self._storing(client_id, client)
-        clients[name] = record
+        self._state.clients[client_name(client_id)] = client
 
     # ---- saved form
 
@@ -197,17 +180,8 @@ class ServerBase(Session):
         }
 
     def _fields(self) -> dict[str, Any]:
-        state = self._state
-        return {
-            "current": state.current,
-            "versions": state.versions,
-            "chain": state.chain,
-            "digests": state.digests,
-            "target": state.target,
-            "target_number": state.target_number,
-            "feedback": state.feedback,
-            "clients": records_to_fields(state.clients, self._new_record),
-        }
+        clients = records_to_fields(self._state.clients, self._new_record)
+        return {**self._state._asdict(), "clients": clients}
 
     def _checked(self, saved: Any, tensors: TensorChecks) -> ServerState:
         fields = checked_fields(

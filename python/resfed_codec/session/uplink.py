@@ -40,11 +40,7 @@ class PendingUplink:
     other: Version | None = None
 
     def decode(self, layout: Layout, out: Model) -> None:
-        """Fill ``out`` with the recovered model, or raise and leave it unchanged.
-
-        Raises:
-            PayloadError, StateMismatchError: As :func:`resfed_codec.decode`.
-        """
+        """Fill ``out`` with the recovered model, or raise CodecError and leave it unchanged."""
         if isinstance(self.content, ParsedPayload):
             self.content.decode(layout, self.base, self.other, out)
         else:
@@ -53,12 +49,7 @@ class PendingUplink:
 
 
 def parse_uplink(data: bytes, identity: Identity) -> Message:
-    """The message that an uplink is, or one around a bare payload.
-
-    Raises:
-        PayloadError: The bytes are damaged, or not an uplink.
-        StateMismatchError: The uplink is from another run or layout.
-    """
+    """The message that an uplink is, or one around a bare payload; raises CodecError."""
     if not is_message(data):
         return Message(0, payloads=(data,))
     m = read_message(data)
@@ -69,12 +60,7 @@ def parse_uplink(data: bytes, identity: Identity) -> Message:
 
 
 def content_of(m: Message, layout: Layout) -> ParsedPayload | Keyframe:
-    """Parse the payload of an uplink, or return its keyframe.
-
-    Raises:
-        PayloadError: The payload is damaged, or not of a session.
-        StateMismatchError: The payload is from another layout.
-    """
+    """The parsed payload of an uplink, or its keyframe; raises CodecError."""
     return m.keyframes[0] if m.keyframes else ParsedPayload(m.payloads[0], layout)
 
 

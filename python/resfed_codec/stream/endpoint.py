@@ -18,15 +18,9 @@ from resfed_codec.stream.link import digest64
 from resfed_codec.stream.message import Message, read_message
 from resfed_codec.stream.schema import TensorChecks
 from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
-from resfed_codec.stream.versions import (
-    Model,
-    Version,
-    filled,
-    initial_version,
-    run_digest,
-    run_name,
-)
-from resfed_codec.tensors.layout import Layout, State
+from resfed_codec.stream.versions import Model, Version, initial_version, run_digest, run_name
+from resfed_codec.tensors.layout import State, read_model
+from resfed_codec.tensors.memory import filled
 
 
 def chain_root(direction: str, initial: Version) -> int:
@@ -35,12 +29,7 @@ def chain_root(direction: str, initial: Version) -> int:
 
 
 class Endpoint(Synchronized):
-    """Base of streams and sessions.
-
-    Args:
-        initial_state: The model that both ends start from; it is copied.
-        run: A name for the run.
-    """
+    """Base of streams and sessions; ``initial_state`` is copied."""
 
     _state: Any
     """All that changes; replaced as a whole."""
@@ -48,9 +37,8 @@ class Endpoint(Synchronized):
     def __init__(self, initial_state: State, run: str) -> None:
         super().__init__()
         self._run = run_name(run)
-        self._layout = Layout(initial_state, "initial_state")
-        model = self._layout.copy_of(self._layout.model_of(initial_state, "initial_state"))
-        self._initial = initial_version(self._layout, model, self._run)
+        self._layout, model = read_model(initial_state, "initial_state")
+        self._initial = initial_version(self._layout, self._layout.copy_of(model), self._run)
         self._run_digest = run_digest(self._layout, self._run)
         self._identity = Identity(self._run, self._run_digest, self._layout.specs)
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from resfed_codec import _native
 from resfed_codec._native import MAX_DEPTH
 from resfed_codec.codec.numbers import Numbers
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.stream.wire import varint, zigzag
 
 _PLACES = 2 * MAX_DEPTH
 _PER_TENSOR, _COEFFICIENTS = 64, 128
 
-Terms = tuple[int, int, int, int, int, int]
-"""Numerators of a prediction: of the base and the two versions before it, then the same of the
+Terms = tuple[int, ...]
+"""Six numerators of a prediction: of the base and the two versions before it, then the same of the
 other direction. A version with numerator 0 is not read."""
 
 
@@ -106,38 +106,25 @@ def _numerators(terms: Terms, used: Sequence[int]) -> bytes:
     return b"".join(varint(zigzag(terms[j])) for j in used)
 
 
-def link_from(link: _native.Link) -> Link:
+def link_from(fields: dict[str, Any]) -> Link:
     """The link that native code has read."""
-    used = tuple(j for j in range(_PLACES) if link.places >> j & 1)
-    numerators = Numbers(link.numerators, "i")
-    return Link(
-        version=link.version,
-        base=link.version - link.back if link.back else None,
-        other=link.other - 1 if link.other else None,
-        n_own=link.n_own,
-        n_other=link.n_other,
-        keep=link.keep,
-        coef_log2=link.coef_log2,
-        terms=_terms(used, numerators[: len(used)]),
-        per_tensor=TensorTerms(Numbers(link.ordinals, "I"), numerators, used),
-    )
+    places = fields.pop("places")
+    used = tuple(j for j in range(_PLACES) if places >> j & 1)
+    numerators = Numbers(fields.pop("numerators"), "i")
+    ordinals = Numbers(fields.pop("ordinals"), "I")
+    terms = _terms(used, numerators[: len(used)])
+    return Link(**fields, terms=terms, per_tensor=TensorTerms(ordinals, numerators, used))
 
 
 def parse_link(data: bytes, n_tensors: int = _native.MOST_TENSORS) -> Link:
-    """Parse a link and check each field; time and memory are linear in its bytes.
-
-    Args:
-        data: The link's bytes.
-        n_tensors: Number of tensors of the receiver's layout; default: the format's limit.
+    """Parse a link for a layout of ``n_tensors``; time and memory are linear in its bytes.
 
     Raises:
         PayloadError: A field has a value that is not allowed.
         StateMismatchError: The link names a tensor that the layout does not have.
     """
-    try:
-        return link_from(_native.Link(data, n_tensors))
-    except _native.NativeError as error:
-        raise_from_native(error, (), len(data))
+    with native_errors(n_bytes=len(data)):
+        return link_from(_native.read_link(data, n_tensors))
 
 
 class TensorTerms(Mapping[int, Terms]):
@@ -172,7 +159,7 @@ def _terms(used: Sequence[int], numerators: Sequence[int]) -> Terms:
     values = [0] * _PLACES
     for j, numerator in zip(used, numerators, strict=True):
         values[j] = numerator
-    return (values[0], values[1], values[2], values[3], values[4], values[5])
+    return tuple(values)
 
 
 def unit_terms(place: int) -> Terms:

@@ -134,11 +134,7 @@ def write_message(m: Message) -> bytes:
 
 
 def read_message(data: bytes) -> Message:
-    """Parse a message; payloads and keyframes stay bytes.
-
-    Raises:
-        PayloadError: The bytes are damaged, truncated or not a message.
-    """
+    """Parse a message, or raise PayloadError; payloads and keyframes stay bytes."""
     if data[:3] != MAGIC[:3]:
         raise PayloadError("payload: not a message of this codec: wrong magic")
     if len(data) < len(MAGIC) + 4:

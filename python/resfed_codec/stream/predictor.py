@@ -112,12 +112,7 @@ def predictor_text(predictor: Predictor) -> str:
 
 
 def predictor_of(value: object) -> Predictor:
-    """A predictor from its name, or itself.
-
-    Raises:
-        TypeError: ``value`` is neither a str nor a predictor.
-        ValueError: No predictor has this name.
-    """
+    """A predictor from its name, or itself; TypeError or ValueError for anything else."""
     if isinstance(value, (LinearPredictor, AdaptivePredictor)):
         return value
     if not isinstance(value, str):
@@ -145,15 +140,13 @@ def quantized_terms(coef_log2: int, own: Sequence[float], other: Sequence[float]
             places[first + j] = numerator
     if not any(places):
         raise ValueError(f"own={own!r}, other={other!r}: one coefficient must differ from 0")
-    return (places[0], places[1], places[2], places[3], places[4], places[5])
+    return tuple(places)
 
 
 def coarsest_log2(all_terms: Sequence[Terms], coef_log2: int) -> int:
     """The least coef_log2 that represents all these numerators exactly."""
     while coef_log2 > 0 and not any(n % 2 for terms in all_terms for n in terms):
-        all_terms = [
-            (t[0] // 2, t[1] // 2, t[2] // 2, t[3] // 2, t[4] // 2, t[5] // 2) for t in all_terms
-        ]
+        all_terms = [tuple(n // 2 for n in terms) for terms in all_terms]
         coef_log2 -= 1
     return coef_log2
 

@@ -185,10 +185,8 @@ class TensorChecks:
     def _one(self, v: Version, parent: Version | None, with_model: bool, where: str) -> Version:
         known = self._versions.get(id(v))
         if known is None:
-            number, digest = (
-                NUMBER(v.number, f"{where}.number"),
-                BITS64(v.digest, f"{where}.digest"),
-            )
+            number = NUMBER(v.number, f"{where}.number")
+            digest = BITS64(v.digest, f"{where}.digest")
             require(parent is None or parent.number < number, f"{where}.number")
             model = None if v.model is None else self.model(v.model, f"{where}.model")
             known = self._versions[id(v)] = v, Version(number, digest, model, parent)

@@ -71,7 +71,8 @@ class _Stream(Endpoint):
 
     _state: StreamState
 
-    def __init__(self, initial_state: State, run: str) -> None:
+    @untraced
+    def __init__(self, initial_state: State, *, run: str = "") -> None:
         super().__init__(initial_state, run)
         self._root = chain_root("stream", self._initial)
         self._state = StreamState(Version(0, self._root, self._initial.model))
@@ -80,27 +81,19 @@ class _Stream(Endpoint):
     @property
     def version(self) -> int:
         """Number of updates up to the current model."""
-        return self._current.number
+        return self._state.current.number
 
     @property
     @synchronized
     def state(self) -> Any:
         """A copy of the recovered model, of the initial state's kind."""
-        return self._layout.state_of(self._layout.copy_of(model_of(self._current)))
-
-    @property
-    def _current(self) -> Version:
-        return self._state.current
-
-    @property
-    def _tag(self) -> int:
-        return self._root
+        return self._layout.state_of(self._layout.copy_of(model_of(self._state.current)))
 
     def _depends(self) -> dict[str, Any]:
         return {**super()._depends(), "initial_state": self._root}
 
     def _fields(self) -> dict[str, Any]:
-        return {"current": self._current}
+        return {"current": self._state.current}
 
     def _schema(self, tensors: TensorChecks) -> dict[str, Check]:
         """What :meth:`_fields` may hold."""
@@ -140,7 +133,7 @@ class Encoder(_Stream):
         **options: Any,
     ) -> None:
         config = make_config(config, options)
-        super().__init__(initial_state, run)
+        super().__init__(initial_state, run=run)
         predictor = predictor_of(config.predictor or "previous")
         self._update_encoder = UpdateEncoder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._update_encoder.own_depth)
@@ -171,10 +164,8 @@ class Encoder(_Stream):
 
         return self._update_encoder.encode(
             current,
-            tag=0,
             number=base.number + 1,
             base=base,
-            other=None,
             keep=keep,
             out=out,
             feedback=before.feedback,
@@ -200,22 +191,14 @@ class Encoder(_Stream):
             PayloadError: The bytes are not a request, or damaged.
             StateMismatchError: The request is from another stream.
         """
-        head = self._read_request(request, self._tag, "stream").head
+        head = self._read_request(request, self._root, "stream").head
         return self._keyframe(replaces=head.digest if head else 0)
 
     def _keyframe(self, replaces: int) -> bytes:
-        versions = self._current.lineage(self._keep)
-        self._keyframe_cache = {
-            v.digest: self._keyframe_cache.get(v.digest)
-            or encode_keyframe(self._layout.state_of(model_of(v)))
-            for v in versions
-        }
-        keyframes = [
-            Keyframe(v.number, v.digest, replaces, self._keyframe_cache[v.digest])
-            for v in reversed(versions)
-        ]
-        message = self._empty_message(self._tag, with_identity=True)
-        return write_message(message._replace(keyframes=tuple(keyframes)))
+        versions = self._state.current.lineage(self._keep)
+        keyframes = keyframes_of(self._layout, versions, replaces, self._keyframe_cache)
+        message = self._empty_message(self._root, with_identity=True)
+        return write_message(message._replace(keyframes=keyframes))
 
     def _depends(self) -> dict[str, Any]:
         return {
@@ -241,10 +224,6 @@ class Decoder(_Stream):
             kind and device; the encoder's device may differ.
         run: The encoder's ``run``.
     """
-
-    @untraced
-    def __init__(self, initial_state: State, *, run: str = "") -> None:
-        super().__init__(initial_state, run)
 
     @synchronized
     def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
@@ -274,7 +253,7 @@ class Decoder(_Stream):
             self._take_keyframe(read_message(data))
         else:
             self._take_payload(ParsedPayload(data, self._layout))
-        return output(model_of(self._current))
+        return output(model_of(self._state.current))
 
     def _take_payload(self, parsed: ParsedPayload) -> None:
         before, link = self._state, parsed.link
@@ -299,9 +278,9 @@ class Decoder(_Stream):
         if not message.keyframes:
             raise PayloadError("payload: a request or a session's message, not a stream's payload")
         self._identity.require_same(message)
-        if message.tag != self._tag:
+        if message.tag != self._root:
             raise StateMismatchError("payload: a keyframe of another stream")
-        current, keyframe = self._current, message.keyframes[-1]
+        current, keyframe = self._state.current, message.keyframes[-1]
         check_ahead("a keyframe of version", keyframe.version, current.number)
         if keyframe.digest == current.digest:
             return
@@ -314,9 +293,22 @@ class Decoder(_Stream):
         self._state = StreamState(open_keyframes(self._layout, message.keyframes))
 
     def _request(self) -> bytes:
-        head = VersionId(self._current.number, self._current.digest)
-        message = self._empty_message(self._tag, with_identity=head.version == 0)
+        head = VersionId(self._state.current.number, self._state.current.digest)
+        message = self._empty_message(self._root, with_identity=head.version == 0)
         return write_message(message._replace(is_request=True, head=head))
+
+
+def keyframes_of(
+    layout: Layout, versions: Sequence[Version], replaces: int, cache: dict[int, bytes]
+) -> tuple[Keyframe, ...]:
+    """Keyframes of versions that are given newest first; ``cache`` has them by digest."""
+    made = {
+        v.digest: cache.get(v.digest) or encode_keyframe(layout.state_of(model_of(v)))
+        for v in versions
+    }
+    cache.clear()
+    cache.update(made)
+    return tuple(Keyframe(v.number, v.digest, replaces, made[v.digest]) for v in reversed(versions))
 
 
 def open_keyframes(layout: Layout, keyframes: Sequence[Keyframe]) -> Version:

@@ -12,7 +12,7 @@ from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import PayloadPlan, tensors_of
 from resfed_codec.codec.update import VECTOR_SHARE, native_options
 from resfed_codec.config import DEFAULT_SPARSITY, CodecConfig
-from resfed_codec.errors import raise_from_native
+from resfed_codec.errors import native_errors
 from resfed_codec.stream.link import Link, Terms, link_digest, unit_terms, write_link
 from resfed_codec.stream.predictor import (
     AdaptivePredictor,
@@ -31,12 +31,7 @@ from resfed_codec.stream.versions import (
     model_of,
     prediction_tensors,
 )
-from resfed_codec.tensors.layout import (
-    Layout,
-    named,
-    role_overrides,
-    roles_of,
-)
+from resfed_codec.tensors.layout import Layout, named, role_overrides, roles_of
 from resfed_codec.tensors.memory import on_host
 
 ADAPTIVE_LOG2 = 5
@@ -98,13 +93,13 @@ class UpdateEncoder:
         self,
         current: Model,
         *,
-        tag: int,
         number: int,
         base: Version | None,
-        other: Version | None,
         keep: int,
         out: Model | None,
-        feedback: Feedback | None,
+        tag: int = 0,
+        other: Version | None = None,
+        feedback: Feedback | None = None,
         commit: PayloadPlan | None = None,
     ) -> bytes:
         """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.
@@ -132,10 +127,8 @@ class UpdateEncoder:
         tensors = prediction_tensors(
             self.layout, self.roles, link, own, others, current, out, feedback
         )
-        try:
+        with native_errors(self.layout.specs):
             return native_call.encode(tensors, options, self.layout.device, commit)
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in self.layout.specs])
 
     def _terms(
         self,
@@ -196,13 +189,10 @@ class UpdateEncoder:
             steps = least_squares(sums, self._expected_nonzeros(i)) if sums else (0, 0)
             if steps != (0, 0):
                 numerators = dict(zip(places, (one + steps[0], steps[1], -sum(steps)), strict=True))
-                n = [numerators.get(place, 0) for place in range(2 * MAX_DEPTH)]
-                per_tensor[i] = (n[0], n[1], n[2], n[3], n[4], n[5])
+                per_tensor[i] = tuple(numerators.get(place, 0) for place in range(2 * MAX_DEPTH))
         if not per_tensor:
             return 0, start, {}
-        scaled = [one * n for n in start]
-        common = (scaled[0], scaled[1], scaled[2], scaled[3], scaled[4], scaled[5])
-        return ADAPTIVE_LOG2, common, per_tensor
+        return ADAPTIVE_LOG2, tuple(one * n for n in start), per_tensor
 
     def _expected_nonzeros(self, ordinal: int) -> float:
         if self.roles[ordinal] == Role.DENSE:

@@ -20,7 +20,7 @@ from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import Plan, tensors_of
 from resfed_codec.codec.numbers import Numbers
 from resfed_codec.codec.payload import parse_payload
-from resfed_codec.errors import PayloadError, StateMismatchError, raise_from_native
+from resfed_codec.errors import PayloadError, StateMismatchError, native_errors
 from resfed_codec.stream.link import (
     Link,
     Terms,
@@ -30,14 +30,8 @@ from resfed_codec.stream.link import (
     unit_terms,
     version_digest,
 )
-from resfed_codec.tensors.layout import (
-    Layout,
-    RoleOverrides,
-    TensorSpec,
-    plain_text,
-    roles_of,
-)
-from resfed_codec.tensors.memory import Memory, copy, device_of, on_host, placed
+from resfed_codec.tensors.layout import Layout, RoleOverrides, TensorSpec, plain_text, roles_of
+from resfed_codec.tensors.memory import Memory, device_of, on_host, placed
 
 Model = list[Memory]
 Feedback = list["Memory | None"]
@@ -83,11 +77,7 @@ class Version:
 
 
 def run_name(run: str) -> str:
-    """A run's name as a plain str.
-
-    Raises:
-        TypeError: ``run`` is not a str.
-    """
+    """A run's name as a plain str; TypeError if it is not a str."""
     if not isinstance(run, str):
         raise TypeError(f"run={run!r}: must be a str")
     return plain_text(run)
@@ -107,13 +97,6 @@ def initial_version(layout: Layout, model: Model, run: str) -> Version:
         *(on_host(array).reshape(-1).view(np.uint8).data for array in model if array.size),
     )
     return Version(0, digest, model)
-
-
-def filled(model: Model, source: Model) -> Model:
-    """Copy ``source`` into ``model`` and return it."""
-    for array, values in zip(model, source, strict=True):
-        copy(values, array)
-    return model
 
 
 def new_feedback(layout: Layout, roles: Sequence[Role]) -> Feedback:
@@ -200,9 +183,7 @@ def prediction_tensors(
 class ParsedPayload:
     """A payload of a stream that has been verified and read, not yet decoded.
 
-    Args:
-        data: The bytes.
-        layout: The receiver's, which bounds the lists in the payload.
+    The receiver's layout bounds the lists in the payload.
 
     Raises:
         PayloadError: Damaged, or not of a stream.
@@ -264,10 +245,8 @@ class ParsedPayload:
             raise StateMismatchError(f"payload: {link}, of which no model is kept here")
         roles = roles_of(layout.specs, self.overrides)
         tensors = prediction_tensors(layout, roles, link, own, others, None, out, None)
-        try:
+        with native_errors(layout.specs, len(self.native.data)):
             native_call.decode(self.native, self.native.digest, tensors, layout.device, commit)
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in layout.specs], len(self.native.data))
 
 
 def overrides_in(payload: Payload) -> RoleOverrides:
@@ -324,10 +303,8 @@ def with_payload_values(layout: Layout, payloads: Sequence[bytes], feedback: Fee
             row_lengths=[spec.row_length for spec in layout.specs],
             feedback=total,
         )
-        try:
+        with native_errors(layout.specs, len(payload)):
             _native.add_values(parsed, tensors)
-        except _native.NativeError as error:
-            raise_from_native(error, [spec.name for spec in layout.specs], len(payload))
     return _placed_like(feedback, total)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from resfed_codec import _native
-from resfed_codec.errors import translate_errors
+from resfed_codec.errors import native_errors
 
 
 def require_cuda(where: str, device: int) -> None:
@@ -35,4 +35,5 @@ def release_workspace() -> None:
     Does nothing where there is none; the next call takes what it needs anew.
     """
     if not unavailable_reason():
-        translate_errors(_native.release_workspace)
+        with native_errors():
+            _native.release_workspace()

@@ -19,7 +19,7 @@ import numpy as np
 
 from resfed_codec import _native
 from resfed_codec._native import DeviceArray
-from resfed_codec.errors import translate_errors
+from resfed_codec.errors import native_errors
 from resfed_codec.tensors.cuda_support import require_cuda
 from resfed_codec.tensors.dtypes import LOSSY_DTYPES, PATTERNS, pattern_dtype, pattern_shape
 from resfed_codec.tensors.memory import CUPY, OTHER, TORCH, Memory, Origin
@@ -122,7 +122,8 @@ def wait_for(written: Iterable[tuple[str, int]]) -> None:
     for library, device in written:
         stream = current_stream(device)
         if library == OTHER or _stream_of(library, device) != stream:
-            translate_errors(_native.wait, device, stream)
+            with native_errors():
+                _native.wait(device, stream)
 
 
 # ---- memory inside the codec
@@ -157,17 +158,19 @@ def new_memory(shape: Sequence[int], dtype: str, device: int) -> DeviceArray:
     if memory is not None:
         stream = current_stream(device)
         return DeviceArray.from_pointer(memory.pointer, shape, dtype, device, memory, stream)
-    return translate_errors(_native.empty_on_device, shape, dtype, device)
+    with native_errors():
+        return _native.empty_on_device(shape, dtype, device)
 
 
 def copy(source: Memory, target: Memory) -> None:
     """Fill ``target`` from ``source``, one of which is on a device; waits if one is not."""
-    if isinstance(source, DeviceArray):
-        stream = current_stream(source.device)
-        if isinstance(target, DeviceArray):
-            translate_errors(_native.copy_on_device, source, target, stream)
-        else:
-            translate_errors(_native.copy_to_host, source, target, stream)
-    elif isinstance(target, DeviceArray):
-        contiguous = np.asarray(source, order="C")
-        translate_errors(_native.copy_to_device, contiguous, target, current_stream(target.device))
+    with native_errors():
+        if isinstance(source, DeviceArray):
+            stream = current_stream(source.device)
+            if isinstance(target, DeviceArray):
+                _native.copy_on_device(source, target, stream)
+            else:
+                _native.copy_to_host(source, target, stream)
+        elif isinstance(target, DeviceArray):
+            contiguous = np.asarray(source, order="C")
+            _native.copy_to_device(contiguous, target, current_stream(target.device))

@@ -36,7 +36,7 @@ from resfed_codec.tensors.memory import (
     Memory,
     Origin,
     SupportsDLPack,
-    copy,
+    filled,
     name_of,
     origin_of,
     publish,
@@ -92,6 +92,9 @@ class TensorSpec(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"
+
+
+Specs: TypeAlias = "tuple[TensorSpec, ...]"
 
 
 def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
@@ -155,11 +158,7 @@ def plain_text(text: str) -> str:
 
 
 def items_of(state: State, argument: str) -> list[tuple[str, Array]]:
-    """The state's tensors in coding order, with names.
-
-    Raises:
-        TypeError: As :func:`read_once`.
-    """
+    """The state's tensors in coding order, with names; raises as :func:`read_once`."""
     tensors = read_once(state, argument)
     if isinstance(tensors, list):
         return [(str(i), value) for i, value in enumerate(tensors)]
@@ -181,7 +180,8 @@ def view_of(name: str, value: Array, argument: str) -> View:
         ValueError: An array of another library is not C-contiguous.
     """
     if not isinstance(value, (np.ndarray, np.generic)):
-        return _view_of_other(name, value, f"{argument}: tensor {name!r}")
+        other = _view_of_torch if is_torch(value) else _view_on_device
+        return other(name, value, f"{argument}: tensor {name!r}")
     plain_type = type(value) is np.ndarray
     if not plain_type and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -201,18 +201,6 @@ def view_of(name: str, value: Array, argument: str) -> View:
             memory = array.copy(order="C")
     held = as_patterns(memory, dtype)
     return View(TensorSpec(name, array.shape, dtype), held, copied, None, flags.writeable)
-
-
-def _view_of_other(name: str, value: Any, where: str) -> View:
-    if is_torch(value):
-        return _view_of_torch(name, value, where)
-    origin = origin_of(value)
-    if origin is not None:
-        return _view_on_device(name, value, origin, where)
-    raise TypeError(
-        f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
-        f" speaks DLPack, not {type(value).__name__}"
-    )
 
 
 @lru_cache(maxsize=64)
@@ -237,7 +225,13 @@ def _advice(dtype: np.dtype[Any]) -> str:
     return "convert to numbers first, or leave the tensor out"
 
 
-def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
+def _view_on_device(name: str, value: Any, where: str) -> View:
+    origin = origin_of(value)
+    if origin is None:
+        raise TypeError(
+            f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
+            f" speaks DLPack, not {type(value).__name__}"
+        )
     from resfed_codec.tensors import device
 
     array = device.array_of(value, origin, "", where)
@@ -285,16 +279,12 @@ def views_of(state: State, argument: str) -> list[View]:
     return views
 
 
-def views_of_new(state: State, like: Sequence[View]) -> list[View]:
-    """The tensors of a state that :func:`empty_like` has made for the one that has these views."""
-    values = [state[v.spec.name] for v in like] if isinstance(state, Mapping) else state
-    with plain_torch():
-        return [
-            View(v.spec, as_patterns(value, v.spec.dtype), False, None, True)
-            if type(value) is np.ndarray
-            else view_of(v.spec.name, value, "result")
-            for v, value in zip(like, values, strict=True)
-        ]
+def specs_of(views: Iterable[View]) -> Specs:
+    return tuple(view.spec for view in views)
+
+
+def arrays_of(views: Iterable[View]) -> list[Memory]:
+    return [view.array for view in views]
 
 
 def _device(view: View) -> int | None:
@@ -316,10 +306,9 @@ def check_same_device(views: Sequence[View], expected: int | None, argument: str
 
 
 def check_same_layout(
-    state: Iterable[TensorSpec], reference: Iterable[TensorSpec], argument: str
+    state: Sequence[TensorSpec], reference: Sequence[TensorSpec], argument: str
 ) -> None:
     """Raise ValueError, naming both sides, unless the two layouts are equal."""
-    state, reference = list(state), list(reference)
     if state == reference:
         return
     ours = {spec.name: spec for spec in state}
@@ -339,28 +328,37 @@ def check_same_layout(
     raise ValueError(f"{argument} and reference have their tensors in different orders")
 
 
+def read_model(state: State, argument: str) -> tuple[Layout, list[Memory]]:
+    """A caller's model: its layout and its memory."""
+    state = read_once(state, argument)
+    views = views_of(state, argument)
+    return Layout(state, views), arrays_of(views)
+
+
 class Layout:
     """Names, shapes, dtypes and kind of a model, taken from one: what all models of a stream share.
 
     Inside the codec a model is a list of arrays in coding order and in C order: NumPy arrays, held
     as dtypes.py says, or all on one CUDA device. :meth:`model_of` turns a caller's state into
     that, :meth:`state_of` turns it back.
+
+    Args:
+        state: The model, as :func:`read_once` gives it.
+        views: Its tensors.
     """
 
-    def __init__(self, state: State, argument: str) -> None:
-        state = read_once(state, argument)
-        views = views_of(state, argument)
-        self.specs = [view.spec for view in views]
+    def __init__(self, state: dict[str, Array] | list[Array], views: Sequence[View]) -> None:
+        self.names = list(state) if isinstance(state, dict) else None
+        self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
-        self.names = list(state) if isinstance(state, Mapping) else None
         self.device = device_of(views)
         self.origins = [view.origin for view in views]
-        self._torch = [is_torch(value) for _, value in items_of(state, argument)]
+        if isinstance(state, dict):
+            state = [state[view.spec.name] for view in views]
+        self._torch = [is_torch(value) for value in state]
         self._dtypes: list[Any] = [
             view.array.dtype if torch or view.origin else np.asarray(value).dtype
-            for view, torch, (_, value) in zip(
-                views, self._torch, items_of(state, argument), strict=True
-            )
+            for view, torch, value in zip(views, self._torch, state, strict=True)
         ]
         self.n_bytes = sum(view.array.nbytes for view in views)
 
@@ -369,15 +367,11 @@ class Layout:
         return any(self._torch)
 
     def model_of(self, state: State, argument: str) -> list[Memory]:
-        """The state's memory.
-
-        Raises:
-            ValueError: Its layout or its device is another; names both sides.
-        """
+        """The state's memory; ValueError, naming both sides, for another layout or device."""
         views = views_of(state, argument)
-        check_same_layout((view.spec for view in views), self.specs, argument)
+        check_same_layout(specs_of(views), self.specs, argument)
         check_same_device(views, self.device, argument)
-        return [view.array for view in views]
+        return arrays_of(views)
 
     def empty(self) -> list[Memory]:
         """A new model, not filled."""
@@ -386,10 +380,7 @@ class Layout:
 
     def copy_of(self, model: Sequence[Memory]) -> list[Memory]:
         """A model of its own, with the same values."""
-        new = self.empty()
-        for source, target in zip(model, new, strict=True):
-            copy(source, target)
-        return new
+        return filled(self.empty(), model)
 
     def state_of(self, model: Sequence[Memory], *, read_only: bool = False) -> Any:
         """``model`` as the caller's kind of state, without copying."""
@@ -413,6 +404,8 @@ class Layout:
         assert isinstance(array, np.ndarray)
         if self._torch[i]:
             return tensor_over(array, dtype)
+        if array.dtype == self._dtypes[i] and not read_only:
+            return array
         view = from_patterns(array, self._dtypes[i], self.specs[i].shape)
         if read_only:
             view.flags.writeable = False
@@ -433,13 +426,9 @@ def _quoted(names: Sequence[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def layout_digest(specs: Iterable[TensorSpec]) -> int:
-    """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
-    return _layout_digest(tuple(specs))
-
-
 @lru_cache(maxsize=16)
-def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
+def layout_digest(specs: Specs) -> int:
+    """64 bits that name a layout: BLAKE2b of a text that lists the tensors in coding order."""
     text = "".join(
         f"{len(spec.name)}:{spec.name} {spec.dtype} {','.join(map(str, spec.shape))}\n"
         for spec in specs
@@ -450,28 +439,18 @@ def _layout_digest(specs: tuple[TensorSpec, ...]) -> int:
 class RoleOverrides(NamedTuple):
     """Ordinals of the float tensors that are not in the budget, ascending; no tensor is in both."""
 
-    exclusions: Sequence[int] = ()
-    dense: Sequence[int] = ()
+    exclusions: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
 
 
 NO_OVERRIDES = RoleOverrides()
 
 
-def role_overrides(specs: Sequence[TensorSpec], config: CodecConfig) -> RoleOverrides:
-    """The tensors that ``exclude`` and ``dense`` name.
-
-    Raises:
-        ValueError: A pattern that was given names no tensor at all.
-    """
-    return _role_overrides(tuple(specs), config.exclude, config.dense)
-
-
 @lru_cache(maxsize=16)
-def _role_overrides(
-    specs: tuple[TensorSpec, ...], exclude: tuple[str, ...], dense: tuple[str, ...] | None
-) -> RoleOverrides:
-    names = [spec.name for spec in specs]
-    excluded = named(names, exclude, "exclude")
+def role_overrides(specs: Specs, config: CodecConfig) -> RoleOverrides:
+    """The tensors that ``exclude`` and ``dense`` name; ValueError for a pattern without any."""
+    names, dense = [spec.name for spec in specs], config.dense
+    excluded = named(names, config.exclude, "exclude")
     replaced = set(replaced_tensors(specs)) if dense is None else named(names, dense, "dense")
     floats = [(i, spec.name) for i, spec in enumerate(specs) if spec.is_float]
     return RoleOverrides(
@@ -483,8 +462,7 @@ def _role_overrides(
 def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[str]:
     """The names that the patterns mean: one that is a name means just that, others by fnmatch.
 
-    Raises:
-        ValueError: A pattern means none.
+    Raises ValueError for a pattern that means none.
     """
     chosen, known = set(), set(names)
     for pattern in patterns:
@@ -501,21 +479,15 @@ def named(names: Sequence[str], patterns: Sequence[str], argument: str) -> set[s
     return chosen
 
 
-def roles_of(specs: Sequence[TensorSpec], overrides: RoleOverrides = NO_OVERRIDES) -> list[Role]:
+@lru_cache(maxsize=16)
+def roles_of(specs: Specs, overrides: RoleOverrides = NO_OVERRIDES) -> tuple[Role, ...]:
     """The role of each tensor, a function of the layout and of what is excluded or dense.
 
     Integers, bool and excluded tensors are lossless; of the other floats that are not dense, those
     of two or more dimensions are matrices, the rest vectors. Where there is no matrix at all (say,
     one flat parameter vector) the vectors are treated as matrices.
     """
-    return list(_roles_of(tuple(specs), tuple(overrides.exclusions), tuple(overrides.dense)))
-
-
-@lru_cache(maxsize=16)
-def _roles_of(
-    specs: tuple[TensorSpec, ...], excluded: tuple[int, ...], replaced: tuple[int, ...]
-) -> list[Role]:
-    exclusions, dense = set(excluded), set(replaced)
+    exclusions, dense = map(set, overrides)
     roles = [
         Role.LOSSLESS
         if not spec.is_float or i in exclusions
@@ -527,5 +499,5 @@ def _roles_of(
         for i, spec in enumerate(specs)
     ]
     if Role.MATRIX in roles:
-        return roles
-    return [Role.MATRIX if role == Role.VECTOR else role for role in roles]
+        return tuple(roles)
+    return tuple(Role.MATRIX if role == Role.VECTOR else role for role in roles)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copyreg
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -116,6 +116,13 @@ def copy(source: Memory, target: Memory) -> None:
     elif source is not target:
         with size_kept(source):
             np.copyto(target, source)
+
+
+def filled(model: list[Memory], source: Sequence[Memory]) -> list[Memory]:
+    """Copy ``source`` into ``model`` and return it."""
+    for array, values in zip(model, source, strict=True):
+        copy(values, array)
+    return model
 
 
 @contextmanager
