@@ -73,17 +73,16 @@ void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& 
     return;
   }
   Staging staging(lease, &u.tensors, no_matrix);
-  decode_nonzeros(payload.data, frame, shapes_of(u.groups.matrix), &u.symbols);
-  const SentSymbols symbols(u.symbols);
-  MatrixDecoder matrices(lease, u.groups.matrix, frame);
-  matrices.start(symbols.first(frame.k_matrix));
-  u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
-  u.sent_dense = symbols.last(frame.k_dense);
-  const uint32_t check = matrices.finish();
+  MatrixDecoder matrices(lease, u.groups.matrix, payload);
+  matrices.start();
+  const auto decoded = matrices.finish();
+  u.symbols.assign(decoded.others.begin(), decoded.others.end());
+  u.sent_vector = SentSymbols(u.symbols).first(frame.k_vector);
+  u.sent_dense = SentSymbols(u.symbols).last(frame.k_dense);
   finish_update(&u);
   const Recovered vector = recover_all(u.groups.vector, u.sent_vector, frame.vector, nullptr);
   const Recovered dense = recover_all(u.groups.dense, u.sent_dense, frame.dense, nullptr);
-  u.verify(check + vector.check + dense.check);
+  u.verify(decoded.check + vector.check + dense.check);
   if (before_writing) before_writing();
   matrices.write();
   u.groups.matrix = {};  // done

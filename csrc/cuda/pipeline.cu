@@ -56,6 +56,37 @@ DeviceGroup fill_in(const Group& group, DeviceMember* members, const DeviceMembe
   return {device, n, group.n_elems, chunk};
 }
 
+// What a scan order lists, on the device; null where it lists nothing.
+struct ScanArrays {
+  uint32_t *rows, *cols;
+  uint8_t* flips;
+};
+uint32_t* take_if_any(BumpAllocator& allocator, const std::vector<uint32_t>& numbers) {
+  return numbers.empty() ? nullptr : allocator.take<uint32_t>(numbers.size());
+}
+
+// Scan orders as kernels see them; `scans` and `arrays` are those of matrices of two dimensions.
+void fill_in(const MatrixShapes& matrices, const std::vector<MatrixScan>& scans,
+             const std::vector<ScanArrays>& arrays, DeviceScan* to) {
+  size_t i = 0;
+  for (const MatrixShape& m : matrices) {
+    *to = {};
+    if (m.row_length > 0 && i < scans.size()) {
+      const MatrixScan& scan = scans[i];
+      const uint64_t n_rows = m.n_elems / m.row_length;
+      *to = {scan.rows.empty() ? n_rows : scan.rows.size(),
+             scan.cols.empty() ? m.row_length : scan.cols.size(),
+             m.row_length,
+             arrays[i].rows,
+             arrays[i].cols,
+             arrays[i].flips,
+             scan.columns};
+      ++i;
+    }
+    ++to;
+  }
+}
+
 template <class Predicate>
 bool any_tensor(const Group& group, Predicate predicate) {
   return std::any_of(group.members.begin(), group.members.end(),
@@ -180,19 +211,49 @@ MatrixEncoder::Result MatrixEncoder::finish() {
 
 void MatrixEncoder::write() { cuda::write(*plan_, group_); }
 
-MatrixDecoder::MatrixDecoder(WorkspaceLease& lease, const Group& group, const Frame& frame)
-    : lease_(lease), group_(group), frame_(frame), plan_(new MatrixPlan) {}
+MatrixDecoder::MatrixDecoder(WorkspaceLease& lease, const Group& group, const Payload& payload)
+    : lease_(lease), group_(group), payload_(payload), plan_(new MatrixPlan) {}
 MatrixDecoder::~MatrixDecoder() = default;
 
-void MatrixDecoder::start(SentSymbols sent) {
+void MatrixDecoder::start() {
   MatrixPlan& plan = *plan_;
-  // Everything that goes in, together: members, progress, symbols.
+  const Frame& frame = payload_.frame;
+  const Partition p = frame.lanes();
+  const uint64_t n_slices = frame.n_lossy_slices();
+  std::vector<uint64_t> offsets(n_slices + 1, 0);
+  for (uint64_t s = 0; s < n_slices; ++s) offsets[s + 1] = offsets[s] + frame.slice_bytes[s];
+  const MatrixShapes matrices = shapes_of(group_);
+  std::vector<MatrixScan> scans;
+  std::vector<Lane> lanes;
+  FittedTables fitted;
+  if (frame.n_nonzeros() > 0) {
+    BitReader in(frame.tables.data(), frame.tables.size());
+    scans = read_scans(in, matrices);
+    lanes = read_tables(in, p.n_parts, &fitted);
+  }
+
+  // Everything that goes in, together. First addresses are found, then what they hold is filled in.
   DeviceMember* members = nullptr;
+  uint64_t* slice_offsets = nullptr;
+  Lane* device_lanes = nullptr;
+  TableStarts* starts = nullptr;
+  DeviceScan* device_scans = nullptr;
+  std::vector<ScanArrays> arrays(scans.size());
+  uint8_t* slices = nullptr;
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
     members = allocator.take<DeviceMember>(group_.members.size());
     plan.progress = allocator.take<Progress>(1);
-    plan.symbols = allocator.take<SentSymbol>(sent.size());
+    slice_offsets = allocator.take<uint64_t>(n_slices + 1);
+    device_lanes = allocator.take<Lane>(p.n_parts);
+    starts = allocator.take<TableStarts>(kFamilies);
+    device_scans = allocator.take<DeviceScan>(matrices.size());
+    for (size_t i = 0; i < scans.size(); ++i) {
+      arrays[i] = {
+          take_if_any(allocator, scans[i].rows), take_if_any(allocator, scans[i].cols),
+          scans[i].flips.empty() ? nullptr : allocator.take<uint8_t>(scans[i].flips.size())};
+    }
+    slices = allocator.take<uint8_t>(offsets.back());
     return allocator.n_bytes();
   };
   const size_t tables_bytes = carve(nullptr);
@@ -200,29 +261,66 @@ void MatrixDecoder::start(SentSymbols sent) {
   void* const tables = lease_.tables(tables_bytes);
   carve(host);
   Progress begin;
-  begin.n_sent = sent.size();
-  begin.quantizer = frame_.matrix;
+  begin.n_sent = frame.k_matrix;
+  begin.quantizer = frame.matrix;
   std::memcpy(plan.progress, &begin, sizeof begin);
-  std::copy(sent.begin(), sent.end(), plan.symbols);
+  std::copy(offsets.begin(), offsets.end(), slice_offsets);
+  std::copy(lanes.begin(), lanes.end(), device_lanes);
+  for (uint32_t f = 0; f < kFamilies; ++f) {
+    if (fitted[f] != nullptr) std::memcpy(&starts[f], fitted[f]->starts, sizeof(TableStarts));
+  }
+  for (size_t i = 0; i < scans.size(); ++i) {
+    std::copy(scans[i].rows.begin(), scans[i].rows.end(), arrays[i].rows);
+    std::copy(scans[i].cols.begin(), scans[i].cols.end(), arrays[i].cols);
+    std::copy(scans[i].flips.begin(), scans[i].flips.end(), arrays[i].flips);
+  }
+  std::memcpy(slices, payload_.slices(), offsets.back());
   DeviceMember* const host_members = members;
+  DeviceScan* const host_scans = device_scans;
   carve(tables);
   plan.stage.group = fill_in(group_, host_members, members);
+  fill_in(matrices, scans, arrays, host_scans);
   lease_.copy_in(tables, host, tables_bytes);
   plan.stage.progress = plan.progress;
   plan.stage.n_blocks = lease_.n_blocks();
   plan.stage.stream = lease_.stream();
 
-  const size_t bits_bytes = wants_bits(group_) ? sent.size() * sizeof(uint64_t) : 0;
-  if (bits_bytes > 0) plan.bits = static_cast<uint64_t*>(lease_.scratch(bits_bytes));
+  uint64_t* begins = nullptr;
+  const auto carve_scratch = [&](void* memory) {
+    BumpAllocator allocator(memory);
+    plan.symbols = allocator.take<SentSymbol>(p.n_symbols);
+    begins = allocator.take<uint64_t>(p.n_parts);
+    plan.bits = wants_bits(group_) ? allocator.take<uint64_t>(frame.k_matrix) : nullptr;
+    return allocator.n_bytes();
+  };
+  carve_scratch(lease_.scratch(carve_scratch(nullptr)));
+  decode_lanes(plan.stage, slices, slice_offsets,
+               {p, device_lanes, {lease_.trained_tables(), starts}}, device_scans, frame.n_lossy(),
+               begins, plan.symbols);
   recover_symbols(plan.stage, plan.symbols, plan.bits, nullptr);
 }
 
-uint32_t MatrixDecoder::finish() {
-  auto* const progress = static_cast<Progress*>(lease_.host_results(sizeof(Progress)));
-  lease_.copy_out(progress, plan_->progress, sizeof(Progress));
+MatrixDecoder::Result MatrixDecoder::finish() {
+  MatrixPlan& plan = *plan_;
+  const Frame& frame = payload_.frame;
+  const uint64_t n_others = frame.k_vector + frame.k_dense;
+  Progress* progress = nullptr;
+  SentSymbol* others = nullptr;
+  const auto carve = [&](void* memory) {
+    BumpAllocator allocator(memory);
+    progress = allocator.take<Progress>(1);
+    others = allocator.take<SentSymbol>(n_others);
+    return allocator.n_bytes();
+  };
+  carve(lease_.host_results(carve(nullptr)));
+  lease_.copy_out(progress, plan.progress, sizeof(Progress));
+  if (n_others > 0) {
+    lease_.copy_out(others, plan.symbols + frame.k_matrix, n_others * sizeof(SentSymbol));
+  }
   lease_.wait();
-  if (progress->outside != 0) throw Failure{Code::kBadSlice, 0, frame_.k_matrix};
-  return progress->check;
+  if (progress->bad_slice != kNone) throw Failure{Code::kBadSlice, progress->bad_slice};
+  if (progress->outside != 0) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
+  return {progress->check, {others, n_others}};
 }
 
 void MatrixDecoder::write() { cuda::write(*plan_, group_); }

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cuda/geometry.hpp"
+#include "cuda/lanes.hpp"
 #include "cuda/launch.cuh"
-#include "entropy/sent_symbol.hpp"
 #include "numeric/exact_sum.hpp"
 #include "numeric/predict.hpp"
 #include "numeric/select.hpp"
@@ -79,8 +79,12 @@ struct Progress {
   Quantizer quantizer;
   LevelMeans means = {};
   uint32_t check = 0;
-  uint32_t outside = 0;     // 1: there are symbols that no encoder makes
-  uint32_t lacks_room = 0;  // 1: candidates are too many, or too few
+  uint64_t bad_slice = kNone;  // the first
+  uint32_t outside = 0;        // 1: there are symbols that no encoder makes
+  uint32_t lacks_room = 0;     // 1: candidates are too many, or too few
+
+  // Whether there is a slice that could not be decoded: nobody has written its symbols.
+  __device__ bool is_damaged() const { return bad_slice != kNone; }
 };
 
 // True for all threads of the block that ends last; the others' writes are visible to it.
@@ -144,5 +148,18 @@ void write_elements(const Stage& stage);
 // And over them those of the sent ones.
 void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
                 const float* left);
+
+// The lanes of a payload.
+struct LaneTables {
+  Partition partition;
+  const Lane* of;
+  DeviceTables tables;
+};
+// Symbols with their indices among n_elems. `offsets` has one more entry than there are slices,
+// `scans` one for each matrix, with row_length 0 where it was not scanned in another order;
+// `begins` one for each lane, for the stage's own use.
+void decode_lanes(const Stage& stage, const uint8_t* slices, const uint64_t* offsets,
+                  const LaneTables& lanes, const DeviceScan* scans, uint64_t n_elems,
+                  uint64_t* begins, SentSymbol* symbols);
 
 }  // namespace resfed::cuda

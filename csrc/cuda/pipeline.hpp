@@ -6,7 +6,6 @@
 
 #include "cpu/scan.hpp"
 #include "cuda/workspace.hpp"
-#include "format/frame.hpp"
 
 namespace resfed::cuda {
 
@@ -44,18 +43,23 @@ class MatrixEncoder {
 class MatrixDecoder {
  public:
   // `group` has device addresses and at least one element.
-  MatrixDecoder(WorkspaceLease& lease, const Group& group, const Frame& frame);
+  MatrixDecoder(WorkspaceLease& lease, const Group& group, const Payload& payload);
   ~MatrixDecoder();
 
-  void start(SentSymbols sent);
-  uint32_t finish();  // the check of what is recovered; throws kBadSlice
+  void start();  // throws kBadTables
+
+  struct Result {
+    uint32_t check = 0;
+    SentSymbols others;  // of the other groups, until the workspace is leased again
+  };
+  Result finish();  // throws kBadSlice
 
   void write();
 
  private:
   WorkspaceLease& lease_;
   const Group& group_;
-  const Frame& frame_;
+  const Payload& payload_;
   std::unique_ptr<MatrixPlan> plan_;
 };
 

@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     compute_recovered(DeviceGroup group, const SentSymbol* symbols, uint64_t* bits, float* left,
                       Progress* progress) {
+  if (progress->is_damaged()) return;
   uint32_t check = 0;
   for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
        i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {

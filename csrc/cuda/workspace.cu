@@ -1,3 +1,4 @@
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -48,17 +49,26 @@ struct CachedAllocation {
 void set_allocator(Allocator set) { allocator() = std::move(set); }
 
 struct Workspace {
-  explicit Workspace(int device) {
+  Workspace(int device, Stream stream) {
     int n_processors = 0;
     check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device));
     n_blocks = 8 * static_cast<unsigned>(n_processors);
+    const auto tables = std::make_unique<DeviceTrained>();
+    for (uint32_t f = 0; f < kFamilies; ++f) {
+      for (uint32_t set = 0; set < kTrainedSets; ++set) {
+        std::memcpy(&tables->starts[f][set], resfed::trained_tables().sets[f][set].starts,
+                    sizeof(TableStarts));
+      }
+    }
+    trained = CachedAllocation(device, sizeof(DeviceTrained));
+    copy_to_device(trained.data.get(), tables.get(), sizeof(DeviceTrained), device, stream);
     check(cudaEventCreateWithFlags(&idle, cudaEventDisableTiming));
   }
   ~Workspace() { cudaEventDestroy(idle); }
 
   std::mutex mutex;
   unsigned n_blocks = 0;
-  CachedAllocation scratch, tables, staged;
+  CachedAllocation trained, scratch, tables, staged;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -72,11 +82,11 @@ std::map<int, std::shared_ptr<Workspace>>& registry() {
   return *workspaces;
 }
 
-std::shared_ptr<Workspace> workspace_of(int device) {
+std::shared_ptr<Workspace> workspace_of(int device, Stream stream) {
   const std::lock_guard lock(registry_mutex);
   const auto found = registry().find(device);
   if (found != registry().end()) return found->second;
-  return registry()[device] = std::make_shared<Workspace>(device);
+  return registry()[device] = std::make_shared<Workspace>(device, stream);
 }
 
 // A little more than asked for, so that calls that grow slowly do not allocate every time.
@@ -111,7 +121,7 @@ void* grown(PinnedMemory& memory, size_t n_bytes) {
 WorkspaceLease::WorkspaceLease(int device, Stream stream)
     : device_(device), stream_(stream), current_(device) {
   refuse_capture(device, stream);
-  workspace_ = workspace_of(device);
+  workspace_ = workspace_of(device, stream);
   workspace_->mutex.lock();
   if (const cudaError_t error = cudaEventSynchronize(workspace_->idle); error != cudaSuccess) {
     workspace_->mutex.unlock();
@@ -127,6 +137,9 @@ WorkspaceLease::~WorkspaceLease() {
 }
 
 unsigned WorkspaceLease::n_blocks() const { return workspace_->n_blocks; }
+const DeviceTrained* WorkspaceLease::trained_tables() const {
+  return static_cast<const DeviceTrained*>(workspace_->trained.data.get());
+}
 
 void* WorkspaceLease::scratch(size_t n_bytes) {
   return grown(workspace_->scratch, n_bytes, device_);

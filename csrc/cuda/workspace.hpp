@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cuda/device.hpp"
+#include "cuda/lanes.hpp"
 
 namespace resfed::cuda {
 
@@ -44,7 +45,8 @@ class WorkspaceLease {
 
   int device() const { return device_; }
   Stream stream() const { return stream_; }
-  unsigned n_blocks() const;  // of 256 threads that fill the device
+  unsigned n_blocks() const;                    // of 256 threads that fill the device
+  const DeviceTrained* trained_tables() const;  // on the device
 
   // Memory of at least n_bytes, each kind once at a time: what it held is lost, and what uses it
   // must have ended.
