@@ -203,7 +203,7 @@ class BudgetSearch {
       : budget_(budget), total_(total), high_(std::min(total, 4 * budget)) {}
 
   // Calls size_of(t) until the largest t that fits is known, or within a thousandth if it is
-  // large. Sizes beyond most_size() may be given as kBeyond.
+  // large. Sizes beyond most_size() are all alike, and may be given as kBeyond.
   static constexpr uint64_t kBeyond = std::numeric_limits<uint64_t>::max();
   uint64_t most_size() const { return 2 * budget_; }
   template <class SizeOf>
@@ -233,7 +233,7 @@ class BudgetSearch {
   // little further, so that the other end comes near, too.
   uint64_t next() const {
     const uint64_t width = high_ - low_;
-    if (low_ <= kLarge || high_size_ == kBeyond) return low_ + width / 2;
+    if (low_ <= kLarge || high_size_ > most_size()) return low_ + width / 2;
     const auto step =
         static_cast<WideUint>(width) * (budget_ - low_size_) / (high_size_ - low_size_);
     const uint64_t met = static_cast<uint64_t>(step), slack = low_ / (2 * kSlack);

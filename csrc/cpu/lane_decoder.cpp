@@ -2,7 +2,7 @@
 #include <array>
 #include <bit>
 
-#include "cpu/lanes.hpp"
+#include "cpu/lane_kernels.hpp"
 #include "cpu/threads.hpp"
 
 namespace resfed {
@@ -38,6 +38,9 @@ class WordReader {
     }
     return value;
   }
+  const uint16_t* next() const { return next_; }
+  const uint16_t* end() const { return words_.data() + n_words_; }
+  void go_on_from(const uint16_t* next) { next_ = next; }
   bool beyond_end() const { return next_ > words_.data() + n_words_; }
   bool at_end() const { return next_ == words_.data() + n_words_; }
 
@@ -121,9 +124,10 @@ bool decode_large_levels(std::span<DecodingLane<kBlocks>> lanes, WordReader& wor
 // Decodes a slice; returns false where it is damaged. Each loop over the lanes reads the words of
 // one part of a nonzero.
 template <bool kBlocks>
-bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uint64_t n_elems) {
+bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uint64_t n_elems,
+                  uint64_t first_step) {
   using Lane = DecodingLane<kBlocks>;
-  for (uint64_t step = 0; step < lanes[0].length; ++step) {
+  for (uint64_t step = first_step; step < lanes[0].length; ++step) {
     size_t active = lanes.size();
     while (lanes[active - 1].length <= step) --active;
     const auto now = lanes.first(active);
@@ -165,6 +169,51 @@ bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uin
   return words.at_end() && std::all_of(lanes.begin(), lanes.end(), ended);
 }
 
+// Decodes what all lanes have with a vector unit; false where that is damaged.
+template <bool kBlocks>
+bool decode_together(DecodeLanes* decode, std::span<DecodingLane<kBlocks>> lanes, uint64_t n_steps,
+                     uint64_t n_elems, WordReader& words) {
+  LaneArrays arrays;
+  arrays.n = lanes.size();
+  for (size_t i = 0; i < lanes.size(); ++i) {
+    const DecodingLane<kBlocks>& lane = lanes[i];
+    const LaneContexts<kBlocks>& c = lane.contexts;
+    arrays.state[i] = lane.state;
+    arrays.activity[i] = c.activity;
+    arrays.gap_log2[i] = c.gap_log2;
+    arrays.level[i] = c.level;
+    arrays.changes[i] = c.changes;
+    arrays.sign[i] = lane.sign;
+    arrays.block_size[i] = c.block.size;
+    arrays.first_left[i] = c.block.size > 0 ? left_in_block(c.block) : 0;
+    arrays.left[i] = c.left;
+    arrays.crossed[i] = c.crossed ? 1 : 0;
+    arrays.whole[i] = c.whole ? 1 : 0;
+    arrays.covered[i] = lane.covered;
+    arrays.out[i] = lane.out;
+    arrays.gaps[i] = lane.gaps;
+    arrays.levels[i] = lane.levels;
+  }
+  const uint16_t* const next = decode(&arrays, n_steps, n_elems, words.next(), words.end());
+  if (next == nullptr) return false;
+  words.go_on_from(next);
+  for (size_t i = 0; i < lanes.size(); ++i) {
+    DecodingLane<kBlocks>& lane = lanes[i];
+    lane.state = arrays.state[i];
+    lane.contexts.activity = arrays.activity[i];
+    lane.contexts.gap_log2 = arrays.gap_log2[i];
+    lane.contexts.level = arrays.level[i];
+    lane.contexts.changes = arrays.changes[i];
+    lane.contexts.left = arrays.left[i];
+    lane.contexts.crossed = arrays.crossed[i] != 0;
+    lane.contexts.whole = arrays.whole[i] != 0;
+    lane.sign = arrays.sign[i];
+    lane.covered = arrays.covered[i];
+    lane.out = arrays.out[i];
+  }
+  return true;
+}
+
 template <bool kBlocks>
 bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, uint64_t first,
                   std::span<const Lane> lanes, const FittedTables& fitted, uint64_t n_elems,
@@ -185,7 +234,13 @@ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, ui
     d.length = part_begin(p, first + i + 1) - part_begin(p, first + i);
   }
   WordReader words(slice + 4 * n_lanes, n_bytes / 2 - 2 * n_lanes);
-  if (!decode_lanes(std::span(decoding, n_lanes), words, n_elems)) return false;
+  uint64_t n_together = 0;
+  if (DecodeLanes* const decode = vector_decoder()) {
+    n_together = decoding[n_lanes - 1].length;
+    const std::span all(decoding, n_lanes);
+    if (!decode_together(decode, all, n_together, n_elems, words)) return false;
+  }
+  if (!decode_lanes(std::span(decoding, n_lanes), words, n_elems, n_together)) return false;
   for (size_t i = 0; i < n_lanes; ++i) covered[i] = decoding[i].covered;
   return true;
 }

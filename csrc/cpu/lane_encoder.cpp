@@ -2,7 +2,7 @@
 #include <array>
 #include <atomic>
 
-#include "cpu/lanes.hpp"
+#include "cpu/lane_kernels.hpp"
 #include "cpu/threads.hpp"
 
 namespace resfed {
@@ -29,8 +29,7 @@ struct RawBits {
 constexpr RawBits kRawBits = [] {
   RawBits bits;
   for (uint32_t s = 0; s < kSymbols; ++s) {
-    bits.of_gap[s] =
-        static_cast<uint8_t>(s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits);
+    bits.of_gap[s] = static_cast<uint8_t>(s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits);
     const uint32_t level = s % kSignChanged;
     bits.of_level[s] = static_cast<uint8_t>(level == kLevelEscape ? kLevelExponentBits
                                                                   : level_class(level).n_bits);
@@ -178,6 +177,9 @@ class WordWriter {
       if (done == 0) break;
     }
   }
+  size_t room() const { return static_cast<size_t>(next_ - words_.data()); }
+  uint16_t* next() { return next_; }
+  void go_on_below(uint16_t* next) { next_ = next; }
   size_t size() const { return static_cast<size_t>(words_.data() + words_.size() - next_); }
   const uint16_t* data() const { return next_; }
 
@@ -192,62 +194,82 @@ class WordWriter {
   uint16_t* next_;
 };
 
+// A nonzero of each lane, backwards: the decoder reads gaps, their raw bits, levels, their raw
+// bits, of all lanes.
+void encode_step(SentSymbols sent, const Codes& codes, uint8_t occurs, const uint64_t* begins,
+                 uint64_t step, uint32_t active, LaneCodes* lanes, WordWriter& words) {
+  const auto for_each_lane = [&](auto visit) {
+    for (uint32_t i = active; i-- > 0;) visit(lanes->state[i], begins[i] + step, i);
+  };
+  if (occurs & kLevelEscapes) {
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+      if (codes.levels[at] % kSignChanged != kLevelEscape) return;
+      words.put_mantissa(state, magnitude(sent[at].level()));
+    });
+  }
+  if (occurs & kRawLevels) {
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+      const unsigned n_bits = kRawBits.of_level[codes.levels[at] % kSymbols];
+      words.put_raw(state, codes.raw_levels[at], n_bits);
+    });
+  }
+  for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
+    words.put(state, lanes->level_slots[i][codes.levels[at]]);
+  });
+  if (occurs & kGapEscapes) {
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+      if (codes.gaps[at] % kSymbols == kGapEscape) words.put_mantissa(state, gap_at(sent, at));
+    });
+  }
+  for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
+    words.put_raw(state, codes.raw_gaps[at], kRawBits.of_gap[codes.gaps[at] % kSymbols]);
+  });
+  for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
+    words.put(state, lanes->gap_slots[i][codes.gaps[at]]);
+  });
+}
+
 Slice encode_slice(SentSymbols sent, const Codes& codes, const Partition& p, uint64_t first,
                    const std::vector<Lane>& lanes, const FittedTables& fitted) {
   const auto n_lanes = static_cast<uint32_t>(std::min<uint64_t>(kLanesOfSlice, p.n_parts - first));
-  uint32_t states[kLanesOfSlice];
-  const Slots *gap_slots[kLanesOfSlice], *level_slots[kLanesOfSlice];
+  LaneCodes own;
+  own.n = n_lanes;
   uint64_t begins[kLanesOfSlice + 1];
   for (uint32_t i = 0; i < n_lanes; ++i) {
     const Lane& lane = lanes[first + i];
     const bool blocks = lane.block.size > 0;
-    gap_slots[i] = table_at(gap_family(blocks), lane.gap_set, fitted)->slots;
-    level_slots[i] = table_at(level_family(blocks), lane.level_set, fitted)->slots;
-    states[i] = kLaneStart;
     begins[i] = part_begin(p, first + i);
+    own.state[i] = kLaneStart;
+    own.gaps[i] = codes.gaps.data() + begins[i];
+    own.raw_gaps[i] = codes.raw_gaps.data() + begins[i];
+    own.levels[i] = codes.levels.data() + begins[i];
+    own.gap_slots[i] = table_at(gap_family(blocks), lane.gap_set, fitted)->slots;
+    own.level_slots[i] = table_at(level_family(blocks), lane.level_set, fitted)->slots;
   }
   begins[n_lanes] = part_begin(p, first + n_lanes);
-  WordWriter words(2 * (begins[n_lanes] - begins[0]));
   const uint64_t longest = begins[1] - begins[0];
-  for (uint64_t step = longest; step-- > 0;) {
+  const uint64_t common = begins[n_lanes] - begins[n_lanes - 1];
+  const uint8_t* const steps = codes.steps.data() + begins[0];
+  WordWriter words(3 * (begins[n_lanes] - begins[0]));
+  EncodeLanes* const vectors = vector_encoder();
+  for (uint64_t left = longest; left > 0;) {
+    words.make_room();
+    if (vectors != nullptr && left <= common && steps[left - 1] == 0) {
+      const uint64_t most = words.room() / (3 * kLanesOfSlice);
+      const uint64_t end = left;
+      uint64_t begin = left - 1;
+      while (begin > 0 && end - begin < most && steps[begin - 1] == 0) --begin;
+      words.go_on_below(vectors(&own, begin, end, words.next()));
+      left = begin;
+      continue;
+    }
+    const uint64_t step = --left;
     uint32_t active = n_lanes;
     while (begins[active] - begins[active - 1] <= step) --active;
-    words.make_room();
-    // Backwards: the decoder reads gaps, their raw bits, levels, their raw bits, of all lanes.
-    const uint8_t occurs = codes.steps[begins[0] + step];
-    const auto for_each_lane = [&](auto visit) {
-      for (uint32_t i = active; i-- > 0;) visit(states[i], begins[i] + step, i);
-    };
-    if (occurs & kLevelEscapes) {
-      for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-        if (codes.levels[at] % kSignChanged != kLevelEscape) return;
-        words.put_mantissa(state, magnitude(sent[at].level()));
-      });
-    }
-    if (occurs & kRawLevels) {
-      for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-        const unsigned n_bits = kRawBits.of_level[codes.levels[at] % kSymbols];
-        words.put_raw(state, codes.raw_levels[at], n_bits);
-      });
-    }
-    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
-      words.put(state, level_slots[i][codes.levels[at]]);
-    });
-    if (occurs & kGapEscapes) {
-      for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-        if (codes.gaps[at] % kSymbols == kGapEscape) words.put_mantissa(state, gap_at(sent, at));
-      });
-    }
-    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-      const unsigned n_bits = kRawBits.of_gap[codes.gaps[at] % kSymbols];
-      words.put_raw(state, codes.raw_gaps[at], n_bits);
-    });
-    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
-      words.put(state, gap_slots[i][codes.gaps[at]]);
-    });
+    encode_step(sent, codes, steps[step], begins, step, active, &own, words);
   }
   Slice slice(4 * n_lanes + 2 * words.size());
-  for (uint32_t i = 0; i < n_lanes; ++i) store_le(slice.data() + 4 * i, states[i]);
+  for (uint32_t i = 0; i < n_lanes; ++i) store_le(slice.data() + 4 * i, own.state[i]);
   for (size_t i = 0; i < words.size(); ++i) {
     store_le(slice.data() + 4 * n_lanes + 2 * i, words.data()[i]);
   }
@@ -285,7 +307,7 @@ std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes&
           const bool blocks = block.size > 0;
           (*lanes)[l].block = block;
           uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
-      (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, codes);
+          (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, codes);
           const Family gaps = gap_family(blocks), levels = level_family(blocks);
           find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
                      counts[slice][gaps].data());
@@ -388,7 +410,8 @@ std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes
     const Block block = choose_block(sent.subspan(begin, end - begin), matrices);
     lanes[l].blocks = block.size > 0;
     uint8_t* const steps = codes.steps.data() + begin;
-    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, &codes);
+    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps,
+                                                             &codes);
     lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
     lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
   }

@@ -40,10 +40,14 @@ bool plain(const MatrixScan& scan) {
   return !scan.columns && scan.rows.empty() && scan.cols.empty() && scan.flips.empty();
 }
 
+// Of rows or columns, for some of them to be kept: numbers have 32 bits.
+constexpr uint64_t kMostNumbers = 1ull << 32;
+
 // The numbers that occur, if leaving the others out pays: it shortens gaps, for one bit of each
 // number.
 std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) {
   std::vector<uint32_t> kept;
+  if (occurs.size() > kMostNumbers) return kept;
   for (size_t i = 0; i < occurs.size(); ++i) {
     if (occurs[i]) kept.push_back(static_cast<uint32_t>(i));
   }
@@ -57,7 +61,7 @@ void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan&
   if (scan.rows.empty() && scan.cols.empty()) return;
   const uint64_t width = n_cols_of(scan, m);
   const Divisor row_length(m.row_length);
-  std::vector<uint32_t> place(m.row_length);
+  std::vector<uint32_t> place(scan.cols.empty() ? 0 : m.row_length);
   for (size_t i = 0; i < scan.cols.size(); ++i) place[scan.cols[i]] = static_cast<uint32_t>(i);
   size_t row = 0;
   for (SentSymbol& s : sent) {
@@ -87,20 +91,30 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
 
 // Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
 void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
+  const Divisor width(n_cols);
+  const auto transposed = [&](SentSymbol s) {
+    const auto [r, c] = width.divide(s.index() - begin);
+    return SentSymbol{begin + c * n_rows + r, s.level()};
+  };
+  if (sent.size() < n_cols / 2) {  // so few that no memory for all columns is worth it
+    std::transform(sent.begin(), sent.end(), sent.begin(), transposed);
+    std::sort(sent.begin(), sent.end(),
+              [](SentSymbol a, SentSymbol b) { return a.index() < b.index(); });
+    return;
+  }
   const Scratch<SentSymbol> copy(sent.begin(), sent.end());
   std::vector<uint64_t> places(n_cols + 1, 0);
-  const Divisor width(n_cols);
   for (const SentSymbol& s : copy) ++places[width.divide(s.index() - begin).remainder + 1];
   for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
   for (const SentSymbol& s : copy) {
-    const auto [r, c] = width.divide(s.index() - begin);
-    sent[places[c]++] = {begin + c * n_rows + r, s.level()};
+    sent[places[width.divide(s.index() - begin).remainder]++] = transposed(s);
   }
 }
 
 // By place in a line, whether flipping the sign there makes neighbours agree; none if that does
 // not pay.
 std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length) {
+  if (2 * sent.size() <= length) return {};  // too few to pay
   std::vector<int32_t> agree(length, 0);
   const Divisor line(length);
   for (size_t i = 1; i < sent.size(); ++i) {
@@ -173,6 +187,7 @@ void write_bitmap(BitWriter& out, const std::vector<uint32_t>& kept, uint64_t n)
 std::vector<uint32_t> read_bitmap(BitReader& in, uint64_t n) {
   std::vector<uint32_t> kept;
   if (in.get(1) == 0) return kept;
+  if (n > kMostNumbers) throw in.bad();
   for (uint64_t i = 0; i < n; ++i) {
     if (in.get(1) != 0) kept.push_back(static_cast<uint32_t>(i));
   }

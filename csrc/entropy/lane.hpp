@@ -60,6 +60,17 @@ RESFED_HD uint32_t number_class(uint32_t number) {
 #endif
 }
 
+// Classes of the moving averages below.
+RESFED_HD uint32_t plain_activity_class(uint32_t activity) {
+  return number_class<4, 8, 16, 24, 40, 56, 72>(activity);
+}
+RESFED_HD uint32_t block_activity_class(uint32_t activity) {
+  return number_class<8, 24, 56>(activity);
+}
+RESFED_HD uint32_t level_average_class(uint32_t level) {
+  return number_class<17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144>(min_of(level, 255u));
+}
+
 // kBlocks: the lane may have blocks.
 template <bool kBlocks>
 struct LaneContexts {
@@ -72,13 +83,18 @@ struct LaneContexts {
   bool crossed = false;  // the last gap ended in another block than it began in
   bool whole = false;    // all elements of the last nonzero's block were sent, up to it
 
+  // About the middle of a symbol's levels.
+  RESFED_HD static uint32_t typical_level(uint32_t symbol) {
+    constexpr uint8_t kTypical[16] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63};
+    return kTypical[symbol];
+  }
+
   RESFED_HD uint32_t gap_row() const {
     if (kBlocks && block.size > 0) {
       const uint32_t place = left == block.size ? 0 : min_of(left, 8u);
-      return (place * 4 + number_class<8, 24, 56>(activity)) * 2 + (whole ? 1 : 0);
+      return (place * 4 + block_activity_class(activity)) * 2 + (whole ? 1 : 0);
     }
-    return (min_of(gap_log2, 1u) * 8 + number_class<4, 8, 16, 24, 40, 56, 72>(activity)) * 2 +
-           (level >= 24 ? 1 : 0);
+    return (min_of(gap_log2, 1u) * 8 + plain_activity_class(activity)) * 2 + (level >= 24 ? 1 : 0);
   }
   // With the gap's floor(log2), which callers know.
   RESFED_HD void add_gap(uint64_t gap, uint32_t log2) {
@@ -92,20 +108,12 @@ struct LaneContexts {
   }
   RESFED_HD uint32_t level_row() const {
     const bool apart = kBlocks && block.size > 0 ? crossed : gap_log2 > 0;
-    return ((apart ? 12 : 0) + 
-            number_class<17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144>(min_of(level, 255u))) * 3 + (changes >= 8 ? 1 : 0) +
+    return ((apart ? 12 : 0) + level_average_class(level)) * 3 + (changes >= 8 ? 1 : 0) +
            (changes >= 80 ? 1 : 0);
   }
   RESFED_HD void add_level(uint32_t symbol) {
     level = level - (level >> 1) + (typical_level(symbol % kSignChanged) << 3);
     changes = changes - (changes >> 3) + (symbol >= kSignChanged ? 32 : 0);
-  }
-
- private:
-  // About the middle of a symbol's levels.
-  RESFED_HD static uint32_t typical_level(uint32_t symbol) {
-    constexpr uint8_t kTypical[16] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63};
-    return kTypical[symbol];
   }
 };
 

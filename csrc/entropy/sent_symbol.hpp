@@ -13,6 +13,8 @@ constexpr uint64_t kMaxLossyElements = 1ull << 39;
 // one word, for there are many.
 class SentSymbol {
  public:
+  static constexpr unsigned kLevelBits = 25;
+
   SentSymbol() = default;
   RESFED_HD SentSymbol(uint64_t index, int32_t level)
       : packed_(index << kLevelBits | (static_cast<uint32_t>(level) & kLevelMask)) {}
@@ -24,7 +26,6 @@ class SentSymbol {
   RESFED_HD void move_up(uint64_t distance) { packed_ += distance << kLevelBits; }
 
  private:
-  static constexpr unsigned kLevelBits = 25;
   static constexpr unsigned kUnused = 32 - kLevelBits;
   static constexpr uint32_t kLevelMask = (1u << kLevelBits) - 1;
   static_assert(kMaxLevel < 1u << (kLevelBits - 1));

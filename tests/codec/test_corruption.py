@@ -57,8 +57,8 @@ def test_every_bit_flipped(payload: bytes, pair: tuple[State, State]) -> None:
 def test_every_bit_flipped_with_a_valid_checksum(payload: bytes, pair: tuple[State, State]) -> None:
     """With a valid checksum, the checks of structure and reference must find the damage.
 
-    A few bits may change unnoticed because no value depends on them: another nominal slice size
-    with the same slices, or the offset of a level without members. The model is then the same.
+    A few bits may change unnoticed because no value depends on them: another nominal size of lanes
+    with the same lanes, or the offset of a level without members. The model is then the same.
     """
     expected = rfc.decode(payload, pair[1])
     survivors = 0
@@ -93,12 +93,12 @@ def test_random_bytes_after_a_valid_header(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 1000, 2**31, 2**40, 2**60, 2**62, 2**63 - 1])
-@pytest.mark.parametrize("slice_log2", [6, 12, 20])
-def test_absurd_sizes(n: int, slice_log2: int, pair: tuple[State, State]) -> None:
+@pytest.mark.parametrize("lane_log2", [6, 12, 20])
+def test_absurd_sizes(n: int, lane_log2: int, pair: tuple[State, State]) -> None:
     """Sizes are checked against the reference and the number of bytes."""
     reference = pair[1]
     header = bytearray(rfc.encode(reference, reference)[:18])
-    header[5] = slice_log2
+    header[5] = lane_log2
     quantizer = struct.pack("<ffB", 1.0, 1.0, 0)
     refuse(sealed(bytes(header) + varint(n) * 3 + varint(n) + quantizer + b"\0\0"), reference)
     real = varint(9728) + varint(74) + varint(1)
@@ -106,7 +106,7 @@ def test_absurd_sizes(n: int, slice_log2: int, pair: tuple[State, State]) -> Non
 
 
 def test_a_full_payload_is_bounded_by_the_model(pair: tuple[State, State]) -> None:
-    """A payload of k = n with nearly empty slices."""
+    """A payload of k = n with nearly empty lanes."""
     reference = {"w": np.zeros((1000, 1000), np.float32)}
     header = bytearray(rfc.encode(reference, reference)[:18])
     header[5] = 12
@@ -114,10 +114,10 @@ def test_a_full_payload_is_bounded_by_the_model(pair: tuple[State, State]) -> No
     refuse(sealed(bytes(header) + counts + struct.pack("<ffB", 1, 1, 0) + bytes(4)), reference)
 
 
-@pytest.mark.parametrize("slice_log2", [0, 5, 13, 20, 63, 255])
-def test_slices_have_bounds(slice_log2: int, payload: bytes, pair: tuple[State, State]) -> None:
-    """A long slice is much work for few bytes, and one thread does all of it."""
-    forged = sealed(payload[:5] + bytes([slice_log2]) + payload[6:-4])
+@pytest.mark.parametrize("lane_log2", [0, 5, 13, 20, 63, 255])
+def test_lanes_have_bounds(lane_log2: int, payload: bytes, pair: tuple[State, State]) -> None:
+    """A long lane is much work for few bytes, and one thread does all of it."""
+    forged = sealed(payload[:5] + bytes([lane_log2]) + payload[6:-4])
     with pytest.raises(rfc.PayloadError, match="the field at byte 5 holds"):
         rfc.decode(forged, pair[1])
     with pytest.raises(rfc.PayloadError):

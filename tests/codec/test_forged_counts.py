@@ -36,9 +36,9 @@ FIXED = 1 << 20
 """Memory in bytes that any call may use, independent of its input."""
 
 
-def payload(flags: int, rest: bytes, *, slice_log2: int = 11, own_digest: bool = True) -> bytes:
+def payload(flags: int, rest: bytes, *, lane_log2: int = 10, own_digest: bool = True) -> bytes:
     digest = rfc.encode(MODEL, MODEL)[6:14] if own_digest else bytes(8)
-    return sealed(b"RFD\1" + bytes([flags, slice_log2]) + digest + bytes(4) + rest)
+    return sealed(b"RFD\1" + bytes([flags, lane_log2]) + digest + bytes(4) + rest)
 
 
 def with_link(link: bytes) -> bytes:
@@ -49,6 +49,16 @@ QUANTIZER = np.array([1, 1], "<f4").tobytes() + b"\0"
 COUNTS = bytes([100, 5, 0, 0, 0])
 PLAIN_LINK = bytes([1, 0, 1, 0x14, 8])
 LINKED = varint(len(PLAIN_LINK)) + PLAIN_LINK
+EXPONENTS = (
+    varint(100) + varint(2**60) + b"\0\0\1" + QUANTIZER + varint(N) + bytes(N) + b"\0" + bytes(4)
+)
+LONG_TABLES = varint(64) + b"\0\0" + varint(64) + QUANTIZER + varint(N) + b"\xff" * N + bytes(4)
+N_SLICES = N // 128
+N_IN_SLICES = varint(32 * 64 * N_SLICES)
+SLICES = (
+    N_IN_SLICES + b"\0\0" + N_IN_SLICES + QUANTIZER + b"\0" + b"\x40" * (N_SLICES - 1)
+    + bytes(128 * N_SLICES)
+)  # fmt: skip
 
 
 def per_tensor(n: int) -> bytes:
@@ -65,18 +75,13 @@ FORGED = {
     "exclusions without a link": payload(1, COUNTS + varint(N) + bytes(N)),
     "dense tensors": payload(6, LINKED + bytes([100, 5, 0, 0, 0, 0]) + varint(N) + bytes(N)),
     "dense tensors without a link": payload(4, bytes([100, 5, 0, 0, 0, 0]) + varint(N) + bytes(N)),
-    "exponents": payload(
-        2, LINKED + varint(100) + varint(2**60) + b"\0\0\1" + QUANTIZER + varint(N) + bytes(N + 4)
-    ),
-    "exponents without a link": payload(
-        0, varint(100) + varint(2**60) + b"\0\0\1" + QUANTIZER + varint(N) + bytes(N + 4)
-    ),
-    "slices": payload(
-        0,
-        varint(64 * N) + b"\0\0" + varint(64 * N) + QUANTIZER + b"\2" * (N - 1) + bytes(4 * N),
-        slice_log2=6,
-    ),
+    "exponents": payload(2, LINKED + EXPONENTS),
+    "exponents without a link": payload(0, EXPONENTS),
+    "tables": payload(0, LONG_TABLES),
+    "slices": payload(0, SLICES, lane_log2=6),
 }
+NAMED = {"last tensor of the link": 1, "tables": 1, "slices": N_SLICES}
+"""Least numbers that inspect lists; of all others N."""
 
 
 def server_end() -> Callable[[bytes], Any]:
@@ -173,7 +178,7 @@ def test_inspect_takes_a_small_multiple_of_the_bytes(what: str) -> None:
         n_named = sum(map(len, counted))
         if info.link is not None:
             n_named += len(info.link.per_tensor)
-        assert n_named >= min(N, 1 if "last" in what else N)
+        assert n_named >= NAMED.get(what, N)
 
     n_bytes, n_calls = cost(look)
     assert n_bytes < 20 * len(data) + FIXED

@@ -37,7 +37,7 @@ def encode(given: Tensors) -> bytes:
 
 
 PAYLOAD = _native.Payload(
-    rfc.encode([np.ones((2, 4), np.float32)], [np.zeros((2, 4), np.float32)], sparsity=0)
+    rfc.encode([np.ones(8, np.float32)], [np.zeros(8, np.float32)], sparsity=0)
 )
 DIGEST = PAYLOAD.digest
 KEYFRAME = rfc.encode_keyframe([np.ones((2, 4), np.float32)])
@@ -128,7 +128,7 @@ def test_lossless_elements_have_a_known_size(dtype: Any) -> None:
 
 
 def test_columns_fit_together() -> None:
-    for column in ("current", "reference", "out", "feedback", "terms", "coefficients"):
+    for column in ("row_lengths", "current", "reference", "out", "feedback", "terms", "coefficients"):
         with pytest.raises(ValueError, match="columns of different lengths"):
             Tensors(roles=[0], dtypes=[0], n_elems=[8], **{column: []})  # type: ignore[arg-type]
     for column in ("roles", "dtypes"):
@@ -136,6 +136,8 @@ def test_columns_fit_together() -> None:
             Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: []})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="4 is not a valid"):
             Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: [4]})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tensor 0: rows of 3 elements, of 8"):
+        Tensors(roles=[0], dtypes=[0], n_elems=[8], row_lengths=[3])
     with pytest.raises(ValueError, match="tensor 0: terms: one coefficient for each"):
         encode(tensors(row(terms=[array()], coefficients=[])))
     with pytest.raises(ValueError, match="tensor 0: terms: too many"):

@@ -1,4 +1,4 @@
-"""Bounds of docs/security.md: binary decisions for each element, and memory while decoding."""
+"""Bounds of docs/security.md: steps for each element, and memory while decoding."""
 
 from __future__ import annotations
 
@@ -12,33 +12,39 @@ import pytest
 
 import resfed_codec as rfc
 from resfed_codec import _native
-from resfed_codec.reference.contexts import REPEAT
-from resfed_codec.reference.slices import MAX_LEVEL, ChangeCode, NonzeroCode
+from resfed_codec.reference.changes import ChangeCode
+from resfed_codec.reference.lanes import MAX_LEVEL, Block, Contexts, code_nonzero
 
-# ---- decisions
+# ---- steps of decoding
 
 
 class Counting:
-    """A coder that counts decisions. A wrong period costs one more, so every guess is wrong."""
+    """Counts what a decoder takes off a state: symbols of lanes and their raw bits, decisions."""
 
     def __init__(self) -> None:
-        self.n_adaptive = self.n_raw = 0
+        self.count = 0
+        self.codes: list[int] = []
 
-    def code_bit(self, context: int, bit: int) -> int:
-        self.n_adaptive += 1
-        return 0 if 0 <= context - REPEAT.first < REPEAT.size else bit
+    def symbol(self, _lane: int, _kind: int, row: int, symbol: int) -> int:
+        self.count += 1
+        self.codes.append(32 * row + symbol)
+        return symbol
 
-    def code_bypass(self, number: int, _: int) -> int:
-        self.n_raw += 1
+    def raw(self, _lane: int, number: int, _n_bits: int) -> int:
+        self.count += 1
         return number
 
-    @property
-    def count(self) -> int:
-        return self.n_adaptive + self.n_raw
+    def code_bit(self, _context: int, bit: int) -> int:
+        self.count += 1
+        return bit
+
+    def code_bypass(self, number: int, _n_bits: int) -> int:
+        self.count += 1
+        return number
 
 
 def values(most: int) -> Iterator[int]:
-    """Values around which the number of decisions changes."""
+    """Values around which the number of steps changes."""
     power = 1
     while power <= most:
         yield from {max(power + d, 1) for d in (-1, 0, 1, 14) if power + d <= most}
@@ -46,36 +52,32 @@ def values(most: int) -> Iterator[int]:
     yield most
 
 
-def slice_code(coder: Counting, period: int) -> NonzeroCode:
-    """The start of a forged slice with rows of this length."""
-    code = NonzeroCode(coder, -1, [], [])  # type: ignore[arg-type]
-    code.period.length = period
-    return code
+def code(coder: Counting, contexts: Contexts, gap: int, level: int) -> None:
+    *_, coded = code_nonzero(coder, 0, contexts, gap, level, 1)  # type: ignore[arg-type]
+    assert coded == (gap, level)
 
 
-def test_decisions_of_a_nonzero() -> None:
-    """At most 42 for an element, for any distance between nonzeros."""
+def test_steps_of_a_nonzero() -> None:
+    """At most 5 for an element, for any distance between nonzeros."""
     most = 0.0
     for gap in sorted(set(values(2**39))):
         for level in sorted(set(values(MAX_LEVEL))) if gap < 20 else [MAX_LEVEL]:
             coder = Counting()
-            code = slice_code(coder, 1)
-            code.code(coder, 1, 1)  # type: ignore[arg-type]
-            before = coder.count
-            code.code(coder, gap, level)  # type: ignore[arg-type]
-            most = max(most, (coder.count - before) / gap)
-    assert most == 42
+            code(coder, Contexts(Block()), gap, level)
+            most = max(most, coder.count / gap)
+    assert most == 5
 
 
-def test_decisions_of_the_native_coder() -> None:
-    """The same, except for bypass bits, which the trace omits, and for wrong guesses."""
-    for level in (1, 14, 15, 2**13, MAX_LEVEL):
-        coder = Counting()
-        code = slice_code(coder, 0)
-        for _ in range(1000):
-            code.code(coder, 1, level)  # type: ignore[arg-type]
-        trace, ends = _native.trace(list(range(1000)), [level] * 1000, [], 10)
-        assert len(trace) // 2 == ends[-1] == coder.n_adaptive
+@pytest.mark.parametrize("level", [1, 8, 9, 95, 96, 2**13, MAX_LEVEL])
+def test_symbols_of_the_native_coder(level: int) -> None:
+    """The same, in the same rows; the trace omits raw bits."""
+    coder, contexts = Counting(), Contexts(Block())
+    for _ in range(1000):
+        code(coder, contexts, 1, level)
+    ((blocks, *codes),) = _native.trace(list(range(1000)), [level] * 1000, [], 10)
+    assert not blocks
+    for kind in (0, 1):
+        assert np.frombuffer(codes[kind], np.uint16).tolist() == coder.codes[kind::2]
 
 
 def test_decisions_of_a_change() -> None:
@@ -84,10 +86,10 @@ def test_decisions_of_a_change() -> None:
     for gap in sorted(set(values(2**39))):
         for change in sorted(set(values(2**64 - 1))) if gap < 20 else [2**64 - 1]:
             coder = Counting()
-            code = ChangeCode(coder, -1, [], [])  # type: ignore[arg-type]
-            code.code(coder, 1, 5)  # type: ignore[arg-type]
+            changes = ChangeCode()
+            changes.code(coder, 1, 5)  # type: ignore[arg-type]
             before = coder.count
-            code.code(coder, gap, change)  # type: ignore[arg-type]
+            changes.code(coder, gap, change)  # type: ignore[arg-type]
             most = max(most, (coder.count - before) / gap)
     assert most == 13
 
@@ -146,3 +148,41 @@ def test_memory_of_a_full_payload(call: str, dtype: str, symbol: int, tmp_path: 
         check=True,
     )
     assert int(run.stdout) < bound * n + SLACK
+
+
+SCANNED = """
+import sys
+import numpy as np
+import resfed_codec as rfc
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+rfc.set_num_threads(1)
+shape = tuple(map(int, sys.argv[1:]))
+state, reference = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+n_sent = 1000
+state.reshape(-1)[5000 : 5000 + n_sent] = 1
+small = [np.eye(8, dtype=np.float32)]
+rfc.decode(rfc.encode(small, [0 * small[0]]), [0 * small[0]])
+before = peak()
+payload = rfc.encode([state], [reference], sparsity=1 - n_sent / state.size)
+encoded = peak()
+rfc.decode(payload, [reference], out=[reference])
+assert np.count_nonzero(reference.reshape(-1)[:10000]) == n_sent
+print(len(payload), encoded - before, peak() - encoded)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("shape", [(1 << 26, 1), (1, 1 << 26), (2, 1 << 25), (1 << 25, 2)])
+def test_memory_of_a_scan_follows_what_is_sent(shape: tuple[int, int]) -> None:
+    """A matrix of few long lines, of 2^26 elements, of which 1000 are sent; encoders take some bits
+    for each line. Zero pages that are only read are not resident."""
+    command = [sys.executable, "-c", SCANNED, *map(str, shape)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    n_bytes, encoding, decoding = map(int, run.stdout.split())
+    assert n_bytes < 1000
+    assert encoding < (1 << 26) // 4 + SLACK
+    assert decoding < SLACK

@@ -16,6 +16,13 @@ FLAGS = ("-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Wpedantic", "-
 """As in CMakeLists.txt."""
 
 SOURCE_FLAGS = {
+    "lanes_avx512": (
+        "-mavx512f",
+        "-mavx512bw",
+        "-mpopcnt",
+        "-Wno-maybe-uninitialized",
+        "-Wno-unknown-warning-option",
+    ),
     "residual_avx2": ("-mavx2", "-mf16c"),
     "residual_avx512": ("-mavx512f", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
 }

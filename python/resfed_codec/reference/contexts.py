@@ -1,4 +1,4 @@
-"""The contexts of the entropy coder, section 5 of docs/format.md: the only table of them.
+"""The contexts of the entropy coder, section 5.7 of docs/format.md: the only table of them.
 
 ``csrc/entropy/contexts_v1.hpp`` and the tables in docs/format.md are generated from this module by
 ``tests/support/context_tables.py``.
@@ -59,7 +59,7 @@ class ContextTable:
 
 
 LOSSLESS = ContextTable()
-"""Of slices of changed elements, section 5.4."""
+"""Of slices of changed elements, section 5.7."""
 
 CHANGE_GAP = LOSSLESS.family(
     "change_gap", "position < e", ("scattered", 2), ("min(position, 15)", 16)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.reference.slices import SLICE_LOG2, slice_sizes
+from resfed_codec.reference.changes import SLICE_LOG2
+from resfed_codec.reference.lanes import LANE_LOG2, LANES_OF_SLICE
+from resfed_codec.reference.symbols import n_parts, part_sizes
 from resfed_codec.reference.values import F32, Quantizer
 
 
@@ -39,19 +41,30 @@ class Frame:
     n_changed: int
     exclusions: list[int]
     dense_tensors: list[int]
+    tables: bytes
     slices: list[bytes]
-    slice_log2: int = SLICE_LOG2
+    lane_log2: int = LANE_LOG2
 
     @property
-    def lossy_sizes(self) -> list[int]:
-        """How many nonzeros each lossy slice holds."""
-        n_sent = self.matrix.n_sent + self.vector.n_sent + self.dense.n_sent
-        return slice_sizes(n_sent, self.slice_log2)
+    def n_sent(self) -> int:
+        return self.matrix.n_sent + self.vector.n_sent + self.dense.n_sent
 
     @property
-    def lossless_sizes(self) -> list[int]:
-        """How many changed elements each lossless slice holds."""
-        return slice_sizes(self.n_changed, self.slice_log2)
+    def n_lanes(self) -> int:
+        return n_parts(self.n_sent, self.lane_log2)
+
+    @property
+    def lane_sizes(self) -> list[int]:
+        """How many nonzeros each lane holds."""
+        return part_sizes(self.n_sent, self.lane_log2)
+
+    @property
+    def n_lossy_slices(self) -> int:
+        return -(-self.n_lanes // LANES_OF_SLICE)
+
+    @property
+    def n_lossless_slices(self) -> int:
+        return n_parts(self.n_changed, SLICE_LOG2)
 
 
 # ---- Writing
@@ -95,7 +108,7 @@ def write_ordinals(ordinals: Sequence[int]) -> bytes:
 
 def write_frame(f: Frame) -> bytes:
     flags = (1 if f.exclusions else 0) | (2 if f.link else 0) | (4 if f.dense_tensors else 0)
-    out = b"RFD" + bytes([1, flags, f.slice_log2]) + f.digest + f.check.to_bytes(4, "little")
+    out = b"RFD" + bytes([1, flags, f.lane_log2]) + f.digest + f.check.to_bytes(4, "little")
     if f.link:
         out += varint(len(f.link)) + f.link
     out += varint(f.matrix.n_elems) + varint(f.vector.n_elems)
@@ -109,6 +122,8 @@ def write_frame(f: Frame) -> bytes:
         out += write_ordinals(f.exclusions)
     if f.dense_tensors:
         out += write_ordinals(f.dense_tensors)
+    if f.n_sent:
+        out += varint(len(f.tables)) + f.tables
     for data in f.slices[:-1]:
         out += varint(len(data) // 2)
     out += b"".join(f.slices)
@@ -197,9 +212,9 @@ def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = Non
         raise StateMismatchError("payload: made for another layout, or on other versions")
     reader = Reader(data[:-4])
     reader.take(4)
-    flags, slice_log2 = reader.byte(), reader.byte()
-    if flags & ~7 or not 6 <= slice_log2 <= 12:
-        raise PayloadError("payload: unknown flags or slice size")
+    flags, lane_log2 = reader.byte(), reader.byte()
+    if flags & ~7 or not 6 <= lane_log2 <= 12:
+        raise PayloadError("payload: unknown flags or lane size")
     digest, check = reader.take(8), int.from_bytes(reader.take(4), "little")
     link = reader.take(reader.varint()) if flags & 2 else b""
     if flags & 2 and not link:
@@ -227,10 +242,15 @@ def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = Non
         n_changed,
         exclusions,
         dense_tensors,
+        b"",
         [],
-        slice_log2,
+        lane_log2,
     )
-    n_slices = len(f.lossy_sizes) + len(f.lossless_sizes)
+    if f.n_sent:
+        f.tables = reader.take(reader.varint())
+    if 4 * (f.n_lanes + f.n_lossless_slices) > len(reader.data) - reader.at:  # each has a state
+        raise PayloadError("payload: truncated in its slices")
+    n_slices = f.n_lossy_slices + f.n_lossless_slices
     lengths = [2 * reader.varint() for _ in range(n_slices - 1)]
     f.slices = [reader.take(n) for n in lengths]
     rest = reader.take(len(data) - 4 - reader.at)

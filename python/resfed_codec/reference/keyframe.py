@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.reference.changes import Coder, Contexts, Decoder, Encoder
 from resfed_codec.reference.frame import Reader, crc32c, varint
-from resfed_codec.reference.slices import Coder, Contexts, Decoder, Encoder
 from resfed_codec.reference.values import State, as_model, layout_digest, tensors_of
 
 CHUNK_ELEMS = 65536

@@ -17,16 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError, StateMismatchError
+from resfed_codec.reference.changes import decode_changes, encode_changes
 from resfed_codec.reference.frame import Frame, Group, read_frame, write_frame
-from resfed_codec.reference.slices import (
-    MAX_LEVEL,
-    ChangeCode,
-    NonzeroCode,
-    Rows,
-    Symbols,
-    decode_slices,
-    encode_slices,
-)
+from resfed_codec.reference.lanes import LANE_LOG2, decode_nonzeros, encode_nonzeros
+from resfed_codec.reference.scan import Matrix
+from resfed_codec.reference.symbols import MAX_LEVEL, Symbols
 from resfed_codec.reference.values import (
     F32,
     Quantizer,
@@ -66,6 +61,7 @@ class Options:
     exclude: str | Sequence[str] = ()
     dense: str | Sequence[str] = ()
     dense_bits: int = 3
+    lane_log2: int = LANE_LOG2
 
     def count(self, n_elems: int, share: int) -> int:
         """How many of ``n_elems`` elements are sent, at ``share`` times the density."""
@@ -273,19 +269,22 @@ def within_error(group: list[Tensor], options: Options) -> Sent:
 # ---- The payload
 
 
-def rows_of(matrices: list[Tensor]) -> Rows:
-    """Where each matrix begins in its group, how long its rows are, and how long its blocks."""
-    channels = [t.shape[0] for t in matrices if len(t.shape) >= 3]
-    rows, begin = [], 0
-    for t in matrices:
-        length, block = math.prod(t.shape[1:]), math.prod(t.shape[2:])
+def matrices_of(group: list[Tensor]) -> list[Matrix]:
+    """The tensors of the matrix group that are not empty, as the coder of nonzeros knows them."""
+    channels = sorted({t.shape[0] for t in group if len(t.shape) >= 3 and t.shape[0]})
+    matrices, begin = [], 0
+    for t in group:
+        m = Matrix(begin, t.reference.size)
         if len(t.shape) == 2:
-            block = length // max(
-                (c for c in channels if c and length % c == 0), default=length + 1
-            )
-        rows.append((begin, length, block) if len(t.shape) >= 2 else (begin, 0, 0))
-        begin += t.reference.size
-    return [*rows, (begin, 0, 0)]
+            m.row_length = t.shape[1]
+            fitting = [c for c in channels if t.shape[1] % c == 0]
+            m.block = t.shape[1] // fitting[-1] if fitting else 0
+        elif len(t.shape) > 2:
+            m.block = math.prod(t.shape[2:])
+        begin += m.size
+        if m.size:
+            matrices.append(m)
+    return matrices
 
 
 def as_header(group: list[Tensor], sent: Sent) -> Group:
@@ -337,8 +336,7 @@ def encode_tensors(
         n_m, n_v = size_of(matrices), size_of(vectors)
         symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
         symbols += [(n_m + n_v + i, level) for i, level in dense.symbols]
-        slices = encode_slices(NonzeroCode, symbols, rows_of(matrices))
-        slices += encode_slices(ChangeCode, changes, [])
+        tables, slices = encode_nonzeros(symbols, matrices_of(matrices), options.lane_log2)
         frame = Frame(
             digest=digest,
             check=(matrix.check + vector.check + dense.check + changes_check) % 2**32,
@@ -350,7 +348,9 @@ def encode_tensors(
             n_changed=len(changes),
             exclusions=exclusions,
             dense_tensors=dense_tensors,
-            slices=slices,
+            tables=tables,
+            slices=slices + encode_changes(changes),
+            lane_log2=options.lane_log2,
         )
         return write_frame(frame)
 
@@ -434,10 +434,10 @@ def decode_tensors(f: Frame, tensors: list[Tensor]) -> dict[str, NDArray[Any]]:
         for t, exponent in zip(filled, header.exponents, strict=False):
             t.exponent = exponent
 
-    n_lossy = len(f.lossy_sizes)
+    lossy, lossless = f.slices[: f.n_lossy_slices], f.slices[f.n_lossy_slices :]
     n_elems = sum(h.n_elems for h in headers)
-    symbols = decode_slices(NonzeroCode, f.slices[:n_lossy], f.lossy_sizes, n_elems)
-    changes = decode_slices(ChangeCode, f.slices[n_lossy:], f.lossless_sizes, f.n_lossless)
+    symbols = decode_nonzeros(f.tables, lossy, f.lane_sizes, matrices_of(groups[0]), n_elems)
+    changes = decode_changes(lossless, f.n_changed, f.n_lossless)
     writes, total = restore_group(groups[3], changes)
     base = 0
     for header, group in zip(headers, groups[:3], strict=True):

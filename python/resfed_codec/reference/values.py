@@ -1,4 +1,4 @@
-"""Sections 1, 4, 5.4 and 6 of docs/format.md as NumPy: tensors, values, the reference check."""
+"""Sections 1, 4, 5.7 and 6 of docs/format.md as NumPy: tensors, values, the reference check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError
-from resfed_codec.reference.slices import Symbols
+from resfed_codec.reference.symbols import Symbols
 
 State: TypeAlias = "Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]"
 
@@ -187,7 +187,7 @@ def saturate(value: Any, n_bytes: int) -> Any:
     return largest if value > 0 else -largest
 
 
-# ---- 5.4 and 6. Bit patterns, changes, the reference check
+# ---- 5.7 and 6. Bit patterns, changes, the reference check
 
 
 def bits_of(value: np.generic) -> int:

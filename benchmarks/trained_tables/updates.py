@@ -1,6 +1,6 @@
-"""Train small federations and store their models, the data for fitting the initial states.
+"""Train small federations and store their models, the data for fitting the trained tables.
 
-    python -m benchmarks.initial_states.updates --out updates/
+    python -m benchmarks.trained_tables.updates --out updates/
 
 The data are scikit-learn's digits (as 16x16 images, shifted at random, or over crops of its two
 photographs) and the source text of Python's standard library, which need no download. CIFAR-10 is
@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.initial_states.networks import (
+from benchmarks.small_federation import Batches, Run, text_batches, train
+from benchmarks.trained_tables.networks import (
     CONTEXT,
     SIDE,
     Adapters,
@@ -36,7 +37,6 @@ from benchmarks.initial_states.networks import (
     mlp,
     resnet,
 )
-from benchmarks.small_federation import Batches, Run, text_batches, train
 
 CLIENTS = 10
 BATCH = 64

@@ -1,4 +1,4 @@
-"""The networks that are trained to fit the initial states."""
+"""The networks that are trained to fit the trained tables."""
 
 from __future__ import annotations
 

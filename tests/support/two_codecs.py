@@ -1,0 +1,55 @@
+"""The native codec and the reference, held against each other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import resfed_codec as rfc
+from models import assert_same
+from resfed_codec import reference as slow
+from resfed_codec.codec import update
+from resfed_codec.reference.frame import read_frame
+from resfed_codec.reference.lanes import Tables, read_tables
+from resfed_codec.reference.update import matrices_of
+from resfed_codec.reference.values import groups_of, tensors_of
+
+
+@contextlib.contextmanager
+def native_lanes(lane_log2: int) -> Iterator[None]:
+    """The native encoder makes lanes of another size than it usually does."""
+    original = update.native_options
+
+    def changed(*args: Any) -> Any:
+        options = original(*args)
+        options.lane_log2 = lane_log2
+        return options
+
+    update.native_options = changed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        update.native_options = original
+
+
+def assert_agree(state: Any, base: Any, config: dict[str, Any], lane_log2: int = 10) -> bytes:
+    """Both make the same bytes, which are returned, and both decode them to the same model."""
+    running = [name for name in base if "running_" in name] if isinstance(base, dict) else []
+    with np.errstate(all="ignore"):
+        theirs = slow.encode(state, base, **{"dense": running, **config}, lane_log2=lane_log2)
+        with native_lanes(lane_log2):
+            ours = rfc.encode(state, base, **config)
+        differ = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)  # noqa: B905
+        assert ours == theirs, f"first difference at byte {differ}: {len(ours)} and {len(theirs)}"
+        assert_same(slow.decode(ours, base), rfc.decode(ours, base))
+    return ours
+
+
+def tables_in(payload: bytes, base: Any) -> Tables:
+    """What the tables of a payload say."""
+    f = read_frame(payload)
+    matrices, *_ = groups_of(tensors_of(base), f.exclusions, f.dense_tensors)
+    return read_tables(f.tables, matrices_of(matrices), f.n_lanes)
