@@ -113,8 +113,8 @@ RESFED_HD void for_each_code(const SentSymbol* sent, uint64_t begin, uint64_t en
     code.raw_level = 0;
     if (symbol >= 8) {
       const bool escape = symbol == kLevelEscape;
-      code.raw_level = static_cast<uint8_t>(
-          escape ? floor_log2(magnitude(level)) : magnitude(level) - level_class(symbol).first);
+      code.raw_level = static_cast<uint8_t>(escape ? floor_log2(magnitude(level))
+                                                   : magnitude(level) - level_class(symbol).first);
       occurs |= escape ? kRawLevels | kLevelEscapes : kRawLevels;
     }
     symbol += (level > 0) == positive ? 0 : kSignChanged;
