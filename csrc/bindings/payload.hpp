@@ -48,8 +48,7 @@ inline pybind11::dict fields_of(const Frame& f) {
     const std::vector<int> offsets(q.offsets, q.offsets + q.n_offsets);
     return py::make_tuple(q.threshold, q.step, py::tuple(py::cast(offsets)));
   };
-  const auto lossless =
-      f.slice_bytes.begin() + static_cast<ptrdiff_t>(f.n_lossy_slices());
+  const auto lossless = f.slice_bytes.begin() + static_cast<ptrdiff_t>(f.n_lossy_slices());
   const std::vector<uint64_t> lossy_slices(f.slice_bytes.begin(), lossless);
   const std::vector<uint64_t> lossless_slices(lossless, f.slice_bytes.end());
   const auto link_bytes = f.counts_offset - kFixedHeaderBytes;

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 import resfed_codec as rfc
 from models import assert_same
+from resfed_codec import _native
 from resfed_codec import reference as slow
 from resfed_codec.codec import update
 from resfed_codec.reference.frame import read_frame
 from resfed_codec.reference.lanes import Tables, read_tables
 from resfed_codec.reference.update import matrices_of
 from resfed_codec.reference.values import groups_of, tensors_of
+
+KERNELS = ("scalar", "avx2", "avx512", "neon")
 
 
 @contextlib.contextmanager
@@ -35,17 +38,31 @@ def native_lanes(lane_log2: int) -> Iterator[None]:
         update.native_options = original
 
 
+def by_all_kernels(call: Callable[[], Any]) -> Iterator[Any]:
+    """What a call of the native codec returns with each of its kernels that this processor has."""
+    before = _native.kernels()
+    try:
+        for kernels in KERNELS:
+            if _native.choose_kernels(kernels):
+                yield call()
+    finally:
+        _native.choose_kernels(before)
+
+
 def assert_agree(state: Any, base: Any, config: dict[str, Any], lane_log2: int = 10) -> bytes:
     """Both make the same bytes, which are returned, and both decode them to the same model."""
     running = [name for name in base if "running_" in name] if isinstance(base, dict) else []
     with np.errstate(all="ignore"):
         theirs = slow.encode(state, base, **{"dense": running, **config}, lane_log2=lane_log2)
         with native_lanes(lane_log2):
-            ours = rfc.encode(state, base, **config)
-        differ = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)  # noqa: B905
-        assert ours == theirs, f"first difference at byte {differ}: {len(ours)} and {len(theirs)}"
-        assert_same(slow.decode(ours, base), rfc.decode(ours, base))
-    return ours
+            for ours in by_all_kernels(lambda: rfc.encode(state, base, **config)):
+                differ = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)  # noqa: B905
+                lengths = f"{len(ours)} and {len(theirs)}"
+                assert ours == theirs, f"first difference at byte {differ}: {lengths}"
+        decoded = slow.decode(theirs, base)
+        for model in by_all_kernels(lambda: rfc.decode(theirs, base)):
+            assert_same(model, decoded)
+    return theirs
 
 
 def tables_in(payload: bytes, base: Any) -> Tables:
