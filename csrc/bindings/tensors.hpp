@@ -275,6 +275,7 @@ inline void bind_tensors(pybind11::module_& m) {
            py::arg("coefficients") = py::none())
       .def("__len__", &TensorColumns::size)
       .def_readonly("n_elems", &TensorColumns::n_elems)
+      .def_readonly("row_lengths", &TensorColumns::row_lengths)
       .def_readonly("current", &TensorColumns::current)
       .def_readonly("reference", &TensorColumns::reference)
       .def_property_readonly("roles", [](const TensorColumns& t) { return numbers(t.roles); })

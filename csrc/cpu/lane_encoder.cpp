@@ -20,8 +20,6 @@ struct Codes {
     std::fill(steps.begin(), steps.end(), uint8_t{0});
   }
 };
-constexpr uint8_t kGapEscapes = 1, kRawLevels = 2, kLevelEscapes = 4;
-
 // Raw bits of a symbol, by symbol.
 struct RawBits {
   uint8_t of_gap[kSymbols] = {}, of_level[kSymbols] = {};
@@ -29,87 +27,25 @@ struct RawBits {
 constexpr RawBits kRawBits = [] {
   RawBits bits;
   for (uint32_t s = 0; s < kSymbols; ++s) {
-    bits.of_gap[s] = static_cast<uint8_t>(s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits);
-    const uint32_t level = s % kSignChanged;
-    bits.of_level[s] = static_cast<uint8_t>(level == kLevelEscape ? kLevelExponentBits
-                                                                  : level_class(level).n_bits);
+    bits.of_gap[s] = static_cast<uint8_t>(gap_raw_bits(s));
+    bits.of_level[s] = static_cast<uint8_t>(level_raw_bits(s));
   }
   return bits;
 }();
 
-const MatrixShape* matrix_at(const MatrixShapes& matrices, uint64_t index) {
-  const auto after = std::upper_bound(matrices.begin(), matrices.end(), index,
-                                      [](uint64_t i, const MatrixShape& m) { return i < m.begin; });
-  if (after == matrices.begin()) return nullptr;
-  const MatrixShape& m = after[-1];
-  return index - m.begin < m.n_elems ? &m : nullptr;
-}
-
-// Whether nonzeros follow each other directly more often inside a block than across its end.
-bool blocks_pay(SentSymbols sent, Block block) {
-  int64_t inside = 0, inside_direct = 0, across = 0, across_direct = 0;
-  uint32_t left = left_in_block(block);
-  for (size_t i = 1; i < sent.size(); ++i) {
-    const uint64_t gap = sent[i].index() - sent[i - 1].index();
-    const int64_t direct = gap == 1 ? 1 : 0;
-    (left == block.size ? across : inside) += 1;
-    (left == block.size ? across_direct : inside_direct) += direct;
-    left = left_in_block(left, gap, block.size);
-  }
-  return 8 * (inside_direct * across - across_direct * inside) > inside * (across + 16);
-}
-
-// The blocks of the matrix where the lane's middle nonzero lies, if they pay.
-Block choose_block(SentSymbols sent, const MatrixShapes& matrices) {
-  const uint64_t middle = sent[sent.size() / 2].index();
-  const MatrixShape* const m = matrix_at(matrices, middle);
-  if (m == nullptr || m->block < 2 || m->block > kMaxBlock) return {0, 0};
-  const uint64_t position = (middle - m->begin) % m->block;
-  const uint64_t back = (middle - sent[0].index()) % m->block;
-  const Block block = {static_cast<uint32_t>(m->block),
-                       static_cast<uint32_t>((position + m->block - back) % m->block)};
-  return blocks_pay(sent, block) ? block : Block{0, 0};
-}
-
-uint64_t gap_at(SentSymbols sent, uint64_t i) {
-  return sent[i].index() - (i == 0 ? ~uint64_t{0} : sent[i - 1].index());
-}
-uint32_t magnitude(int32_t level) { return static_cast<uint32_t>(level < 0 ? -level : level); }
-
 template <bool kBlocks>
 void find_codes(SentSymbols sent, uint64_t begin, uint64_t end, Block block, uint8_t* steps,
                 Codes* codes) {
-  LaneContexts<kBlocks> contexts;
-  contexts.block = block;
-  bool positive = true;
-  for (uint64_t i = begin; i < end; ++i) {
-    const uint64_t gap = gap_at(sent, i);
-    const unsigned log2 = floor_log2(gap);
-    uint32_t symbol = gap_symbol(gap);
-    codes->gaps[i] = static_cast<uint16_t>(contexts.gap_row() * kSymbols + symbol);
-    codes->raw_gaps[i] =
-        static_cast<uint16_t>(symbol == kGapEscape ? log2 : gap - gap_class(symbol).first);
-    uint32_t found = symbol == kGapEscape ? kGapEscapes : 0;
-    contexts.add_gap(gap, log2);
-
-    const int32_t level = sent[i].level();
-    symbol = level_symbol(magnitude(level));
-    codes->raw_levels[i] = 0;
-    if (symbol >= 8) {
-      const bool escape = symbol == kLevelEscape;
-      codes->raw_levels[i] = static_cast<uint8_t>(
-          escape ? floor_log2(magnitude(level)) : magnitude(level) - level_class(symbol).first);
-      found |= escape ? kRawLevels | kLevelEscapes : kRawLevels;
+  for_each_code<kBlocks>(sent.data(), begin, end, block, [&](uint64_t i, const NonzeroCode& code) {
+    codes->gaps[i] = code.gap;
+    codes->raw_gaps[i] = code.raw_gap;
+    codes->levels[i] = code.level;
+    codes->raw_levels[i] = code.raw_level;
+    if (code.occurs != 0) {
+      steps[i - begin] = static_cast<uint8_t>(steps[i - begin] | code.occurs);
     }
-    symbol += (level > 0) == positive ? 0 : kSignChanged;
-    codes->levels[i] = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
-    contexts.add_level(symbol);
-    positive = level > 0;
-    if (found != 0) steps[i - begin] = static_cast<uint8_t>(steps[i - begin] | found);
-  }
+  });
 }
-
-using SetCosts = std::array<uint32_t, kTrainedSets + 1>;
 
 // Code lengths of a lane's symbols under all trained sets; counts the symbols.
 void find_costs(const uint16_t* codes, uint64_t n, const uint16_t (*costs)[kTrainedSets],
@@ -136,17 +72,6 @@ uint32_t cost_under(const Table& table, const uint16_t* codes, uint64_t n) {
   return cost;
 }
 
-// The set that a lane names: the cheapest with what naming it costs, of equal ones the first.
-uint8_t choose_set(const SetCosts& costs, bool fitted, uint8_t last) {
-  uint8_t best = 0;
-  uint32_t least = ~0u;
-  for (uint8_t set = 0; set < kTrainedSets + (fitted ? 1 : 0); ++set) {
-    const uint32_t cost = costs[set] + 32 * (set == last ? 1 : 5);
-    if (cost < least) least = cost, best = set;
-  }
-  return best;
-}
-
 // Words of a slice, written downwards.
 class WordWriter {
  public:
@@ -167,15 +92,9 @@ class WordWriter {
   void put_raw(uint32_t& state, uint32_t value, unsigned n_bits) {  // n_bits <= 16
     state = with_room(state, static_cast<uint64_t>(state) << n_bits >> 32 != 0) << n_bits | value;
   }
-  // The bits of a value below its leading one; backwards, so the last piece comes first.
   void put_mantissa(uint32_t& state, uint64_t value) {
-    const unsigned n_bits = floor_log2(value);
-    for (unsigned done = n_bits - n_bits % kPieceBits;; done -= kPieceBits) {
-      const unsigned n = std::min(kPieceBits, n_bits - done);
-      const unsigned below = n_bits - done - n;
-      if (n > 0) put_raw(state, static_cast<uint32_t>(value >> below) & ((1u << n) - 1), n);
-      if (done == 0) break;
-    }
+    for_each_piece_backwards(
+        value, [&](uint32_t piece, unsigned n_bits) { put_raw(state, piece, n_bits); });
   }
   size_t room() const { return static_cast<size_t>(next_ - words_.data()); }
   uint16_t* next() { return next_; }
@@ -218,7 +137,8 @@ void encode_step(SentSymbols sent, const Codes& codes, uint8_t occurs, const uin
   });
   if (occurs & kGapEscapes) {
     for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-      if (codes.gaps[at] % kSymbols == kGapEscape) words.put_mantissa(state, gap_at(sent, at));
+      if (codes.gaps[at] % kSymbols == kGapEscape)
+        words.put_mantissa(state, gap_at(sent.data(), at));
     });
   }
   for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
@@ -285,11 +205,6 @@ void for_each_lane(const Partition& p, uint64_t slice, Visit visit) {
   }
 }
 
-// What is known of lanes before their sets are chosen.
-struct LaneCosts {
-  SetCosts gaps, levels;
-};
-
 // Chooses the blocks of all lanes, finds the symbols and what they cost under the trained sets;
 // returns how often each symbol occurs.
 std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes& matrices,
@@ -303,7 +218,8 @@ std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes&
         for (Counts& of_family : counts[slice]) of_family.assign(kMostRows * kSymbols, 0);
         for_each_lane(p, slice, [&](uint64_t l, uint64_t begin, uint64_t end) {
           const uint64_t n = end - begin;
-          const Block block = choose_block(sent.subspan(begin, n), matrices);
+          const Block block =
+              choose_block(sent.data() + begin, n, matrices.data(), matrices.size());
           const bool blocks = block.size > 0;
           (*lanes)[l].block = block;
           uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
@@ -324,14 +240,14 @@ std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes&
   return std::move(counts[0]);
 }
 
-// Chooses and writes the sets of all lanes.
-void choose_sets(const Codes& codes, const Partition& p, const FittedTables& fitted,
-                 std::vector<LaneCosts>* costs, std::vector<Lane>* lanes, BitWriter* tables) {
+// Costs of all lanes under the fitted sets.
+void find_fitted_costs(const Codes& codes, const Partition& p, const std::vector<Lane>& lanes,
+                       const FittedTables& fitted, std::vector<LaneCosts>* costs) {
   parallel_for(
       slices_of(p.n_parts),
       [&](size_t slice) {
         for_each_lane(p, slice, [&](uint64_t l, uint64_t begin, uint64_t end) {
-          const bool blocks = (*lanes)[l].block.size > 0;
+          const bool blocks = lanes[l].block.size > 0;
           const uint64_t n = end - begin;
           if (const Table* const gaps = fitted[gap_family(blocks)].get()) {
             (*costs)[l].gaps[kFittedSet] = cost_under(*gaps, codes.gaps.data() + begin, n);
@@ -342,14 +258,6 @@ void choose_sets(const Codes& codes, const Partition& p, const FittedTables& fit
         });
       },
       1);
-  LastLane last;
-  for (uint64_t l = 0; l < p.n_parts; ++l) {
-    Lane& lane = (*lanes)[l];
-    const Family gaps = gap_family(lane.block.size > 0), levels = level_family(lane.block.size > 0);
-    lane.gap_set = choose_set((*costs)[l].gaps, fitted[gaps] != nullptr, last.sets[gaps]);
-    lane.level_set = choose_set((*costs)[l].levels, fitted[levels] != nullptr, last.sets[levels]);
-    write_lane(*tables, lane, &last);
-  }
 }
 
 }  // namespace
@@ -372,13 +280,9 @@ std::optional<Nonzeros> encode_nonzeros(const SentSymbols (&lists)[3], const Mat
   Codes codes(k);
   const auto counts = find_symbols(sent, matrices, p, &lanes, &codes, &costs);
   FittedTables fitted;
-  for (uint32_t f = 0; f < kFamilies; ++f) {
-    const auto family = static_cast<Family>(f);
-    const std::optional<FittedSet> set = fit_set(family, counts[f]);
-    write_set(tables, family, set);
-    if (set) fitted[f] = table_of(family, *set);
-  }
-  choose_sets(codes, p, fitted, &costs, &lanes, &tables);
+  fit_tables(counts, &fitted, &tables);
+  find_fitted_costs(codes, p, lanes, fitted, &costs);
+  choose_sets(costs, fitted, &lanes, &tables);
   coded.tables = tables.finish();
 
   coded.slices.resize(slices_of(p.n_parts));
@@ -407,7 +311,8 @@ std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes
   std::vector<TracedLane> lanes(p.n_parts);
   for (uint64_t l = 0; l < p.n_parts; ++l) {
     const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
-    const Block block = choose_block(sent.subspan(begin, end - begin), matrices);
+    const Block block =
+        choose_block(sent.data() + begin, end - begin, matrices.data(), matrices.size());
     lanes[l].blocks = block.size > 0;
     uint8_t* const steps = codes.steps.data() + begin;
     (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps,

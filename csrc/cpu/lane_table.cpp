@@ -20,6 +20,16 @@ uint8_t read_set_number(BitReader& in, uint8_t* last, bool fitted) {
   return *last;
 }
 
+void write_lane(BitWriter& out, const Lane& lane, LastLane* last) {
+  const uint32_t size = lane.block.size;
+  out.put(size == last->block_size ? 1 : 0, 1);
+  if (size != last->block_size) out.put(size, kBlockBits);
+  if (size > 0) out.put(lane.block.position, position_bits(size));
+  last->block_size = size;
+  write_set_number(out, lane.gap_set, &last->sets[gap_family(size > 0)]);
+  write_set_number(out, lane.level_set, &last->sets[level_family(size > 0)]);
+}
+
 Lane read_lane(BitReader& in, const FittedTables& fitted, LastLane* last) {
   Lane lane;
   if (in.get(1) == 0) {
@@ -38,17 +48,41 @@ Lane read_lane(BitReader& in, const FittedTables& fitted, LastLane* last) {
   return lane;
 }
 
+// The cheapest set with what naming it costs, of equal ones the first.
+uint8_t choose_set(const SetCosts& costs, bool fitted, uint8_t last) {
+  uint8_t best = 0;
+  uint32_t least = ~0u;
+  for (uint8_t set = 0; set < kTrainedSets + (fitted ? 1 : 0); ++set) {
+    const uint32_t cost = costs[set] + 32 * (set == last ? 1 : 5);
+    if (cost < least) least = cost, best = set;
+  }
+  return best;
+}
+
 }  // namespace
 
-void write_lane(BitWriter& out, const Lane& lane, LastLane* last) {
-  const uint32_t size = lane.block.size;
-  out.put(size == last->block_size ? 1 : 0, 1);
-  if (size != last->block_size) out.put(size, kBlockBits);
-  if (size > 0) out.put(lane.block.position, position_bits(size));
-  last->block_size = size;
-  write_set_number(out, lane.gap_set, &last->sets[gap_family(size > 0)]);
-  write_set_number(out, lane.level_set, &last->sets[level_family(size > 0)]);
+void fit_tables(const std::array<Counts, kFamilies>& counts, FittedTables* fitted, BitWriter* out) {
+  for (uint32_t f = 0; f < kFamilies; ++f) {
+    const auto family = static_cast<Family>(f);
+    const std::optional<FittedSet> set = fit_set(family, counts[f]);
+    write_set(*out, family, set);
+    if (set) (*fitted)[f] = table_of(family, *set);
+  }
 }
+
+void choose_sets(const std::vector<LaneCosts>& costs, const FittedTables& fitted,
+                 std::vector<Lane>* lanes, BitWriter* out) {
+  LastLane last;
+  for (size_t l = 0; l < lanes->size(); ++l) {
+    Lane& lane = (*lanes)[l];
+    const bool blocks = lane.block.size > 0;
+    const Family gaps = gap_family(blocks), levels = level_family(blocks);
+    lane.gap_set = choose_set(costs[l].gaps, fitted[gaps] != nullptr, last.sets[gaps]);
+    lane.level_set = choose_set(costs[l].levels, fitted[levels] != nullptr, last.sets[levels]);
+    write_lane(*out, lane, &last);
+  }
+}
+
 std::vector<Lane> read_tables(BitReader& in, uint64_t n_lanes, FittedTables* fitted) {
   for (uint32_t f = 0; f < kFamilies; ++f) {
     const auto family = static_cast<Family>(f);

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cpu/scratch.hpp"
-#include "entropy/sent_symbol.hpp"
+#include "entropy/lane_symbols.hpp"
 #include "format/bits.hpp"
 #include "format/groups.hpp"
 
@@ -18,13 +18,6 @@ namespace resfed {
 
 using SentSymbols = std::span<const SentSymbol>;  // in ascending order
 
-// Where a matrix lies among the lossy elements.
-struct MatrixShape {
-  uint64_t begin;
-  uint64_t n_elems;
-  uint64_t row_length;  // of a matrix of two dimensions; 0: of more
-  uint64_t block;       // elements that tend to be sent together; 0: none. Encoders only
-};
 using MatrixShapes = std::vector<MatrixShape>;
 
 // `blocks` are those of all tensors of the call; none where it is empty.

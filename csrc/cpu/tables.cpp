@@ -96,12 +96,12 @@ void Table::fill(uint32_t n_rows) {
 const TrainedTables& trained_tables() {
   static const std::unique_ptr<const TrainedTables> tables = [] {
     auto made = std::make_unique<TrainedTables>();
-    const char* row = kTrainedRowsV1;
+    const auto* row = kTrainedRowsV1;
     for (uint32_t family = 0; family < kFamilies; ++family) {
       for (uint32_t set = 0; set < kTrainedSets; ++set) {
         Table& table = made->sets[family][set];
-        for (uint32_t r = 0; r < kRows[family]; ++r, row += kSymbols) {
-          table.rows[r] = trained_row(row);
+        for (uint32_t r = 0; r < kRows[family]; ++r) {
+          table.rows[r] = trained_row(*row++);
           for (uint32_t s = 0; s < kSymbols; ++s) {
             made->costs[family][r * kSymbols + s][set] = kCodeLengths.of[table.rows[r].of[s]];
           }

@@ -20,11 +20,6 @@ bool has_matrix_elements(const std::vector<Tensor>& tensors) {
   return false;
 }
 
-// How many symbols the groups that the host codes can have.
-uint64_t most_symbols(const Groups& groups, const EncodeOptions& options) {
-  return std::min(options.k_vector, groups.vector.n_elems) + groups.dense.n_elems;
-}
-
 }  // namespace
 
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
@@ -42,15 +37,17 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   Staging staging(lease, &staged, no_matrix);
   const Groups groups = make_groups(staged);
   MatrixEncoder matrices(lease, groups.matrix, options);
-  matrices.start(most_symbols(groups, options));
+  matrices.start();
   staging.wait();
   EncodeState state = begin_encoding(staged, options);
   state.vector = code_top(state.groups.vector, options.k_vector, options.step);
-  const auto coded = matrices.finish(state.vector.sent, state.dense.sent, state.rows);
-  state.matrix.k = coded.k;
+  const auto coded = matrices.finish();
+  state.matrix.k = coded.sent.size();
   state.matrix.quantizer = coded.quantizer;
   state.matrix.recovered.check = coded.check;
-  std::vector<uint8_t> payload = assemble(state, coded.slices);
+  state.matrix.sent.assign(coded.sent.begin(), coded.sent.end());
+  std::vector<uint8_t> payload = assemble(state, *code_nonzeros(state));
+  state.matrix.sent.clear();
   state.groups.matrix = {};  // what follows leaves it to the device
   prepare_results(&state);
   if (before_writing) before_writing(payload);
@@ -76,7 +73,7 @@ void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& 
     return;
   }
   Staging staging(lease, &u.tensors, no_matrix);
-  MatrixDecoder matrices(lease, u.groups.matrix, frame, payload.slices());
+  MatrixDecoder matrices(lease, u.groups.matrix, payload);
   matrices.start();
   const auto decoded = matrices.finish();
   u.symbols.assign(decoded.others.begin(), decoded.others.end());

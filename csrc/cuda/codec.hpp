@@ -12,8 +12,8 @@
 
 namespace resfed::cuda {
 
-// Waits for the stream, as a rule once; twice where very many residuals are equal, or slices need
-// more room than any before. Throws Failure.
+// Waits for the stream, as a rule twice; once more where very many residuals are equal. Throws
+// Failure.
 // All or nothing, as in api.hpp, but for what a device reports while results are written.
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             int device, Stream stream,

@@ -12,23 +12,14 @@ struct MatrixPlan {
   Progress* progress = nullptr;
   Chunk* chunks = nullptr;
   SentSymbol* symbols = nullptr;
-  SentSymbol* others = nullptr;
-  RowLength* rows = nullptr;
   uint32_t* samples = nullptr;
   Candidates candidates{};
-  DecisionBuffers buffers{};
-  Bytes coded{};
-  SliceTable table{};
-  uint8_t* packed = nullptr;
   uint64_t* bits = nullptr;
   float* left = nullptr;
   // Of an attempt.
-  uint64_t k = 0, n_others = 0;
+  uint64_t k = 0;
   SamplePlan samples_plan;
   bool exactly = false;
-  uint64_t decisions_per_symbol = 0;
-  uint64_t coded_room = 0;
-  uint64_t most_slices = 0;
   bool wants_feedback = false, wants_bits = false;
 };
 
@@ -65,11 +56,35 @@ DeviceGroup fill_in(const Group& group, DeviceMember* members, const DeviceMembe
   return {device, n, group.n_elems, chunk};
 }
 
-uint64_t bytes_of(const Group& group) {
-  uint64_t n_bytes = 0;
-  for (const Member& member : group.members)
-    n_bytes += member.tensor->n_elems * member.tensor->elem_bytes;
-  return n_bytes;
+// What a scan order lists, on the device; null where it lists nothing.
+struct ScanArrays {
+  uint32_t *rows, *cols;
+  uint8_t* flips;
+};
+uint32_t* take_if_any(BumpAllocator& allocator, const std::vector<uint32_t>& numbers) {
+  return numbers.empty() ? nullptr : allocator.take<uint32_t>(numbers.size());
+}
+
+// Scan orders as kernels see them; `scans` and `arrays` are those of matrices of two dimensions.
+void fill_in(const MatrixShapes& matrices, const std::vector<MatrixScan>& scans,
+             const std::vector<ScanArrays>& arrays, DeviceScan* to) {
+  size_t i = 0;
+  for (const MatrixShape& m : matrices) {
+    *to = {};
+    if (m.row_length > 0 && i < scans.size()) {
+      const MatrixScan& scan = scans[i];
+      const uint64_t n_rows = m.n_elems / m.row_length;
+      *to = {scan.rows.empty() ? n_rows : scan.rows.size(),
+             scan.cols.empty() ? m.row_length : scan.cols.size(),
+             m.row_length,
+             arrays[i].rows,
+             arrays[i].cols,
+             arrays[i].flips,
+             scan.columns};
+      ++i;
+    }
+    ++to;
+  }
 }
 
 template <class Predicate>
@@ -95,9 +110,6 @@ void write(const MatrixPlan& plan, const Group& group) {
   if (plan.bits != nullptr) write_sent(plan.stage, plan.symbols, plan.bits, plan.left);
 }
 
-// Where a result stands in host_results: the progress first, then what the stage returns.
-constexpr size_t kProgressRoom = (sizeof(Progress) + 255) / 256 * 256;
-
 }  // namespace
 
 MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
@@ -105,16 +117,12 @@ MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
     : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {}
 MatrixEncoder::~MatrixEncoder() = default;
 
-void MatrixEncoder::start(uint64_t n_others) {
+void MatrixEncoder::start() {
   MatrixPlan& plan = *plan_;
   plan.k = std::min(options_.k_matrix, group_.n_elems);
-  plan.n_others = n_others;
   plan.samples_plan = sample_plan(group_.n_elems, plan.k);
   plan.wants_feedback = cuda::wants_feedback(group_);
   plan.wants_bits = cuda::wants_bits(group_);
-  plan.most_slices = partition(plan.k + n_others, options_.slice_log2).n_slices + 1;
-  plan.decisions_per_symbol = lease_.slice_need().decisions;
-  plan.coded_room = lease_.slice_need().room(plan.k + n_others, plan.most_slices);
   const size_t n_bytes = group_.members.size() * sizeof(DeviceMember);
   void* const host = lease_.host_tables(n_bytes + sizeof(Progress));
   void* const tables = lease_.tables(n_bytes);
@@ -126,44 +134,26 @@ void MatrixEncoder::start(uint64_t n_others) {
   select();
 }
 
-// Takes the memory of an attempt; what needs it has ended. What comes before the slices lies at the
-// same places for any room.
-void MatrixEncoder::prepare(bool keeps_symbols) {
+// Takes the memory of an attempt; what needs it has ended.
+void MatrixEncoder::prepare() {
   MatrixPlan& plan = *plan_;
-  const uint64_t n_symbols = plan.k + plan.n_others;
   const uint64_t n_candidates =
       plan.exactly ? plan.k : candidate_room(group_.n_elems, plan.samples_plan);
-  plan.buffers.n_entries =
-      decision_buffer_entries(n_symbols, options_.slice_log2, plan.decisions_per_symbol);
-  plan.buffers.n = static_cast<unsigned>(
-      n_decision_buffers(plan.most_slices, plan.buffers.n_entries, bytes_of(group_)));
-  uint64_t n_kept = 0;
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
     plan.progress = allocator.take<Progress>(1);
     plan.chunks = allocator.take<Chunk>(plan.stage.group.n_chunks);
-    plan.symbols = allocator.take<SentSymbol>(n_symbols);
-    plan.others = allocator.take<SentSymbol>(plan.n_others);
-    plan.rows = allocator.take<RowLength>(group_.members.size() + 1);
-    n_kept = allocator.n_bytes();
-    plan.table = {allocator.take<uint64_t>(plan.most_slices),
-                  allocator.take<uint64_t>(plan.most_slices),
-                  allocator.take<uint64_t>(plan.most_slices)};
-    plan.packed = allocator.take<uint8_t>(plan.coded_room);
+    plan.symbols = allocator.take<SentSymbol>(plan.k);
     const uint64_t mark = allocator.mark();  // what comes now is not needed at the same time
     plan.samples = allocator.take<uint32_t>(plan.samples_plan.n_samples);
     plan.candidates = {allocator.take<uint16_t>(n_candidates), allocator.take<float>(n_candidates),
                        n_candidates};
     allocator.rewind(mark);
-    plan.buffers.entries = allocator.take<uint16_t>(plan.buffers.n * plan.buffers.n_entries);
-    plan.coded = {allocator.take<uint8_t>(plan.coded_room), plan.coded_room};
-    allocator.rewind(mark);
     plan.bits = plan.wants_bits ? allocator.take<uint64_t>(plan.k) : nullptr;
     plan.left = plan.wants_feedback ? allocator.take<float>(plan.k) : nullptr;
     return allocator.n_bytes();
   };
-  const uint64_t n_bytes = carve(nullptr);
-  carve(lease_.scratch(n_bytes, keeps_symbols ? n_kept : 0));
+  carve(lease_.scratch(carve(nullptr)));
   plan.stage.progress = plan.progress;
 }
 
@@ -175,7 +165,7 @@ void MatrixEncoder::begin(const Progress& progress) {
 }
 
 void MatrixEncoder::select() {
-  prepare(false);
+  prepare();
   MatrixPlan& plan = *plan_;
   const bool all_nonzero = plan.samples_plan.n_samples == 0;
   Progress progress;
@@ -193,99 +183,77 @@ void MatrixEncoder::select() {
   quantize_candidates(plan.stage, plan.candidates, plan.chunks, plan.symbols);
 }
 
-MatrixEncoder::Result MatrixEncoder::finish(std::span<const SentSymbol> vector,
-                                            std::span<const SentSymbol> dense,
-                                            std::span<const RowLength> rows) {
+MatrixEncoder::Result MatrixEncoder::finish() {
   MatrixPlan& plan = *plan_;
-  const uint64_t n_others = vector.size() + dense.size();
+  Progress progress;
   for (;;) {
-    const size_t others_bytes = n_others * sizeof(SentSymbol);
-    const size_t table_bytes = plan.most_slices * sizeof(uint64_t);
-    uint8_t* const host = static_cast<uint8_t*>(lease_.host_results(
-        kProgressRoom + table_bytes + others_bytes + rows.size_bytes() + plan.coded_room));
-    auto* const progress = reinterpret_cast<Progress*>(host);
-    auto* const lengths = reinterpret_cast<uint64_t*>(host + kProgressRoom);
-    auto* const others = reinterpret_cast<SentSymbol*>(lengths + plan.most_slices);
-    auto* const row_lengths = reinterpret_cast<RowLength*>(others + n_others);
-    auto* const bytes = reinterpret_cast<uint8_t*>(row_lengths + rows.size());
-
-    std::copy(dense.begin(), dense.end(), std::copy(vector.begin(), vector.end(), others));
-    std::copy(rows.begin(), rows.end(), row_lengths);
-    if (n_others > 0) lease_.copy_in(plan.others, others, others_bytes);
-    if (!rows.empty()) lease_.copy_in(plan.rows, row_lengths, rows.size_bytes());
-    encode_slices(plan.stage, plan.symbols, plan.others, n_others, {plan.rows, rows.size()},
-                  options_.slice_log2, lease_.initial_contexts(), plan.buffers, plan.coded,
-                  plan.table, plan.packed);
-    lease_.copy_out(bytes, plan.packed, plan.coded_room);
     recover_symbols(plan.stage, plan.symbols, plan.bits, plan.left);
-    lease_.copy_out(progress, plan.progress, sizeof(Progress));
-    lease_.copy_out(lengths, plan.table.n_bytes, table_bytes);
+    void* const host = lease_.host_results(sizeof(Progress));
+    lease_.copy_out(host, plan.progress, sizeof(Progress));
     lease_.wait();
-
-    if (progress->first_not_finite != kNone) {
-      const Member& member = member_at(group_, progress->first_not_finite);
-      throw Failure{Code::kNonFinite, member.ordinal, progress->first_not_finite - member.begin};
+    std::memcpy(&progress, host, sizeof progress);
+    if (progress.first_not_finite != kNone) {
+      const Member& member = member_at(group_, progress.first_not_finite);
+      throw Failure{Code::kNonFinite, member.ordinal, progress.first_not_finite - member.begin};
     }
-    if (progress->problems == 0) {
-      lease_.slice_need().remember(progress->most_decisions, progress->n_slice_bytes,
-                                   progress->n_sent + n_others, progress->n_slices,
-                                   options_.slice_log2);
-      Result result{progress->n_sent, progress->quantizer, progress->check, {}};
-      uint64_t at = 0;
-      for (uint64_t s = 0; s < progress->n_slices; ++s) {
-        result.slices.push_back({bytes + at, lengths[s]});
-        at += lengths[s];
-      }
-      return result;
-    }
-    if (progress->problems & kCandidatesLackRoom) {
-      plan.exactly = true;
-      select();
-    } else {
-      make_room(*progress);
-    }
+    if (progress.lacks_room == 0) break;
+    plan.exactly = true;
+    select();
   }
-}
-
-// For the same symbols, to be coded once more.
-void MatrixEncoder::make_room(const Progress& found) {
-  MatrixPlan& plan = *plan_;
-  if (found.problems & kDecisionsOverflow) {  // and the bytes of some slices are unknown
-    plan.decisions_per_symbol = CurrentFormat::kMaxDecisionsPerSymbol;
-    plan.coded_room *= 2;
+  const size_t n_bytes = progress.n_sent * sizeof(SentSymbol);
+  auto* const symbols = static_cast<SentSymbol*>(lease_.host_results(n_bytes));
+  if (n_bytes > 0) {
+    lease_.copy_out(symbols, plan.symbols, n_bytes);
+    lease_.wait();
   }
-  plan.coded_room = std::max(plan.coded_room, found.n_slice_bytes);
-  Progress progress = found;
-  progress.n_slice_bytes = 0;
-  progress.problems = 0;
-  progress.check = 0;
-  prepare(true);
-  begin(progress);
+  return {progress.quantizer, progress.check, {symbols, progress.n_sent}};
 }
 
 void MatrixEncoder::write() { cuda::write(*plan_, group_); }
 
-MatrixDecoder::MatrixDecoder(WorkspaceLease& lease, const Group& group, const Frame& frame,
-                             const uint8_t* slices)
-    : lease_(lease), group_(group), frame_(frame), slices_(slices), plan_(new MatrixPlan) {}
+MatrixDecoder::MatrixDecoder(WorkspaceLease& lease, const Group& group, const Payload& payload)
+    : lease_(lease), group_(group), payload_(payload), plan_(new MatrixPlan) {}
 MatrixDecoder::~MatrixDecoder() = default;
 
 void MatrixDecoder::start() {
   MatrixPlan& plan = *plan_;
-  const Partition p = frame_.lossy_partition();
-  uint64_t n_bytes = 0;
-  for (uint64_t s = 0; s < p.n_slices; ++s) n_bytes += frame_.slice_bytes[s];
+  const Frame& frame = payload_.frame;
+  const Partition p = frame.lanes();
+  const uint64_t n_slices = frame.n_lossy_slices();
+  std::vector<uint64_t> offsets(n_slices + 1, 0);
+  for (uint64_t s = 0; s < n_slices; ++s) offsets[s + 1] = offsets[s] + frame.slice_bytes[s];
+  const MatrixShapes matrices = shapes_of(group_);
+  std::vector<MatrixScan> scans;
+  std::vector<Lane> lanes;
+  FittedTables fitted;
+  if (frame.n_nonzeros() > 0) {
+    BitReader in(frame.tables.data(), frame.tables.size());
+    scans = read_scans(in, matrices);
+    lanes = read_tables(in, p.n_parts, &fitted);
+  }
 
-  // Everything that goes in, together: members, progress, where slices begin, slices.
+  // Everything that goes in, together. First addresses are found, then what they hold is filled in.
   DeviceMember* members = nullptr;
-  uint64_t* offsets = nullptr;
+  uint64_t* slice_offsets = nullptr;
+  Lane* device_lanes = nullptr;
+  TableStarts* starts = nullptr;
+  DeviceScan* device_scans = nullptr;
+  std::vector<ScanArrays> arrays(scans.size());
   uint8_t* slices = nullptr;
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
     members = allocator.take<DeviceMember>(group_.members.size());
     plan.progress = allocator.take<Progress>(1);
-    offsets = allocator.take<uint64_t>(p.n_slices + 1);
-    slices = allocator.take<uint8_t>(n_bytes);
+    slice_offsets = allocator.take<uint64_t>(n_slices + 1);
+    device_lanes = allocator.take<Lane>(p.n_parts);
+    starts = allocator.take<TableStarts>(kFamilies);
+    device_scans = allocator.take<DeviceScan>(matrices.size());
+    for (size_t i = 0; i < scans.size(); ++i) {
+      arrays[i] = {
+          take_if_any(allocator, scans[i].rows), take_if_any(allocator, scans[i].cols),
+          scans[i].flips.empty() ? nullptr : allocator.take<uint8_t>(scans[i].flips.size())};
+    }
+    slices = allocator.take<uint8_t>(offsets.back());
     return allocator.n_bytes();
   };
   const size_t tables_bytes = carve(nullptr);
@@ -293,49 +261,65 @@ void MatrixDecoder::start() {
   void* const tables = lease_.tables(tables_bytes);
   carve(host);
   Progress begin;
-  begin.n_sent = frame_.k_matrix;
-  begin.quantizer = frame_.matrix;
+  begin.n_sent = frame.k_matrix;
+  begin.quantizer = frame.matrix;
   std::memcpy(plan.progress, &begin, sizeof begin);
-  offsets[0] = 0;
-  for (uint64_t s = 0; s < p.n_slices; ++s) offsets[s + 1] = offsets[s] + frame_.slice_bytes[s];
-  std::memcpy(slices, slices_, n_bytes);
+  std::copy(offsets.begin(), offsets.end(), slice_offsets);
+  std::copy(lanes.begin(), lanes.end(), device_lanes);
+  for (uint32_t f = 0; f < kFamilies; ++f) {
+    if (fitted[f] != nullptr) std::memcpy(&starts[f], fitted[f]->starts, sizeof(TableStarts));
+  }
+  for (size_t i = 0; i < scans.size(); ++i) {
+    std::copy(scans[i].rows.begin(), scans[i].rows.end(), arrays[i].rows);
+    std::copy(scans[i].cols.begin(), scans[i].cols.end(), arrays[i].cols);
+    std::copy(scans[i].flips.begin(), scans[i].flips.end(), arrays[i].flips);
+  }
+  std::memcpy(slices, payload_.slices(), offsets.back());
   DeviceMember* const host_members = members;
+  DeviceScan* const host_scans = device_scans;
   carve(tables);
   plan.stage.group = fill_in(group_, host_members, members);
+  fill_in(matrices, scans, arrays, host_scans);
   lease_.copy_in(tables, host, tables_bytes);
   plan.stage.progress = plan.progress;
   plan.stage.n_blocks = lease_.n_blocks();
   plan.stage.stream = lease_.stream();
 
-  uint64_t* bases = nullptr;
+  uint64_t* begins = nullptr;
   const auto carve_scratch = [&](void* memory) {
     BumpAllocator allocator(memory);
     plan.symbols = allocator.take<SentSymbol>(p.n_symbols);
-    bases = allocator.take<uint64_t>(p.n_slices + 1);
-    plan.bits = wants_bits(group_) ? allocator.take<uint64_t>(frame_.k_matrix) : nullptr;
+    begins = allocator.take<uint64_t>(p.n_parts);
+    plan.bits = wants_bits(group_) ? allocator.take<uint64_t>(frame.k_matrix) : nullptr;
     return allocator.n_bytes();
   };
   carve_scratch(lease_.scratch(carve_scratch(nullptr)));
-  decode_slices(plan.stage, frame_.version, slices, offsets, p, frame_.n_lossy(),
-                lease_.initial_contexts(), bases, plan.symbols);
+  decode_lanes(plan.stage, slices, slice_offsets,
+               {p, device_lanes, {lease_.trained_tables(), starts}}, device_scans, frame.n_lossy(),
+               begins, plan.symbols);
   recover_symbols(plan.stage, plan.symbols, plan.bits, nullptr);
 }
 
 MatrixDecoder::Result MatrixDecoder::finish() {
   MatrixPlan& plan = *plan_;
-  const uint64_t n_others = frame_.k_vector + frame_.k_dense;
-  auto* const host =
-      static_cast<uint8_t*>(lease_.host_results(kProgressRoom + n_others * sizeof(SentSymbol)));
-  auto* const progress = reinterpret_cast<Progress*>(host);
-  auto* const others = reinterpret_cast<SentSymbol*>(host + kProgressRoom);
+  const Frame& frame = payload_.frame;
+  const uint64_t n_others = frame.k_vector + frame.k_dense;
+  Progress* progress = nullptr;
+  SentSymbol* others = nullptr;
+  const auto carve = [&](void* memory) {
+    BumpAllocator allocator(memory);
+    progress = allocator.take<Progress>(1);
+    others = allocator.take<SentSymbol>(n_others);
+    return allocator.n_bytes();
+  };
+  carve(lease_.host_results(carve(nullptr)));
   lease_.copy_out(progress, plan.progress, sizeof(Progress));
   if (n_others > 0) {
-    lease_.copy_out(others, plan.symbols + frame_.k_matrix, n_others * sizeof(SentSymbol));
+    lease_.copy_out(others, plan.symbols + frame.k_matrix, n_others * sizeof(SentSymbol));
   }
   lease_.wait();
   if (progress->bad_slice != kNone) throw Failure{Code::kBadSlice, progress->bad_slice};
-  if (progress->bad_base != kNone) throw Failure{Code::kBadSlice, progress->bad_base};
-  if (progress->outside != 0) throw Failure{Code::kBadSlice, 0, frame_.k_matrix};
+  if (progress->outside != 0) throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   return {progress->check, {others, n_others}};
 }
 

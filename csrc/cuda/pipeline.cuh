@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cuda/geometry.hpp"
+#include "cuda/lanes.hpp"
 #include "cuda/launch.cuh"
-#include "entropy/symbols.hpp"
 #include "numeric/exact_sum.hpp"
 #include "numeric/predict.hpp"
 #include "numeric/select.hpp"
@@ -57,11 +57,6 @@ struct Candidates {
   uint64_t room;
 };
 
-// What went wrong, and is tried again in another way.
-constexpr uint32_t kCandidatesLackRoom = 1;  // too many, or too few
-constexpr uint32_t kDecisionsOverflow = 2;
-constexpr uint32_t kSlicesLackRoom = 4;
-
 constexpr unsigned kBins = 1u << kDigitBits;
 constexpr uint64_t kNone = ~0ull;
 constexpr uint32_t kAllBits = ~0u;
@@ -84,16 +79,12 @@ struct Progress {
   Quantizer quantizer;
   LevelMeans means = {};
   uint32_t check = 0;
-  // Slices.
-  uint64_t n_slices = 0;
-  uint64_t n_slice_bytes = 0;
-  uint32_t most_decisions = 0;  // of a slice
-  uint64_t bad_slice = kNone, bad_base = kNone;
-  uint32_t outside = 0;  // 1: there are symbols that no encoder makes
-  uint32_t problems = 0;
+  uint64_t bad_slice = kNone;  // the first
+  uint32_t outside = 0;        // 1: there are symbols that no encoder makes
+  uint32_t lacks_room = 0;     // 1: candidates are too many, or too few
 
   // Whether there is a slice that could not be decoded: nobody has written its symbols.
-  __device__ bool is_damaged() const { return bad_slice != kNone || bad_base != kNone; }
+  __device__ bool is_damaged() const { return bad_slice != kNone; }
 };
 
 // True for all threads of the block that ends last; the others' writes are visible to it.
@@ -158,34 +149,17 @@ void write_elements(const Stage& stage);
 void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
                 const float* left);
 
-struct SliceTable {
-  uint64_t* offsets;  // in `coded`
-  uint64_t* n_bytes;
-  uint64_t* places;  // in `packed`
+// The lanes of a payload.
+struct LaneTables {
+  Partition partition;
+  const Lane* of;
+  DeviceTables tables;
 };
-struct DecisionBuffers {
-  uint16_t* entries;
-  uint64_t n_entries;  // of each
-  unsigned n;
-};
-struct Bytes {
-  uint8_t* data;
-  uint64_t room;
-};
-struct Rows {
-  const RowLength* data;
-  uint64_t n;
-};
-// The slices of all symbols, one after the other in `packed`. `others` are the symbols of the other
-// groups: they follow the matrices', behind which there is room for them. `coded` receives the
-// slices in the order in which they are done.
-void encode_slices(const Stage& stage, SentSymbol* symbols, const SentSymbol* others,
-                   uint64_t n_others, Rows rows, unsigned slice_log2, const Probability* initial,
-                   DecisionBuffers buffers, Bytes coded, SliceTable table, uint8_t* packed);
-// Symbols with their indices among n_elems. `offsets` has one more entry than there are slices, and
-// so has `bases`, which is for the stage's own use.
-void decode_slices(const Stage& stage, uint8_t version, const uint8_t* slices,
-                   const uint64_t* offsets, Partition p, uint64_t n_elems,
-                   const Probability* initial, uint64_t* bases, SentSymbol* symbols);
+// Symbols with their indices among n_elems. `offsets` has one more entry than there are slices,
+// `scans` one for each matrix, with row_length 0 where it was not scanned in another order;
+// `begins` one for each lane, for the stage's own use.
+void decode_lanes(const Stage& stage, const uint8_t* slices, const uint64_t* offsets,
+                  const LaneTables& lanes, const DeviceScan* scans, uint64_t n_elems,
+                  uint64_t* begins, SentSymbol* symbols);
 
 }  // namespace resfed::cuda

@@ -4,11 +4,8 @@
 // the host codes the other groups.
 #pragma once
 
-#include <span>
-#include <vector>
-
+#include "cpu/scan.hpp"
 #include "cuda/workspace.hpp"
-#include "format/groups.hpp"
 
 namespace resfed::cuda {
 
@@ -21,25 +18,21 @@ class MatrixEncoder {
   MatrixEncoder(WorkspaceLease& lease, const Group& group, const EncodeOptions& options);
   ~MatrixEncoder();
 
-  void start(uint64_t n_others);  // symbols of other groups there may be at most
+  void start();
 
   struct Result {
-    uint64_t k = 0;
     Quantizer quantizer;
     uint32_t check = 0;
-    std::vector<std::span<const uint8_t>> slices;  // until the workspace is leased again
+    SentSymbols sent;  // until the workspace is leased again
   };
-  // With the symbols of the other groups behind the matrices'. Throws kNonFinite.
-  Result finish(std::span<const SentSymbol> vector, std::span<const SentSymbol> dense,
-                std::span<const RowLength> rows);
+  Result finish();  // throws kNonFinite
 
   void write();  // recovered tensors and feedback
 
  private:
-  void prepare(bool keeps_symbols);
+  void prepare();
   void select();
   void begin(const Progress& progress);
-  void make_room(const Progress& found);
 
   WorkspaceLease& lease_;
   const Group& group_;
@@ -49,16 +42,15 @@ class MatrixEncoder {
 
 class MatrixDecoder {
  public:
-  // `group` has device addresses and at least one element; `slices` are the lossy ones.
-  MatrixDecoder(WorkspaceLease& lease, const Group& group, const Frame& frame,
-                const uint8_t* slices);
+  // `group` has device addresses and at least one element.
+  MatrixDecoder(WorkspaceLease& lease, const Group& group, const Payload& payload);
   ~MatrixDecoder();
 
-  void start();
+  void start();  // throws kBadTables
 
   struct Result {
     uint32_t check = 0;
-    std::span<const SentSymbol> others;  // of the other groups, until the workspace is leased again
+    SentSymbols others;  // of the other groups, until the workspace is leased again
   };
   Result finish();  // throws kBadSlice
 
@@ -67,8 +59,7 @@ class MatrixDecoder {
  private:
   WorkspaceLease& lease_;
   const Group& group_;
-  const Frame& frame_;
-  const uint8_t* slices_;
+  const Payload& payload_;
   std::unique_ptr<MatrixPlan> plan_;
 };
 

@@ -139,14 +139,14 @@ __global__ void look_at_candidates(Candidates candidates, uint64_t k, bool all_n
   Progress& p = *progress;
   const uint64_t n = p.n_found;
   if (n > candidates.room || (n < k && !all_nonzero && !exactly)) {
-    p.problems |= kCandidatesLackRoom;
+    p.lacks_room = 1;
     p.n_found = 0;
   }
   p.key = 0;
   p.known_bits = 0;
   p.ties = k;
-  if (k == 0 || p.problems != 0) p.key = kAllBits;
-  if (k == 0 || p.problems != 0 || exactly || n <= k) p.known_bits = kAllBits;
+  if (k == 0 || p.lacks_room != 0) p.key = kAllBits;
+  if (k == 0 || p.lacks_room != 0 || exactly || n <= k) p.known_bits = kAllBits;
 }
 
 // Of each chunk, by a warp: how many candidates lie above the threshold and on it.

@@ -1,11 +1,10 @@
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <utility>
-#include <vector>
 
 #include "cuda/launch.cuh"
 #include "cuda/workspace.hpp"
-#include "format/version.hpp"
 
 namespace resfed::cuda {
 
@@ -54,20 +53,22 @@ struct Workspace {
     int n_processors = 0;
     check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device));
     n_blocks = 8 * static_cast<unsigned>(n_processors);
-    std::vector<Probability> contexts;
-    for (uint32_t i = 0; i < CurrentFormat::Contexts::kSlice; ++i) {
-      contexts.push_back(initial_probability(CurrentFormat::initial_slice_state(i)));
+    const auto tables = std::make_unique<DeviceTrained>();
+    for (uint32_t f = 0; f < kFamilies; ++f) {
+      for (uint32_t set = 0; set < kTrainedSets; ++set) {
+        std::memcpy(&tables->starts[f][set], resfed::trained_tables().sets[f][set].starts,
+                    sizeof(TableStarts));
+      }
     }
-    initial = CachedAllocation(device, contexts.size() * sizeof(Probability));
-    copy_to_device(initial.data.get(), contexts.data(), initial.n_bytes, device, stream);
+    trained = CachedAllocation(device, sizeof(DeviceTrained));
+    copy_to_device(trained.data.get(), tables.get(), sizeof(DeviceTrained), device, stream);
     check(cudaEventCreateWithFlags(&idle, cudaEventDisableTiming));
   }
   ~Workspace() { cudaEventDestroy(idle); }
 
   std::mutex mutex;
   unsigned n_blocks = 0;
-  SliceNeed slice_need;
-  CachedAllocation initial, scratch, tables, staged;
+  CachedAllocation trained, scratch, tables, staged;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -136,22 +137,12 @@ WorkspaceLease::~WorkspaceLease() {
 }
 
 unsigned WorkspaceLease::n_blocks() const { return workspace_->n_blocks; }
-const Probability* WorkspaceLease::initial_contexts() const {
-  return static_cast<const Probability*>(workspace_->initial.data.get());
+const DeviceTrained* WorkspaceLease::trained_tables() const {
+  return static_cast<const DeviceTrained*>(workspace_->trained.data.get());
 }
-SliceNeed& WorkspaceLease::slice_need() { return workspace_->slice_need; }
 
-void* WorkspaceLease::scratch(size_t n_bytes, size_t n_kept) {
-  CachedAllocation& memory = workspace_->scratch;
-  if (n_kept == 0) return grown(memory, n_bytes, device_);
-  if (memory.n_bytes < n_bytes) {
-    CachedAllocation larger(device_, rounded(n_bytes));
-    check(cudaMemcpyAsync(larger.data.get(), memory.data.get(), n_kept, cudaMemcpyDeviceToDevice,
-                          native(stream_)));
-    wait();
-    memory = std::move(larger);
-  }
-  return memory.data.get();
+void* WorkspaceLease::scratch(size_t n_bytes) {
+  return grown(workspace_->scratch, n_bytes, device_);
 }
 void* WorkspaceLease::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
 void* WorkspaceLease::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }

@@ -5,8 +5,7 @@
 #include <memory>
 
 #include "cuda/device.hpp"
-#include "cuda/geometry.hpp"
-#include "entropy/probability.hpp"
+#include "cuda/lanes.hpp"
 
 namespace resfed::cuda {
 
@@ -47,17 +46,16 @@ class WorkspaceLease {
   int device() const { return device_; }
   Stream stream() const { return stream_; }
   unsigned n_blocks() const;                    // of 256 threads that fill the device
-  const Probability* initial_contexts() const;  // of a slice of the current format; on the device
-  SliceNeed& slice_need();                      // as calls found it
+  const DeviceTrained* trained_tables() const;  // on the device
 
   // Memory of at least n_bytes, each kind once at a time: what it held is lost, and what uses it
   // must have ended.
-  void* scratch(size_t n_bytes, size_t n_kept = 0);  // on the device; holds its first bytes still
-  void* tables(size_t n_bytes);                      // on the device
-  void* staged(size_t n_bytes);                      // on the device
-  void* host_tables(size_t n_bytes);                 // pinned
-  void* host_staged(size_t n_bytes);                 // pinned
-  void* host_results(size_t n_bytes);                // pinned
+  void* scratch(size_t n_bytes);       // on the device
+  void* tables(size_t n_bytes);        // on the device
+  void* staged(size_t n_bytes);        // on the device
+  void* host_tables(size_t n_bytes);   // pinned
+  void* host_staged(size_t n_bytes);   // pinned
+  void* host_results(size_t n_bytes);  // pinned
 
   void copy_in(void* device, const void* host, size_t n_bytes);
   void copy_out(void* host, const void* device, size_t n_bytes);

@@ -2,6 +2,8 @@
 // every backend shares.
 #pragma once
 
+#include <array>
+
 #include "entropy/lane.hpp"
 #include "entropy/partition.hpp"
 #include "entropy/tables.hpp"
@@ -27,7 +29,18 @@ struct LastLane {
   uint8_t sets[kFamilies] = {kFittedSet, kFittedSet, kFittedSet, kFittedSet};
 };
 
-void write_lane(BitWriter& out, const Lane& lane, LastLane* last);
+// Sets that are fitted to how often each symbol occurs, where they pay; writes them.
+void fit_tables(const std::array<Counts, kFamilies>& counts, FittedTables* fitted, BitWriter* out);
+
+// What a lane's symbols cost under all sets, in 1/32 bit.
+using SetCosts = std::array<uint32_t, kTrainedSets + 1>;
+struct LaneCosts {
+  SetCosts gaps, levels;
+};
+// Chooses the sets of lanes whose blocks are known, and writes the lanes.
+void choose_sets(const std::vector<LaneCosts>& costs, const FittedTables& fitted,
+                 std::vector<Lane>* lanes, BitWriter* out);
+
 // Fitted sets and lanes, which are all that is left. Throws kBadTables.
 std::vector<Lane> read_tables(BitReader& in, uint64_t n_lanes, FittedTables* fitted);
 

@@ -64,6 +64,7 @@ import numpy as np, resfed_codec as rfc
 from resfed_codec import _native
 from device_cases import Case, random_pair
 case = Case(*random_pair({"a": (90, 111)}), sparsity=0.3)
+case.options.lane_log2 = 6
 payload = case.encode(on_device=False).payload
 inspected = rfc.inspect(payload)
 assert len(inspected.lossy_slices) > 2
@@ -243,25 +244,6 @@ print(_native.emulate("contexts"))
 
 
 # ---- work and memory
-
-
-def test_slices_that_need_more_memory_are_coded_again_once() -> None:
-    """The encoder does not repeat the pass over the model; the next call allocates enough."""
-    rng = np.random.default_rng(5)
-    state = {"a": np.zeros((600, 1000), np.float32)}
-    at = rng.choice(600_000, 2400, replace=False)
-    state["a"].flat[at] = np.exp(rng.uniform(0, 15, 2400)) * rng.choice([-1, 1], 2400)
-    case = Case(state, {"a": np.zeros((600, 1000), np.float32)}, sparsity=0.996, step=5.0)
-    expected = case.encode(on_device=False)
-    _native.release_workspace()
-    counts = []
-    for _ in range(2):
-        before = _native.emulate("launches")
-        assert case.encode(on_device=True) == expected
-        counts.append(_native.emulate("launches") - before)
-    assert counts[0] > counts[1]
-    assert counts[0] - counts[1] <= 8  # two attempts of four kernels
-    assert counts[1] > 12
 
 
 def test_memory_comes_from_the_library(

@@ -10,8 +10,7 @@ static void read(const Bytes& payload) {
   uint64_t sum = 0;
   for (const uint64_t n_bytes : frame.slice_bytes) sum += n_bytes;
   check(frame.slices_offset + sum + kChecksumBytes == payload.size(), "lengths add up");
-  check(frame.lossy_partition().n_slices + frame.lossless_partition().n_slices ==
-            frame.slice_bytes.size(),
+  check(frame.n_lossy_slices() + frame.lossless_partition().n_parts == frame.slice_bytes.size(),
         "every slice has a length");
   ByteWriter out;
   write_frame(frame, out);

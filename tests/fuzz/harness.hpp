@@ -64,11 +64,12 @@ struct Shape {
   uint32_t elem_bytes;
   DType dtype;
   Role role;
+  bool has_rows = false;  // two dimensions
   uint64_t n_elems() const { return n_rows * row_length; }
 };
 
 inline Shape matrix(uint64_t n_rows, uint64_t row_length, DType dtype = DType::kFloat32) {
-  return {n_rows, row_length, static_cast<uint32_t>(dtype_size(dtype)), dtype, Role::kMatrix};
+  return {n_rows, row_length, static_cast<uint32_t>(dtype_size(dtype)), dtype, Role::kMatrix, true};
 }
 inline Shape vector(uint64_t n_elems, DType dtype = DType::kFloat32) {
   return {1, n_elems, static_cast<uint32_t>(dtype_size(dtype)), dtype, Role::kVector};
@@ -154,6 +155,7 @@ inline Tensor tensor_of(const Shape& shape) {
   t.elem_bytes = shape.elem_bytes;
   t.dtype = shape.dtype;
   t.role = shape.role;
+  t.row_length = shape.has_rows ? shape.row_length : 0;
   return t;
 }
 
@@ -199,8 +201,8 @@ Outcome outcome_of(const Call& call) {
 
 constexpr size_t kCheckOffset = 14;  // in a payload
 
-// Decodes into new memory and in place, with one, two and three threads. All must agree, and a
-// failed call must write nothing. `tensors(out)` makes the call's tensors.
+// Decodes into new memory and in place, with one, two and three threads and several kernels. All
+// must agree, and a failed call must write nothing. `tensors(out)` makes the call's tensors.
 template <class Tensors>
 Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& like,
                           const Tensors& tensors, Memory* result) {
@@ -208,6 +210,7 @@ Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& l
   Outcome first;
   for (int threads = 1; threads <= 3; ++threads) {
     set_num_threads(threads);
+    choose_kernels(threads == 2 ? "avx512" : "scalar");
     Memory out = before;
     const Outcome outcome = outcome_of(
         [&] { decode(open_payload(payload.data(), payload.size()), digest, tensors(&out)); });

@@ -62,7 +62,7 @@ EncodeOptions options_from(Input& in, Layout& layout) {
   EncodeOptions options;
   options.digest = in.byte();
   options.vector_share = 10;
-  options.slice_log2 = CurrentFormat::kMinSliceLog2 + static_cast<unsigned>(in.number(3));
+  options.lane_log2 = CurrentFormat::kMinLaneLog2 + static_cast<unsigned>(in.number(3));
   options.dense_bits = 2 + static_cast<unsigned>(in.number(10));
   switch (in.number(3)) {
     case 0:
@@ -75,7 +75,6 @@ EncodeOptions options_from(Input& in, Layout& layout) {
   }
   for (size_t i = 0; i < layout.size(); ++i) {
     const uint8_t special = in.byte();
-    options.row_lengths.push_back(layout[i].n_rows > 1 ? layout[i].row_length : 0);
     options.blocks.push_back((special >> 3) % 32);
     if (layout[i].role == Role::kLossless) continue;
     if (special % 8 == 1) {

@@ -59,17 +59,17 @@ void make_call(const std::string& path) {
   options.step.ratio = in.real();
   options.step.bits = static_cast<unsigned>(in.number());
   options.step.automatic = in.number() != 0;
-  options.slice_log2 = static_cast<unsigned>(in.number());
+  options.lane_log2 = static_cast<unsigned>(in.number());
   options.dense_bits = static_cast<unsigned>(in.number());
   options.exclusions = in.numbers();
   options.dense = in.numbers();
-  options.row_lengths = in.numbers();
   options.blocks = in.numbers();
   std::vector<Tensor> tensors(in.number());
   std::vector<Role> roles_to_decode;
   std::vector<std::vector<char>> data;  // states and references, in aligned memory
   for (Tensor& t : tensors) {
     t.n_elems = in.number();
+    t.row_length = in.number();
     t.elem_bytes = static_cast<uint32_t>(in.number());
     t.dtype = static_cast<DType>(in.number());
     t.role = static_cast<Role>(in.number());

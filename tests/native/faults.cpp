@@ -124,9 +124,8 @@ void fail_all(uint64_t n_rows, bool whole) {
   EncodeOptions options;
   options.k_matrix = 800;
   options.k_vector = 70;
-  options.slice_log2 = 6;
+  options.lane_log2 = 6;
   options.dense = {4};
-  options.row_lengths = {200, 0, 50, 0, 0};
   const auto encode_with = [&](bool predicted) {
     const auto made = tensors(with_dense, predicted, true);
     std::vector<uint8_t> bytes = encode(made, options);

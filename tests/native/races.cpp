@@ -18,8 +18,7 @@ int main() {
   EncodeOptions options;
   options.k_matrix = 9000;
   options.k_vector = 700;
-  options.slice_log2 = 8;
-  options.row_lengths = {300, 0, 50, 0, 0};
+  options.lane_log2 = 6;
   const auto encode_into = [&](Memory* out, std::vector<std::vector<float>>* feedback) {
     auto tensors = tensors_of(layout, reference, out);
     for (size_t i = 0; i < tensors.size(); ++i) {

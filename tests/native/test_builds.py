@@ -86,13 +86,13 @@ def write_down(
     o = seen["options"]
     text = number(o.digest, o.k_matrix, o.k_vector, o.max_bytes) + struct.pack("<d", o.max_error)
     text += number(o.vector_share) + struct.pack("<d", o.step.ratio)
-    text += number(o.step.bits, o.step.automatic, o.slice_log2, o.dense_bits)
-    text += numbers(o.exclusions) + numbers(o.dense)
-    text += numbers(o.row_lengths) + numbers(o.blocks)
+    text += number(o.step.bits, o.step.automatic, o.lane_log2, o.dense_bits)
+    text += numbers(o.exclusions) + numbers(o.dense) + numbers(o.blocks)
     tensors, decoded = seen["tensors"], seen["decoded"]
     text += number(len(tensors))
     for i, (current, base) in enumerate(zip(tensors.current, tensors.reference, strict=True)):
-        text += number(tensors.n_elems[i], base.itemsize, tensors.dtypes[i], tensors.roles[i])
+        text += number(tensors.n_elems[i], tensors.row_lengths[i])
+        text += number(base.itemsize, tensors.dtypes[i], tensors.roles[i])
         text += number(decoded.roles[i]) + current.tobytes() + base.tobytes()
     arrays = b"".join(view.array.tobytes() for view in views_of(recovered, "recovered"))
     return Call(text, number(len(payload)) + payload + arrays)

@@ -1,0 +1,141 @@
+// From nonzeros to the symbols of a lane: its blocks, symbols with their rows, and raw bits.
+#pragma once
+
+#include "entropy/interleaved_rans.hpp"
+#include "entropy/lane.hpp"
+#include "entropy/sent_symbol.hpp"
+
+namespace resfed {
+
+// Where a matrix lies among the lossy elements.
+struct MatrixShape {
+  uint64_t begin;
+  uint64_t n_elems;
+  uint64_t row_length;  // of a matrix of two dimensions; 0: of more
+  uint64_t block;       // elements that tend to be sent together; 0: none. Encoders only
+};
+
+RESFED_HD uint64_t gap_at(const SentSymbol* sent, uint64_t i) {
+  return sent[i].index() - (i == 0 ? ~uint64_t{0} : sent[i - 1].index());
+}
+RESFED_HD uint32_t magnitude(int32_t level) {
+  return static_cast<uint32_t>(level < 0 ? -level : level);
+}
+
+// The one of n matrices, which are ascending, that has the element; null where none has.
+RESFED_HD const MatrixShape* matrix_at(const MatrixShape* matrices, uint64_t n, uint64_t index) {
+  uint64_t low = 0, high = n;  // the first that begins after it
+  while (low < high) {
+    const uint64_t middle = (low + high) / 2;
+    if (matrices[middle].begin <= index) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  if (low == 0) return nullptr;
+  const MatrixShape& m = matrices[low - 1];
+  return index - m.begin < m.n_elems ? &m : nullptr;
+}
+
+// Whether n nonzeros follow each other directly more often inside a block than across its end.
+RESFED_HD bool blocks_pay(const SentSymbol* sent, uint64_t n, Block block) {
+  int64_t inside = 0, inside_direct = 0, across = 0, across_direct = 0;
+  uint32_t left = left_in_block(block);
+  for (uint64_t i = 1; i < n; ++i) {
+    const uint64_t gap = sent[i].index() - sent[i - 1].index();
+    const int64_t direct = gap == 1 ? 1 : 0;
+    (left == block.size ? across : inside) += 1;
+    (left == block.size ? across_direct : inside_direct) += direct;
+    left = left_in_block(left, gap, block.size);
+  }
+  return 8 * (inside_direct * across - across_direct * inside) > inside * (across + 16);
+}
+
+// The blocks of the matrix where the middle one of a lane's n nonzeros lies, if they pay.
+RESFED_HD Block choose_block(const SentSymbol* sent, uint64_t n, const MatrixShape* matrices,
+                             uint64_t n_matrices) {
+  const uint64_t middle = sent[n / 2].index();
+  const MatrixShape* const m = matrix_at(matrices, n_matrices, middle);
+  if (m == nullptr || m->block < 2 || m->block > kMaxBlock) return {0, 0};
+  const uint64_t position = (middle - m->begin) % m->block;
+  const uint64_t back = (middle - sent[0].index()) % m->block;
+  const Block block = {static_cast<uint32_t>(m->block),
+                       static_cast<uint32_t>((position + m->block - back) % m->block)};
+  return blocks_pay(sent, n, block) ? block : Block{0, 0};
+}
+
+// Of a nonzero: symbols with their rows, as row * kSymbols + symbol, and raw bits: the place in the
+// symbol's class or, of an escape, the exponent.
+struct NonzeroCode {
+  uint16_t gap, level;
+  uint16_t raw_gap;
+  uint8_t raw_level;
+  uint8_t occurs;  // what is rare
+};
+constexpr uint8_t kGapEscapes = 1, kRawLevels = 2, kLevelEscapes = 4;
+
+// How many raw bits a symbol has.
+RESFED_HD constexpr unsigned gap_raw_bits(uint32_t symbol) {
+  return symbol == kGapEscape ? kGapExponentBits : gap_class(symbol).n_bits;
+}
+RESFED_HD constexpr unsigned level_raw_bits(uint32_t symbol) {
+  const uint32_t level = symbol % kSignChanged;
+  return level == kLevelEscape ? kLevelExponentBits : level_class(level).n_bits;
+}
+// All raw bits of a nonzero, with the mantissas of escapes.
+RESFED_HD uint32_t n_raw_bits(const NonzeroCode& code) {
+  return gap_raw_bits(code.gap % kSymbols) + level_raw_bits(code.level % kSymbols) +
+         ((code.occurs & kGapEscapes) != 0 ? code.raw_gap : 0u) +
+         ((code.occurs & kLevelEscapes) != 0 ? code.raw_level : 0u);
+}
+
+// Calls visit(i, code) for the nonzeros of a lane.
+template <bool kBlocks, class Visit>
+RESFED_HD void for_each_code(const SentSymbol* sent, uint64_t begin, uint64_t end, Block block,
+                             Visit visit) {
+  LaneContexts<kBlocks> contexts;
+  contexts.block = block;
+  bool positive = true;
+  for (uint64_t i = begin; i < end; ++i) {
+    const uint64_t gap = gap_at(sent, i);
+    const unsigned log2 = floor_log2(gap);
+    uint32_t symbol = gap_symbol(gap);
+    NonzeroCode code;
+    code.gap = static_cast<uint16_t>(contexts.gap_row() * kSymbols + symbol);
+    code.raw_gap =
+        static_cast<uint16_t>(symbol == kGapEscape ? log2 : gap - gap_class(symbol).first);
+    uint32_t occurs = symbol == kGapEscape ? kGapEscapes : 0;
+    contexts.add_gap(gap, log2);
+
+    const int32_t level = sent[i].level();
+    symbol = level_symbol(magnitude(level));
+    code.raw_level = 0;
+    if (symbol >= 8) {
+      const bool escape = symbol == kLevelEscape;
+      code.raw_level = static_cast<uint8_t>(escape ? floor_log2(magnitude(level))
+                                                   : magnitude(level) - level_class(symbol).first);
+      occurs |= escape ? kRawLevels | kLevelEscapes : kRawLevels;
+    }
+    symbol += (level > 0) == positive ? 0 : kSignChanged;
+    code.level = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
+    contexts.add_level(symbol);
+    positive = level > 0;
+    code.occurs = static_cast<uint8_t>(occurs);
+    visit(i, code);
+  }
+}
+
+// Calls visit(piece, n_bits) for the bits of a value below its leading one, the last piece first: a
+// decoder reads the first one first.
+template <class Visit>
+RESFED_HD void for_each_piece_backwards(uint64_t value, Visit visit) {
+  const unsigned n_bits = floor_log2(value);
+  for (unsigned done = n_bits - n_bits % kPieceBits;; done -= kPieceBits) {
+    const unsigned n = min_of(kPieceBits, n_bits - done), below = n_bits - done - n;
+    if (n > 0) visit(static_cast<uint32_t>(value >> below) & ((1u << n) - 1), n);
+    if (done == 0) break;
+  }
+}
+
+}  // namespace resfed
