@@ -179,8 +179,10 @@ print(len(payload), encoded - before, peak() - encoded)
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("shape", [(1 << 26, 1), (1, 1 << 26), (2, 1 << 25), (1 << 25, 2)])
 def test_memory_of_a_scan_follows_what_is_sent(shape: tuple[int, int]) -> None:
-    """A matrix of 2^26 elements in very long rows or columns, of which 1000 are sent. Zero pages that
-    are only read are not resident."""
+    """A matrix of 2^26 elements in very long rows or columns, of which 1000 are sent.
+
+    Zero pages that are only read are not resident.
+    """
     command = [sys.executable, "-c", SCANNED, *map(str, shape)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     n_bytes, encoding, decoding = map(int, run.stdout.split())
