@@ -38,7 +38,15 @@ void* operator new(size_t n_bytes) {
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
+void* operator new(size_t n_bytes, std::align_val_t alignment) {
+  const auto n = static_cast<size_t>(alignment);
+  void* const memory = may_allocate() ? std::aligned_alloc(n, (n_bytes + n - 1) / n * n) : nullptr;
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 using namespace fuzz;
