@@ -6,7 +6,7 @@ Writes one ``.npz`` per run; ``benchmarks/small_federation.py`` describes its co
 a few minutes on one core. Text is the source of packages of Python's standard library, so it
 depends on the version of Python. Images are CIFAR-10, in a form that ``benchmarks.federated``
 reads; runs on images are left out without ``--data``. The trained tables are fitted to other
-networks and data, those of ``benchmarks/initial_states``.
+networks and data, those of ``benchmarks/trained_tables``.
 """
 
 from __future__ import annotations

@@ -17,6 +17,11 @@
 namespace resfed {
 namespace {
 
+// Of nonzeros that the CPU has coded.
+std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros) {
+  return assemble(state, nonzeros.tables, {nonzeros.slices.begin(), nonzeros.slices.end()});
+}
+
 // All but what is recovered.
 EncodedGroup quantize_group(const Group& group, const CandidateChunks& selected,
                             const StepRule& rule) {
@@ -290,7 +295,8 @@ std::optional<Nonzeros> code_nonzeros(const EncodeState& state, uint64_t max_byt
                          state.frame.lane_log2, max_bytes);
 }
 
-std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros) {
+std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_t>& tables,
+                              const SliceViews& slices) {
   Frame frame = state.frame;
   frame.k_matrix = state.matrix.k;
   frame.matrix = state.matrix.quantizer;
@@ -302,16 +308,16 @@ std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros
   frame.reference_check = state.matrix.recovered.check + state.vector.recovered.check +
                           state.dense.recovered.check + state.restored.check;
 
-  frame.tables = nonzeros.tables;
-  for (const auto* slices : {&nonzeros.slices, &state.lossless_slices}) {
-    for (const Slice& slice : *slices) frame.slice_bytes.push_back(slice.size());
-  }
+  frame.tables = tables;
+  for (const auto& slice : slices) frame.slice_bytes.push_back(slice.size());
+  for (const Slice& slice : state.lossless_slices) frame.slice_bytes.push_back(slice.size());
 
   ByteWriter out;
   write_frame(frame, out);
   std::vector<uint8_t>& bytes = out.bytes();
-  for (const auto* slices : {&nonzeros.slices, &state.lossless_slices}) {
-    for (const Slice& slice : *slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
+  for (const auto& slice : slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
+  for (const Slice& slice : state.lossless_slices) {
+    bytes.insert(bytes.end(), slice.begin(), slice.end());
   }
   out.fixed(crc32c(bytes.data(), bytes.size()));
   return std::move(bytes);

@@ -38,7 +38,9 @@ EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
 // The nonzeros of all groups, coded; nothing if they take more than max_bytes.
 std::optional<Nonzeros> code_nonzeros(const EncodeState& state, uint64_t max_bytes = ~uint64_t{0});
 // The payload, given those.
-std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros);
+using SliceViews = std::vector<std::span<const uint8_t>>;
+std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_t>& tables,
+                              const SliceViews& slices);
 
 // What is left to compute; after it nothing can fail.
 void prepare_results(EncodeState* state);

@@ -1,7 +1,9 @@
 #include "cpu/scan.hpp"
 
 #include <algorithm>
+#include <atomic>
 
+#include "cpu/threads.hpp"
 #include "entropy/frequencies.hpp"
 
 namespace resfed {
@@ -225,17 +227,29 @@ MatrixScan read_scan(BitReader& in, const MatrixShape& m) {
   return scan;
 }
 
-// Calls visit(matrix, its nonzeros) for every matrix of two dimensions, in order.
+// Nonzeros that are worth a thread.
+constexpr size_t kSymbolsPerThread = 1 << 15;
+
+// Calls visit(number, matrix, its nonzeros) for every matrix of two dimensions, numbered from 0 on,
+// in any order.
 template <class Visit>
 void for_each_matrix(std::span<SentSymbol> sent, const MatrixShapes& matrices, Visit visit) {
+  struct Part {
+    const MatrixShape* matrix;
+    std::span<SentSymbol> sent;
+  };
+  std::vector<Part> parts;
   auto begin = sent.begin();
   for (const MatrixShape& m : matrices) {
     const auto before = [](SentSymbol s, uint64_t index) { return s.index() < index; };
     begin = std::lower_bound(begin, sent.end(), m.begin, before);
     const auto end = std::lower_bound(begin, sent.end(), m.begin + m.n_elems, before);
-    if (m.row_length > 0) visit(m, std::span<SentSymbol>(begin, end));
+    if (m.row_length > 0) parts.push_back({&m, std::span<SentSymbol>(begin, end)});
     begin = end;
   }
+  parallel_for(
+      parts.size(), [&](size_t i) { visit(i, *parts[i].matrix, parts[i].sent); },
+      1 + parts.size() / (1 + sent.size() / kSymbolsPerThread));
 }
 
 }  // namespace
@@ -250,12 +264,18 @@ MatrixShapes shapes_of(const Group& matrices, const std::vector<uint64_t>& block
 }
 
 void scan(std::span<SentSymbol> symbols, MatrixShapes* matrices, BitWriter* out) {
-  for_each_matrix(symbols, *matrices, [&](const MatrixShape& m, std::span<SentSymbol> sent) {
-    const MatrixScan scan = choose_scan(sent, m);
-    write_scan(*out, m, scan);
-    if (!scan.columns && scan.cols.empty()) return;
-    (*matrices)[static_cast<size_t>(&m - matrices->data())].block = 0;
-  });
+  std::vector<MatrixScan> scans(matrices->size());
+  for_each_matrix(symbols, *matrices,
+                  [&](size_t i, const MatrixShape& m, std::span<SentSymbol> sent) {
+                    scans[i] = choose_scan(sent, m);
+                  });
+  auto scan = scans.begin();
+  for (MatrixShape& m : *matrices) {
+    if (m.row_length == 0) continue;
+    write_scan(*out, m, *scan);
+    if (scan->columns || !scan->cols.empty()) m.block = 0;
+    ++scan;
+  }
 }
 
 std::vector<MatrixScan> read_scans(BitReader& in, const MatrixShapes& matrices) {
@@ -268,11 +288,11 @@ std::vector<MatrixScan> read_scans(BitReader& in, const MatrixShapes& matrices) 
 
 bool undo_scans(std::span<SentSymbol> symbols, const MatrixShapes& matrices,
                 const std::vector<MatrixScan>& scans) {
-  auto scan = scans.begin();
-  bool inside = true;
-  for_each_matrix(symbols, matrices, [&](const MatrixShape& m, std::span<SentSymbol> sent) {
-    inside = undo_scan(sent, m, *scan++) && inside;
-  });
+  std::atomic<bool> inside{true};
+  for_each_matrix(symbols, matrices,
+                  [&](size_t i, const MatrixShape& m, std::span<SentSymbol> sent) {
+                    if (!undo_scan(sent, m, scans[i])) inside = false;
+                  });
   return inside;
 }
 

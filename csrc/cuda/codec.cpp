@@ -20,6 +20,11 @@ bool has_matrix_elements(const std::vector<Tensor>& tensors) {
   return false;
 }
 
+// How many nonzeros the groups that the host selects can have.
+uint64_t most_others(const Groups& groups, const EncodeOptions& options) {
+  return std::min(options.k_vector, groups.vector.n_elems) + groups.dense.n_elems;
+}
+
 }  // namespace
 
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
@@ -37,17 +42,15 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   Staging staging(lease, &staged, no_matrix);
   const Groups groups = make_groups(staged);
   MatrixEncoder matrices(lease, groups.matrix, options);
-  matrices.start();
+  matrices.start(most_others(groups, options));
   staging.wait();
   EncodeState state = begin_encoding(staged, options);
   state.vector = code_top(state.groups.vector, options.k_vector, options.step);
-  const auto coded = matrices.finish();
-  state.matrix.k = coded.sent.size();
+  const auto coded = matrices.finish(state.vector.sent, state.dense.sent, state.matrices);
+  state.matrix.k = coded.k;
   state.matrix.quantizer = coded.quantizer;
   state.matrix.recovered.check = coded.check;
-  state.matrix.sent.assign(coded.sent.begin(), coded.sent.end());
-  std::vector<uint8_t> payload = assemble(state, *code_nonzeros(state));
-  state.matrix.sent.clear();
+  std::vector<uint8_t> payload = assemble(state, coded.tables, coded.slices);
   state.groups.matrix = {};  // what follows leaves it to the device
   prepare_results(&state);
   if (before_writing) before_writing(payload);

@@ -33,6 +33,19 @@ inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {
   return min_of(n_elems, static_cast<uint64_t>(part * static_cast<double>(n_elems)) + 131072);
 }
 
+// Blocks for n threads of work, so many of them in a block.
+inline uint64_t n_blocks_of(uint64_t n, uint64_t per_block) {
+  return (n + per_block - 1) / per_block;
+}
+
+// Words that a lane writes at most, its state included. A symbol lengthens its state by less than
+// 1/11 bit more than its code length, which is rounded to 1/32: the state is at least 16 times the
+// frequency. n raw bits lengthen it by n + log2(1 + 2^(n - 16)) at most, for what remains above a
+// word is at least 2^(16 - n).
+inline uint64_t most_words_of_lane(uint64_t n_nonzeros, uint64_t cost_in_32nds, uint64_t raw_bits) {
+  return (cost_in_32nds + 2 * 4 * n_nonzeros + 34 * raw_bits) / (32 * 16) + 1 + 2;
+}
+
 // Hands out aligned arrays from one allocation. Without one (base 0) it counts what is needed.
 class BumpAllocator {
  public:

@@ -1,10 +1,12 @@
 // Tables and scan orders of lanes as they lie on a device. Host code and kernels share it.
 #pragma once
 
-#include "entropy/sent_symbol.hpp"
+#include "entropy/lane_symbols.hpp"
 #include "format/lanes.hpp"
 
 namespace resfed::cuda {
+
+constexpr uint32_t kCodes = kMostRows * kSymbols;  // row * kSymbols + symbol, of any family
 
 // Where each symbol of a table starts, by row: its frequency is the distance to the next.
 struct alignas(64) TableStarts {
@@ -15,6 +17,14 @@ static_assert(sizeof(TableStarts) == sizeof(Table::starts));
 // The trained sets; a workspace holds them.
 struct DeviceTrained {
   TableStarts starts[kFamilies][kTrainedSets];
+  uint16_t costs[kFamilies][kCodes][kTrainedSets];  // code lengths in 1/32 bit
+};
+static_assert(sizeof(DeviceTrained::costs) == sizeof(TrainedTables::costs));
+
+// The fitted ones of an encoder; those of families without are zeros.
+struct DeviceFitted {
+  TableStarts starts[kFamilies];
+  uint16_t costs[kFamilies][kCodes];
 };
 
 // The tables of a payload.

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cuda/pipeline.cuh"
+#include "cuda/lane_coder.cuh"
 #include "cuda/pipeline.hpp"
 
 namespace resfed::cuda {
@@ -17,10 +17,11 @@ struct MatrixPlan {
   uint64_t* bits = nullptr;
   float* left = nullptr;
   // Of an attempt.
-  uint64_t k = 0;
+  uint64_t k = 0, most_others = 0;
   SamplePlan samples_plan;
   bool exactly = false;
   bool wants_feedback = false, wants_bits = false;
+  std::optional<LaneCoder> coder;  // of an encoder
 };
 
 namespace {
@@ -114,11 +115,14 @@ void write(const MatrixPlan& plan, const Group& group) {
 
 MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
                              const EncodeOptions& options)
-    : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {}
+    : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {
+  plan_->coder.emplace(lease, options.lane_log2);
+}
 MatrixEncoder::~MatrixEncoder() = default;
 
-void MatrixEncoder::start() {
+void MatrixEncoder::start(uint64_t most_others) {
   MatrixPlan& plan = *plan_;
+  plan.most_others = most_others;
   plan.k = std::min(options_.k_matrix, group_.n_elems);
   plan.samples_plan = sample_plan(group_.n_elems, plan.k);
   plan.wants_feedback = cuda::wants_feedback(group_);
@@ -151,6 +155,7 @@ void MatrixEncoder::prepare() {
     allocator.rewind(mark);
     plan.bits = plan.wants_bits ? allocator.take<uint64_t>(plan.k) : nullptr;
     plan.left = plan.wants_feedback ? allocator.take<float>(plan.k) : nullptr;
+    plan.coder->take(allocator, plan.k + plan.most_others, group_.members.size());
     return allocator.n_bytes();
   };
   carve(lease_.scratch(carve(nullptr)));
@@ -183,7 +188,8 @@ void MatrixEncoder::select() {
   quantize_candidates(plan.stage, plan.candidates, plan.chunks, plan.symbols);
 }
 
-MatrixEncoder::Result MatrixEncoder::finish() {
+MatrixEncoder::Result MatrixEncoder::finish(SentSymbols vector, SentSymbols dense,
+                                            const MatrixShapes& matrices) {
   MatrixPlan& plan = *plan_;
   Progress progress;
   for (;;) {
@@ -200,13 +206,10 @@ MatrixEncoder::Result MatrixEncoder::finish() {
     plan.exactly = true;
     select();
   }
-  const size_t n_bytes = progress.n_sent * sizeof(SentSymbol);
-  auto* const symbols = static_cast<SentSymbol*>(lease_.host_results(n_bytes));
-  if (n_bytes > 0) {
-    lease_.copy_out(symbols, plan.symbols, n_bytes);
-    lease_.wait();
-  }
-  return {progress.quantizer, progress.check, {symbols, progress.n_sent}};
+  auto coded =
+      plan.coder->encode(plan.stage, plan.symbols, progress.n_sent, vector, dense, matrices);
+  return {progress.n_sent, progress.quantizer, progress.check, std::move(coded.tables),
+          std::move(coded.slices)};
 }
 
 void MatrixEncoder::write() { cuda::write(*plan_, group_); }

@@ -155,6 +155,33 @@ struct LaneTables {
   const Lane* of;
   DeviceTables tables;
 };
+
+// Of an encoder's lane.
+struct FoundLane {
+  Block block;
+  uint32_t raw_bits;
+  LaneCosts costs;  // under the trained sets
+};
+struct FittedCosts {
+  uint32_t gaps, levels;
+};
+struct MatrixList {
+  const MatrixShape* of;
+  uint64_t n;
+};
+constexpr uint32_t kCounts = kFamilies * kCodes;
+// The blocks of all lanes, the codes of all nonzeros, what they cost, and how often each occurs, by
+// family.
+void find_symbols(const Stage& stage, const SentSymbol* sent, Partition p, MatrixList matrices,
+                  const DeviceTrained* trained, NonzeroCode* codes, FoundLane* lanes,
+                  uint32_t* counts);
+void find_fitted_costs(const Stage& stage, const NonzeroCode* codes, Partition p,
+                       const DeviceFitted* fitted, const FoundLane* lanes, FittedCosts* costs);
+// Each slice ends where the room of the next begins, and begins at its place.
+void encode_lanes(const Stage& stage, const SentSymbol* sent, const NonzeroCode* codes,
+                  const LaneTables& lanes, const uint64_t* rooms, uint16_t* words,
+                  uint64_t* places);
+
 // Symbols with their indices among n_elems. `offsets` has one more entry than there are slices,
 // `scans` one for each matrix, with row_length 0 where it was not scanned in another order;
 // `begins` one for each lane, for the stage's own use.

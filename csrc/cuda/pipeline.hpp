@@ -4,7 +4,7 @@
 // the host codes the other groups.
 #pragma once
 
-#include "cpu/scan.hpp"
+#include "cpu/encoder.hpp"
 #include "cuda/workspace.hpp"
 
 namespace resfed::cuda {
@@ -18,14 +18,17 @@ class MatrixEncoder {
   MatrixEncoder(WorkspaceLease& lease, const Group& group, const EncodeOptions& options);
   ~MatrixEncoder();
 
-  void start();
+  void start(uint64_t most_others);  // nonzeros of other groups there may be at most
 
   struct Result {
+    uint64_t k = 0;
     Quantizer quantizer;
     uint32_t check = 0;
-    SentSymbols sent;  // until the workspace is leased again
+    std::vector<uint8_t> tables;
+    SliceViews slices;  // until the workspace is leased again
   };
-  Result finish();  // throws kNonFinite
+  // With the nonzeros of the other groups behind the matrices'. Throws kNonFinite.
+  Result finish(SentSymbols vector, SentSymbols dense, const MatrixShapes& matrices);
 
   void write();  // recovered tensors and feedback
 

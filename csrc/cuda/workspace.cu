@@ -60,6 +60,7 @@ struct Workspace {
                     sizeof(TableStarts));
       }
     }
+    std::memcpy(tables->costs, resfed::trained_tables().costs, sizeof tables->costs);
     trained = CachedAllocation(device, sizeof(DeviceTrained));
     copy_to_device(trained.data.get(), tables.get(), sizeof(DeviceTrained), device, stream);
     check(cudaEventCreateWithFlags(&idle, cudaEventDisableTiming));
@@ -68,7 +69,7 @@ struct Workspace {
 
   std::mutex mutex;
   unsigned n_blocks = 0;
-  CachedAllocation trained, scratch, tables, staged;
+  CachedAllocation trained, scratch, coded, tables, staged;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -144,6 +145,7 @@ const DeviceTrained* WorkspaceLease::trained_tables() const {
 void* WorkspaceLease::scratch(size_t n_bytes) {
   return grown(workspace_->scratch, n_bytes, device_);
 }
+void* WorkspaceLease::coded(size_t n_bytes) { return grown(workspace_->coded, n_bytes, device_); }
 void* WorkspaceLease::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
 void* WorkspaceLease::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }
 void* WorkspaceLease::host_tables(size_t n_bytes) {
@@ -158,6 +160,9 @@ void* WorkspaceLease::host_results(size_t n_bytes) {
 
 void WorkspaceLease::copy_in(void* device, const void* host, size_t n_bytes) {
   check(cudaMemcpyAsync(device, host, n_bytes, cudaMemcpyHostToDevice, native(stream_)));
+}
+void WorkspaceLease::copy(void* to, const void* from, size_t n_bytes) {
+  check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, native(stream_)));
 }
 void WorkspaceLease::copy_out(void* host, const void* device, size_t n_bytes) {
   check(cudaMemcpyAsync(host, device, n_bytes, cudaMemcpyDeviceToHost, native(stream_)));

@@ -51,6 +51,7 @@ class WorkspaceLease {
   // Memory of at least n_bytes, each kind once at a time: what it held is lost, and what uses it
   // must have ended.
   void* scratch(size_t n_bytes);       // on the device
+  void* coded(size_t n_bytes);         // on the device
   void* tables(size_t n_bytes);        // on the device
   void* staged(size_t n_bytes);        // on the device
   void* host_tables(size_t n_bytes);   // pinned
@@ -58,6 +59,7 @@ class WorkspaceLease {
   void* host_results(size_t n_bytes);  // pinned
 
   void copy_in(void* device, const void* host, size_t n_bytes);
+  void copy(void* to, const void* from, size_t n_bytes);  // on the device
   void copy_out(void* host, const void* device, size_t n_bytes);
   void wait();  // for all of the stream so far
 

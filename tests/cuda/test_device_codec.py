@@ -110,6 +110,27 @@ def test_lane_sizes(lane_log2: int) -> None:
     assert_same_everywhere(case)
 
 
+def test_scan_orders_and_blocks() -> None:
+    """Matrices of which few rows and columns are sent, with signs by row and column, and kernels of
+    convolutions that are sent as a whole."""
+    rng = np.random.default_rng(7)
+    rows, columns = (rng.choice([-1, 0, 0, 0, 1], n) for n in (300, 200))
+    kernels = rng.random((40, 30)) < 0.2
+    model = {
+        "a": np.multiply.outer(rows, columns) * (rng.random((300, 200)) < 0.7),
+        "b": np.multiply.outer(columns, rows) * (rng.random((200, 300)) < 0.7),
+        "c": rng.standard_normal((40, 30, 3, 3)) * kernels[..., None, None],
+        "d": rng.standard_normal(60),
+    }
+    state = {name: np.float32(value) for name, value in model.items()}
+    reference = {name: np.zeros_like(value) for name, value in state.items()}
+    case = Case(state, reference, sparsity=0.92)
+    case.options.lane_log2 = 8
+    payload = assert_same_everywhere(case).payload
+    frame = len(payload) - sum(rfc.inspect(payload).lossy_slices)
+    assert frame > 2 * (300 + 200) // 8  # which rows and columns are kept
+
+
 @pytest.mark.parametrize("sparsity", [0.999, 0.99, 0.7])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_estimated_threshold(dtype: Any, sparsity: float) -> None:

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "entropy/interleaved_rans.hpp"
 #include "expect.hpp"
 
 using namespace resfed;
@@ -60,7 +61,42 @@ static void carving() {
   EXPECT(static_cast<uint8_t*>(parts[2]) + 2000 <= memory.data() + memory.size());
 }
 
+// Random symbols and raw bits on one state: the words never exceed the room for them.
+static void words() {
+  uint64_t random = 1;
+  const auto below = [&](uint64_t n) {
+    random = random * 6364136223846793005u + 1442695040888963407u;
+    return (random >> 33) % n;
+  };
+  for (int lane = 0; lane < 2000; ++lane) {
+    const uint64_t n_nonzeros = 1 + below(200);
+    const uint32_t kind = static_cast<uint32_t>(below(5));
+    const auto most_bits = static_cast<unsigned>(below(kPieceBits + 1));
+    uint32_t state = kLaneStart;
+    uint64_t n_words = 2, cost = 0, raw_bits = 0;
+    const auto put_raw = [&](unsigned n_bits) {
+      if (static_cast<uint64_t>(state) << n_bits >> 32 != 0) ++n_words, state >>= 16;
+      state = state << n_bits | static_cast<uint32_t>(below(uint64_t{1} << n_bits));
+      raw_bits += n_bits;
+    };
+    for (uint64_t i = 0; i < 2 * n_nonzeros; ++i) {
+      const uint32_t most = kFrequencyOne - kSymbols + 1;
+      const auto freq = static_cast<uint32_t>(kind == 0   ? 1
+                                              : kind == 1 ? most
+                                                          : 1 + below(kind == 2 ? 8 : most));
+      const auto start =
+          static_cast<uint32_t>(kind == 3 ? kFrequencyOne - freq : below(kFrequencyOne - freq + 1));
+      if (state >= lane_limit(freq)) ++n_words, state >>= 16;
+      state = with_symbol(state, {static_cast<uint16_t>(start), static_cast<uint16_t>(freq)});
+      cost += kCodeLengths.of[freq];
+      put_raw(most_bits);
+    }
+    EXPECT(n_words <= most_words_of_lane(n_nonzeros, cost, raw_bits));
+  }
+}
+
 int main() {
+  words();
   chunks();
   samples();
   carving();

@@ -1,7 +1,7 @@
 """The contexts of the entropy coder, section 5.7 of docs/format.md: the only table of them.
 
 ``csrc/entropy/contexts_v1.hpp`` and the tables in docs/format.md are generated from this module by
-``tests/support/context_tables.py``.
+``tests/support/generated_tables.py``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,54 @@
+// The host's side of encoding lanes: it chooses scan orders, fits tables and chooses sets with the
+// functions that the CPU uses, and sizes the room for words. Kernels do the rest.
+#pragma once
+
+#include "cpu/encoder.hpp"
+#include "cuda/pipeline.cuh"
+#include "cuda/workspace.hpp"
+
+namespace resfed::cuda {
+
+struct CodedNonzeros {
+  std::vector<uint8_t> tables;
+  SliceViews slices;  // until the workspace is leased again
+};
+
+class LaneCoder {
+ public:
+  LaneCoder(WorkspaceLease& lease, unsigned lane_log2) : lease_(lease), lane_log2_(lane_log2) {}
+
+  // Takes its memory on the device.
+  void take(BumpAllocator& allocator, uint64_t most_symbols, uint64_t n_matrices);
+
+  // Codes n symbols of the matrices, which lie on the device, and those of the other groups behind
+  // them. What uses the lease's pinned memory must have ended.
+  CodedNonzeros encode(const Stage& stage, const SentSymbol* symbols, uint64_t n,
+                       SentSymbols vector, SentSymbols dense, MatrixShapes matrices);
+
+ private:
+  MatrixList order(const SentSymbol* symbols, uint64_t n, SentSymbols vector, SentSymbols dense,
+                   MatrixShapes& matrices, BitWriter* tables);
+  void find(const Stage& stage, const Partition& p, MatrixList matrices, std::vector<Lane>* lanes,
+            std::vector<LaneCosts>* costs, std::vector<uint32_t>* raw_bits,
+            std::array<Counts, kFamilies>* counts);
+  void add_fitted_costs(const Stage& stage, const Partition& p, const FittedTables& fitted,
+                        std::vector<LaneCosts>* costs);
+  SliceViews write(const Stage& stage, const Partition& p, const std::vector<Lane>& lanes,
+                   const std::vector<uint64_t>& rooms);
+
+  WorkspaceLease& lease_;
+  unsigned lane_log2_;
+  // On the device.
+  SentSymbol* sent_ = nullptr;  // in scan order
+  MatrixShape* matrices_ = nullptr;
+  NonzeroCode* codes_ = nullptr;
+  FoundLane* found_ = nullptr;
+  uint32_t* counts_ = nullptr;
+  DeviceFitted* fitted_ = nullptr;
+  FittedCosts* fitted_costs_ = nullptr;
+  Lane* lanes_ = nullptr;
+  uint64_t* rooms_ = nullptr;   // where the words of each slice may begin, and where all end
+  uint64_t* places_ = nullptr;  // and where they do begin
+};
+
+}  // namespace resfed::cuda
