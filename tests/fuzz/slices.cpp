@@ -175,7 +175,7 @@ MatrixShapes shapes_from(Input& in, uint64_t* n_elems) {
 
 std::vector<SentSymbol> symbols_from(Input& in, const MatrixShapes& matrices, uint64_t n_elems) {
   std::vector<uint64_t> indices;
-  const uint64_t k = 1 + in.number(600);
+  const uint64_t k = 1 + any_size(in, 2999);  // up to two slices
   for (const MatrixShape& m : matrices) {
     if (m.row_length == 0 || !in.flag()) continue;  // some rows and columns of a matrix
     const uint64_t n_rows = m.n_elems / m.row_length;
