@@ -70,21 +70,27 @@ Bytes any_tables(Input& in, const MatrixShapes& matrices, uint64_t n_lanes) {
     if (fitted[f]) set = fitted_set(in, static_cast<Family>(f));
     write_set(out, static_cast<Family>(f), set);
   }
-  LastLane last;
-  const auto any_set = [&](Family family) {  // now and then one that is not there
-    const bool known = fitted[family] || in.byte() == 0;
-    return static_cast<uint8_t>(in.number(known ? kTrainedSets : kTrainedSets - 1));
+  uint32_t size = 0;
+  bool named[kFamilies] = {};
+  const auto put_set = [&](Family family) {  // the set before is the fitted one at first
+    const bool may_repeat = named[family] || fitted[family] || in.byte() == 0;
+    if (put_flag(out, may_repeat && in.flag())) return;
+    out.put(static_cast<uint32_t>(in.number(15)), 4);
+    named[family] = true;
   };
   for (uint64_t l = 0; l < n_lanes; ++l) {
-    Lane lane;
-    if (in.flag()) {
-      lane.block.size = static_cast<uint32_t>(2 + in.number(kMaxBlock - 2));
-      lane.block.position = static_cast<uint32_t>(below(in, lane.block.size));
-      if (in.byte() == 0) lane.block.position |= 32;  // may lie outside
+    if (!put_flag(out, in.flag())) {
+      size = in.flag() ? static_cast<uint32_t>(2 + in.number(kMaxBlock - 2)) : 0;
+      if (in.byte() == 0) size = static_cast<uint32_t>(in.number(127));  // any
+      out.put(size, 7);
     }
-    lane.gap_set = any_set(gap_family(lane.block.size > 0));
-    lane.level_set = any_set(level_family(lane.block.size > 0));
-    write_lane(out, lane, &last);
+    const auto most = size > 0 && in.byte() != 0 ? size - 1 : 127u;
+    if (size > 0) {
+      const unsigned n_bits = floor_log2((size - 1) | 1u) + 1;
+      out.put(static_cast<uint32_t>(in.number(most)) & ((1u << n_bits) - 1), n_bits);
+    }
+    put_set(gap_family(size > 0));
+    put_set(level_family(size > 0));
   }
   Bytes tables = out.finish();
   switch (in.byte()) {
