@@ -3,22 +3,19 @@
 #include "cpu/residual.hpp"
 
 namespace resfed {
+
+#if defined(RESFED_X86)
 namespace {
 
+// A step takes as long for one lane as for sixteen.
+constexpr size_t kLeastDecoded = 4, kLeastEncoded = 8;
+
 bool uses_avx512() {
-#if defined(RESFED_X86)
   static const bool supported = __builtin_cpu_supports("avx512bw");
   return supported && &collect_kernels() == &kCollectAvx512;
-#else
-  return false;
-#endif
 }
 
 }  // namespace
-
-#if defined(RESFED_X86)
-// A step takes as long for one lane as for sixteen.
-constexpr size_t kLeastDecoded = 4, kLeastEncoded = 8;
 
 DecodeLanes* vector_decoder(size_t n_lanes) {
   return n_lanes >= kLeastDecoded && uses_avx512() ? decode_lanes_avx512 : nullptr;
