@@ -84,8 +84,8 @@ static void words() {
       const auto freq = static_cast<uint32_t>(kind == 0   ? 1
                                               : kind == 1 ? most
                                                           : 1 + below(kind == 2 ? 8 : most));
-      const auto start = static_cast<uint32_t>(kind == 3 ? kFrequencyOne - freq
-                                                         : below(kFrequencyOne - freq + 1));
+      const auto start =
+          static_cast<uint32_t>(kind == 3 ? kFrequencyOne - freq : below(kFrequencyOne - freq + 1));
       if (state >= lane_limit(freq)) ++n_words, state >>= 16;
       state = with_symbol(state, {static_cast<uint16_t>(start), static_cast<uint16_t>(freq)});
       cost += kCodeLengths.of[freq];
