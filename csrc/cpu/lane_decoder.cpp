@@ -8,12 +8,13 @@
 namespace resfed {
 namespace {
 
-// The words of a slice with zeros behind them, so that a step may read too far: who calls checks
-// beyond_end() after each.
+// The words of a slice with zeros behind them, so that a step may read too far, and a vector unit
+// sixteen words at once: who calls checks beyond_end() after each.
+constexpr size_t kWordsBehind = kLanesOfSlice * kMostWordsOfNonzero + 16;
 class WordReader {
  public:
   WordReader(const uint8_t* words, size_t n_words)
-      : words_(n_words + kLanesOfSlice * kMostWordsOfNonzero, 0), n_words_(n_words) {
+      : words_(n_words + kWordsBehind, 0), n_words_(n_words) {
     for (size_t i = 0; i < n_words; ++i) words_[i] = load_le<uint16_t>(words + 2 * i);
     next_ = words_.data();
   }

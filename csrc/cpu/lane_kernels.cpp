@@ -7,13 +7,13 @@ namespace resfed {
 #if defined(RESFED_X86)
 namespace {
 
+// A step takes as long for one lane as for sixteen.
+constexpr size_t kLeastDecoded = 4, kLeastEncoded = 8;
+
 bool uses_avx512() {
   static const bool supported = __builtin_cpu_supports("avx512bw");
   return supported && &collect_kernels() == &kCollectAvx512;
 }
-
-// A step takes as long for one lane as for sixteen.
-constexpr size_t kLeastDecoded = 4, kLeastEncoded = 8;
 
 }  // namespace
 

@@ -39,20 +39,6 @@ RESFED_HD constexpr Slots slots_of_bypass(uint32_t number, unsigned n_bits) {  /
           static_cast<uint16_t>(1u << (kProbBits - n_bits))};
 }
 
-// The same in 16 bits, for buffers in GPU memory: [1 bit] 0, [14] probability of a 1, [1] the bit;
-// or [1 bit] 1, [15] the number behind a leading one. Slots that both can express are the same.
-RESFED_HD uint16_t packed_slots(Slots slots) {
-  if (slots.start == 0) return static_cast<uint16_t>(slots.freq << 1 | 1);
-  if (slots.start + slots.freq == kProbOne) return static_cast<uint16_t>(slots.start << 1);
-  const unsigned shift = floor_log2(slots.freq);
-  return static_cast<uint16_t>(0x8000u | 1u << (kProbBits - shift) | slots.start >> shift);
-}
-RESFED_HD Slots unpacked_slots(uint16_t packed) {
-  if (packed < 0x8000u) return slots_of_bit((packed & 1u) != 0, packed >> 1);
-  const unsigned n_bits = floor_log2(packed & 0x7fffu);
-  return slots_of_bypass((packed & 0x7fffu) ^ 1u << n_bits, n_bits);
-}
-
 // A state below this is not full: it takes a decision with n slots without overflow.
 RESFED_HD constexpr uint32_t rans_limit(uint32_t n) {
   return n << (16 + kRansWordBits - kProbBits);

@@ -53,8 +53,6 @@ static void intervals() {
     for (const bool bit : {false, true}) {
       const Slots slots = slots_of_bit(bit, p), masked = slots_by_mask(mask_of(bit), p);
       EXPECT(slots.start == masked.start && slots.freq == masked.freq);
-      const Slots again = unpacked_slots(packed_slots(slots));
-      EXPECT(again.start == slots.start && again.freq == slots.freq);
       // The encoder's step, and either of the decoder's that undoes it.
       for (const uint32_t state : {kRansLow, kRansLow + p, rans_limit(slots.freq) - 1}) {
         if (state < kRansLow || state >= rans_limit(slots.freq)) continue;
@@ -70,8 +68,6 @@ static void intervals() {
   for (unsigned n_bits = 1; n_bits <= kMaxRawBits; ++n_bits) {
     for (uint32_t number = 0; number < 1u << n_bits; ++number) {
       const Slots slots = slots_of_bypass(number, n_bits);
-      const Slots again = unpacked_slots(packed_slots(slots));
-      EXPECT(again.start == slots.start && again.freq == slots.freq);
       uint16_t word;
       uint32_t state = kRansLow + number;
       const uint32_t before = state;

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cuda/launch.cuh"
-#include "entropy/rans.hpp"
-#include "entropy/slice.hpp"
+#include "entropy/interleaved_rans.hpp"
+#include "entropy/lane.hpp"
 #include "numeric/check.hpp"
 #include "numeric/quantize.hpp"
 #include "numeric/residual.hpp"
@@ -23,44 +23,36 @@ struct Digest {
   RESFED_HD void add(uint64_t number) { value = mix64(value ^ number); }
 };
 
-// Every probability: coding and decoding both bits with states of any size, the context update, and
-// the stored slots.
+// Every frequency: a symbol put on states of any size and taken off again; symbols and contexts of
+// gaps and levels of any size, in blocks of any size.
 struct Coding {
   RESFED_HD uint64_t operator()(uint64_t i) const {
     Digest digest;
-    const uint32_t p = 1 + static_cast<uint32_t>(i) % (kProbOne - 1);
     const uint64_t random = mix64(i);
-    const auto full = static_cast<uint32_t>(random) | kRansLow;
-    for (uint32_t bit = 0; bit < 2; ++bit) {
-      const Slots slots = slots_of_bit(bit != 0, p);
-      const Slots again = unpacked_slots(packed_slots(slots_by_mask(mask_of(bit != 0), p)));
-      digest.add(packed_slots(slots));
-      digest.add(again.start);
-      digest.add(again.freq);
-      uint32_t state = full >> (random >> 32) % 16 | kRansLow, taken = state;
-      uint16_t word = 0;
-      digest.add(rans_put(state, slots, &word));
-      digest.add(word);
-      digest.add(state);
-      digest.add(bit != 0 ? rans_take(taken, p) : rans_take_branchless(taken, p));
-      digest.add(taken);
-      const auto count = static_cast<uint32_t>((random >> 40) % (kMaxCount + 1));
-      Probability context{static_cast<uint16_t>(4 * p), static_cast<uint16_t>(random >> 48),
-                          static_cast<uint16_t>(kWarmedUp + count), 0};
-      update(context, bit != 0);
-      digest.add(context.fast);
-      digest.add(context.slow);
-      digest.add(context.warmup);
+    const uint32_t freq = 1 + static_cast<uint32_t>(i) % (kFrequencyOne - 1);
+    const auto start = static_cast<uint32_t>(random >> 40) % (kFrequencyOne - freq + 1);
+    const Slots slots{static_cast<uint16_t>(start), static_cast<uint16_t>(freq)};
+    const uint32_t least = max_of(freq << 4, 1u), limit = lane_limit(freq);
+    for (const uint32_t state :
+         {least, limit - 1, least + static_cast<uint32_t>(random) % (limit - least)}) {
+      const uint32_t with = with_symbol(state, slots);
+      digest.add(with);
+      digest.add(without_symbol(with, slots));
     }
-    const unsigned n_bits = 1 + static_cast<uint32_t>(random) % kMaxRawBits;
-    uint32_t state = full;
-    digest.add(rans_take_bypass(state, n_bits));
-    digest.add(state);
-    const auto bits = static_cast<uint32_t>(random >> 20) % (1u << n_bits);
-    const Slots number = slots_of_bypass(bits, n_bits);
-    const Slots kept = unpacked_slots(packed_slots(number));
-    digest.add(kept.start);
-    digest.add(kept.freq);
+    const auto size = 2 + static_cast<uint32_t>(random) % (kMaxBlock - 1);
+    LaneContexts<true> contexts;
+    contexts.block = {(i & 1) != 0 ? size : 0, static_cast<uint32_t>(random >> 20) % size};
+    for (unsigned n = 0; n < 8; ++n) {
+      const uint64_t next = mix64(random + n);
+      const uint64_t gap = (next >> 1 >> next % 63) | 1;
+      const uint32_t level = (static_cast<uint32_t>(next >> 40) >> next % 24) | 1u;
+      digest.add(contexts.gap_row());
+      digest.add(gap_symbol(gap));
+      contexts.add_gap(gap, floor_log2(gap));
+      digest.add(contexts.level_row());
+      digest.add(level_symbol(level));
+      contexts.add_level(level_symbol(level) + (next % 3 == 0 ? kSignChanged : 0));
+    }
     return digest.value;
   }
 };
@@ -165,6 +157,6 @@ size_t differences(const char* what, uint64_t n) {
 }  // namespace
 
 size_t ptx::arithmetic_differences() {
-  return differences<Coding>("coding", 2 * (kProbOne - 1)) +
+  return differences<Coding>("coding", 4 * (kFrequencyOne - 1)) +
          differences<Floats>("floats", 1u << 16) + differences<Quantizing>("quantizing", 1u << 14);
 }
