@@ -90,7 +90,7 @@ print("CUDA available")' || exit 1
 
 # Names the test files: others need packages that may be missing.
 pytest=("$python" -m pytest -q -p no:cacheprovider -o filterwarnings=default)
-few="around_chunks and 4097 or around_slices and 2049 or damaged or more_equal and 0.4"
+few="around_chunks and 4097 or around_lanes and 2081 or damaged or more_equal and 0.4"
 if [ $cuda = EMULATED ]; then
   step tests 110 "${pytest[@]}" tests/cuda/test_cuda_errors.py tests/cuda/test_device_codec.py \
     -k "$few or test_cuda_errors"

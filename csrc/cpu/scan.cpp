@@ -4,7 +4,7 @@
 #include <atomic>
 
 #include "cpu/threads.hpp"
-#include "entropy/frequencies.hpp"
+#include "entropy/scan_order.hpp"
 
 namespace resfed {
 namespace {
@@ -42,21 +42,13 @@ bool plain(const MatrixScan& scan) {
   return !scan.columns && scan.rows.empty() && scan.cols.empty() && scan.flips.empty();
 }
 
-// Of rows or columns, for some of them to be kept: numbers have 32 bits.
-constexpr uint64_t kMostNumbers = 1ull << 32;
-
-// Leaving out all but `kept` of n numbers shortens gaps, for one bit of each number.
-bool leaving_out_pays(uint64_t k, uint64_t n, uint64_t kept) {
-  return n <= kMostNumbers && k * (log2_in_32nds(n) - log2_in_32nds(kept)) > 32 * n;
-}
-
 // The numbers that occur, if leaving the others out pays.
 std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) {
   std::vector<uint32_t> kept;
   for (size_t i = 0; i < occurs.size(); ++i) {
     if (occurs[i]) kept.push_back(static_cast<uint32_t>(i));
   }
-  if (!kept.empty() && !leaving_out_pays(k, occurs.size(), kept.size())) kept.clear();
+  if (!kept.empty() && !leaving_out_pays(occurs.size(), kept.size(), k)) kept.clear();
   return kept;
 }
 
@@ -77,7 +69,7 @@ void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan&
 }
 
 // Whether a nonzero resembles the one above it more often than the one to its left.
-bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
+bool scan_columns(SentSymbols sent, uint64_t begin, uint64_t width) {
   int64_t left = 0, above = 0;
   const Divisor line(width);
   const SentSymbol* up = sent.data();
@@ -90,7 +82,7 @@ bool columns_pay(SentSymbols sent, uint64_t begin, uint64_t width) {
     while (up->index() + width < s.index()) ++up;
     if (up->index() + width == s.index()) above += (up->level() > 0) == positive ? 1 : 0;
   }
-  return 16 * (above - left) > static_cast<int64_t>(sent.size());
+  return columns_pay(above - left, sent.size());
 }
 
 // Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
@@ -129,12 +121,12 @@ std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length
     if (place != 0) agree[place] += same ? 1 : -1;
   }
   std::vector<bool> flips(length, false);
-  int64_t saved = 0;
+  uint64_t saved = 0;
   for (uint64_t i = 1; i < length; ++i) {
     flips[i] = flips[i - 1] != (agree[i] < 0);
-    saved += agree[i] < 0 ? -agree[i] : 0;
+    saved += agree[i] < 0 ? static_cast<uint64_t>(-agree[i]) : 0;
   }
-  return 2 * saved > static_cast<int64_t>(length) ? flips : std::vector<bool>();
+  return flips_pay(saved, length) ? flips : std::vector<bool>();
 }
 void flip(std::span<SentSymbol> sent, uint64_t begin, const std::vector<bool>& flips) {
   if (flips.empty()) return;
@@ -149,7 +141,7 @@ MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   if (sent.empty()) return scan;
   // Only where it may pay: there may be far more rows or columns than nonzeros.
   const auto flags = [&](uint64_t n) {
-    return std::vector<bool>(leaving_out_pays(sent.size(), n, 1) ? n : 0);
+    return std::vector<bool>(leaving_out_pays(n, 1, sent.size()) ? n : 0);
   };
   std::vector<bool> rows = flags(m.n_elems / m.row_length), cols = flags(m.row_length);
   if (!rows.empty() || !cols.empty()) {
@@ -163,7 +155,7 @@ MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   scan.rows = kept_numbers(rows, sent.size());
   scan.cols = kept_numbers(cols, sent.size());
   compact(sent, m, scan);
-  scan.columns = columns_pay(sent, m.begin, n_cols_of(scan, m));
+  scan.columns = scan_columns(sent, m.begin, n_cols_of(scan, m));
   if (scan.columns) transpose(sent, m.begin, n_rows_of(scan, m), n_cols_of(scan, m));
   scan.flips = choose_flips(sent, m.begin, line_length(scan, m));
   flip(sent, m.begin, scan.flips);
@@ -199,21 +191,12 @@ void write_bitmap(BitWriter& out, const std::vector<uint32_t>& kept, uint64_t n)
 std::vector<uint32_t> read_bitmap(BitReader& in, uint64_t n) {
   std::vector<uint32_t> kept;
   if (in.get(1) == 0) return kept;
-  if (n > kMostNumbers) throw in.bad();
+  if (n > kMostLines) throw in.bad();
   for (uint64_t i = 0; i < n; ++i) {
     if (in.get(1) != 0) kept.push_back(static_cast<uint32_t>(i));
   }
   if (kept.empty()) throw in.bad();
   return kept;
-}
-void write_scan(BitWriter& out, const MatrixShape& m, const MatrixScan& scan) {
-  out.put(plain(scan) ? 0 : 1, 1);
-  if (plain(scan)) return;
-  out.put(scan.columns ? 1 : 0, 1);
-  write_bitmap(out, scan.rows, m.n_elems / m.row_length);
-  write_bitmap(out, scan.cols, m.row_length);
-  out.put(scan.flips.empty() ? 0 : 1, 1);
-  for (const bool flip : scan.flips) out.put(flip ? 1 : 0, 1);
 }
 MatrixScan read_scan(BitReader& in, const MatrixShape& m) {
   MatrixScan scan;
@@ -261,6 +244,16 @@ MatrixShapes shapes_of(const Group& matrices, const std::vector<uint64_t>& block
     shapes.push_back({member.begin, member.tensor->n_elems, member.tensor->row_length, block});
   }
   return shapes;
+}
+
+void write_scan(BitWriter& out, const MatrixShape& m, const MatrixScan& scan) {
+  out.put(plain(scan) ? 0 : 1, 1);
+  if (plain(scan)) return;
+  out.put(scan.columns ? 1 : 0, 1);
+  write_bitmap(out, scan.rows, m.n_elems / m.row_length);
+  write_bitmap(out, scan.cols, m.row_length);
+  out.put(scan.flips.empty() ? 0 : 1, 1);
+  for (const bool flip : scan.flips) out.put(flip ? 1 : 0, 1);
 }
 
 void scan(std::span<SentSymbol> symbols, MatrixShapes* matrices, BitWriter* out) {

@@ -32,6 +32,7 @@ struct MatrixScan {
   std::vector<uint32_t> rows, cols;  // that are kept, ascending; empty: all
   std::vector<bool> flips;           // by place in a line; empty: none
 };
+void write_scan(BitWriter& out, const MatrixShape& m, const MatrixScan& scan);
 // Of the matrices of two dimensions.
 std::vector<MatrixScan> read_scans(BitReader& in, const MatrixShapes& matrices);
 // Brings nonzeros back into ascending order; false where one lies outside its matrix.

@@ -12,7 +12,7 @@
 
 namespace resfed::cuda {
 
-// Waits for the stream, as a rule twice; once more where very many residuals are equal. Throws
+// Waits for the stream up to four times; once more where very many residuals are equal. Throws
 // Failure.
 // All or nothing, as in api.hpp, but for what a device reports while results are written.
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,

@@ -6,9 +6,31 @@
 namespace resfed::cuda {
 namespace {
 
-bool is_any_scanned(const MatrixShapes& matrices) {
-  return std::any_of(matrices.begin(), matrices.end(),
-                     [](const MatrixShape& m) { return m.row_length > 0; });
+constexpr uint64_t kWordBits = 32;
+uint64_t whole_words(uint64_t n_bits) { return (n_bits + kWordBits - 1) / kWordBits * kWordBits; }
+
+// What bitmaps and flips say of a matrix.
+MatrixScan scan_of(const LinePlan& plan, const ScanChoice& choice, const uint32_t* occurs,
+                   const uint8_t* flips) {
+  const auto kept = [&](uint64_t first, uint64_t n, bool keeps) {
+    std::vector<uint32_t> numbers;
+    for (uint64_t i = 0; keeps && i < n; ++i) {
+      const uint64_t line = first + i;
+      if (occurs[line / kWordBits] >> line % kWordBits & 1u) {
+        numbers.push_back(static_cast<uint32_t>(i));
+      }
+    }
+    return numbers;
+  };
+  MatrixScan scan;
+  scan.columns = choice.columns;
+  scan.rows = kept(plan.first_row, plan.n_rows, choice.keeps_rows);
+  scan.cols = kept(plan.first_col, plan.n_cols, choice.keeps_cols);
+  const uint64_t length = choice.columns ? choice.n_rows : choice.n_cols;
+  for (uint64_t i = 0; choice.flips && i < length; ++i) {
+    scan.flips.push_back(flips[plan.first_row + i] != 0);
+  }
+  return scan;
 }
 
 void fill_in(const FittedTables& fitted, DeviceFitted* to) {
@@ -39,11 +61,34 @@ std::vector<uint64_t> rooms_of(const Partition& p, const std::vector<Lane>& lane
 
 }  // namespace
 
-void LaneCoder::take(BumpAllocator& allocator, uint64_t most_symbols, uint64_t n_matrices) {
+LaneCoder::LaneCoder(WorkspaceLease& lease, const Group& group, unsigned lane_log2)
+    : lease_(lease), lane_log2_(lane_log2) {
+  uint64_t first = 0;
+  for (const MatrixShape& m : shapes_of(group)) {
+    plans_.push_back({});
+    if (m.row_length == 0) continue;
+    const uint64_t n_rows = m.n_elems / m.row_length, first_col = first + whole_words(n_rows);
+    plans_.back() = {first, first_col, n_rows, m.row_length};
+    first = first_col + whole_words(m.row_length);
+  }
+  scan_.n_matrices = plans_.size();
+  scan_.n_lines = first;
+}
+
+void LaneCoder::take(BumpAllocator& allocator, uint64_t most_symbols) {
   const uint64_t n_lanes = partition(most_symbols, lane_log2_).n_parts;
   const uint64_t n_slices = slices_of(n_lanes);
   sent_ = allocator.take<SentSymbol>(most_symbols);
-  matrices_ = allocator.take<MatrixShape>(n_matrices);
+  scan_.matrices = allocator.take<MatrixShape>(scan_.n_matrices);
+  scan_.plans = allocator.take<LinePlan>(scan_.n_matrices);
+  scan_.choices = allocator.take<ScanChoice>(scan_.n_matrices);
+  scan_.occurs = allocator.take<uint32_t>(scan_.n_lines / kWordBits);
+  scan_.before = allocator.take<uint32_t>(scan_.n_lines / kWordBits);
+  scan_.agree = allocator.take<int32_t>(scan_.n_lines);
+  scan_.flips = allocator.take<uint8_t>(scan_.n_lines);
+  scan_.any_columns = allocator.take<uint32_t>(1);
+  const uint64_t n_counts = scan_.n_lines > 0 ? n_sort_tiles(most_symbols) << kMostDigitBits : 0;
+  scan_.histograms = allocator.take<uint32_t>(n_counts);
   codes_ = allocator.take<NonzeroCode>(most_symbols);
   found_ = allocator.take<FoundLane>(n_lanes);
   counts_ = allocator.take<uint32_t>(kCounts);
@@ -54,63 +99,76 @@ void LaneCoder::take(BumpAllocator& allocator, uint64_t most_symbols, uint64_t n
   places_ = allocator.take<uint64_t>(n_slices);
 }
 
-// Brings the symbols into scan order: on the host, if there is a matrix to be scanned.
-MatrixList LaneCoder::order(const SentSymbol* symbols, uint64_t n, SentSymbols vector,
-                            SentSymbols dense, MatrixShapes& matrices, BitWriter* tables) {
+// Brings the symbols into scan order.
+void LaneCoder::order(const Stage& stage, const SentSymbol* symbols, uint64_t n, SentSymbols vector,
+                      SentSymbols dense, const MatrixShapes& matrices) {
   const uint64_t n_others = vector.size() + dense.size();
-  SentSymbol* sent = nullptr;
+  SentSymbol* others = nullptr;
   MatrixShape* shapes = nullptr;
+  LinePlan* plans = nullptr;
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
-    sent = allocator.take<SentSymbol>(n + n_others);
+    others = allocator.take<SentSymbol>(n_others);
     shapes = allocator.take<MatrixShape>(matrices.size());
+    plans = allocator.take<LinePlan>(matrices.size());
     return allocator.n_bytes();
   };
   carve(lease_.host_tables(carve(nullptr)));
-  const bool on_host = n > 0 && is_any_scanned(matrices);
-  if (on_host) {
-    lease_.copy_out(sent, symbols, n * sizeof(SentSymbol));
-    lease_.wait();
+  std::copy(dense.begin(), dense.end(), std::copy(vector.begin(), vector.end(), others));
+  std::copy(matrices.begin(), matrices.end(), shapes);
+  std::copy(plans_.begin(), plans_.end(), plans);
+  if (n_others > 0) lease_.copy_in(sent_ + n, others, n_others * sizeof(SentSymbol));
+  lease_.copy_in(scan_.matrices, shapes, matrices.size() * sizeof(MatrixShape));
+  lease_.copy_in(scan_.plans, plans, matrices.size() * sizeof(LinePlan));
+  if (scan_.n_lines > 0) {
+    static_assert(sizeof(NonzeroCode) == sizeof(SentSymbol));
+    scan_symbols(stage, symbols, n, scan_, sent_, reinterpret_cast<SentSymbol*>(codes_));
   } else if (n > 0) {
     lease_.copy(sent_, symbols, n * sizeof(SentSymbol));
   }
-  scan({sent, on_host ? n : 0}, &matrices, tables);
-  std::copy(dense.begin(), dense.end(), std::copy(vector.begin(), vector.end(), sent + n));
-  std::copy(matrices.begin(), matrices.end(), shapes);
-  const uint64_t first = on_host ? 0 : n;
-  if (first < n + n_others) {
-    lease_.copy_in(sent_ + first, sent + first, (n + n_others - first) * sizeof(SentSymbol));
-  }
-  if (!matrices.empty()) {
-    lease_.copy_in(matrices_, shapes, matrices.size() * sizeof(MatrixShape));
-  }
-  return {matrices_, matrices.size()};
 }
 
-void LaneCoder::find(const Stage& stage, const Partition& p, MatrixList matrices,
-                     std::vector<Lane>* lanes, std::vector<LaneCosts>* costs,
-                     std::vector<uint32_t>* raw_bits, std::array<Counts, kFamilies>* counts) {
-  find_symbols(stage, sent_, p, matrices, lease_.trained_tables(), codes_, found_, counts_);
-  FoundLane* found = nullptr;
-  uint32_t* all_counts = nullptr;
+LaneCoder::Found LaneCoder::find(const Stage& stage, const Partition& p,
+                                 const MatrixShapes& matrices, BitWriter* tables) {
+  find_symbols(stage, sent_, p, {scan_.matrices, scan_.n_matrices}, lease_.trained_tables(), codes_,
+               found_, counts_);
+  const uint64_t n_lines = scan_.n_lines, n_choices = n_lines > 0 ? matrices.size() : 0;
+  FoundLane* lanes = nullptr;
+  uint32_t *counts = nullptr, *occurs = nullptr;
+  ScanChoice* choices = nullptr;
+  uint8_t* flips = nullptr;
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
-    found = allocator.take<FoundLane>(p.n_parts);
-    all_counts = allocator.take<uint32_t>(kCounts);
+    lanes = allocator.take<FoundLane>(p.n_parts);
+    counts = allocator.take<uint32_t>(kCounts);
+    choices = allocator.take<ScanChoice>(n_choices);
+    occurs = allocator.take<uint32_t>(n_lines / kWordBits);
+    flips = allocator.take<uint8_t>(n_lines);
     return allocator.n_bytes();
   };
   carve(lease_.host_results(carve(nullptr)));
-  lease_.copy_out(found, found_, p.n_parts * sizeof(FoundLane));
-  lease_.copy_out(all_counts, counts_, kCounts * sizeof(uint32_t));
+  lease_.copy_out(lanes, found_, p.n_parts * sizeof(FoundLane));
+  lease_.copy_out(counts, counts_, kCounts * sizeof(uint32_t));
+  if (n_lines > 0) {
+    lease_.copy_out(choices, scan_.choices, n_choices * sizeof(ScanChoice));
+    lease_.copy_out(occurs, scan_.occurs, n_lines / kWordBits * sizeof(uint32_t));
+    lease_.copy_out(flips, scan_.flips, n_lines);
+  }
   lease_.wait();
+  for (uint64_t i = 0; i < n_choices; ++i) {
+    if (matrices[i].row_length == 0) continue;
+    write_scan(*tables, matrices[i], scan_of(plans_[i], choices[i], occurs, flips));
+  }
+  Found found;
   for (uint64_t l = 0; l < p.n_parts; ++l) {
-    (*lanes)[l].block = found[l].block;
-    (*costs)[l] = found[l].costs;
-    (*raw_bits)[l] = found[l].raw_bits;
+    found.lanes.push_back({lanes[l].block});
+    found.costs.push_back(lanes[l].costs);
+    found.raw_bits.push_back(lanes[l].raw_bits);
   }
   for (uint32_t f = 0; f < kFamilies; ++f) {
-    (*counts)[f].assign(all_counts + f * kCodes, all_counts + (f + 1) * kCodes);
+    found.counts[f].assign(counts + f * kCodes, counts + (f + 1) * kCodes);
   }
+  return found;
 }
 
 void LaneCoder::add_fitted_costs(const Stage& stage, const Partition& p, const FittedTables& fitted,
@@ -171,21 +229,19 @@ SliceViews LaneCoder::write(const Stage& stage, const Partition& p, const std::v
 }
 
 CodedNonzeros LaneCoder::encode(const Stage& stage, const SentSymbol* symbols, uint64_t n,
-                                SentSymbols vector, SentSymbols dense, MatrixShapes matrices) {
+                                SentSymbols vector, SentSymbols dense,
+                                const MatrixShapes& matrices) {
   const Partition p = partition(n + vector.size() + dense.size(), lane_log2_);
   if (p.n_symbols == 0) return {};
   BitWriter tables;
-  const MatrixList shapes = order(symbols, n, vector, dense, matrices, &tables);
-  std::vector<Lane> lanes(p.n_parts);
-  std::vector<LaneCosts> costs(p.n_parts);
-  std::vector<uint32_t> raw_bits(p.n_parts);
-  std::array<Counts, kFamilies> counts;
-  find(stage, p, shapes, &lanes, &costs, &raw_bits, &counts);
+  order(stage, symbols, n, vector, dense, matrices);
+  Found found = find(stage, p, matrices, &tables);
   FittedTables fitted;
-  fit_tables(counts, &fitted, &tables);
-  add_fitted_costs(stage, p, fitted, &costs);
-  choose_sets(costs, fitted, &lanes, &tables);
-  const SliceViews slices = write(stage, p, lanes, rooms_of(p, lanes, costs, raw_bits));
+  fit_tables(found.counts, &fitted, &tables);
+  add_fitted_costs(stage, p, fitted, &found.costs);
+  choose_sets(found.costs, fitted, &found.lanes, &tables);
+  const auto rooms = rooms_of(p, found.lanes, found.costs, found.raw_bits);
+  const SliceViews slices = write(stage, p, found.lanes, rooms);
   return {tables.finish(), slices};
 }
 

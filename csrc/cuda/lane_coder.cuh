@@ -1,9 +1,9 @@
-// The host's side of encoding lanes: it chooses scan orders, fits tables and chooses sets with the
-// functions that the CPU uses, and sizes the room for words. Kernels do the rest.
+// The host's side of encoding lanes: it fits tables and chooses sets with the functions that the
+// CPU uses, and sizes the room for words. Kernels do the rest.
 #pragma once
 
 #include "cpu/encoder.hpp"
-#include "cuda/pipeline.cuh"
+#include "cuda/scan.cuh"
 #include "cuda/workspace.hpp"
 
 namespace resfed::cuda {
@@ -15,22 +15,28 @@ struct CodedNonzeros {
 
 class LaneCoder {
  public:
-  LaneCoder(WorkspaceLease& lease, unsigned lane_log2) : lease_(lease), lane_log2_(lane_log2) {}
+  LaneCoder(WorkspaceLease& lease, const Group& group, unsigned lane_log2);
 
   // Takes its memory on the device.
-  void take(BumpAllocator& allocator, uint64_t most_symbols, uint64_t n_matrices);
+  void take(BumpAllocator& allocator, uint64_t most_symbols);
 
   // Codes n symbols of the matrices, which lie on the device, and those of the other groups behind
   // them. What uses the lease's pinned memory must have ended.
   CodedNonzeros encode(const Stage& stage, const SentSymbol* symbols, uint64_t n,
-                       SentSymbols vector, SentSymbols dense, MatrixShapes matrices);
+                       SentSymbols vector, SentSymbols dense, const MatrixShapes& matrices);
 
  private:
-  MatrixList order(const SentSymbol* symbols, uint64_t n, SentSymbols vector, SentSymbols dense,
-                   MatrixShapes& matrices, BitWriter* tables);
-  void find(const Stage& stage, const Partition& p, MatrixList matrices, std::vector<Lane>* lanes,
-            std::vector<LaneCosts>* costs, std::vector<uint32_t>* raw_bits,
-            std::array<Counts, kFamilies>* counts);
+  void order(const Stage& stage, const SentSymbol* symbols, uint64_t n, SentSymbols vector,
+             SentSymbols dense, const MatrixShapes& matrices);
+  struct Found {
+    std::vector<Lane> lanes;
+    std::vector<LaneCosts> costs;
+    std::vector<uint32_t> raw_bits;
+    std::array<Counts, kFamilies> counts;
+  };
+  // Writes the scan orders, too.
+  Found find(const Stage& stage, const Partition& p, const MatrixShapes& matrices,
+             BitWriter* tables);
   void add_fitted_costs(const Stage& stage, const Partition& p, const FittedTables& fitted,
                         std::vector<LaneCosts>* costs);
   SliceViews write(const Stage& stage, const Partition& p, const std::vector<Lane>& lanes,
@@ -38,9 +44,10 @@ class LaneCoder {
 
   WorkspaceLease& lease_;
   unsigned lane_log2_;
+  std::vector<LinePlan> plans_;  // one for each matrix
   // On the device.
   SentSymbol* sent_ = nullptr;  // in scan order
-  MatrixShape* matrices_ = nullptr;
+  ScanBuffers scan_{};
   NonzeroCode* codes_ = nullptr;
   FoundLane* found_ = nullptr;
   uint32_t* counts_ = nullptr;

@@ -116,7 +116,7 @@ void write(const MatrixPlan& plan, const Group& group) {
 MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
                              const EncodeOptions& options)
     : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {
-  plan_->coder.emplace(lease, options.lane_log2);
+  plan_->coder.emplace(lease, group, options.lane_log2);
 }
 MatrixEncoder::~MatrixEncoder() = default;
 
@@ -155,7 +155,7 @@ void MatrixEncoder::prepare() {
     allocator.rewind(mark);
     plan.bits = plan.wants_bits ? allocator.take<uint64_t>(plan.k) : nullptr;
     plan.left = plan.wants_feedback ? allocator.take<float>(plan.k) : nullptr;
-    plan.coder->take(allocator, plan.k + plan.most_others, group_.members.size());
+    plan.coder->take(allocator, plan.k + plan.most_others);
     return allocator.n_bytes();
   };
   carve(lease_.scratch(carve(nullptr)));

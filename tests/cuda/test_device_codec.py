@@ -19,6 +19,9 @@ from device_cases import Case, Result, bytes_of, random_pair, to_device
 from models import State, cnn_pair, options, pairs
 from resfed_codec import _native
 from resfed_codec.codec.native_call import tensors_of
+from resfed_codec.reference import scan
+from resfed_codec.reference.bits import BitReader
+from resfed_codec.reference.frame import read_frame
 from resfed_codec.tensors.layout import views_of
 
 pytestmark = [
@@ -110,25 +113,59 @@ def test_lane_sizes(lane_log2: int) -> None:
     assert_same_everywhere(case)
 
 
-def test_scan_orders_and_blocks() -> None:
-    """Matrices of which few rows and columns are sent, with signs by row and column, and kernels of
-    convolutions that are sent as a whole."""
-    rng = np.random.default_rng(7)
-    rows, columns = (rng.choice([-1, 0, 0, 0, 1], n) for n in (300, 200))
-    kernels = rng.random((40, 30)) < 0.2
-    model = {
-        "a": np.multiply.outer(rows, columns) * (rng.random((300, 200)) < 0.7),
-        "b": np.multiply.outer(columns, rows) * (rng.random((200, 300)) < 0.7),
-        "c": rng.standard_normal((40, 30, 3, 3)) * kernels[..., None, None],
-        "d": rng.standard_normal(60),
-    }
-    state = {name: np.float32(value) for name, value in model.items()}
-    reference = {name: np.zeros_like(value) for name, value in state.items()}
-    case = Case(state, reference, sparsity=0.92)
-    case.options.lane_log2 = 8
-    payload = assert_same_everywhere(case).payload
-    frame = len(payload) - sum(rfc.inspect(payload).lossy_slices)
-    assert frame > 2 * (300 + 200) // 8  # which rows and columns are kept
+def structured(rng: np.random.Generator) -> tuple[State, State]:
+    """A few matrices near an outer product, some of whose rows and columns are zero; convolutions
+    some of whose kernels are."""
+    state = {}
+    for i in range(rng.integers(1, 5)):
+        n_rows, n_cols = (int(n) for n in np.exp(rng.uniform(0, 5, 2)) + 1)
+        share = rng.random(3)
+        rows, cols = rng.random((n_rows, 1)) < share[0], rng.random((1, n_cols)) < share[1]
+        if i == 3:
+            state["conv"] = rng.standard_normal((n_rows, 4, 3, 3)) * rows[..., None, None]
+            continue
+        value = np.multiply.outer(rng.standard_normal(n_rows), rng.standard_normal(n_cols))
+        if i == 1:
+            value = np.sign(value) * (rng.random(value.shape) < share[2])
+        noise = rng.standard_normal(value.shape) * rng.choice([0, 0.001, 0.3])
+        state[f"w{i}"] = value * rows * cols + noise
+    state["b"] = rng.standard_normal(50)
+    state = {name: np.float32(value) for name, value in state.items()}
+    return state, {name: np.zeros_like(value) for name, value in state.items()}
+
+
+def scans_in(payload: bytes, case: Case) -> list[scan.Scan]:
+    matrices, begin = [], 0
+    for spec, role in zip(case.specs, case.roles, strict=True):
+        if role == _native.Role.MATRIX:
+            matrices.append(scan.Matrix(begin, spec.n_elems, spec.row_length))
+            begin += spec.n_elems
+    return scan.read_scans(BitReader(read_frame(payload).tables), matrices)
+
+
+def test_scan_orders_and_damage_to_them() -> None:
+    kinds, codes = set(), set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        case = Case(*structured(rng), sparsity=float(rng.choice([0.3, 0.7, 0.9, 0.97])))
+        case.options.lane_log2 = int(rng.choice([6, 8, 10]))
+        payload = assert_same_everywhere(case).payload
+        for found in scans_in(payload, case):
+            kinds |= {(found.columns, found.flips is not None)}
+            kinds |= {"rows"} if found.rows is not None else set()
+            kinds |= {"cols"} if found.cols is not None else set()
+        for _ in range(3):
+            forged = bytearray(payload)
+            at = rng.integers(40, min(len(payload) - 4, 200))  # mostly in the tables
+            forged[at] ^= 1 << rng.integers(8)
+            forged[-4:] = _native.crc32c(bytes(forged[:-4])).to_bytes(4, "little")
+            expected = case.decode(bytes(forged), on_device=False)
+            result = case.decode(bytes(forged), on_device=True)
+            assert result.error[:1] == expected.error[:1]
+            assert expected.error or result == expected
+            codes |= set(expected.error[:1])
+    assert kinds == {(c, f) for c in (False, True) for f in (False, True)} | {"rows", "cols"}
+    assert {_native.Code.BAD_SLICE, _native.Code.BAD_TABLES} <= codes
 
 
 @pytest.mark.parametrize("sparsity", [0.999, 0.99, 0.7])

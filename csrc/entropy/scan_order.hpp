@@ -1,0 +1,26 @@
+// When another scan order of a matrix of n nonzeros pays.
+#pragma once
+
+#include "entropy/frequencies.hpp"
+#include "host_device.hpp"
+
+namespace resfed {
+
+// Rows or columns of a matrix, for some of them to be left out: their numbers have 32 bits.
+constexpr uint64_t kMostLines = 1ull << 32;
+
+// To leave out all but n_kept of n_lines rows or columns: it shortens gaps, for one bit of each
+// line.
+RESFED_HD bool leaving_out_pays(uint64_t n_lines, uint64_t n_kept, uint64_t n) {
+  return n_lines <= kMostLines &&
+         n * (log2_in_32nds(n_lines) - log2_in_32nds(n_kept)) > 32 * n_lines;
+}
+// To scan columns: so much more often a nonzero has the sign of the one above it than of the one to
+// its left.
+RESFED_HD bool columns_pay(int64_t more_often_above, uint64_t n) {
+  return 16 * more_often_above > static_cast<int64_t>(n);
+}
+// To flip signs by their place in a line, which saves so many sign changes.
+RESFED_HD bool flips_pay(uint64_t n_saved, uint64_t length) { return 2 * n_saved > length; }
+
+}  // namespace resfed
