@@ -85,7 +85,7 @@ struct LaneContexts {
 
   // About the middle of a symbol's levels.
   RESFED_HD static uint32_t typical_level(uint32_t symbol) {
-#if defined(__CUDA_ARCH__)  // an array would lie in memory
+#if defined(__CUDA_ARCH__)                             // an array would lie in memory
     constexpr uint64_t kTypical = 0x3f3f37271b130d0a;  // from 8 on
     return symbol < 8 ? symbol + 1 : static_cast<uint32_t>(kTypical >> 8 * (symbol - 8)) & 255;
 #else
