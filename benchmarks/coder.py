@@ -85,7 +85,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("snapshots", type=Path, nargs="+")
     parser.add_argument("--against", type=Path, help="folder with another version's package")
-    parser.add_argument("--note", default="", help="more to say below the table")
     parser.add_argument("--json", action="store_true", help="print what one process measures")
     args = parser.parse_args()
     if args.json:
@@ -111,7 +110,11 @@ def main() -> None:
             cells["decode, ratio"] = f"{row['decode'] / before['decode']:.2f}"
         rows.append(cells)
     note = f"Processor time of whole calls, per nonzero; one thread, least of {TURNS} processes."
-    print(write_results("coder", "Entropy coder", rows, f"{note} {args.note}".strip()))
+    if args.against is not None:
+        command = ["git", "-C", str(args.against), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        note += f" Bytes against, and ratios to, those of commit {commit}, run in turn."
+    print(write_results("coder", "Entropy coder", rows, note))
 
 
 if __name__ == "__main__":
