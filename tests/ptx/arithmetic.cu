@@ -44,14 +44,15 @@ struct Coding {
     contexts.block = {(i & 1) != 0 ? size : 0, static_cast<uint32_t>(random >> 20) % size};
     for (unsigned n = 0; n < 8; ++n) {
       const uint64_t next = mix64(random + n);
-      const uint64_t gap = (next >> 1 >> next % 63) | 1;
-      const uint32_t level = (static_cast<uint32_t>(next >> 40) >> next % 24) | 1u;
+      const auto low = static_cast<uint32_t>(next);
+      const uint64_t gap = (next >> 1 >> low % 63) | 1;
+      const uint32_t level = (static_cast<uint32_t>(next >> 40) >> low % 24) | 1u;
       digest.add(contexts.gap_row());
       digest.add(gap_symbol(gap));
       contexts.add_gap(gap, floor_log2(gap));
       digest.add(contexts.level_row());
       digest.add(level_symbol(level));
-      contexts.add_level(level_symbol(level) + (next % 3 == 0 ? kSignChanged : 0));
+      contexts.add_level(level_symbol(level) + (low % 3 == 0 ? kSignChanged : 0));
     }
     return digest.value;
   }
