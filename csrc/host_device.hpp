@@ -45,16 +45,6 @@ RESFED_HD unsigned floor_log2(uint64_t value) {
 #endif
 }
 
-// All bits set for true. The compiler must not know that there are only two values, or it would
-// branch on them; where the value cannot be predicted, branching costs more than both ways.
-RESFED_HD uint32_t mask_of(bool value) {
-  uint32_t mask = 0u - static_cast<uint32_t>(value);
-#if !defined(__CUDA_ARCH__) && (defined(__GNUC__) || defined(__clang__))
-  asm("" : "+r"(mask));
-#endif
-  return mask;
-}
-
 // Byte-wise, so that alignment and the machine's byte order do not matter.
 template <class UInt>
 RESFED_HD void store_le(uint8_t* out, UInt value) {

@@ -3,9 +3,6 @@
 //
 // A Coder has   bool code_bit(uint32_t context, bool bit)   adaptive; an encoder records `bit` and
 //                                                         returns it, a decoder ignores it
-//               uint32_t code_bit_branchless(uint32_t context, uint32_t bit)
-//                                                         the same without a branch, for bits that
-//                                                         cannot be predicted; 0 or 1
 //               uint32_t code_bypass(uint32_t number, unsigned n_bits)
 //                                                         all of the 2^n_bits alike;
 //                                                         1 <= n_bits <= kMaxRawBits

@@ -85,13 +85,10 @@ struct LaneContexts {
 
   // About the middle of a symbol's levels.
   RESFED_HD static uint32_t typical_level(uint32_t symbol) {
-#if defined(__CUDA_ARCH__)                             // an array would lie in memory
-    constexpr uint64_t kTypical = 0x3f3f37271b130d0a;  // from 8 on
+    // From symbol 8 on 10, 13, 19, 27, 39, 55, 63, 63: in one number, as an array would lie in a
+    // GPU's memory.
+    constexpr uint64_t kTypical = 0x3f3f37271b130d0a;
     return symbol < 8 ? symbol + 1 : static_cast<uint32_t>(kTypical >> 8 * (symbol - 8)) & 255;
-#else
-    constexpr uint8_t kTypical[16] = {1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63};
-    return kTypical[symbol];
-#endif
   }
 
   RESFED_HD uint32_t gap_row() const {

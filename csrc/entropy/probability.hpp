@@ -86,7 +86,8 @@ RESFED_HD constexpr Probability moved_towards(uint32_t target, const Probability
 }
 RESFED_HD constexpr uint32_t target_of(bool bit) { return bit ? ~0u : 0u; }
 
-RESFED_HD void update_towards(uint32_t target, Probability& p) {
+RESFED_HD void update(Probability& p, bool bit) {
+  const uint32_t target = target_of(bit);
 #if defined(__CUDA_ARCH__)
   p = moved_towards(target, p, rates_at(p.warmup));
 #elif defined(__SSE2__)
@@ -103,7 +104,6 @@ RESFED_HD void update_towards(uint32_t target, Probability& p) {
   p = moved_towards(target, p, kRateTable.of[p.warmup - kWarmedUp]);
 #endif
 }
-RESFED_HD void update(Probability& p, bool bit) { update_towards(target_of(bit), p); }
 
 // Whether a context that starts like this has a probability of at least 1 and at most kProbOne - 1
 // for ever. Estimates move monotonically, so the worst are equal bits for ever; a warmed-up

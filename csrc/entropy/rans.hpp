@@ -30,10 +30,6 @@ RESFED_HD constexpr Slots slots_of_bit(bool bit, uint32_t prob_one) {
   return bit ? Slots{0, static_cast<uint16_t>(prob_one)}
              : Slots{static_cast<uint16_t>(prob_one), static_cast<uint16_t>(kProbOne - prob_one)};
 }
-RESFED_HD Slots slots_by_mask(uint32_t one, uint32_t prob_one) {  // all bits set for a 1
-  const uint32_t n = (prob_one & one) | ((kProbOne - prob_one) & ~one);
-  return {static_cast<uint16_t>(prob_one & ~one), static_cast<uint16_t>(n)};
-}
 RESFED_HD constexpr Slots slots_of_bypass(uint32_t number, unsigned n_bits) {  // n_bits >= 1
   return {static_cast<uint16_t>(number << (kProbBits - n_bits)),
           static_cast<uint16_t>(1u << (kProbBits - n_bits))};
@@ -90,15 +86,6 @@ RESFED_HD bool rans_take(uint32_t& state, uint32_t prob_one) {
   const bool bit = slot < prob_one;
   state = bit ? ones + slot : state - ones - prob_one;
   return bit;
-}
-
-// The same without a branch; returns all bits set for a 1.
-RESFED_HD uint32_t rans_take_branchless(uint32_t& state, uint32_t prob_one) {
-  const uint32_t slot = state & (kProbOne - 1);
-  const uint32_t ones = prob_one * (state >> kProbBits);
-  const uint32_t one = mask_of(slot < prob_one);
-  state = ((ones + slot) & one) | ((state - ones - prob_one) & ~one);
-  return one;
 }
 
 // The same for a number of n_bits raw bits.

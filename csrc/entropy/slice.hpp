@@ -35,13 +35,6 @@ struct RecordingCoder {
     }
     return bit;
   }
-  RESFED_HD uint32_t code_bit_branchless(uint32_t context, uint32_t bit) {
-    Probability& p = contexts[context];
-    const uint32_t one = mask_of(bit != 0);
-    sink.put(slots_by_mask(one, prob_of_one(p)));
-    update_towards(one, p);
-    return bit;
-  }
   RESFED_HD uint32_t code_bypass(uint32_t number, unsigned n_bits) {
     sink.put(slots_of_bypass(number, n_bits));
     return number;
@@ -66,13 +59,6 @@ struct DecodingCoder {
       update(p, false);
     }
     return bit;
-  }
-  RESFED_HD uint32_t code_bit_branchless(uint32_t context, uint32_t) {
-    Probability& p = contexts[context];
-    const uint32_t one = rans_take_branchless(state, prob_of_one(p));
-    refill();
-    update_towards(one, p);
-    return one & 1u;
   }
   RESFED_HD uint32_t code_bypass(uint32_t, unsigned n_bits) {
     const uint32_t number = rans_take_bypass(state, n_bits);
