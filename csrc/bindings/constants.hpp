@@ -69,7 +69,8 @@ inline void bind_constants(pybind11::module_& m) {
                    {{"FLOAT32", DType::kFloat32},
                     {"FLOAT16", DType::kFloat16},
                     {"BFLOAT16", DType::kBFloat16},
-                    {"FLOAT64", DType::kFloat64}});
+                    {"FLOAT64", DType::kFloat64},
+                     {"OTHER", DType::kOther}});
 
   const auto bytes = [](const uint8_t (&magic)[3]) {
     return pybind11::bytes(reinterpret_cast<const char*>(magic), sizeof magic);

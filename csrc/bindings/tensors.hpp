@@ -139,7 +139,7 @@ struct TensorColumns {
   using Arrays = std::vector<pybind11::object>;
 
   std::vector<Role> roles;
-  std::vector<DType> dtypes;  // of lossy tensors
+  std::vector<DType> dtypes;
   std::vector<uint64_t> n_elems;
   std::vector<uint64_t> row_lengths;  // of tensors of two dimensions; 0: of others
   Arrays current, reference, out, feedback;
@@ -155,7 +155,7 @@ struct TensorColumns {
                 std::optional<std::vector<std::vector<float>>> coefficients_of)
       : n_elems(std::move(lengths)) {
     for (const uint32_t n : role_numbers) roles.push_back(to_enum(n, Role::kDense, "Role"));
-    for (const uint32_t n : dtype_numbers) dtypes.push_back(to_enum(n, DType::kFloat64, "DType"));
+    for (const uint32_t n : dtype_numbers) dtypes.push_back(to_enum(n, DType::kOther, "DType"));
     Arrays* const columns[] = {&current, &reference, &out, &feedback};
     for (size_t i = 0; i < arrays.size(); ++i) fill(*columns[i], std::move(arrays[i]));
     fill(row_lengths, std::move(rows));
@@ -169,6 +169,11 @@ struct TensorColumns {
     fill(terms, std::move(terms_of));
     fill(coefficients, std::move(coefficients_of));
     if (roles.size() != size() || dtypes.size() != size()) refuse();
+    for (size_t i = 0; i < size(); ++i) {
+      if (roles[i] != Role::kLossless && dtypes[i] == DType::kOther) {
+        throw pybind11::value_error("tensor " + std::to_string(i) + ": no float, but not lossless");
+      }
+    }
   }
 
   size_t size() const { return n_elems.size(); }
@@ -197,8 +202,8 @@ struct TensorColumns {
 };
 
 // The columns as tensors, all on `device`. Throws ValueError or TypeError, naming the tensor,
-// unless each array has n_elems elements of the dtype's size (of lossless tensors, of one size;
-// feedback: float32), and all that the call needs is there.
+// unless each array has n_elems elements of the dtype's size (of kOther, of one size; feedback:
+// float32), and all that the call needs is there.
 inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds needs,
                                         ResizeGuard& guard, int device = kOnHost) {
   std::vector<Tensor> tensors;
@@ -211,7 +216,8 @@ inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds 
     tensor.role = columns.roles[i];
     tensor.row_length = columns.row_lengths[i];
     const bool lossy = tensor.role != Role::kLossless;
-    tensor.elem_bytes = lossy ? dtype_size(tensor.dtype) : 0;  // 0: the first array says
+    const bool has_dtype = tensor.dtype != DType::kOther;
+    tensor.elem_bytes = has_dtype ? dtype_size(tensor.dtype) : 0;  // 0: the first array says
     const auto memory = [&](pybind11::handle h, const char* field, bool wanted, bool to_write) {
       const detail::ArrayError error(i, field);
       if (wanted && (!h || h.is_none())) error.value("is missing");

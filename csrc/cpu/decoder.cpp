@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "cpu/changes.hpp"
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
 #include "cpu/lanes.hpp"
@@ -103,7 +102,7 @@ void finish_update(Update* update) {
       !lies_in(u.sent_dense, u.groups.dense)) {
     throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   }
-  u.changes = decode_changes(u.payload->data, frame);
+  u.changes = in_element_order(u.groups.lossless, decode_changes(u.payload->data, frame));
   u.restored = restore_changes(u.groups.lossless, u.changes);
 }
 

@@ -13,7 +13,7 @@ struct Update {
   Groups groups;                     // point into `tensors`
   Scratch<SentSymbol> symbols;
   SentSymbols sent_matrix, sent_vector, sent_dense;  // parts of `symbols`
-  std::vector<ChangedElement> changes;
+  ChangedElements changes;
   RestoredElements restored;
 
   // Throws kWrongReference unless the recovered lossy groups have this check together.

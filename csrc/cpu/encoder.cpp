@@ -18,7 +18,7 @@ namespace resfed {
 namespace {
 
 // Of nonzeros that the CPU has coded.
-std::vector<uint8_t> assemble(const EncodeState& state, const Nonzeros& nonzeros) {
+std::vector<uint8_t> assemble(const EncodeState& state, const CodedLanes& nonzeros) {
   return assemble(state, nonzeros.tables, {nonzeros.slices.begin(), nonzeros.slices.end()});
 }
 
@@ -260,7 +260,7 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* stat
   const uint64_t total = n_matrix + n_vector;
   BudgetSearch search(options.max_bytes, total);
   EncodedGroup best_matrix, best_vector;
-  Nonzeros best;
+  CodedLanes best;
   // What is recovered stands in the payload as a check of fixed length, so it can wait.
   const auto size_of = [&](uint64_t t) {
     const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
@@ -290,7 +290,7 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* stat
 
 }  // namespace
 
-std::optional<Nonzeros> code_nonzeros(const EncodeState& state, uint64_t max_bytes) {
+std::optional<CodedLanes> code_nonzeros(const EncodeState& state, uint64_t max_bytes) {
   return encode_nonzeros({state.matrix.sent, state.vector.sent, state.dense.sent}, state.matrices,
                          state.frame.lane_log2, max_bytes);
 }
@@ -310,13 +310,15 @@ std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_
 
   frame.tables = tables;
   for (const auto& slice : slices) frame.slice_bytes.push_back(slice.size());
-  for (const Slice& slice : state.lossless_slices) frame.slice_bytes.push_back(slice.size());
+  frame.change_tables = state.coded_changes.tables;
+  const std::vector<Slice>& lossless_slices = state.coded_changes.slices;
+  for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());
 
   ByteWriter out;
   write_frame(frame, out);
   std::vector<uint8_t>& bytes = out.bytes();
   for (const auto& slice : slices) bytes.insert(bytes.end(), slice.begin(), slice.end());
-  for (const Slice& slice : state.lossless_slices) {
+  for (const Slice& slice : lossless_slices) {
     bytes.insert(bytes.end(), slice.begin(), slice.end());
   }
   out.fixed(crc32c(bytes.data(), bytes.size()));
@@ -345,7 +347,8 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
   state.matrices = shapes_of(groups.matrix, options.blocks);
   state.changes = find_changes(groups.lossless);
   state.restored = restore_changes(groups.lossless, state.changes);
-  state.lossless_slices = encode_changes(state.changes);
+  state.coded_changes =
+      encode_changes(in_exponent_order(groups.lossless, state.changes), options.lane_log2);
   state.dense = code_dense(groups.dense, options.dense_bits);
   return state;
 }

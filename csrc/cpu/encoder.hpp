@@ -3,7 +3,6 @@
 
 #include <span>
 
-#include "cpu/changes.hpp"
 #include "cpu/lanes.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
@@ -23,9 +22,9 @@ struct EncodeState {
   Groups groups;  // point into the tensors of the call
   Frame frame;    // without what the lossy groups send
   MatrixShapes matrices;
-  std::vector<ChangedElement> changes;
+  ChangedElements changes;
   RestoredElements restored;
-  std::vector<Slice> lossless_slices;
+  CodedLanes coded_changes;
   EncodedGroup matrix, vector, dense;
 };
 
@@ -36,7 +35,7 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
 
 // The nonzeros of all groups, coded; nothing if they take more than max_bytes.
-std::optional<Nonzeros> code_nonzeros(const EncodeState& state, uint64_t max_bytes = ~uint64_t{0});
+std::optional<CodedLanes> code_nonzeros(const EncodeState& state, uint64_t max_bytes = ~uint64_t{0});
 // The payload, given those.
 using SliceViews = std::vector<std::span<const uint8_t>>;
 std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_t>& tables,

@@ -4,9 +4,10 @@
 #include <cstring>
 #include <memory>
 
+#include "cpu/byte_planes.hpp"
 #include "cpu/crc32c.hpp"
+#include "cpu/lossless.hpp"
 #include "cpu/threads.hpp"
-#include "entropy/slice.hpp"
 #include "format/frame.hpp"
 #include "numeric/keyframe.hpp"
 
@@ -16,13 +17,10 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "elements are copied as they lie");
 
 constexpr size_t kHeaderBytes = 12;
-constexpr size_t kChunksPerTask = 2;  // when encoding, see encode_two
 
-// A mode of the table: one of these, or else its length in 16-bit words when coded,
-// which is at least the two words of a slice's state.
+// A mode of the table: one of these, or else its length in bytes when coded.
 constexpr uint64_t kRaw = 0;
 constexpr uint64_t kConstant = 1;
-static_assert(kSliceStateBytes / 2 > kConstant);
 
 struct Chunk {
   const Tensor* tensor;
@@ -52,64 +50,17 @@ size_t chunks_per_thread(const std::vector<Chunk>& chunks) {
   return max_of<size_t>(chunks.size() / n_full, 1);
 }
 
-// Calls use(UInt()) with the unsigned type of an element's width.
-template <class Use>
-void with_width(uint32_t elem_bytes, Use use) {
-  switch (elem_bytes) {
-    case 1:
-      return use(uint8_t());
-    case 2:
-      return use(uint16_t());
-    case 4:
-      return use(uint32_t());
-    default:
-      return use(uint64_t());
-  }
-}
-
-// A byte plane while it is encoded.
 struct BytePlane {
   uint64_t mode;
-  std::vector<uint8_t> bytes;             // as the mode says; raw while there are decisions
-  std::unique_ptr<Decision[]> decisions;  // if it may be coded
-
-  size_t n_decisions() const { return decisions ? 8 * bytes.size() : 0; }
+  std::vector<uint8_t> bytes;  // as the mode says
 };
-
-struct DecisionSink {
-  Decision* next;
-  void put(Decision d) { *next++ = d; }
-};
-
-void reset(Probability* contexts) {
-  static_assert(stays_uncertain(kInitialByteState));
-  std::fill_n(contexts, kByteContexts, initial_probability(kInitialByteState));
-}
-
-void record_decisions(BytePlane* plane) {
-  plane->decisions = std::make_unique_for_overwrite<Decision[]>(8 * plane->bytes.size());
-  DecisionSink sink{plane->decisions.get()};
-  Probability contexts[kByteContexts];
-  reset(contexts);
-  RecordingCoder<DecisionSink> coder{contexts, sink};
-  for (const uint8_t byte : plane->bytes) code_byte(coder, byte);
-}
-
-uint64_t equal_pairs(const std::vector<uint8_t>& bytes) {
-  uint32_t counts[256] = {};
-  for (const uint8_t byte : bytes) ++counts[byte];
-  uint64_t pairs = 0;
-  for (const uint64_t count : counts) pairs += count * count - count;
-  return pairs;
-}
 
 BytePlane make_plane(std::vector<uint8_t> bytes) {
   const uint8_t first = bytes[0];
   if (std::all_of(bytes.begin(), bytes.end(), [first](uint8_t byte) { return byte == first; }))
-    return {kConstant, {first}, nullptr};
-  BytePlane plane{kRaw, std::move(bytes), nullptr};
-  if (worth_coding(equal_pairs(plane.bytes), plane.bytes.size())) record_decisions(&plane);
-  return plane;
+    return {kConstant, {first}};
+  if (auto slice = encode_plane(bytes)) return {slice->size(), *std::move(slice)};
+  return {kRaw, std::move(bytes)};
 }
 
 template <class UInt>
@@ -132,39 +83,6 @@ void append_planes(const Chunk& chunk, unsigned keep, std::vector<BytePlane>* pl
   }
 }
 
-// Puts the slice in place of the raw bytes if it is shorter.
-void keep_shorter(BytePlane* plane, const uint8_t* begin, const uint8_t* end) {
-  plane->decisions.reset();
-  if (static_cast<size_t>(end - begin) >= plane->bytes.size()) return;
-  plane->bytes.assign(begin, end);
-  plane->mode = plane->bytes.size() / 2;
-}
-
-// The backward pass is one long chain, so two slices together take hardly longer than one.
-void encode_two(BytePlane* a, BytePlane* b) {
-  const size_t most_a = 2 * a->n_decisions() + kSliceStateBytes;
-  const size_t most_b = 2 * b->n_decisions() + kSliceStateBytes;
-  const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(most_a + most_b);
-  uint8_t* const end_a = buffer.get() + most_a;
-  uint8_t* const end_b = end_a + most_b;
-  SliceWriter writers[] = {{a->decisions.get(), a->n_decisions(), end_a},
-                           {b->decisions.get(), b->n_decisions(), end_b}};
-  step_together(writers);
-  keep_shorter(a, writers[0].finish(), end_a);
-  keep_shorter(b, writers[1].finish(), end_b);
-}
-
-void encode_recorded(std::vector<BytePlane>* planes) {
-  BytePlane none{kRaw, {}, nullptr};
-  BytePlane* waiting = nullptr;
-  for (BytePlane& plane : *planes) {
-    if (!plane.decisions) continue;
-    if (waiting != nullptr) encode_two(waiting, &plane);
-    waiting = waiting == nullptr ? &plane : nullptr;
-  }
-  if (waiting != nullptr) encode_two(waiting, &none);
-}
-
 // Where a byte plane lies in the payload, and its mode.
 struct BytePlaneSource {
   uint64_t mode;
@@ -172,7 +90,7 @@ struct BytePlaneSource {
 };
 
 uint64_t plane_bytes(uint64_t mode, uint32_t n) {
-  return mode == kRaw ? n : mode == kConstant ? 1 : 2 * mode;
+  return mode == kRaw ? n : mode == kConstant ? 1 : mode;
 }
 
 void read_plane(const uint8_t* payload, BytePlaneSource source, uint32_t n, Failure bad,
@@ -186,12 +104,7 @@ void read_plane(const uint8_t* payload, BytePlaneSource source, uint32_t n, Fail
     std::memset(plane, *bytes, n);
     return;
   }
-  Probability contexts[kByteContexts];
-  reset(contexts);
-  DecodingCoder coder;
-  if (!open_slice(bytes, 2 * source.mode, contexts, &coder)) throw bad;
-  for (uint32_t i = 0; i < n; ++i) plane[i] = code_byte(coder, 0);
-  if (!coder.finished()) throw bad;
+  if (!decode_plane({bytes, source.mode}, {plane, n})) throw bad;
 }
 
 // `sources` are the chunk's byte planes; `first_plane` only numbers errors.
@@ -225,7 +138,7 @@ std::vector<BytePlaneSource> read_table(const uint8_t* payload, size_t n_bytes,
   uint64_t sum = 0;
   for (const Chunk& chunk : chunks) {
     // A slice that is no shorter than the raw byte plane is not legal.
-    const uint64_t limit = max_of<uint64_t>((chunk.n_elems - 1) / 2, kConstant);
+    const uint64_t limit = max_of<uint64_t>(chunk.n_elems - 1, kConstant);
     for (uint32_t p = 0; p < chunk.tensor->elem_bytes; ++p) {
       sources.push_back({in.varint(limit), sum});
       sum += plane_bytes(sources.back().mode, chunk.n_elems);
@@ -258,32 +171,27 @@ size_t check_header(const uint8_t* payload, size_t n_bytes, uint64_t layout_dige
 std::vector<uint8_t> encode_keyframe(const std::vector<Tensor>& tensors, uint64_t layout_digest,
                                      unsigned mantissa_bits) {
   const std::vector<Chunk> chunks = chunks_of(tensors);
-  std::vector<std::vector<BytePlane>> planes_of_tasks((chunks.size() + kChunksPerTask - 1) /
-                                                      kChunksPerTask);
+  std::vector<std::vector<BytePlane>> planes_of_chunks(chunks.size());
   parallel_for(
-      planes_of_tasks.size(),
-      [&](size_t task) {
-        const size_t end = min_of(chunks.size(), (task + 1) * kChunksPerTask);
-        for (size_t c = task * kChunksPerTask; c < end; ++c) {
-          with_width(chunks[c].tensor->elem_bytes, [&](auto width) {
-            append_planes<decltype(width)>(chunks[c], mantissa_bits, &planes_of_tasks[task]);
-          });
-        }
-        encode_recorded(&planes_of_tasks[task]);
+      chunks.size(),
+      [&](size_t c) {
+        with_width(chunks[c].tensor->elem_bytes, [&](auto width) {
+          append_planes<decltype(width)>(chunks[c], mantissa_bits, &planes_of_chunks[c]);
+        });
       },
-      max_of<size_t>(chunks_per_thread(chunks) / kChunksPerTask, 1));
+      chunks_per_thread(chunks));
 
   ByteWriter out;
   for (const uint8_t byte : kKeyframeMagic) out.fixed(byte);
   out.fixed(kKeyframeVersion);
   out.fixed(layout_digest);
   size_t n_bytes = kChecksumBytes;
-  for (const auto& planes : planes_of_tasks) {
+  for (const auto& planes : planes_of_chunks) {
     for (const BytePlane& plane : planes) out.varint(plane.mode), n_bytes += plane.bytes.size();
   }
   std::vector<uint8_t>& bytes = out.bytes();
   bytes.reserve(bytes.size() + n_bytes);
-  for (const auto& planes : planes_of_tasks) {
+  for (const auto& planes : planes_of_chunks) {
     for (const BytePlane& plane : planes)
       bytes.insert(bytes.end(), plane.bytes.begin(), plane.bytes.end());
   }

@@ -30,8 +30,8 @@ class WordReader {
     state = refilled(state >> n_bits);
     return value;
   }
-  uint64_t take_mantissa(uint32_t& state, unsigned n_bits) {
-    uint64_t value = 1;
+  // n_bits more of a value.
+  uint64_t take_pieces(uint32_t& state, uint64_t value, unsigned n_bits) {
     for (unsigned left = n_bits; left > 0;) {
       const unsigned n = std::min(kPieceBits, left);
       value = value << n | take_raw(state, n);
@@ -77,22 +77,23 @@ constexpr SymbolClasses kGapClasses = [] {
     classes.n_bits[s] = static_cast<uint8_t>(c.n_bits);
     while (c.first >> classes.log2[s] > 1) ++classes.log2[s];
   }
-  classes.n_bits[kGapEscape] = kGapExponentBits;
+  classes.n_bits[kGapEscape] = kExponentBits;
   classes.log2[kGapEscape] = 15;  // as contexts see it
   return classes;
 }();
 
-template <bool kBlocks>
+template <bool kBlocks, class Nonzero>
 struct DecodingLane {
   uint32_t state;
+  unsigned shift;  // of levels
   uint32_t symbol;  // of the gap, then of the level
   LaneContexts<kBlocks> contexts;
-  uint32_t sign = 0;     // 0: positive, all bits set: negative
+  uint64_t sign = 0;     // 0: positive, all bits set: negative
   uint64_t covered = 0;  // index + 1 of the last nonzero, relative to the lane before
   uint64_t value;        // of the gap, then of the level
   const Table* gaps;
   const Table* levels;
-  SentSymbol* out;  // of the next nonzero
+  Nonzero* out;     // of the next nonzero
   uint64_t length;  // nonzeros
 
   void take(WordReader& words, const Table& table, uint32_t row) {
@@ -101,33 +102,37 @@ struct DecodingLane {
   }
 };
 
-// The raw bits of levels above 8.
-template <bool kBlocks>
-bool decode_large_levels(std::span<DecodingLane<kBlocks>> lanes, WordReader& words) {
+// The raw bits of levels.
+template <bool kBlocks, class Nonzero>
+bool decode_raw_levels(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordReader& words) {
   for (auto& lane : lanes) {
-    if (lane.symbol == kLevelEscape) {
-      lane.value = words.take_raw(lane.state, kLevelExponentBits);
-    } else if (lane.symbol >= 8) {
-      const ValueClass c = level_class(lane.symbol);
-      lane.value = c.first + words.take_raw(lane.state, c.n_bits);
-      if (lane.value == 8) return false;  // it has a symbol of its own
-    }
+    const unsigned n_bits = std::min(level_raw_bits(lane.symbol, lane.shift), kPieceBits);
+    if (n_bits > 0) lane.value = words.take_raw(lane.state, n_bits);
   }
   for (auto& lane : lanes) {
-    if (lane.symbol != kLevelEscape) continue;
-    if (lane.value < kEscapedLevelLog2 || lane.value > kMostLevelLog2) return false;
-    lane.value = words.take_mantissa(lane.state, static_cast<unsigned>(lane.value));
-    if (lane.value < kEscapedLevel || lane.value > kMaxLevel) return false;
+    const unsigned n_bits = level_raw_bits(lane.symbol, lane.shift);
+    if (lane.symbol == kLevelEscape) {
+      if (lane.value > floor_log2(kMostLevel<Nonzero>)) return false;
+      lane.value = words.take_pieces(lane.state, 1, static_cast<unsigned>(lane.value));
+    } else if (n_bits > 0) {
+      if (n_bits > kPieceBits)
+        lane.value = words.take_pieces(lane.state, lane.value, n_bits - kPieceBits);
+      lane.value += first_level(lane.symbol, lane.shift);
+    }
+    // Values have one symbol each.
+    if (lane.value == 0 || lane.value > kMostLevel<Nonzero> ||
+        level_symbol(lane.value, lane.shift) != lane.symbol)
+      return false;
   }
   return true;
 }
 
 // Decodes a slice; returns false where it is damaged. Each loop over the lanes reads the words of
 // one part of a nonzero.
-template <bool kBlocks>
-bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uint64_t n_elems,
-                  uint64_t first_step) {
-  using Lane = DecodingLane<kBlocks>;
+template <bool kBlocks, class Nonzero>
+bool decode_steps(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordReader& words,
+                  uint64_t n_elems, uint64_t first_step) {
+  using Lane = DecodingLane<kBlocks, Nonzero>;
   for (uint64_t step = first_step; step < lanes[0].length; ++step) {
     size_t active = lanes.size();
     while (lanes[active - 1].length <= step) --active;
@@ -143,7 +148,7 @@ bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uin
       for (Lane& lane : now) {
         if (lane.symbol != kGapEscape) continue;
         if (lane.value < kEscapedGapLog2 || lane.value > kMostGapLog2) return false;
-        lane.value = words.take_mantissa(lane.state, static_cast<unsigned>(lane.value));
+        lane.value = words.take_pieces(lane.state, 1, static_cast<unsigned>(lane.value));
       }
     }
     bool any_raw = false, outside = false;
@@ -153,16 +158,16 @@ bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uin
       lane.contexts.add_gap(lane.value, kGapClasses.log2[lane.symbol]);
       lane.take(words, *lane.levels, lane.contexts.level_row());
       lane.contexts.add_level(lane.symbol);
-      lane.sign ^= lane.symbol >= kSignChanged ? ~0u : 0u;
+      lane.sign ^= lane.symbol >= kSignChanged ? ~uint64_t{0} : 0;
       lane.symbol %= kSignChanged;
       lane.value = lane.symbol + 1;
-      any_raw |= lane.symbol >= 8;
+      any_raw |= lane.symbol >= 8 || lane.shift > 0;
     }
     if (outside) return false;
-    if (any_raw && !decode_large_levels(now, words)) return false;
+    if (any_raw && !decode_raw_levels(now, words)) return false;
     for (Lane& lane : now) {
-      const auto level = static_cast<uint32_t>(lane.value);
-      *lane.out++ = {lane.covered - 1, static_cast<int32_t>((level ^ lane.sign) - lane.sign)};
+      using Level = decltype(lane.out->level());
+      *lane.out++ = {lane.covered - 1, static_cast<Level>((lane.value ^ lane.sign) - lane.sign)};
     }
     if (words.beyond_end()) return false;
   }
@@ -172,19 +177,19 @@ bool decode_lanes(std::span<DecodingLane<kBlocks>> lanes, WordReader& words, uin
 
 // Decodes what all lanes have with a vector unit; false where that is damaged.
 template <bool kBlocks>
-bool decode_together(DecodeLanes* decode, std::span<DecodingLane<kBlocks>> lanes, uint64_t n_steps,
-                     uint64_t n_elems, WordReader& words) {
+bool decode_together(DecodeLanes* decode, std::span<DecodingLane<kBlocks, SentSymbol>> lanes,
+                     uint64_t n_steps, uint64_t n_elems, WordReader& words) {
   LaneArrays arrays;
   arrays.n = lanes.size();
   for (size_t i = 0; i < lanes.size(); ++i) {
-    const DecodingLane<kBlocks>& lane = lanes[i];
+    const DecodingLane<kBlocks, SentSymbol>& lane = lanes[i];
     const LaneContexts<kBlocks>& c = lane.contexts;
     arrays.state[i] = lane.state;
     arrays.activity[i] = c.activity;
     arrays.gap_log2[i] = c.gap_log2;
     arrays.level[i] = c.level;
     arrays.changes[i] = c.changes;
-    arrays.sign[i] = lane.sign;
+    arrays.sign[i] = static_cast<uint32_t>(lane.sign);
     arrays.block_size[i] = c.block.size;
     arrays.first_left[i] = c.block.size > 0 ? left_in_block(c.block) : 0;
     arrays.left[i] = c.left;
@@ -199,7 +204,7 @@ bool decode_together(DecodeLanes* decode, std::span<DecodingLane<kBlocks>> lanes
   if (next == nullptr) return false;
   words.go_on_from(next);
   for (size_t i = 0; i < lanes.size(); ++i) {
-    DecodingLane<kBlocks>& lane = lanes[i];
+    DecodingLane<kBlocks, SentSymbol>& lane = lanes[i];
     lane.state = arrays.state[i];
     lane.contexts.activity = arrays.activity[i];
     lane.contexts.gap_log2 = arrays.gap_log2[i];
@@ -208,42 +213,89 @@ bool decode_together(DecodeLanes* decode, std::span<DecodingLane<kBlocks>> lanes
     lane.contexts.left = arrays.left[i];
     lane.contexts.crossed = arrays.crossed[i] != 0;
     lane.contexts.whole = arrays.whole[i] != 0;
-    lane.sign = arrays.sign[i];
+    lane.sign = arrays.sign[i] == 0 ? 0 : ~uint64_t{0};
     lane.covered = arrays.covered[i];
     lane.out = arrays.out[i];
   }
   return true;
 }
 
-template <bool kBlocks>
+template <bool kBlocks, class Nonzero>
 bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, uint64_t first,
                   std::span<const Lane> lanes, const FittedTables& fitted, uint64_t n_elems,
-                  SentSymbol* symbols, uint64_t* covered) {
+                  Nonzero* nonzeros, uint64_t* covered) {
   const size_t n_lanes = lanes.size();
   if (n_bytes < 4 * n_lanes || n_bytes % 2 != 0) return false;
-  DecodingLane<kBlocks> decoding[kLanesOfSlice];
+  DecodingLane<kBlocks, Nonzero> decoding[kLanesOfSlice];
   for (size_t i = 0; i < n_lanes; ++i) {
     const Lane& lane = lanes[i];
     const bool blocks = lane.block.size > 0;
-    DecodingLane<kBlocks>& d = decoding[i];
+    DecodingLane<kBlocks, Nonzero>& d = decoding[i];
     d.state = load_le<uint32_t>(slice + 4 * i);
     if (d.state < kLaneStart) return false;
     d.gaps = table_at(gap_family(blocks), lane.gap_set, fitted);
     d.levels = table_at(level_family(blocks), lane.level_set, fitted);
     d.contexts.block = lane.block;
-    d.out = symbols + part_begin(p, first + i);
+    d.shift = lane.shift;
+    d.out = nonzeros + part_begin(p, first + i);
     d.length = part_begin(p, first + i + 1) - part_begin(p, first + i);
   }
   WordReader words(slice + 4 * n_lanes, n_bytes / 2 - 2 * n_lanes);
+  const std::span all(decoding, n_lanes);
   uint64_t n_together = 0;
-  if (DecodeLanes* const decode = vector_decoder(n_lanes)) {
-    n_together = decoding[n_lanes - 1].length;
-    const std::span all(decoding, n_lanes);
-    if (!decode_together(decode, all, n_together, n_elems, words)) return false;
+  if constexpr (std::is_same_v<Nonzero, SentSymbol>) {
+    DecodeLanes* const decode = vector_decoder(n_lanes);
+    const auto shifted = [](const Lane& lane) { return lane.shift > 0; };
+    if (decode != nullptr && std::none_of(lanes.begin(), lanes.end(), shifted)) {
+      n_together = decoding[n_lanes - 1].length;
+      if (!decode_together(decode, all, n_together, n_elems, words)) return false;
+    }
   }
-  if (!decode_lanes(std::span(decoding, n_lanes), words, n_elems, n_together)) return false;
+  if (!decode_steps(all, words, n_elems, n_together)) return false;
   for (size_t i = 0; i < n_lanes; ++i) covered[i] = decoding[i].covered;
   return true;
+}
+
+// From the slice with the number `first` on; fitted sets and lanes are what is left of the tables.
+template <class Nonzero>
+void decode_lanes(const uint8_t* payload, const Frame& frame, uint64_t first, const Partition& p,
+                  uint64_t n_elems, BitReader& in, std::span<Nonzero> nonzeros) {
+  FittedTables fitted;
+  const std::vector<Lane> lanes = read_tables(in, p.n_parts, &fitted);
+  const uint64_t n_slices = slices_of(p.n_parts);
+  std::vector<uint64_t> offsets(n_slices + 1, frame.slices_offset), ends(p.n_parts + 1, 0);
+  for (uint64_t s = 0; s < first; ++s) offsets[0] += frame.slice_bytes[s];
+  for (uint64_t s = 0; s < n_slices; ++s) {
+    offsets[s + 1] = offsets[s] + frame.slice_bytes[first + s];
+  }
+  parallel_for(
+      n_slices,
+      [&](size_t s) {
+        const auto here = std::span(lanes).subspan(s * kLanesOfSlice);
+        const auto own = here.first(std::min<size_t>(here.size(), kLanesOfSlice));
+        const bool any_blocks = std::any_of(own.begin(), own.end(),
+                                            [](const Lane& lane) { return lane.block.size > 0; });
+        const auto decode = any_blocks ? decode_slice<true, Nonzero> : decode_slice<false, Nonzero>;
+        if (!decode(payload + offsets[s], offsets[s + 1] - offsets[s], p, s * kLanesOfSlice, own,
+                    fitted, n_elems, nonzeros.data(), ends.data() + s * kLanesOfSlice + 1)) {
+          throw Failure{Code::kBadSlice, first + s};
+        }
+      },
+      1);
+  for (uint64_t l = 0; l < p.n_parts; ++l) {  // where each lane begins
+    if (ends[l + 1] > n_elems - ends[l]) {
+      throw Failure{Code::kBadSlice, first + l / kLanesOfSlice};
+    }
+    ends[l + 1] += ends[l];
+  }
+  parallel_for(
+      p.n_parts,
+      [&](size_t l) {
+        for (uint64_t i = part_begin(p, l); i < part_begin(p, l + 1); ++i) {
+          nonzeros[i].move_up(ends[l]);
+        }
+      },
+      2 * kLanesOfSlice);
 }
 
 }  // namespace
@@ -252,43 +304,20 @@ void decode_nonzeros(const uint8_t* payload, const Frame& frame, const MatrixSha
                      Scratch<SentSymbol>* symbols) {
   symbols->resize(frame.n_nonzeros());
   if (frame.n_nonzeros() == 0) return;
-  const Partition p = frame.lanes();
-  const uint64_t n_elems = frame.n_lossy();
   BitReader in(frame.tables.data(), frame.tables.size());
   const std::vector<MatrixScan> scans = read_scans(in, matrices);
-  FittedTables fitted;
-  const std::vector<Lane> lanes = read_tables(in, p.n_parts, &fitted);
-
-  const uint64_t n_slices = slices_of(p.n_parts);
-  std::vector<uint64_t> offsets(n_slices + 1, frame.slices_offset), ends(p.n_parts + 1, 0);
-  for (uint64_t s = 0; s < n_slices; ++s) offsets[s + 1] = offsets[s] + frame.slice_bytes[s];
-  parallel_for(
-      n_slices,
-      [&](size_t s) {
-        const auto here = std::span(lanes).subspan(s * kLanesOfSlice);
-        const std::span<const Lane> own = here.first(std::min<size_t>(here.size(), kLanesOfSlice));
-        const bool any_blocks = std::any_of(own.begin(), own.end(),
-                                            [](const Lane& lane) { return lane.block.size > 0; });
-        const auto decode = any_blocks ? decode_slice<true> : decode_slice<false>;
-        if (!decode(payload + offsets[s], frame.slice_bytes[s], p, s * kLanesOfSlice, own, fitted,
-                    n_elems, symbols->data(), ends.data() + s * kLanesOfSlice + 1)) {
-          throw Failure{Code::kBadSlice, s};
-        }
-      },
-      1);
-  for (uint64_t l = 0; l < p.n_parts; ++l) {  // where each lane begins
-    if (ends[l + 1] > n_elems - ends[l]) throw Failure{Code::kBadSlice, l / kLanesOfSlice};
-    ends[l + 1] += ends[l];
-  }
-  parallel_for(
-      p.n_parts,
-      [&](size_t l) {
-        for (uint64_t i = part_begin(p, l); i < part_begin(p, l + 1); ++i) {
-          (*symbols)[i].move_up(ends[l]);
-        }
-      },
-      2 * kLanesOfSlice);
+  decode_lanes(payload, frame, 0, frame.lanes(), frame.n_lossy(), in,
+               std::span<SentSymbol>(*symbols));
   if (!undo_scans(*symbols, matrices, scans)) throw Failure{Code::kBadSlice, 0};
+}
+
+std::vector<ChangedElement> decode_changes(const uint8_t* payload, const Frame& frame) {
+  std::vector<ChangedElement> changes(frame.n_changed);
+  if (frame.n_changed == 0) return changes;
+  BitReader in(frame.change_tables.data(), frame.change_tables.size());
+  decode_lanes(payload, frame, frame.n_lossy_slices(), frame.lanes_of_changes(), frame.n_lossless,
+               in, std::span(changes));
+  return changes;
 }
 
 }  // namespace resfed

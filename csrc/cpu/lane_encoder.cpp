@@ -9,10 +9,9 @@ namespace resfed {
 namespace {
 
 // Of all nonzeros: symbols with their rows, as row * kSymbols + symbol, and raw bits: the place in
-// the symbol's class or, of an escape, the exponent.
+// the symbol's class, of a long one the first piece of it, or an escape's exponent.
 struct Codes {
-  Scratch<uint16_t> gaps, levels, raw_gaps;
-  Scratch<uint8_t> raw_levels;
+  Scratch<uint16_t> gaps, levels, raw_gaps, raw_levels;
   // What occurs in a step of a slice, at the slice's first nonzero + the step.
   Scratch<uint8_t> steps;
 
@@ -20,7 +19,7 @@ struct Codes {
     std::fill(steps.begin(), steps.end(), uint8_t{0});
   }
 };
-// Raw bits of a symbol, by symbol.
+// Raw bits of a symbol, by symbol; of a level without a shift.
 struct RawBits {
   uint8_t of_gap[kSymbols] = {}, of_level[kSymbols] = {};
 };
@@ -28,15 +27,15 @@ constexpr RawBits kRawBits = [] {
   RawBits bits;
   for (uint32_t s = 0; s < kSymbols; ++s) {
     bits.of_gap[s] = static_cast<uint8_t>(gap_raw_bits(s));
-    bits.of_level[s] = static_cast<uint8_t>(level_raw_bits(s));
+    bits.of_level[s] = static_cast<uint8_t>(level_raw_bits(s, 0));
   }
   return bits;
 }();
 
-template <bool kBlocks>
-void find_codes(SentSymbols sent, uint64_t begin, uint64_t end, Block block, uint8_t* steps,
-                Codes* codes) {
-  for_each_code<kBlocks>(sent.data(), begin, end, block, [&](uint64_t i, const NonzeroCode& code) {
+template <bool kBlocks, class Nonzero>
+void find_codes(std::span<const Nonzero> sent, uint64_t begin, uint64_t end, const Lane& lane,
+                uint8_t* steps, Codes* codes) {
+  const auto visit = [&](uint64_t i, const NonzeroCode& code) {
     codes->gaps[i] = code.gap;
     codes->raw_gaps[i] = code.raw_gap;
     codes->levels[i] = code.level;
@@ -44,7 +43,21 @@ void find_codes(SentSymbols sent, uint64_t begin, uint64_t end, Block block, uin
     if (code.occurs != 0) {
       steps[i - begin] = static_cast<uint8_t>(steps[i - begin] | code.occurs);
     }
-  });
+  };
+  for_each_code<kBlocks>(sent.data(), begin, end, lane.block, lane.shift, visit);
+}
+
+// Chooses how a lane is coded, and finds its symbols.
+template <class Nonzero>
+Lane begin_lane(std::span<const Nonzero> sent, const MatrixShapes& matrices, uint64_t begin,
+                uint64_t end, uint8_t* steps, Codes* codes) {
+  const auto own = sent.subspan(begin, end - begin);
+  Lane lane;
+  lane.block = choose_block(own.data(), own.size(), matrices.data(), matrices.size());
+  lane.shift = static_cast<uint8_t>(choose_shift(own.data(), own.size()));
+  const auto find = lane.block.size > 0 ? find_codes<true, Nonzero> : find_codes<false, Nonzero>;
+  find(sent, begin, end, lane, steps, codes);
+  return lane;
 }
 
 // Code lengths of a lane's symbols under all trained sets; counts the symbols.
@@ -92,9 +105,9 @@ class WordWriter {
   void put_raw(uint32_t& state, uint32_t value, unsigned n_bits) {  // n_bits <= 16
     state = with_room(state, static_cast<uint64_t>(state) << n_bits >> 32 != 0) << n_bits | value;
   }
-  void put_mantissa(uint32_t& state, uint64_t value) {
-    for_each_piece_backwards(
-        value, [&](uint32_t piece, unsigned n_bits) { put_raw(state, piece, n_bits); });
+  void put_pieces(uint32_t& state, uint64_t value, unsigned n_bits) {
+    for_each_piece_backwards(value, n_bits,
+                             [&](uint32_t piece, unsigned n) { put_raw(state, piece, n); });
   }
   size_t room() const { return static_cast<size_t>(next_ - words_.data()); }
   uint16_t* next() { return next_; }
@@ -115,21 +128,26 @@ class WordWriter {
 
 // A nonzero of each lane, backwards: the decoder reads gaps, their raw bits, levels, their raw
 // bits, of all lanes.
-void encode_step(SentSymbols sent, const Codes& codes, uint8_t occurs, const uint64_t* begins,
-                 uint64_t step, uint32_t active, LaneCodes* lanes, WordWriter& words) {
+template <class Nonzero>
+void encode_step(std::span<const Nonzero> sent, const Codes& codes, uint8_t occurs,
+                 const uint64_t* begins, uint64_t step, uint32_t active, LaneCodes* lanes,
+                 WordWriter& words) {
   const auto for_each_lane = [&](auto visit) {
     for (uint32_t i = active; i-- > 0;) visit(lanes->state[i], begins[i] + step, i);
   };
-  if (occurs & kLevelEscapes) {
-    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-      if (codes.levels[at] % kSignChanged != kLevelEscape) return;
-      words.put_mantissa(state, magnitude(sent[at].level()));
+  if (occurs & kLongLevels) {
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
+      const RestOfLevel rest = rest_of_level(magnitude(sent[at].level()),
+                                             codes.levels[at] % kSymbols, lanes->shift[i]);
+      words.put_pieces(state, rest.bits, rest.n_bits);
     });
   }
   if (occurs & kRawLevels) {
-    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-      const unsigned n_bits = kRawBits.of_level[codes.levels[at] % kSymbols];
-      words.put_raw(state, codes.raw_levels[at], n_bits);
+    for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
+      const uint32_t symbol = codes.levels[at] % kSymbols;
+      const unsigned shift = symbol % kSignChanged == kLevelEscape ? 0 : lanes->shift[i];
+      const unsigned n_bits = kRawBits.of_level[symbol] + shift;
+      words.put_raw(state, codes.raw_levels[at], std::min(n_bits, kPieceBits));
     });
   }
   for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
@@ -137,8 +155,9 @@ void encode_step(SentSymbols sent, const Codes& codes, uint8_t occurs, const uin
   });
   if (occurs & kGapEscapes) {
     for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
-      if (codes.gaps[at] % kSymbols == kGapEscape)
-        words.put_mantissa(state, gap_at(sent.data(), at));
+      if (codes.gaps[at] % kSymbols != kGapEscape) return;
+      const uint64_t gap = gap_at(sent.data(), at);
+      words.put_pieces(state, gap, floor_log2(gap));
     });
   }
   for_each_lane([&](uint32_t& state, uint64_t at, uint32_t) {
@@ -149,7 +168,8 @@ void encode_step(SentSymbols sent, const Codes& codes, uint8_t occurs, const uin
   });
 }
 
-Slice encode_slice(SentSymbols sent, const Codes& codes, const Partition& p, uint64_t first,
+template <class Nonzero>
+Slice encode_slice(std::span<const Nonzero> sent, const Codes& codes, const Partition& p, uint64_t first,
                    const std::vector<Lane>& lanes, const FittedTables& fitted) {
   const auto n_lanes = static_cast<uint32_t>(std::min<uint64_t>(kLanesOfSlice, p.n_parts - first));
   LaneCodes own;
@@ -160,6 +180,7 @@ Slice encode_slice(SentSymbols sent, const Codes& codes, const Partition& p, uin
     const bool blocks = lane.block.size > 0;
     begins[i] = part_begin(p, first + i);
     own.state[i] = kLaneStart;
+    own.shift[i] = lane.shift;
     own.gaps[i] = codes.gaps.data() + begins[i];
     own.raw_gaps[i] = codes.raw_gaps.data() + begins[i];
     own.levels[i] = codes.levels.data() + begins[i];
@@ -205,11 +226,13 @@ void for_each_lane(const Partition& p, uint64_t slice, Visit visit) {
   }
 }
 
-// Chooses the blocks of all lanes, finds the symbols and what they cost under the trained sets;
-// returns how often each symbol occurs.
-std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes& matrices,
-                                           const Partition& p, std::vector<Lane>* lanes,
-                                           Codes* codes, std::vector<LaneCosts>* costs) {
+// Begins all lanes and finds what they cost under the trained sets; returns how often each symbol
+// occurs.
+template <class Nonzero>
+std::array<Counts, kFamilies> find_symbols(std::span<const Nonzero> sent,
+                                           const MatrixShapes& matrices, const Partition& p,
+                                           std::vector<Lane>* lanes, Codes* codes,
+                                           std::vector<LaneCosts>* costs) {
   const TrainedTables& trained = trained_tables();
   std::vector<std::array<Counts, kFamilies>> counts(slices_of(p.n_parts));
   parallel_for(
@@ -218,12 +241,9 @@ std::array<Counts, kFamilies> find_symbols(SentSymbols sent, const MatrixShapes&
         for (Counts& of_family : counts[slice]) of_family.assign(kMostRows * kSymbols, 0);
         for_each_lane(p, slice, [&](uint64_t l, uint64_t begin, uint64_t end) {
           const uint64_t n = end - begin;
-          const Block block =
-              choose_block(sent.data() + begin, n, matrices.data(), matrices.size());
-          const bool blocks = block.size > 0;
-          (*lanes)[l].block = block;
           uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
-          (blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps, codes);
+          (*lanes)[l] = begin_lane(sent, matrices, begin, end, steps, codes);
+          const bool blocks = (*lanes)[l].block.size > 0;
           const Family gaps = gap_family(blocks), levels = level_family(blocks);
           find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
                      counts[slice][gaps].data());
@@ -260,24 +280,15 @@ void find_fitted_costs(const Codes& codes, const Partition& p, const std::vector
       1);
 }
 
-}  // namespace
-
-std::optional<Nonzeros> encode_nonzeros(const SentSymbols (&lists)[3], const MatrixShapes& shapes,
-                                        unsigned lane_log2, uint64_t max_bytes) {
-  Scratch<SentSymbol> symbols;
-  for (const SentSymbols list : lists) symbols.insert(symbols.end(), list.begin(), list.end());
-  const uint64_t k = symbols.size();
-  Nonzeros coded;
-  if (k == 0) return coded;
-  BitWriter tables;
-  MatrixShapes matrices = shapes;
-  scan(symbols, &matrices, &tables);
-  const SentSymbols sent(symbols);
-
-  const Partition p = partition(k, lane_log2);
+// Nonzeros in coding order, given what goes before fitted sets and lanes in their tables.
+template <class Nonzero>
+std::optional<CodedLanes> encode_lanes(std::span<const Nonzero> sent, const MatrixShapes& matrices,
+                                       unsigned lane_log2, uint64_t max_bytes, BitWriter tables) {
+  CodedLanes coded;
+  const Partition p = partition(sent.size(), lane_log2);
   std::vector<Lane> lanes(p.n_parts);
   std::vector<LaneCosts> costs(p.n_parts);
-  Codes codes(k);
+  Codes codes(sent.size());
   const auto counts = find_symbols(sent, matrices, p, &lanes, &codes, &costs);
   FittedTables fitted;
   fit_tables(counts, &fitted, &tables);
@@ -299,6 +310,24 @@ std::optional<Nonzeros> encode_nonzeros(const SentSymbols (&lists)[3], const Mat
   return coded;
 }
 
+}  // namespace
+
+std::optional<CodedLanes> encode_nonzeros(const SentSymbols (&lists)[3], const MatrixShapes& shapes,
+                                          unsigned lane_log2, uint64_t max_bytes) {
+  Scratch<SentSymbol> symbols;
+  for (const SentSymbols list : lists) symbols.insert(symbols.end(), list.begin(), list.end());
+  if (symbols.empty()) return CodedLanes{};
+  BitWriter tables;
+  MatrixShapes matrices = shapes;
+  scan(symbols, &matrices, &tables);
+  return encode_lanes(SentSymbols(symbols), matrices, lane_log2, max_bytes, std::move(tables));
+}
+
+CodedLanes encode_changes(std::span<const ChangedElement> changes, unsigned lane_log2) {
+  if (changes.empty()) return {};
+  return *encode_lanes(changes, {}, lane_log2, ~uint64_t{0}, {});
+}
+
 std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes,
                                     unsigned lane_log2) {
   Scratch<SentSymbol> symbols(sent.begin(), sent.end());
@@ -311,12 +340,8 @@ std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes
   std::vector<TracedLane> lanes(p.n_parts);
   for (uint64_t l = 0; l < p.n_parts; ++l) {
     const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
-    const Block block =
-        choose_block(sent.data() + begin, end - begin, matrices.data(), matrices.size());
-    lanes[l].blocks = block.size > 0;
     uint8_t* const steps = codes.steps.data() + begin;
-    (lanes[l].blocks ? find_codes<true> : find_codes<false>)(sent, begin, end, block, steps,
-                                                             &codes);
+    lanes[l].blocks = begin_lane(sent, matrices, begin, end, steps, &codes).block.size > 0;
     lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
     lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
   }

@@ -32,6 +32,7 @@ using DecodeLanes = const uint16_t*(LaneArrays* lanes, uint64_t n_steps, uint64_
 struct LaneCodes {
   size_t n = 0;  // lanes
   alignas(64) uint32_t state[kLanesOfSlice];
+  unsigned shift[kLanesOfSlice];
   const uint16_t* gaps[kLanesOfSlice];
   const uint16_t* raw_gaps[kLanesOfSlice];
   const uint16_t* levels[kLanesOfSlice];

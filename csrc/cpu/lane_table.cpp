@@ -3,7 +3,7 @@
 namespace resfed {
 namespace {
 
-constexpr unsigned kBlockBits = 7, kSetBits = 4;
+constexpr unsigned kBlockBits = 7, kShiftBits = 6, kSetBits = 4;
 unsigned position_bits(uint32_t block_size) { return floor_log2((block_size - 1) | 1u) + 1; }
 
 void write_set_number(BitWriter& out, uint8_t set, uint8_t* last) {
@@ -22,10 +22,15 @@ uint8_t read_set_number(BitReader& in, uint8_t* last, bool fitted) {
 
 void write_lane(BitWriter& out, const Lane& lane, LastLane* last) {
   const uint32_t size = lane.block.size;
-  out.put(size == last->block_size ? 1 : 0, 1);
-  if (size != last->block_size) out.put(size, kBlockBits);
+  const bool same = size == last->block_size && lane.shift == last->shift;
+  out.put(same ? 1 : 0, 1);
+  if (!same) {
+    out.put(size, kBlockBits);
+    out.put(lane.shift, kShiftBits);
+  }
   if (size > 0) out.put(lane.block.position, position_bits(size));
   last->block_size = size;
+  last->shift = lane.shift;
   write_set_number(out, lane.gap_set, &last->sets[gap_family(size > 0)]);
   write_set_number(out, lane.level_set, &last->sets[level_family(size > 0)]);
 }
@@ -34,9 +39,12 @@ Lane read_lane(BitReader& in, const FittedTables& fitted, LastLane* last) {
   Lane lane;
   if (in.get(1) == 0) {
     last->block_size = in.get(kBlockBits);
-    if (last->block_size == 1 || last->block_size > kMaxBlock) throw in.bad();
+    last->shift = static_cast<uint8_t>(in.get(kShiftBits));
+    if (last->block_size == 1 || last->block_size > kMaxBlock || last->shift > kMostShift)
+      throw in.bad();
   }
   lane.block.size = last->block_size;
+  lane.shift = last->shift;
   const bool blocks = lane.block.size > 0;
   if (blocks) {
     lane.block.position = in.get(position_bits(lane.block.size));

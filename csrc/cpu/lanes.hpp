@@ -11,19 +11,23 @@ namespace resfed {
 
 using Slice = std::vector<uint8_t>;
 
-struct Nonzeros {
+struct CodedLanes {
   std::vector<uint8_t> tables;
   std::vector<Slice> slices;
 };
 
 // Nothing if slices and tables take more than max_bytes.
-std::optional<Nonzeros> encode_nonzeros(const SentSymbols (&lists)[3], const MatrixShapes& matrices,
+std::optional<CodedLanes> encode_nonzeros(const SentSymbols (&lists)[3], const MatrixShapes& matrices,
                                         unsigned lane_log2, uint64_t max_bytes);
 
 // Indices come out strictly ascending and below the number of elements, levels within the format's
 // range; else kBadTables or kBadSlice.
 void decode_nonzeros(const uint8_t* payload, const Frame& frame, const MatrixShapes& matrices,
                      Scratch<SentSymbol>* symbols);
+
+// The same for changed elements, whose indices are those of the coding order.
+CodedLanes encode_changes(std::span<const ChangedElement> changes, unsigned lane_log2);
+std::vector<ChangedElement> decode_changes(const uint8_t* payload, const Frame& frame);
 
 // For fitting the trained sets: the symbols of each lane with their rows, as row * 32 + symbol.
 struct TracedLane {

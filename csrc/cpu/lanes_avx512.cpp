@@ -46,13 +46,13 @@ struct Lookup64 {
 struct Tables {
   Lookup32 gap_first{[](uint32_t s) { return s == kGapEscape ? 0 : gap_class(s).first; }};
   Lookup32 gap_bits{
-      [](uint32_t s) { return s == kGapEscape ? kGapExponentBits : gap_class(s).n_bits; }};
+      [](uint32_t s) { return s == kGapEscape ? kExponentBits : gap_class(s).n_bits; }};
   Lookup32 gap_log2{
       [](uint32_t s) { return s == kGapEscape ? 15 : floor_log2(gap_class(s).first); }};
   Lookup32 level_first{
       [](uint32_t s) { return s % 16 == kLevelEscape ? 0 : level_class(s % 16).first; }};
   Lookup32 level_bits{[](uint32_t s) {
-    return s % 16 == kLevelEscape ? kLevelExponentBits : level_class(s % 16).n_bits;
+    return s % 16 == kLevelEscape ? kExponentBits : level_class(s % 16).n_bits;
   }};
   Lookup32 level_growth{[](uint32_t s) { return LaneContexts<false>::typical_level(s % 16) << 3; }};
   Lookup64 activity_rows{[](uint32_t i) { return 2 * plain_activity_class(4 * i); }};
@@ -326,7 +326,7 @@ class Decoder {
       if (_mm512_mask_cmpeq_epi32_mask(large, value_[h], all(8)) != 0) return false;
     }
     if (!any_escaped()) return true;
-    if (!take_mantissas(kEscapedLevelLog2, kMostLevelLog2)) return false;
+    if (!take_mantissas(kEscapedLevelLog2, floor_log2(kMaxLevel))) return false;
     for (size_t h = 0; h < kHalves; ++h) {
       alignas(64) uint32_t levels[kWidth];
       for (size_t i = 0; i < kWidth; ++i) {

@@ -1,18 +1,16 @@
-// Lossless tensors: integers, bool and excluded ones, as differences of bit patterns modulo
-// their width, so that nothing changed costs nothing.
+// Lossless tensors: integers, bool and excluded ones, as changes of bit patterns, so that nothing
+// changed costs nothing.
 #pragma once
 
 #include <cstring>
 
 #include "cpu/residual.hpp"
+#include "entropy/sent_symbol.hpp"
+#include "numeric/lossless.hpp"
 
 namespace resfed {
 
-// A changed element: its index among all lossless elements, and the zigzag code of its change.
-struct ChangedElement {
-  uint64_t index;
-  uint64_t change;
-};
+using ChangedElements = std::vector<ChangedElement>;  // their indices ascend
 
 static_assert(std::endian::native == std::endian::little, "elements are copied as they lie");
 
@@ -23,17 +21,37 @@ inline uint64_t load_element(const void* data, uint64_t element, uint32_t elem_b
   return bits;
 }
 
-// Walks sorted changes and members together: visit(member, element, which).
-template <class Visit>
-void for_each_change(const Group& group, const std::vector<ChangedElement>& changes, Visit visit) {
-  size_t at = 0;
-  for (size_t i = 0; i < changes.size(); ++i) {
-    while (changes[i].index - group.members[at].begin >= group.members[at].tensor->n_elems) ++at;
-    visit(group.members[at], changes[i].index - group.members[at].begin, i);
+// Calls use(UInt()) with the unsigned type of an element's width.
+template <class Use>
+void with_width(uint32_t elem_bytes, Use use) {
+  switch (elem_bytes) {
+    case 1:
+      return use(uint8_t());
+    case 2:
+      return use(uint16_t());
+    case 4:
+      return use(uint32_t());
+    default:
+      return use(uint64_t());
   }
 }
 
-std::vector<ChangedElement> find_changes(const Group& group);
+// Walks changes and members together: visit(member, element, which).
+template <class Visit>
+void for_each_change(const Group& group, const ChangedElements& changes, Visit visit) {
+  size_t at = 0;
+  for (size_t i = 0; i < changes.size(); ++i) {
+    const uint64_t index = changes[i].index();
+    while (index - group.members[at].begin >= group.members[at].tensor->n_elems) ++at;
+    visit(group.members[at], index - group.members[at].begin, i);
+  }
+}
+
+ChangedElements find_changes(const Group& group);
+
+// The same changes with indices in the order of the reference's exponents, and back.
+ChangedElements in_exponent_order(const Group& group, const ChangedElements& changes);
+ChangedElements in_element_order(const Group& group, const ChangedElements& changes);
 
 // New bit patterns, one per change; throws kBadSlice when a change does not fit its element's
 // width.
@@ -41,9 +59,8 @@ struct RestoredElements {
   ElementBits bits;
   uint32_t check = 0;
 };
-RestoredElements restore_changes(const Group& group, const std::vector<ChangedElement>& changes);
+RestoredElements restore_changes(const Group& group, const ChangedElements& changes);
 
-void write_changes(const Group& group, const std::vector<ChangedElement>& changes,
-                   const RestoredElements& restored);
+void write_changes(const Group& group, const ChangedElements& changes, const RestoredElements& restored);
 
 }  // namespace resfed

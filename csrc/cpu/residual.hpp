@@ -119,6 +119,8 @@ void with_elements(const Tensor& tensor, uint64_t first, Visit visit) {
       return visit(Elements<BFloat16>{tensor, first});
     case DType::kFloat64:
       return visit(Elements<double>{tensor, first});
+    case DType::kOther:
+      break;  // never lossy
   }
 }
 

@@ -118,6 +118,8 @@ __device__ void with_type(DType dtype, Visit visit) {
       return visit(BFloat16{});
     case DType::kFloat64:
       return visit(double{});
+    case DType::kOther:
+      break;  // never lossy
   }
 }
 

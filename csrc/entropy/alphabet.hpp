@@ -6,7 +6,8 @@
 //   level symbol   low 4 bits: 0..7: magnitudes 1..8; 8..14: two classes per octave, from 8 to 95;
 //                  15: escape. Bit 4: the sign is not that of the nonzero before.
 //
-// An escape sends floor(log2(value)), then the bits below the leading one, as any class.
+// A lane of large levels has a shift: its symbols stand for (magnitude - 1) >> shift, plus 1, and
+// the bits below are raw. An escape sends floor(log2(value)), then the bits below the leading one.
 #pragma once
 
 #include "host_device.hpp"
@@ -16,10 +17,12 @@ namespace resfed {
 constexpr uint32_t kSymbols = 32;
 constexpr uint32_t kGapEscape = 31, kLevelEscape = 15;
 constexpr uint32_t kSignChanged = 16;
-constexpr unsigned kGapExponentBits = 6, kLevelExponentBits = 5;
+constexpr unsigned kExponentBits = 6;     // of an escaped value
 constexpr unsigned kEscapedGapLog2 = 15;  // of the least gap that is escaped
-constexpr uint32_t kEscapedLevel = 96;    // the least
-constexpr unsigned kEscapedLevelLog2 = 6, kMostGapLog2 = 62, kMostLevelLog2 = 23;
+constexpr uint32_t kEscapedLevel = 96;    // the least, without a shift
+constexpr unsigned kEscapedLevelLog2 = 6, kMostGapLog2 = 62;
+constexpr unsigned kMostShift = 57;  // a class of levels has 62 raw bits at most
+constexpr unsigned kPieceBits = 16;  // raw bits are coded in pieces of this size at most
 
 // A class of values: `first` and the 2^n_bits - 1 that follow.
 struct ValueClass {
@@ -45,11 +48,29 @@ RESFED_HD uint32_t gap_symbol(uint64_t gap) {
   if (log2 >= kEscapedGapLog2) return kGapEscape;
   return 7 + 2 * (log2 - 3) + (static_cast<uint32_t>(gap >> (log2 - 1)) & 1u);
 }
-RESFED_HD uint32_t level_symbol(uint32_t level) {
-  if (level <= 8) return level - 1;
-  const unsigned log2 = floor_log2(level);
-  const uint32_t symbol = 8 + 2 * (log2 - 3) + ((level >> (log2 - 1)) & 1u);
-  return min_of(symbol, kLevelEscape);
+// A magnitude as symbols see it.
+RESFED_HD constexpr uint64_t shifted_level(uint64_t level, unsigned shift) {
+  return ((level - 1) >> shift) + 1;
+}
+RESFED_HD uint32_t level_symbol(uint64_t level, unsigned shift) {
+  const uint64_t high = shifted_level(level, shift);
+  if (high <= 8) return static_cast<uint32_t>(high) - 1;
+  if (high >= kEscapedLevel) return kLevelEscape;
+  const unsigned log2 = floor_log2(high);
+  return 8 + 2 * (log2 - 3) + (static_cast<uint32_t>(high >> (log2 - 1)) & 1u);
+}
+// The least magnitude of a symbol, which is no escape.
+RESFED_HD constexpr uint64_t first_level(uint32_t symbol, unsigned shift) {
+  return (uint64_t{level_class(symbol).first - 1} << shift) + 1;
+}
+
+// How many raw bits a symbol has: those of a class, or an escape's exponent.
+RESFED_HD constexpr unsigned gap_raw_bits(uint32_t symbol) {
+  return symbol == kGapEscape ? kExponentBits : gap_class(symbol).n_bits;
+}
+RESFED_HD constexpr unsigned level_raw_bits(uint32_t symbol, unsigned shift) {
+  const uint32_t level = symbol % kSignChanged;
+  return level == kLevelEscape ? kExponentBits : level_class(level).n_bits + shift;
 }
 
 }  // namespace resfed

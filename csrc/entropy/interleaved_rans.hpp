@@ -7,14 +7,13 @@
 #pragma once
 
 #include "entropy/frequencies.hpp"
-#include "entropy/rans.hpp"
+#include "entropy/slots.hpp"
 
 namespace resfed {
 
 constexpr uint32_t kLaneStart = 1u << 16;  // also the least state between symbols
-constexpr unsigned kPieceBits = 16;        // raw bits are coded in pieces of this size at most
-// Two symbols, a class's raw bits or an exponent for each, and mantissas of 62 and 23 bits.
-constexpr size_t kMostWordsOfNonzero = 4 + 4 + 2;
+// Two symbols, a class's raw bits or an exponent for each, and mantissas of 62 and 63 bits.
+constexpr size_t kMostWordsOfNonzero = 4 + 4 + 4;
 
 // A state below this takes a symbol of this frequency without overflow.
 RESFED_HD constexpr uint32_t lane_limit(uint32_t freq) { return freq << (32 - kFrequencyBits); }

@@ -15,11 +15,9 @@ struct MatrixShape {
   uint64_t block;       // elements that tend to be sent together; 0: none. Encoders only
 };
 
-RESFED_HD uint64_t gap_at(const SentSymbol* sent, uint64_t i) {
+template <class Nonzero>
+RESFED_HD uint64_t gap_at(const Nonzero* sent, uint64_t i) {
   return sent[i].index() - (i == 0 ? ~uint64_t{0} : sent[i - 1].index());
-}
-RESFED_HD uint32_t magnitude(int32_t level) {
-  return static_cast<uint32_t>(level < 0 ? -level : level);
 }
 
 // The one of n matrices, which are ascending, that has the element; null where none has.
@@ -39,7 +37,8 @@ RESFED_HD const MatrixShape* matrix_at(const MatrixShape* matrices, uint64_t n, 
 }
 
 // Whether n nonzeros follow each other directly more often inside a block than across its end.
-RESFED_HD bool blocks_pay(const SentSymbol* sent, uint64_t n, Block block) {
+template <class Nonzero>
+RESFED_HD bool blocks_pay(const Nonzero* sent, uint64_t n, Block block) {
   int64_t inside = 0, inside_direct = 0, across = 0, across_direct = 0;
   uint32_t left = left_in_block(block);
   for (uint64_t i = 1; i < n; ++i) {
@@ -53,7 +52,8 @@ RESFED_HD bool blocks_pay(const SentSymbol* sent, uint64_t n, Block block) {
 }
 
 // The blocks of the matrix where the middle one of a lane's n nonzeros lies, if they pay.
-RESFED_HD Block choose_block(const SentSymbol* sent, uint64_t n, const MatrixShape* matrices,
+template <class Nonzero>
+RESFED_HD Block choose_block(const Nonzero* sent, uint64_t n, const MatrixShape* matrices,
                              uint64_t n_matrices) {
   const uint64_t middle = sent[n / 2].index();
   const MatrixShape* const m = matrix_at(matrices, n_matrices, middle);
@@ -65,35 +65,40 @@ RESFED_HD Block choose_block(const SentSymbol* sent, uint64_t n, const MatrixSha
   return blocks_pay(sent, n, block) ? block : Block{0, 0};
 }
 
+// The shift of a lane of n nonzeros: it leaves levels of about 8 on the geometric mean.
+template <class Nonzero>
+RESFED_HD unsigned choose_shift(const Nonzero* sent, uint64_t n) {
+  constexpr unsigned kLeft = 3;
+  uint64_t sum = 0;
+  for (uint64_t i = 0; i < n; ++i) sum += floor_log2(magnitude(sent[i].level()));
+  const auto mean = static_cast<unsigned>(sum / n);
+  return mean > kLeft ? min_of(mean - kLeft, kMostShift) : 0;
+}
+
 // Of a nonzero: symbols with their rows, as row * kSymbols + symbol, and raw bits: the place in the
-// symbol's class or, of an escape, the exponent.
+// symbol's class, of a long one the first piece of it, or an escape's exponent.
 struct NonzeroCode {
   uint16_t gap, level;
-  uint16_t raw_gap;
-  uint8_t raw_level;
+  uint16_t raw_gap, raw_level;
   uint8_t occurs;  // what is rare
 };
-constexpr uint8_t kGapEscapes = 1, kRawLevels = 2, kLevelEscapes = 4;
+constexpr uint8_t kGapEscapes = 1, kRawLevels = 2, kLongLevels = 4;
 
-// How many raw bits a symbol has.
-RESFED_HD constexpr unsigned gap_raw_bits(uint32_t symbol) {
-  return symbol == kGapEscape ? kGapExponentBits : gap_class(symbol).n_bits;
-}
-RESFED_HD constexpr unsigned level_raw_bits(uint32_t symbol) {
-  const uint32_t level = symbol % kSignChanged;
-  return level == kLevelEscape ? kLevelExponentBits : level_class(level).n_bits;
-}
-// All raw bits of a nonzero, with the mantissas of escapes.
-RESFED_HD uint32_t n_raw_bits(const NonzeroCode& code) {
-  return gap_raw_bits(code.gap % kSymbols) + level_raw_bits(code.level % kSymbols) +
-         ((code.occurs & kGapEscapes) != 0 ? code.raw_gap : 0u) +
-         ((code.occurs & kLevelEscapes) != 0 ? code.raw_level : 0u);
+// What is left of a level's raw bits behind its first piece or its exponent: the lowest n_bits.
+struct RestOfLevel {
+  uint64_t bits;
+  unsigned n_bits;
+};
+RESFED_HD RestOfLevel rest_of_level(uint64_t level, uint32_t symbol, unsigned shift) {
+  if (symbol % kSignChanged == kLevelEscape) return {level, floor_log2(level)};
+  const unsigned n_bits = level_raw_bits(symbol, shift);
+  return {level - 1, n_bits - min_of(n_bits, kPieceBits)};
 }
 
 // Calls visit(i, code) for the nonzeros of a lane.
-template <bool kBlocks, class Visit>
-RESFED_HD void for_each_code(const SentSymbol* sent, uint64_t begin, uint64_t end, Block block,
-                             Visit visit) {
+template <bool kBlocks, class Nonzero, class Visit>
+RESFED_HD void for_each_code(const Nonzero* sent, uint64_t begin, uint64_t end, Block block,
+                             unsigned shift, Visit visit) {
   LaneContexts<kBlocks> contexts;
   contexts.block = block;
   bool positive = true;
@@ -108,29 +113,32 @@ RESFED_HD void for_each_code(const SentSymbol* sent, uint64_t begin, uint64_t en
     uint32_t occurs = symbol == kGapEscape ? kGapEscapes : 0;
     contexts.add_gap(gap, log2);
 
-    const int32_t level = sent[i].level();
-    symbol = level_symbol(magnitude(level));
+    const bool was_positive = positive;
+    positive = sent[i].level() > 0;
+    const uint64_t level = magnitude(sent[i].level());
+    symbol = level_symbol(level, shift);
     code.raw_level = 0;
-    if (symbol >= 8) {
-      const bool escape = symbol == kLevelEscape;
-      code.raw_level = static_cast<uint8_t>(escape ? floor_log2(magnitude(level))
-                                                   : magnitude(level) - level_class(symbol).first);
-      occurs |= escape ? kRawLevels | kLevelEscapes : kRawLevels;
+    if (symbol == kLevelEscape) {
+      code.raw_level = static_cast<uint16_t>(floor_log2(level));
+      occurs |= kRawLevels | kLongLevels;
+    } else if (symbol >= 8 || shift > 0) {
+      const unsigned n_bits = level_raw_bits(symbol, shift);
+      code.raw_level = static_cast<uint16_t>((level - first_level(symbol, shift)) >>
+                                             (n_bits - min_of(n_bits, kPieceBits)));
+      occurs |= n_bits > kPieceBits ? kRawLevels | kLongLevels : kRawLevels;
     }
-    symbol += (level > 0) == positive ? 0 : kSignChanged;
+    symbol += positive == was_positive ? 0 : kSignChanged;
     code.level = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
     contexts.add_level(symbol);
-    positive = level > 0;
     code.occurs = static_cast<uint8_t>(occurs);
     visit(i, code);
   }
 }
 
-// Calls visit(piece, n_bits) for the bits of a value below its leading one, the last piece first: a
-// decoder reads the first one first.
+// Calls visit(piece, n_bits) for the lowest n_bits of a number, the last piece first: a decoder
+// reads the first one first.
 template <class Visit>
-RESFED_HD void for_each_piece_backwards(uint64_t value, Visit visit) {
-  const unsigned n_bits = floor_log2(value);
+RESFED_HD void for_each_piece_backwards(uint64_t value, unsigned n_bits, Visit visit) {
   for (unsigned done = n_bits - n_bits % kPieceBits;; done -= kPieceBits) {
     const unsigned n = min_of(kPieceBits, n_bits - done), below = n_bits - done - n;
     if (n > 0) visit(static_cast<uint32_t>(value >> below) & ((1u << n) - 1), n);

@@ -1,4 +1,5 @@
-// A sent element of the lossy tensors.
+// Nonzeros: a sent element of the lossy tensors, a changed element of the lossless ones. A level of
+// either is a signed number, never 0.
 #pragma once
 
 #include "host_device.hpp"
@@ -33,5 +34,33 @@ class SentSymbol {
 
   uint64_t packed_;
 };
+
+// A changed element: its index among the lossless elements, and how far its bits have moved.
+class ChangedElement {
+ public:
+  ChangedElement() = default;
+  RESFED_HD ChangedElement(uint64_t index, int64_t level) : index_(index), level_(level) {}
+
+  RESFED_HD uint64_t index() const { return index_; }
+  RESFED_HD int64_t level() const { return level_; }
+  RESFED_HD void move_up(uint64_t distance) { index_ += distance; }
+
+ private:
+  uint64_t index_;
+  int64_t level_;
+};
+
+RESFED_HD uint32_t magnitude(int32_t level) {
+  return static_cast<uint32_t>(level < 0 ? -level : level);
+}
+RESFED_HD uint64_t magnitude(int64_t level) {  // of the least level, too
+  return level < 0 ? 0 - static_cast<uint64_t>(level) : static_cast<uint64_t>(level);
+}
+
+// The largest magnitude of a level.
+template <class Nonzero>
+constexpr uint64_t kMostLevel = kMaxLevel;
+template <>
+inline constexpr uint64_t kMostLevel<ChangedElement> = 1ull << 63;
 
 }  // namespace resfed

@@ -8,7 +8,7 @@
 
 #include "entropy/frequencies.hpp"
 #include "entropy/lane.hpp"
-#include "entropy/rans.hpp"
+#include "entropy/slots.hpp"
 #include "format/bits.hpp"
 
 namespace resfed {

@@ -56,10 +56,14 @@ class BitReader {
     if (value > limit) throw bad();
     return value;
   }
+  // Goes on to the next byte, over zeros; returns how many bytes lie behind.
+  size_t align() {
+    if (get(static_cast<unsigned>(-position_ % 8)) != 0) throw bad();
+    return position_ / 8;
+  }
   // All but the zeros of the last byte must have been read.
   void finish() {
-    if (n_bits_ - position_ >= 8 || get(static_cast<unsigned>(n_bits_ - position_)) != 0)
-      throw bad();
+    if (8 * uint64_t{align()} != n_bits_) throw bad();
   }
   Failure bad() const { return {Code::kBadTables, position_ / 8}; }
 

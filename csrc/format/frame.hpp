@@ -14,7 +14,6 @@
 #include <string>
 #include <vector>
 
-#include "entropy/slice.hpp"
 #include "format/lanes.hpp"
 #include "format/version.hpp"
 #include "host_device.hpp"
@@ -47,6 +46,7 @@ struct Frame {
   std::vector<uint32_t> exclusions;     // ordinals of float tensors that are carried losslessly
   std::vector<uint32_t> dense_tensors;  // ordinals
   std::vector<uint8_t> tables;          // of the lossy slices
+  std::vector<uint8_t> change_tables;   // of the lossless slices
   std::vector<uint64_t> slice_bytes;    // all slices, lossy ones first
   size_t slices_offset = 0;             // set by read_frame
   size_t counts_offset = 0, quantizer_offset = 0, table_offset = 0;  // section borders, for inspect
@@ -55,7 +55,8 @@ struct Frame {
   uint64_t n_nonzeros() const { return k_matrix + k_vector + k_dense; }
   Partition lanes() const { return partition(n_nonzeros(), lane_log2); }
   uint64_t n_lossy_slices() const { return slices_of(lanes().n_parts); }
-  Partition lossless_partition() const { return partition(n_changed, kChangesLog2); }
+  Partition lanes_of_changes() const { return partition(n_changed, lane_log2); }
+  uint64_t n_slices() const { return n_lossy_slices() + slices_of(lanes_of_changes().n_parts); }
 };
 
 constexpr uint64_t kMaxVarint = (1ull << 63) - 1;
@@ -183,6 +184,17 @@ inline std::vector<uint32_t> read_ordinals(ByteReader& in, uint64_t n_tensors) {
   return ordinals;
 }
 
+inline void write_bytes(ByteWriter& out, const std::vector<uint8_t>& bytes) {
+  out.varint(bytes.size());
+  for (uint8_t byte : bytes) out.fixed(byte);
+}
+inline std::vector<uint8_t> read_bytes(ByteReader& in) {
+  const uint64_t n_bytes = in.varint(in.left());
+  std::vector<uint8_t> bytes(in.here(), in.here() + n_bytes);
+  in.skip(n_bytes);
+  return bytes;
+}
+
 // Everything before the slices.
 inline void write_frame(const Frame& f, ByteWriter& out) {
   for (uint8_t byte : kMagic) out.fixed(byte);
@@ -216,10 +228,8 @@ inline void write_frame(const Frame& f, ByteWriter& out) {
   if (f.n_lossless > 0) out.varint(f.n_changed);
   if (!f.exclusions.empty()) write_ordinals(out, f.exclusions);
   if (!f.dense_tensors.empty()) write_ordinals(out, f.dense_tensors);
-  if (f.n_nonzeros() > 0) {
-    out.varint(f.tables.size());
-    for (uint8_t byte : f.tables) out.fixed(byte);
-  }
+  if (f.n_nonzeros() > 0) write_bytes(out, f.tables);
+  if (f.n_changed > 0) write_bytes(out, f.change_tables);
   for (size_t i = 0; i + 1 < f.slice_bytes.size(); ++i) out.varint(f.slice_bytes[i] / 2);
 }
 
@@ -274,15 +284,11 @@ Frame read_frame_of(const uint8_t* payload, size_t n_bytes, uint64_t n_tensors) 
     }
   }
   f.table_offset = in.offset();
-  if (f.n_nonzeros() > 0) {
-    const uint64_t n_bytes = in.varint(in.left());
-    f.tables.assign(in.here(), in.here() + n_bytes);
-    in.skip(n_bytes);
-  }
-  // Each lane and each slice of changes has a state.
-  const uint64_t n_states = f.lanes().n_parts + f.lossless_partition().n_parts;
-  if (n_states > in.left() / kSliceStateBytes) throw Failure{Code::kTruncated, in.offset()};
-  const uint64_t n_slices = f.n_lossy_slices() + f.lossless_partition().n_parts;
+  if (f.n_nonzeros() > 0) f.tables = read_bytes(in);
+  if (f.n_changed > 0) f.change_tables = read_bytes(in);
+  const uint64_t n_states = f.lanes().n_parts + f.lanes_of_changes().n_parts;
+  if (n_states > in.left() / sizeof(uint32_t)) throw Failure{Code::kTruncated, in.offset()};
+  const uint64_t n_slices = f.n_slices();
   f.slice_bytes.reserve(n_slices);
   uint64_t sum = 0;
   for (uint64_t i = 0; i + 1 < n_slices; ++i) {

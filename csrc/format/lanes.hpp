@@ -20,12 +20,14 @@ constexpr uint64_t slices_of(uint64_t n_lanes) {
 // How a lane is coded: its blocks and the sets of tables.
 struct Lane {
   Block block{0, 0};
+  uint8_t shift = 0;  // of levels
   uint8_t gap_set = 0, level_set = 0;
 };
 
 // A lane is written as what differs from those before it, so this is what both ends remember.
 struct LastLane {
   uint32_t block_size = 0;
+  uint8_t shift = 0;
   uint8_t sets[kFamilies] = {kFittedSet, kFittedSet, kFittedSet, kFittedSet};
 };
 
@@ -37,7 +39,7 @@ using SetCosts = std::array<uint32_t, kTrainedSets + 1>;
 struct LaneCosts {
   SetCosts gaps, levels;
 };
-// Chooses the sets of lanes whose blocks are known, and writes the lanes.
+// Chooses the sets of lanes whose blocks and shifts are known, and writes the lanes.
 void choose_sets(const std::vector<LaneCosts>& costs, const FittedTables& fitted,
                  std::vector<Lane>* lanes, BitWriter* out);
 

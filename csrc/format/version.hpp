@@ -1,11 +1,9 @@
-// What a version of the payload format fixes for its slices and header: contexts with their initial
-// states, and limits. One type a version; coders take it as a template parameter.
+// What a version of the payload format fixes for its slices and header: limits. One type a version; coders take it as a template parameter.
 //
 // A new version is one more type and one more case in with_format(); what differs beyond these
 // constants is chosen by `if constexpr` or a specialization.
 #pragma once
 
-#include "entropy/contexts_v1.hpp"
 #include "host_device.hpp"
 #include "status.hpp"
 
@@ -14,15 +12,9 @@ namespace resfed {
 struct FormatV1 {
   static constexpr uint8_t kVersion = 1;
 
-  using Contexts = ContextsV1;
-  static constexpr InitialState initial_lossless_state(uint32_t context) {
-    return kInitialLosslessStatesV1[context];
-  }
-
   static constexpr unsigned kMinLaneLog2 = 6;
   static constexpr unsigned kMaxLaneLog2 = 12;  // bounds the time that few bytes can cost a thread
   static constexpr uint32_t kMaxLevel = 1u << 23;
-  static constexpr uint32_t kMaxGapClass = 62;  // gaps below 2^63
 
   static constexpr unsigned kMaxOffsets = 4;
   static constexpr int kMinExponent = -120;

@@ -1,5 +1,5 @@
 // Keyframes: a whole model without a reference, losslessly or with fewer mantissa bits. Here is the
-// arithmetic of one element and of one byte; docs/format.md, section 10, has the format.
+// arithmetic of one element; docs/format.md, section 10, has the format.
 //
 // The exponents of a model's weights cluster, their mantissas do not. So the bits of a float are
 // put in the order exponent, sign, mantissa, and the bytes of equal significance are coded
@@ -7,23 +7,13 @@
 // are kept raw.
 #pragma once
 
-#include "entropy/probability.hpp"
 #include "host_device.hpp"
-#include "numeric/residual.hpp"
+#include "numeric/lossless.hpp"
 
 namespace resfed {
 
 constexpr uint64_t kKeyframeChunkElems = 65536;  // elements of one tensor that are coded together
-constexpr uint32_t kByteContexts = 256;  // nodes 1..255 of a binary tree; number 0 is unused
-constexpr InitialState kInitialByteState = {128, 0};
 constexpr unsigned kMaxMantissaBits = 52;
-
-RESFED_HD unsigned mantissa_bits_of(DType dtype) {
-  return dtype == DType::kFloat32    ? 23
-         : dtype == DType::kFloat16  ? 10
-         : dtype == DType::kBFloat16 ? 7
-                                     : 52;
-}
 
 template <class UInt>
 constexpr unsigned kWidth = 8 * sizeof(UInt);
@@ -69,24 +59,6 @@ RESFED_HD UInt sign_first(UInt bits, unsigned mantissa_bits) {
   const UInt mantissa = bits & low_mask<UInt>(mantissa_bits);
   return static_cast<UInt>(static_cast<UInt>(sign << (kWidth<UInt> - 1)) |
                            static_cast<UInt>(exponent << mantissa_bits) | mantissa);
-}
-
-// Eight decisions from the highest bit down; the context is the bits so far behind a leading one.
-template <class Coder>
-RESFED_HD uint8_t code_byte(Coder& coder, uint8_t byte) {
-  uint32_t node = 1;
-  for (unsigned below = 8; below-- > 0;) {
-    node = (node << 1) | (coder.code_bit(node, (byte >> below) & 1u) ? 1u : 0u);
-  }
-  return static_cast<uint8_t>(node);
-}
-
-// Whether coding a byte plane of n_bytes is worth trying. `pairs` is the sum of c * (c - 1) over
-// the 256 byte values, c how often each occurs: the number of ordered pairs of equal bytes. Bytes
-// without any structure have n * (n - 1) / 256 of them; an excess of 1/8 is where the gain, one
-// percent, passes what adapting costs.
-RESFED_HD bool worth_coding(uint64_t pairs, uint64_t n_bytes) {
-  return 8 * 256 * pairs > 9 * n_bytes * (n_bytes - 1);
 }
 
 }  // namespace resfed

@@ -49,7 +49,7 @@ class Tensors:
 
     Args:
         roles: Of each tensor, its role.
-        dtypes: Of each tensor that is not lossless, its dtype.
+        dtypes: Of each tensor, its dtype. OTHER, no float, is for lossless tensors alone.
         n_elems: Of each tensor, how many elements its arrays have.
         row_lengths: Of each tensor of two dimensions, elements in a row; of others 0.
         current: The model to encode.
@@ -134,6 +134,7 @@ class DType(IntEnum):
     FLOAT16 = ...
     BFLOAT16 = ...
     FLOAT64 = ...
+    OTHER = ...
 
 MAGIC: bytes
 KEYFRAME_MAGIC: bytes

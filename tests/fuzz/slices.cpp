@@ -306,7 +306,7 @@ void payload(Input& in) {
   }
   const uint64_t n_lanes = f.lanes().n_parts;
   f.tables = any_tables(in, matrices, n_lanes);
-  const uint64_t n_slices = f.n_lossy_slices() + f.lossless_partition().n_parts;
+  const uint64_t n_slices = f.n_lossy_slices() + f.lanes_of_changes().n_parts;
   Bytes slices;
   for (uint64_t s = 0; s < n_slices; ++s) {
     const bool lossy = s < f.n_lossy_slices();

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resfed_codec._native import DType
 
-LOSSY_DTYPES = {dtype.name.lower(): dtype for dtype in DType}
+LOSSY_DTYPES = {dtype.name.lower(): dtype for dtype in DType if dtype != DType.OTHER}
 """The dtypes whose residuals are quantized, by name; all others travel losslessly."""
 
 _BYTES = [

@@ -82,8 +82,8 @@ class TensorSpec(NamedTuple):
 
     @property
     def float_dtype(self) -> DType:
-        """The dtype of floats, and of a complex tensor's parts; of others any."""
-        return FLOAT_DTYPES.get(self.dtype, DType.FLOAT32)
+        """The dtype of floats, and of a complex tensor's parts."""
+        return FLOAT_DTYPES.get(self.dtype, DType.OTHER)
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {list(self.shape)}"

@@ -1,0 +1,68 @@
+// Changes of lossless elements, as their bit patterns show them; docs/format.md, section 5.7.
+//
+// Optimizers move the weights of a model by steps of about the same size. So how likely a rounded
+// weight is to change, and how far its bits move, depends on its exponent, which both ends know from
+// the reference. That is why the changes of floats are coded in the order of exponents.
+#pragma once
+
+#include "host_device.hpp"
+#include "numeric/residual.hpp"
+
+namespace resfed {
+
+RESFED_HD unsigned mantissa_bits_of(DType dtype) {
+  return dtype == DType::kFloat32    ? 23
+         : dtype == DType::kFloat16  ? 10
+         : dtype == DType::kBFloat16 ? 7
+                                     : 52;
+}
+
+constexpr uint64_t kOrderedElems = 65536;  // elements that are put into the order of exponents
+constexpr uint32_t kExponentClasses = 256;
+
+// The bit patterns of a tensor's elements.
+struct Patterns {
+  unsigned n_bits;         // 8, 16, 32 or 64
+  unsigned mantissa_bits;  // 0: no float
+
+  RESFED_HD uint64_t mask() const { return ~0ull >> (64 - n_bits); }
+  RESFED_HD bool is_negative(uint64_t pattern) const {
+    return mantissa_bits > 0 && pattern >> (n_bits - 1) != 0;
+  }
+  // The exponent; of float64 as that of float32 would be, at most 255. 0 where there is none.
+  RESFED_HD uint32_t exponent_class(uint64_t pattern) const {
+    if (mantissa_bits == 0) return 0;
+    const auto exponent = static_cast<uint32_t>((pattern & mask() >> 1) >> mantissa_bits);
+    if (n_bits < 64) return exponent;
+    constexpr uint32_t kBias = 1023 - 127;
+    return min_of(max_of(exponent, kBias) - kBias, kExponentClasses - 1);
+  }
+
+  // How far a pattern moves: away from zero, for floats, if it is positive. Never 0 if they differ.
+  RESFED_HD int64_t change(uint64_t before, uint64_t after) const {
+    return as_signed(towards(before, in_order(after) - in_order(before)));
+  }
+  // The pattern after a change.
+  RESFED_HD uint64_t changed(uint64_t before, int64_t change) const {
+    const uint64_t distance = towards(before, static_cast<uint64_t>(change));
+    return in_order((in_order(before) + distance) & mask());
+  }
+  RESFED_HD bool is_change(int64_t change) const {
+    return change != 0 && change == as_signed(static_cast<uint64_t>(change));
+  }
+
+ private:
+  // Ascending with the float's value, as a signed number; its own inverse.
+  RESFED_HD uint64_t in_order(uint64_t pattern) const {
+    return is_negative(pattern) ? pattern ^ mask() >> 1 : pattern;
+  }
+  RESFED_HD uint64_t towards(uint64_t before, uint64_t distance) const {
+    return is_negative(before) ? 0 - distance : distance;
+  }
+  RESFED_HD int64_t as_signed(uint64_t number) const {
+    const unsigned unused = 64 - n_bits;
+    return static_cast<int64_t>(number << unused) >> unused;
+  }
+};
+
+}  // namespace resfed
