@@ -22,18 +22,16 @@ from resfed_codec.reference import scan as scan_module
 from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.frame import crc32c, read_frame, write_frame
 from resfed_codec.reference.lanes import (
-    Decoder,
-    Encoder,
     LastLane,
-    gap_symbol,
+    codes_of,
+    lane_sizes,
     lanes_of,
-    level_symbol,
     read_tables,
-    traced,
     write_lane,
 )
+from resfed_codec.reference.rans import Decoder, Encoder, code_pieces
 from resfed_codec.reference.scan import Cells, Matrix, Scan, scan, write_scan
-from resfed_codec.reference.symbols import part_sizes
+from resfed_codec.reference.symbols import gap_class, gap_symbol, level_class, level_symbol
 from resfed_codec.reference.tables import (
     FAMILIES,
     FITTED,
@@ -247,6 +245,23 @@ def test_symbols() -> None:
     assert [level_symbol(n) for n in (1, 8, 9, 11, 12, 15, 16, 63, 64, 95, 96, 2**23)] == [
         *(0, 7, 8, 8, 9, 9, 10, 13, 14, 14, 15, 15)
     ]
+    assert [level_symbol(n, 3) for n in (1, 8, 9, 64, 65, 72, 73, 88, 89, 760, 761, 2**63)] == [
+        *(0, 0, 1, 7, 8, 8, 8, 8, 9, 14, 15, 15)
+    ]
+
+
+@given(st.integers(1, 2**15 - 1), st.integers(1, 2**63), st.integers(0, 57))
+def test_classes(gap: int, level: int, shift: int) -> None:
+    """A value lies in the class of its symbol, and its raw bits are as many as the class needs."""
+    first, n_bits = gap_class(gap_symbol(gap))
+    assert 0 <= gap - first < 2**n_bits
+    symbol = level_symbol(level, shift)
+    if symbol == 15:
+        assert level > 95 << shift
+    else:
+        first, n_bits = level_class(symbol, shift)
+        assert 0 <= level - first < 2**n_bits
+        assert level_symbol(first + 2**n_bits - 1, shift) == symbol
 
 
 @given(
@@ -270,10 +285,10 @@ def test_rows_and_symbols(
         indices.tolist(), levels.tolist(), [(84, size - 84, row_length, block)], lane_log2
     )
     scanned = scan(symbols, matrices, BitWriter())
-    lanes = lanes_of(scanned, part_sizes(len(symbols), lane_log2), matrices)
+    lanes = lanes_of(scanned, lane_sizes(len(symbols), lane_log2), matrices)
     expected = []
     for lane in lanes:
-        codes = (np.array(c, np.uint16).tobytes() for c in traced(lane))
+        codes = (np.array(c, np.uint16).tobytes() for c in codes_of(lane))
         expected.append((lane.block.size > 0, *codes))
     assert native == expected
 
@@ -394,8 +409,8 @@ def test_nonzeros_outside_what_is_kept(rng: np.random.Generator) -> None:
 def test_integers_in_the_place_of_logarithms() -> None:
     for number in [*range(1, 5000), 2**20 - 1, 2**31 + 1, 2**38 + 12345, 2**46]:
         assert abs(log2_in_32nds(number) - 32 * np.log2(number)) < 0.52
-    assert normalized([1] * 32) == [128] * 32
-    assert normalized([1, 0] * 16) == [256 - 15 - 1, 1] + [256, 1] * 15
+    assert normalized([1] * 32) == (128,) * 32
+    assert normalized([1, 0] * 16) == (256 - 15 - 1, 1, *(256, 1) * 15)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**12 - 1), st.integers(12, 20)), max_size=20))
@@ -412,20 +427,22 @@ def test_bits(numbers: list[tuple[int, int]]) -> None:
 
 
 def test_interleaved_rans(rng: np.random.Generator) -> None:
-    tables = [(trained("gaps")[i], trained("levels")[i]) for i in range(3)]
+    rows = trained("gaps")[3]
     made = [(int(a), int(b), int(c)) for a, b, c in rng.integers(0, [3, 32, 32], (500, 3))]
-    encoder = Encoder(tables)
+    encoder = Encoder(3)
     for lane, row, symbol in made:
-        encoder.symbol(lane, symbol % 2, row, symbol)
+        encoder.symbol(lane, rows[row], symbol)
         encoder.raw(lane, row, 5)
         encoder.raw(lane, 40000, 16)
         encoder.raw(lane, 0, 0)
-    decoder = Decoder(tables, encoder.finish())
+        code_pieces(encoder, lane, 1, 2**62 + symbol, 63)
+    decoder = Decoder(3, encoder.finish())
     for lane, row, symbol in made:
-        assert decoder.symbol(lane, symbol % 2, row, 0) == symbol
+        assert decoder.symbol(lane, rows[row], 0) == symbol
         assert decoder.raw(lane, 0, 5) == row
         assert decoder.raw(lane, 0, 16) == 40000
         assert decoder.raw(lane, 0, 0) == 0
+        assert code_pieces(decoder, lane, 1, 0, 63) == 2**63 + 2**62 + symbol
     decoder.finish()
 
 
