@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import resfed_codec as rfc
+from checksums import sealed
 from models import assert_same
 from resfed_codec import _native
 from resfed_codec import reference as slow
@@ -63,6 +65,32 @@ def assert_agree(state: Any, base: Any, config: dict[str, Any], lane_log2: int =
         for model in by_all_kernels(lambda: rfc.decode(theirs, base)):
             assert_same(model, decoded)
     return theirs
+
+
+def outcome(decode: Callable[[Any, Any], Any], payload: bytes, reference: Any) -> Any:
+    try:
+        return decode(payload, reference)
+    except (rfc.PayloadError, rfc.StateMismatchError) as error:
+        return type(error)
+
+
+def n_refused(payload: bytes, part: bytes, reference: Any, n: int, rng: np.random.Generator) -> int:
+    """How many of n bits of a part are refused as damage, under a checksum that is right.
+
+    Both codecs raise the same error, or decode the same model.
+    """
+    begin, refused = payload.index(part), 0
+    for at in begin + rng.integers(0, len(part), n):
+        forged = bytearray(payload[:-4])
+        forged[at] ^= 1 << int(rng.integers(8))
+        theirs = outcome(slow.decode, sealed(bytes(forged)), reference)
+        refused += theirs is rfc.PayloadError
+        for ours in by_all_kernels(partial(outcome, rfc.decode, sealed(bytes(forged)), reference)):
+            if isinstance(theirs, type):
+                assert ours is theirs, at
+            else:
+                assert_same(ours, theirs)
+    return refused
 
 
 def tables_in(payload: bytes, base: Any) -> Tables:
