@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import resfed_codec as rfc
 from marks import slow_except
 from models import FLOATS, INTEGERS, assert_same
+from resfed_codec import _native
 from resfed_codec import reference as slow
 from resfed_codec.reference import lanes as lanes_module
 from resfed_codec.reference.bits import BitWriter
@@ -25,10 +26,19 @@ from resfed_codec.reference.changes import (
 )
 from resfed_codec.reference.contexts import Block
 from resfed_codec.reference.frame import read_frame, write_frame
-from resfed_codec.reference.lanes import LastLane, encode_changes, read_tables, write_lane
+from resfed_codec.reference.lanes import (
+    LOSSLESS,
+    LastLane,
+    codes_of,
+    encode_changes,
+    lane_sizes,
+    lanes_of,
+    read_tables,
+    write_lane,
+)
 from resfed_codec.reference.scan import Matrix
 from resfed_codec.reference.symbols import level_symbol
-from resfed_codec.reference.tables import FAMILIES, write_set
+from resfed_codec.reference.tables import FITTED, write_set
 from resfed_codec.reference.values import tensors_of
 from two_codecs import assert_agree, n_refused
 
@@ -65,7 +75,7 @@ def agree(state: Any, reference: Any, lane_log2: int = 10) -> bytes:
 
 def lanes_in(payload: bytes) -> list[Any]:
     f = read_frame(payload)
-    return read_tables(f.change_tables, [], f.n_lossless_lanes).lanes
+    return read_tables(LOSSLESS, f.change_tables, [], f.n_lossless_lanes).lanes
 
 
 # ---- Levels and the order of exponents
@@ -105,14 +115,6 @@ def test_coding_order() -> None:
     classes = [129, 127, 128, 127, 255, 0, 255, 0, 0, 0, 0, 255, 127, 1, 0, 126, 128]
     order = coding_order(tensors_of(reference)).tolist()
     assert order == sorted(range(len(classes)), key=lambda i: (classes[i], i))
-
-
-def test_runs_are_ordered_by_themselves(rng: np.random.Generator) -> None:
-    reference = [np.ones(65_000, np.float16), any_bits(np.dtype("f2"), 70_000, rng)]
-    order = coding_order(tensors_of(reference))
-    for begin in range(0, 135_000, 65_536):
-        run = order[begin : begin + 65_536]
-        np.testing.assert_array_equal(np.sort(run), begin + np.arange(run.size))
 
 
 # ---- Agreement
@@ -178,7 +180,38 @@ def test_many_slices(n: int, rng: np.random.Generator) -> None:
     assert len(info.lossy_slices) == 1
 
 
-# ---- Shifts and tables
+# ---- Rows, shifts and tables
+
+
+@given(
+    mean=st.floats(0.5, 15),
+    n=st.integers(1, 200),
+    shift=st.integers(0, 60),
+    lane_log2=st.integers(6, 7),
+    seed=st.integers(0, 99),
+)
+def test_rows_and_symbols(mean: float, n: int, shift: int, lane_log2: int, seed: int) -> None:
+    """Both find the same symbols in the same rows."""
+    rng = np.random.default_rng(seed)
+    indices = np.cumsum(np.ceil(2 ** rng.normal(mean, 1, n)).astype(np.int64)) - 1
+    levels = rng.integers(1, 8, n) * rng.choice([-1, 1], n) << shift
+    changes = [(int(i), int(v)) for i, v in zip(indices, levels, strict=True)]
+    native = _native.trace_changes(indices.tolist(), levels.tolist(), lane_log2)
+    lanes = lanes_of(LOSSLESS, changes, lane_sizes(n, lane_log2), [])
+    expected = [(False, *(np.array(c, np.uint16).tobytes() for c in codes_of(x))) for x in lanes]
+    assert native == expected
+
+
+def test_fitted_sets(rng: np.random.Generator) -> None:
+    """Changes unlike those of any training: a set of their own for gaps and for levels."""
+    gaps = rng.choice([3, 11, 700], 3000)
+    reference = [np.zeros(int(gaps.sum()), np.int16)]
+    state = [reference[0].copy()]
+    state[0][np.cumsum(gaps) - 1] = rng.choice([-12, -1, 1, 12], 3000)
+    f = read_frame(agree(state, reference, 6))
+    tables = read_tables(LOSSLESS, f.change_tables, [], f.n_lossless_lanes)
+    assert {*tables.fitted} == {"levels", "change_gaps"}
+    assert any(FITTED in lane.sets for lane in tables.lanes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint64", "int32"])
@@ -210,11 +243,11 @@ def test_shifts_differ_between_lanes(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("seed", slow_except([0, 1], range(8)))
 def test_lanes_that_no_encoder_makes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both decoders read lanes of any shift and with blocks, in lossy and lossless slices."""
+    """Both decoders read lanes of any shift, and lossy ones with any blocks."""
     rng = np.random.default_rng(seed)
 
-    def any_block(nonzeros: Any, _: Any) -> Block:
-        size = int(rng.choice([0, 2, 5, 64]))
+    def any_block(_: Any, matrices: Any) -> Block:
+        size = int(rng.choice([0, 2, 5, 64])) if matrices else 0
         return Block(size, int(rng.integers(size)) if size else 0)
 
     state = {
@@ -279,9 +312,10 @@ def test_levels_beyond_the_largest(dtype: str, monkeypatch: pytest.MonkeyPatch) 
         tables, slices = lanes_module.encode_nonzeros(nonzeros, [Matrix(0, 6, 3)])
         return write_frame(replace(f, tables=tables, slices=slices))
 
-    name, last = ("MAX_CHANGE", -(2**63)) if dtype == "int64" else ("MAX_LEVEL", 2**23)
+    name, last = ("LOSSLESS", -(2**63)) if dtype == "int64" else ("LOSSY", 2**23)
+    part = getattr(lanes_module, name)
     with monkeypatch.context() as patched:
-        patched.setattr(lanes_module, name, 2**64)
+        patched.setattr(lanes_module, name, replace(part, most=2**64))
         legal, beyond = forged(last), forged(last + (1 if last > 0 else -1))
     mismatch(legal, reference)
     refuse(beyond, reference)
@@ -311,19 +345,20 @@ def test_levels_with_the_symbol_of_others(
     refuse(forged, reference)
 
 
-@pytest.mark.parametrize("shift", [57, 58, 63])
-def test_shifts_beyond_the_largest(shift: int) -> None:
+@pytest.mark.parametrize(("shift", "block"), [(57, 0), (58, 0), (63, 0), (0, 2), (0, 64)])
+def test_lanes_beyond_their_limits(shift: int, block: int) -> None:
+    """Shifts above 57, and blocks in a lossless lane."""
     reference = [np.zeros(5, np.int32)]
     f = read_frame(slow.encode([reference[0] + 1], reference))
     (lane,) = lanes_in(write_frame(f))
-    lane.shift = shift
-
     out = BitWriter()
-    for _ in FAMILIES:
+    for _ in LOSSLESS.families:
         write_set(out, None)
-    write_lane(out, lane, LastLane())
+    last = LastLane()
+    write_lane(out, replace(lane, shift=shift, block=Block(block)), last)
     forged = write_frame(replace(f, change_tables=out.finish()))
-    wrong = ("slice", "slice 0 is") if shift == 57 else ("shift", "of its tables is")
+    legal = (shift, block) == (57, 0)  # only the slice does not fit
+    wrong = ("slice", "slice 0 is") if legal else ("an impossible", "of its tables is")
     for decode, what in zip((slow.decode, rfc.decode), wrong, strict=True):
         with pytest.raises(rfc.PayloadError, match=what):
             decode(forged, reference)

@@ -21,6 +21,7 @@ from resfed_codec.reference import scan as scan_module
 from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.frame import read_frame, write_frame
 from resfed_codec.reference.lanes import (
+    LOSSY,
     LastLane,
     codes_of,
     lane_sizes,
@@ -32,7 +33,6 @@ from resfed_codec.reference.rans import Decoder, Encoder, code_pieces
 from resfed_codec.reference.scan import Cells, Matrix, Scan, scan, write_scan
 from resfed_codec.reference.symbols import gap_class, gap_symbol, level_class, level_symbol
 from resfed_codec.reference.tables import (
-    FAMILIES,
     FITTED,
     N_ROWS,
     FittedRow,
@@ -284,7 +284,7 @@ def test_rows_and_symbols(
         indices.tolist(), levels.tolist(), [(84, size - 84, row_length, block)], lane_log2
     )
     scanned = scan(symbols, matrices, BitWriter())
-    lanes = lanes_of(scanned, lane_sizes(len(symbols), lane_log2), matrices)
+    lanes = lanes_of(LOSSY, scanned, lane_sizes(len(symbols), lane_log2), matrices)
     expected = []
     for lane in lanes:
         codes = (np.array(c, np.uint16).tobytes() for c in codes_of(lane))
@@ -310,13 +310,13 @@ def odd_pair(n: int, rng: np.random.Generator) -> tuple[State, State]:
 def test_sets_trained_and_fitted(rng: np.random.Generator) -> None:
     """Every family is used with a set of its own and without."""
     few, many = (odd_pair(n, rng) for n in (60, 2000))
-    for pair, expected in (few, set()), (many, {*FAMILIES}):
+    for pair, expected in (few, set()), (many, {*LOSSY.families}):
         tables = tables_in(assert_agree(*pair, {"sparsity": 0}, 6), pair[1])
         assert {*tables.fitted} == expected
         used = {
             f: n for lane in tables.lanes for f, n in zip(lane.families, lane.sets, strict=True)
         }
-        assert {*used} == {*FAMILIES}
+        assert {*used} == {*LOSSY.families}
         assert (FITTED in used.values()) == bool(expected)
 
 
@@ -349,7 +349,7 @@ def test_sets_that_no_encoder_fits(seed: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(lanes_module, "fit_set", any_set)
     monkeypatch.setattr(lanes_module, "choose_set", lambda *_: int(rng.choice([16, 16, 0, 15])))
     forged = slow.encode(state, reference, sparsity=0, lane_log2=6)
-    assert {*tables_in(forged, reference).fitted} == {*FAMILIES}
+    assert {*tables_in(forged, reference).fitted} == {*LOSSY.families}
     assert forged != usual
     recovered = rfc.decode(usual, reference)
     assert_same(rfc.decode(forged, reference), recovered)
@@ -387,12 +387,12 @@ def test_nonzeros_outside_what_is_kept(rng: np.random.Generator) -> None:
     state["a"][[0, 7], 0] = 1
     reference = {name: np.zeros_like(v) for name, v in state.items()}
     f = read_frame(slow.encode(state, reference, sparsity=0))
-    (lane,) = read_tables(f.tables, [Matrix(0, 64, 8), Matrix(64, 2)], 1).lanes
+    (lane,) = read_tables(LOSSY, f.tables, [Matrix(0, 64, 8), Matrix(64, 2)], 1).lanes
 
     def tables(scan: Scan) -> bytes:
         out = BitWriter()
         write_scan(out, scan)
-        for _ in FAMILIES:
+        for _ in LOSSY.families:
             write_set(out, None)
         write_lane(out, lane, LastLane())
         return out.finish()

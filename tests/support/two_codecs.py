@@ -16,7 +16,7 @@ from resfed_codec import _native
 from resfed_codec import reference as slow
 from resfed_codec.codec import update
 from resfed_codec.reference.frame import read_frame
-from resfed_codec.reference.lanes import Tables, read_tables
+from resfed_codec.reference.lanes import LOSSY, Tables, read_tables
 from resfed_codec.reference.update import matrices_of
 from resfed_codec.reference.values import groups_of, tensors_of
 
@@ -97,4 +97,4 @@ def tables_in(payload: bytes, base: Any) -> Tables:
     """What the tables of a payload say."""
     f = read_frame(payload)
     matrices, *_ = groups_of(tensors_of(base), f.exclusions, f.dense_tensors)
-    return read_tables(f.tables, matrices_of(matrices), f.n_lanes)
+    return read_tables(LOSSY, f.tables, matrices_of(matrices), f.n_lanes)

@@ -15,9 +15,6 @@ from resfed_codec.errors import PayloadError
 from resfed_codec.reference.symbols import Nonzeros
 from resfed_codec.reference.values import Tensor, Writes, check_term, locate, patterns
 
-RUN = 65536
-"""Elements that are put in order together."""
-
 MANTISSA_BITS = {
     **{"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52},
     **{"complex32": 10, "bcomplex32": 7, "complex64": 23, "complex128": 52},
@@ -73,7 +70,7 @@ def exponent_classes(t: Tensor) -> NDArray[np.int64]:
 def coding_order(group: list[Tensor]) -> NDArray[np.int64]:
     """Element numbers of the lossless group in the order in which their changes are coded."""
     classes = np.concatenate([np.zeros(0, np.int64), *map(exponent_classes, group)])
-    return np.lexsort((classes, np.arange(classes.size) // RUN))  # of equal ones the first
+    return np.argsort(classes, kind="stable")
 
 
 # ---- Changes

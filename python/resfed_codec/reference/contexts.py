@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from resfed_codec.reference.symbols import SIGN_CHANGED, log2
 
@@ -23,7 +23,9 @@ class Block:
 
 @dataclass
 class Contexts:
-    block: Block
+    """Of a lossy lane."""
+
+    block: Block = field(default_factory=Block)
     gap_log2: int = 0
     activity: int = 0
     level: int = 16
@@ -61,3 +63,20 @@ class Contexts:
     def add_level(self, symbol: int) -> None:
         self.level += 8 * TYPICAL_LEVELS[symbol % SIGN_CHANGED] - self.level // 2
         self.changes += (32 if symbol >= SIGN_CHANGED else 0) - self.changes // 8
+
+
+@dataclass
+class ChangeContexts(Contexts):
+    """Of a lossless lane, which has no blocks."""
+
+    n_gaps: int = 0
+    average: int = 0  # of gap_log2, over about 32 gaps, in 1/512
+
+    def gap_row(self) -> int:
+        steps = (*range(2, 17, 2), *range(20, 81, 4), *range(88, 129, 8), 144)
+        return reached(self.average // 32, steps)
+
+    def add_gap(self, gap: int) -> None:
+        self.gap_log2 = min(log2(gap), 15)
+        self.n_gaps = min(self.n_gaps + 1, 32)
+        self.average += 512 * self.gap_log2 - self.average >> max(log2(self.n_gaps), 1)

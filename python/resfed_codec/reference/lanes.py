@@ -13,7 +13,7 @@ import numpy as np
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.choices import MAX_BLOCK, choose_block, choose_set, choose_shift
-from resfed_codec.reference.contexts import Block, Contexts
+from resfed_codec.reference.contexts import Block, ChangeContexts, Contexts
 from resfed_codec.reference.rans import Coder, Decoder, Encoder, code_pieces
 from resfed_codec.reference.scan import Matrix, Scan, read_scans, scan, undo_scans
 from resfed_codec.reference.symbols import (
@@ -49,6 +49,18 @@ LANE_LOG2 = 10
 LANES_OF_SLICE = 32
 
 
+@dataclass(frozen=True)
+class Part:
+    """What differs between lossy and lossless slices: families of tables and the largest level."""
+
+    families: tuple[str, ...]
+    most: int
+
+
+LOSSY = Part(("gaps", "block_gaps", "levels", "block_levels"), MAX_LEVEL)
+LOSSLESS = Part(("levels", "change_gaps"), MAX_CHANGE)
+
+
 # ---- 5.2 Lanes and slices
 
 
@@ -69,6 +81,7 @@ def count_slices(n_lanes: int) -> int:
 class Lane:
     """How a lane is coded, and its nonzeros as (gap, level)."""
 
+    part: Part
     block: Block = field(default_factory=Block)
     shift: int = 0
     sets: tuple[int, int] = (FITTED, FITTED)
@@ -77,7 +90,12 @@ class Lane:
     @property
     def families(self) -> tuple[str, str]:
         """Of gaps and of levels."""
+        if self.part is LOSSLESS:
+            return "change_gaps", "levels"
         return ("block_gaps", "block_levels") if self.block.size else ("gaps", "levels")
+
+    def contexts(self) -> Contexts:
+        return ChangeContexts() if self.part is LOSSLESS else Contexts(self.block)
 
     def tables(self, fitted: dict[str, Table]) -> tuple[Table, Table]:
         gaps, levels = (
@@ -87,12 +105,14 @@ class Lane:
         return gaps, levels
 
 
-def lanes_of(nonzeros: Nonzeros, sizes: list[int], matrices: list[Matrix]) -> list[Lane]:
+def lanes_of(
+    part: Part, nonzeros: Nonzeros, sizes: list[int], matrices: list[Matrix]
+) -> list[Lane]:
     lanes, previous, done = [], -1, 0
     for size in sizes:
         own = nonzeros[done : done + size]
         done += size
-        lane = Lane(choose_block(own, matrices), choose_shift(own))
+        lane = Lane(part, choose_block(own, matrices), choose_shift(own))
         for index, level in own:
             lane.nonzeros.append((index - previous, level))
             previous = index
@@ -111,7 +131,7 @@ def signed_symbol(level: int, before: int, shift: int) -> int:
 def codes_of(lane: Lane) -> tuple[list[int], list[int]]:
     """Of gaps and of levels: the symbols with their rows, as row * 32 + symbol."""
     gaps, levels = [], []
-    contexts, before = Contexts(lane.block), 1
+    contexts, before = lane.contexts(), 1
     for gap, level in lane.nonzeros:
         gaps.append(contexts.gap_row() * N_SYMBOLS + gap_symbol(gap))
         contexts.add_gap(gap)
@@ -188,11 +208,11 @@ def code_nonzero(lane: Coding, gap: int, level: int) -> Iterator[None]:
 
 
 def code_slice(
-    coder: Coder, lanes: list[Lane], sizes: list[int], most: int, fitted: dict[str, Table]
+    coder: Coder, lanes: list[Lane], sizes: list[int], fitted: dict[str, Table]
 ) -> list[list[tuple[int, int]]]:
     """Codes the nonzeros of all lanes of a slice; returns those of each, as (gap, level)."""
     coding = [
-        Coding(coder, i, lane.tables(fitted), lane.shift, most, Contexts(lane.block))
+        Coding(coder, i, lane.tables(fitted), lane.shift, lane.part.most, lane.contexts())
         for i, lane in enumerate(lanes)
     ]
     for step in range(max(sizes)):
@@ -241,12 +261,13 @@ def write_lane(out: BitWriter, lane: Lane, last: LastLane) -> None:
         last.sets[family] = number
 
 
-def read_lane(reader: BitReader, last: LastLane, fitted: dict[str, FittedSet]) -> Lane:
+def read_lane(part: Part, reader: BitReader, last: LastLane, fitted: dict[str, FittedSet]) -> Lane:
     if not reader.get():
         last.block_size, last.shift = reader.get(7), reader.get(6)
-        if last.block_size == 1 or last.block_size > MAX_BLOCK or last.shift > MAX_SHIFT:
+        most = MAX_BLOCK if part is LOSSY else 0
+        if last.block_size == 1 or last.block_size > most or last.shift > MAX_SHIFT:
             raise PayloadError("payload: blocks of an impossible size, or an impossible shift")
-    lane = Lane(Block(last.block_size), last.shift)
+    lane = Lane(part, Block(last.block_size), last.shift)
     if last.block_size:
         lane.block.position = reader.get(position_bits(last.block_size))
         if lane.block.position >= last.block_size:
@@ -271,16 +292,16 @@ class Tables:
     lanes: list[Lane]
 
 
-def read_tables(data: bytes, matrices: list[Matrix], n_lanes: int) -> Tables:
+def read_tables(part: Part, data: bytes, matrices: list[Matrix], n_lanes: int) -> Tables:
     reader = BitReader(data)
     tables = Tables(read_scans(reader, matrices), {}, [])
-    for family in FAMILIES:
+    for family in part.families:
         fitted = read_set(reader, family)
         if fitted:
             tables.fitted[family] = fitted
     last = LastLane()
     for _ in range(n_lanes):
-        tables.lanes.append(read_lane(reader, last, tables.fitted))
+        tables.lanes.append(read_lane(part, reader, last, tables.fitted))
     reader.finish()
     return tables
 
@@ -289,15 +310,15 @@ def read_tables(data: bytes, matrices: list[Matrix], n_lanes: int) -> Tables:
 
 
 def fit_sets(
-    out: BitWriter, lanes: list[Lane], codes: list[tuple[list[int], list[int]]]
+    part: Part, out: BitWriter, lanes: list[Lane], codes: list[tuple[list[int], list[int]]]
 ) -> dict[str, Table]:
     """Writes a fitted set of each family that is better off with one; returns their tables."""
-    counts: dict[str, Counts] = {f: np.zeros((N_ROWS[f], N_SYMBOLS), int) for f in FAMILIES}
+    counts: dict[str, Counts] = {f: np.zeros((N_ROWS[f], N_SYMBOLS), int) for f in part.families}
     for lane, of_lane in zip(lanes, codes, strict=True):
         for family, own in zip(lane.families, of_lane, strict=True):
             np.add.at(counts[family].reshape(-1), own, 1)
     fitted: dict[str, Table] = {}
-    for family in FAMILIES:
+    for family in part.families:
         chosen = fit_set(family, counts[family])
         write_set(out, chosen)
         if chosen:
@@ -306,12 +327,12 @@ def fit_sets(
 
 
 def encode_lanes(
-    out: BitWriter, nonzeros: Nonzeros, matrices: list[Matrix], lane_log2: int, most: int
+    part: Part, out: BitWriter, nonzeros: Nonzeros, matrices: list[Matrix], lane_log2: int
 ) -> tuple[bytes, list[bytes]]:
     """The tables, of which ``out`` has what precedes the fitted sets, and the slices."""
-    lanes = lanes_of(nonzeros, lane_sizes(len(nonzeros), lane_log2), matrices)
+    lanes = lanes_of(part, nonzeros, lane_sizes(len(nonzeros), lane_log2), matrices)
     codes = [codes_of(lane) for lane in lanes]
-    fitted = fit_sets(out, lanes, codes)
+    fitted = fit_sets(part, out, lanes, codes)
     last = LastLane()
     for lane, of_lane in zip(lanes, codes, strict=True):
         gaps, levels = (
@@ -325,14 +346,12 @@ def encode_lanes(
     for i in range(0, len(lanes), LANES_OF_SLICE):
         some = lanes[i : i + LANES_OF_SLICE]
         encoder = Encoder(len(some))
-        code_slice(encoder, some, [len(lane.nonzeros) for lane in some], most, fitted)
+        code_slice(encoder, some, [len(lane.nonzeros) for lane in some], fitted)
         slices.append(encoder.finish())
     return out.finish(), slices
 
 
-def decode_lanes(
-    tables: Tables, slices: list[bytes], sizes: list[int], n_elems: int, most: int
-) -> Nonzeros:
+def decode_lanes(tables: Tables, slices: list[bytes], sizes: list[int], n_elems: int) -> Nonzeros:
     fitted = {family: chosen.table(family) for family, chosen in tables.fitted.items()}
     nonzeros: Nonzeros = []
     index = -1
@@ -340,7 +359,7 @@ def decode_lanes(
         which = slice(i * LANES_OF_SLICE, (i + 1) * LANES_OF_SLICE)
         lanes = tables.lanes[which]
         decoder = Decoder(len(lanes), coded_slice)
-        for decoded in code_slice(decoder, lanes, sizes[which], most, fitted):
+        for decoded in code_slice(decoder, lanes, sizes[which], fitted):
             for gap, level in decoded:
                 index += gap
                 if index >= n_elems:
@@ -359,7 +378,7 @@ def encode_nonzeros(
     out = BitWriter()
     matrices = [replace(m) for m in matrices]
     nonzeros = scan(nonzeros, matrices, out)
-    return encode_lanes(out, nonzeros, matrices, lane_log2, MAX_LEVEL)
+    return encode_lanes(LOSSY, out, nonzeros, matrices, lane_log2)
 
 
 def decode_nonzeros(
@@ -368,17 +387,17 @@ def decode_nonzeros(
     """The nonzeros of a payload whose lanes have these sizes; ``data`` is the field ``tables``."""
     if not sizes:
         return []
-    tables = read_tables(data, matrices, len(sizes))
-    nonzeros = decode_lanes(tables, slices, sizes, n_elems, MAX_LEVEL)
+    tables = read_tables(LOSSY, data, matrices, len(sizes))
+    nonzeros = decode_lanes(tables, slices, sizes, n_elems)
     return undo_scans(nonzeros, matrices, tables.scans)
 
 
 def encode_changes(changes: Nonzeros, lane_log2: int) -> tuple[bytes, list[bytes]]:
     """The field ``change_tables`` and the slices of the lossless group's changes."""
-    return encode_lanes(BitWriter(), changes, [], lane_log2, MAX_CHANGE) if changes else (b"", [])
+    return encode_lanes(LOSSLESS, BitWriter(), changes, [], lane_log2) if changes else (b"", [])
 
 
 def decode_changes(data: bytes, slices: list[bytes], sizes: list[int], n_elems: int) -> Nonzeros:
     if not sizes:
         return []
-    return decode_lanes(read_tables(data, [], len(sizes)), slices, sizes, n_elems, MAX_CHANGE)
+    return decode_lanes(read_tables(LOSSLESS, data, [], len(sizes)), slices, sizes, n_elems)
