@@ -123,6 +123,7 @@ bool decode_raw_levels(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordRead
     if (lane.value == 0 || lane.value > kMostLevel<Nonzero> ||
         level_symbol(lane.value, lane.shift) != lane.symbol)
       return false;
+    if (lane.sign == 0 && lane.value >> 63 != 0) return false;  // 2^63 is legal as -2^63 alone
   }
   return true;
 }
