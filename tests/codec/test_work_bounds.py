@@ -11,35 +11,24 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
-from resfed_codec import _native
-from resfed_codec.reference.changes import ChangeCode
-from resfed_codec.reference.lanes import MAX_LEVEL, Block, Contexts, code_nonzero
+from resfed_codec.reference.lanes import LOSSLESS, LOSSY, Coding, Lane, Part, code_nonzero
+from resfed_codec.reference.symbols import LEVEL_CLASSES
 
 # ---- steps of decoding
 
 
 class Counting:
-    """Counts what a decoder takes off a state: symbols of lanes and their raw bits, decisions."""
+    """Counts what a decoder takes off a state: symbols of lanes and their raw bits."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.codes: list[int] = []
 
-    def symbol(self, _lane: int, _kind: int, row: int, symbol: int) -> int:
+    def symbol(self, _lane: int, _row: tuple[int, ...], symbol: int) -> int:
         self.count += 1
-        self.codes.append(32 * row + symbol)
         return symbol
 
-    def raw(self, _lane: int, number: int, _n_bits: int) -> int:
-        self.count += 1
-        return number
-
-    def code_bit(self, _context: int, bit: int) -> int:
-        self.count += 1
-        return bit
-
-    def code_bypass(self, number: int, _n_bits: int) -> int:
-        self.count += 1
+    def raw(self, _lane: int, number: int, n_bits: int) -> int:
+        self.count += n_bits > 0
         return number
 
 
@@ -52,46 +41,33 @@ def values(most: int) -> Iterator[int]:
     yield most
 
 
-def code(coder: Counting, contexts: Contexts, gap: int, level: int) -> None:
-    *_, coded = code_nonzero(coder, 0, contexts, gap, level, 1)  # type: ignore[arg-type]
-    assert coded == (gap, level)
+def steps(part: Part, gap: int, level: int, shift: int = 0) -> int:
+    coder, lane = Counting(), Lane(part, shift=shift, sets=(0, 0))
+    coding = Coding(
+        coder,  # type: ignore[arg-type]
+        0,
+        lane.tables({}),
+        shift,
+        part.most,
+        lane.contexts(),
+    )
+    assert len(list(code_nonzero(coding, gap, level))) == 5
+    assert coding.done == [(gap, level)]
+    return coder.count
 
 
-def test_steps_of_a_nonzero() -> None:
-    """At most 5 for an element, for any distance between nonzeros."""
-    most = 0.0
-    for gap in sorted(set(values(2**39))):
-        for level in sorted(set(values(MAX_LEVEL))) if gap < 20 else [MAX_LEVEL]:
-            coder = Counting()
-            code(coder, Contexts(Block()), gap, level)
-            most = max(most, coder.count / gap)
-    assert most == 5
-
-
-@pytest.mark.parametrize("level", [1, 8, 9, 95, 96, 2**13, MAX_LEVEL])
-def test_symbols_of_the_native_coder(level: int) -> None:
-    """The same, in the same rows; the trace omits raw bits."""
-    coder, contexts = Counting(), Contexts(Block())
-    for _ in range(1000):
-        code(coder, contexts, 1, level)
-    ((blocks, *codes),) = _native.trace(list(range(1000)), [level] * 1000, [], 10)
-    assert not blocks
-    for kind in (0, 1):
-        assert np.frombuffer(codes[kind], np.uint16).tolist() == coder.codes[kind::2]
-
-
-def test_decisions_of_a_change() -> None:
-    """At most 13 for an element."""
-    most = 0.0
-    for gap in sorted(set(values(2**39))):
-        for change in sorted(set(values(2**64 - 1))) if gap < 20 else [2**64 - 1]:
-            coder = Counting()
-            changes = ChangeCode()
-            changes.code(coder, 1, 5)  # type: ignore[arg-type]
-            before = coder.count
-            changes.code(coder, gap, change)  # type: ignore[arg-type]
-            most = max(most, (coder.count - before) / gap)
-    assert most == 13
+@pytest.mark.parametrize(("part", "most"), [(LOSSY, 6), (LOSSLESS, 7)], ids=["lossy", "lossless"])
+def test_steps_of_a_nonzero(part: Part, most: int) -> None:
+    """The most for an element, for any distance between nonzeros, any level and any shift."""
+    counts = [steps(part, gap, 1) / gap for gap in {*values(2**39)}]
+    counts += [steps(part, 1, level) for level in {*values(part.most)}]
+    counts += [
+        steps(part, 1, (first - 1 << shift) + 1, shift)
+        for shift in range(58)
+        for first in LEVEL_CLASSES
+        if (first - 1 << shift) < part.most and first != 8
+    ]
+    assert max(counts) == most
 
 
 # ---- memory
