@@ -36,13 +36,24 @@ def test_encoder_makes_the_same_bytes(name: str) -> None:
     assert made == stored, f"first difference at byte {differ} of {len(stored)}"
 
 
-def test_the_worked_example_of_the_format_document() -> None:
-    """docs/format.md explains the bytes of a small payload; this test checks them."""
+def example_of_the_format_document(name: str) -> bytes:
     text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
-    dump = text.split("<!-- example -->")[1].split("```")[1]
-    stored = bytes.fromhex("".join(line.split("|")[0] for line in dump.strip().splitlines()))
+    dump = text.split(f"<!-- {name} -->")[1].split("```")[1]
+    return bytes.fromhex("".join(line.split("|")[0] for line in dump.strip().splitlines()))
+
+
+def test_the_worked_examples_of_the_format_document() -> None:
+    """docs/format.md explains the bytes of two small payloads; this test checks them."""
+    stored = example_of_the_format_document("example")
     reference = {"w": np.zeros((2, 4), np.float32)}
     state = {"w": np.array([[0, 0.5, 0, 0], [-1, 0, 0, 0.5]], np.float32)}
     assert rfc.encode(state, reference, sparsity=0.5) == stored
     recovered = rfc.decode(stored, reference)["w"]
     np.testing.assert_array_equal(np.flatnonzero(recovered), [1, 4, 7])
+
+    stored = example_of_the_format_document("lossless example")
+    reference = {"h": np.array([1, 0.25, -2, 0.5], np.float16)}
+    assert reference["h"].view(np.uint16).tolist() == [0x3C00, 0x3400, 0xC000, 0x3800]
+    state = {"h": np.array([0x3C00, 0x33FF, 0xC003, 0x3800], np.uint16).view(np.float16)}
+    assert rfc.encode(state, reference, exclude="h") == stored
+    assert_same(rfc.decode(stored, reference), state)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from resfed_codec.reference.symbols import SIGN_CHANGED, log2
 
 TYPICAL_LEVELS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63)
+"""By symbol, without the sign."""
+LEVEL_THRESHOLDS = (17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144)
 
 
 def reached(number: int, thresholds: tuple[int, ...]) -> int:
@@ -22,10 +25,10 @@ class Block:
 
 
 @dataclass
-class Contexts:
+class LossyContexts:
     """Of a lossy lane."""
 
-    block: Block = field(default_factory=Block)
+    block: Block
     gap_log2: int = 0
     activity: int = 0
     level: int = 16
@@ -57,7 +60,7 @@ class Contexts:
 
     def level_row(self) -> int:
         apart = self.crossed if self.block.size else self.gap_log2 > 0
-        level = reached(self.level, (17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144))
+        level = reached(self.level, LEVEL_THRESHOLDS)
         return (12 * apart + level) * 3 + reached(self.changes, (8, 80))
 
     def add_level(self, symbol: int) -> None:
@@ -66,17 +69,29 @@ class Contexts:
 
 
 @dataclass
-class ChangeContexts(Contexts):
-    """Of a lossless lane, which has no blocks."""
+class ChangeContexts:
+    """Of a lossless lane, which has no blocks: averages of about 32 nonzeros, in 1/512."""
 
-    n_gaps: int = 0
-    average: int = 0  # of gap_log2, over about 32 gaps, in 1/512
+    n_changes: int = 0
+    activity: int = 0
+    level: int = 512
+
+    def moved(self, average: int, value: int) -> int:
+        return average + (512 * value - average >> max(log2(self.n_changes), 1))
 
     def gap_row(self) -> int:
         steps = (*range(2, 17, 2), *range(20, 81, 4), *range(88, 129, 8), 144)
-        return reached(self.average // 32, steps)
+        return reached(self.activity // 32, steps)
 
     def add_gap(self, gap: int) -> None:
-        self.gap_log2 = min(log2(gap), 15)
-        self.n_gaps = min(self.n_gaps + 1, 32)
-        self.average += 512 * self.gap_log2 - self.average >> max(log2(self.n_gaps), 1)
+        self.n_changes = min(self.n_changes + 1, 32)
+        self.activity = self.moved(self.activity, min(log2(gap), 15))
+
+    def level_row(self) -> int:
+        return reached(self.level // 32, LEVEL_THRESHOLDS)
+
+    def add_level(self, symbol: int) -> None:
+        self.level = self.moved(self.level, TYPICAL_LEVELS[symbol % SIGN_CHANGED])
+
+
+Contexts: TypeAlias = "LossyContexts | ChangeContexts"

@@ -13,7 +13,7 @@ import numpy as np
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.choices import MAX_BLOCK, choose_block, choose_set, choose_shift
-from resfed_codec.reference.contexts import Block, ChangeContexts, Contexts
+from resfed_codec.reference.contexts import Block, ChangeContexts, Contexts, LossyContexts
 from resfed_codec.reference.rans import Coder, Decoder, Encoder, code_pieces
 from resfed_codec.reference.scan import Matrix, Scan, read_scans, scan, undo_scans
 from resfed_codec.reference.symbols import (
@@ -58,7 +58,7 @@ class Part:
 
 
 LOSSY = Part(("gaps", "block_gaps", "levels", "block_levels"), MAX_LEVEL)
-LOSSLESS = Part(("levels", "change_gaps"), MAX_CHANGE)
+LOSSLESS = Part(("change_gaps", "change_levels"), MAX_CHANGE)
 
 
 # ---- 5.2 Lanes and slices
@@ -91,11 +91,11 @@ class Lane:
     def families(self) -> tuple[str, str]:
         """Of gaps and of levels."""
         if self.part is LOSSLESS:
-            return "change_gaps", "levels"
+            return "change_gaps", "change_levels"
         return ("block_gaps", "block_levels") if self.block.size else ("gaps", "levels")
 
     def contexts(self) -> Contexts:
-        return ChangeContexts() if self.part is LOSSLESS else Contexts(self.block)
+        return ChangeContexts() if self.part is LOSSLESS else LossyContexts(self.block)
 
     def tables(self, fitted: dict[str, Table]) -> tuple[Table, Table]:
         gaps, levels = (

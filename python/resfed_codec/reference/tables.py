@@ -19,7 +19,10 @@ N_TRAINED = 16
 FITTED = 16
 """The number of the payload's own set."""
 
-N_ROWS = {"gaps": 32, "block_gaps": 72, "levels": 72, "block_levels": 72, "change_gaps": 32}
+N_ROWS = {
+    **{"gaps": 32, "block_gaps": 72, "levels": 72, "block_levels": 72},
+    **{"change_gaps": 32, "change_levels": 12},
+}
 FAMILIES = tuple(N_ROWS)
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl"
 QUARTER_OCTAVES = (65536, 77936, 92682, 110218)
