@@ -85,7 +85,7 @@ constexpr SymbolClasses kGapClasses = [] {
 template <bool kBlocks, class Nonzero>
 struct DecodingLane {
   uint32_t state;
-  unsigned shift;  // of levels
+  unsigned shift;   // of levels
   uint32_t symbol;  // of the gap, then of the level
   LaneContexts<kBlocks> contexts;
   uint64_t sign = 0;     // 0: positive, all bits set: negative
@@ -112,7 +112,7 @@ bool decode_raw_levels(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordRead
   for (auto& lane : lanes) {
     const unsigned n_bits = level_raw_bits(lane.symbol, lane.shift);
     if (lane.symbol == kLevelEscape) {
-      if (lane.value > floor_log2(kMostLevel<Nonzero>)) return false;
+      if (lane.value > floor_log2(most_level<Nonzero>(true))) return false;
       lane.value = words.take_pieces(lane.state, 1, static_cast<unsigned>(lane.value));
     } else if (n_bits > 0) {
       if (n_bits > kPieceBits)
@@ -120,7 +120,7 @@ bool decode_raw_levels(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordRead
       lane.value += first_level(lane.symbol, lane.shift);
     }
     // Values have one symbol each.
-    if (lane.value == 0 || lane.value > kMostLevel<Nonzero> ||
+    if (lane.value == 0 || lane.value > most_level<Nonzero>(lane.sign != 0) ||
         level_symbol(lane.value, lane.shift) != lane.symbol)
       return false;
   }

@@ -131,37 +131,39 @@ ChangedElements find_changes(const Group& group) {
   return changes;
 }
 
-ChangedElements in_exponent_order(const Group& group, const ChangedElements& changes) {
-  ChangedElements ordered(changes.size());
+ChangedElements in_exponent_order(const Group& group, ChangedElements changes) {
   for_each_chunk(group, changes, [&](size_t chunk, size_t begin, size_t end) {
     const uint64_t base = chunk * kOrderedElems;
     std::vector<uint16_t> offsets(end - begin);
     for (size_t i = begin; i < end; ++i)
       offsets[i - begin] = static_cast<uint16_t>(changes[i].index() - base);
-    std::vector<std::pair<uint32_t, uint32_t>> places;
     ExponentOrder(group, chunk).places_of(offsets, [&](size_t which, uint32_t place) {
-      places.emplace_back(place, static_cast<uint32_t>(which));
+      changes[begin + which] = {base + place, changes[begin + which].level()};
     });
-    std::sort(places.begin(), places.end());
-    for (size_t i = 0; i < places.size(); ++i)
-      ordered[begin + i] = {base + places[i].first, changes[begin + places[i].second].level()};
+    const auto by_index = [](const ChangedElement& a, const ChangedElement& b) {
+      return a.index() < b.index();
+    };
+    std::sort(changes.begin() + static_cast<ptrdiff_t>(begin),
+              changes.begin() + static_cast<ptrdiff_t>(end), by_index);
   });
-  return ordered;
+  return changes;
 }
 
-ChangedElements in_element_order(const Group& group, const ChangedElements& changes) {
-  ChangedElements ordered(changes.size());
+ChangedElements in_element_order(const Group& group, ChangedElements changes) {
   for_each_chunk(group, changes, [&](size_t chunk, size_t begin, size_t end) {
     const uint64_t base = chunk * kOrderedElems;
     std::vector<uint32_t> places(end - begin);
-    for (size_t i = begin; i < end; ++i)
+    std::vector<int64_t> levels(end - begin);
+    for (size_t i = begin; i < end; ++i) {
       places[i - begin] = static_cast<uint32_t>(changes[i].index() - base);
+      levels[i - begin] = changes[i].level();
+    }
     size_t next = begin;
     ExponentOrder(group, chunk).offsets_of(places, [&](size_t which, uint16_t offset) {
-      ordered[next++] = {base + offset, changes[begin + which].level()};
+      changes[next++] = {base + offset, levels[which]};
     });
   });
-  return ordered;
+  return changes;
 }
 
 RestoredElements restore_changes(const Group& group, const ChangedElements& changes) {
@@ -180,7 +182,8 @@ RestoredElements restore_changes(const Group& group, const ChangedElements& chan
   return restored;
 }
 
-void write_changes(const Group& group, const ChangedElements& changes, const RestoredElements& restored) {
+void write_changes(const Group& group, const ChangedElements& changes,
+                   const RestoredElements& restored) {
   for_each_change(group, changes, [&](const Member& member, uint64_t element, size_t i) {
     const Tensor& t = *member.tensor;
     if (t.out == nullptr) return;

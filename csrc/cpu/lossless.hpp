@@ -50,8 +50,8 @@ void for_each_change(const Group& group, const ChangedElements& changes, Visit v
 ChangedElements find_changes(const Group& group);
 
 // The same changes with indices in the order of the reference's exponents, and back.
-ChangedElements in_exponent_order(const Group& group, const ChangedElements& changes);
-ChangedElements in_element_order(const Group& group, const ChangedElements& changes);
+ChangedElements in_exponent_order(const Group& group, ChangedElements changes);
+ChangedElements in_element_order(const Group& group, ChangedElements changes);
 
 // New bit patterns, one per change; throws kBadSlice when a change does not fit its element's
 // width.
@@ -61,6 +61,7 @@ struct RestoredElements {
 };
 RestoredElements restore_changes(const Group& group, const ChangedElements& changes);
 
-void write_changes(const Group& group, const ChangedElements& changes, const RestoredElements& restored);
+void write_changes(const Group& group, const ChangedElements& changes,
+                   const RestoredElements& restored);
 
 }  // namespace resfed
