@@ -237,7 +237,7 @@ class Levels {
     const uint64_t log2 = low_ + random % (high_ - low_ + 1);
     const uint64_t below = style_ % 4 == 0 ? 0 : mix64(random) & ((1ull << log2) - 1);
     const bool negative = style_ % 3 == 0 ? random >> 63 != 0 : index / (1 + style_) % 2 != 0;
-    const uint64_t level = std::min((1ull << log2) + below, most_level<Nonzero>(negative));
+    const uint64_t level = std::min((uint64_t{1} << log2) + below, most_level<Nonzero>(negative));
     using Level = decltype(Nonzero().level());
     return {index, static_cast<Level>(negative ? 0 - level : level)};
   }
