@@ -70,7 +70,7 @@ inline void bind_constants(pybind11::module_& m) {
                     {"FLOAT16", DType::kFloat16},
                     {"BFLOAT16", DType::kBFloat16},
                     {"FLOAT64", DType::kFloat64},
-                     {"OTHER", DType::kOther}});
+                    {"OTHER", DType::kOther}});
 
   const auto bytes = [](const uint8_t (&magic)[3]) {
     return pybind11::bytes(reinterpret_cast<const char*>(magic), sizeof magic);

@@ -80,25 +80,35 @@ std::unique_ptr<Contribution> prepare_payload(Aggregator& aggregator, const Pyth
   return aggregator.prepare(*payload, digest, weight);
 }
 
+using Trace = std::vector<std::tuple<bool, py::bytes, py::bytes>>;
+Trace as_python(const std::vector<TracedLane>& traced) {
+  const auto bytes = [](const std::vector<uint16_t>& codes) {
+    return py::bytes(reinterpret_cast<const char*>(codes.data()), 2 * codes.size());
+  };
+  Trace lanes;
+  for (const TracedLane& lane : traced) {
+    lanes.emplace_back(lane.blocks, bytes(lane.gaps), bytes(lane.levels));
+  }
+  return lanes;
+}
+
 // The symbols of each lane with their rows: (blocks, gaps, levels).
-std::vector<std::tuple<bool, py::bytes, py::bytes>> trace(
-    const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
-    const std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint64_t>>& matrices,
-    unsigned lane_log2) {
+Trace trace(const std::vector<uint64_t>& indices, const std::vector<int32_t>& levels,
+            const std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint64_t>>& matrices,
+            unsigned lane_log2) {
   Scratch<SentSymbol> symbols;
   for (size_t i = 0; i < indices.size(); ++i) symbols.emplace_back(indices[i], levels[i]);
   MatrixShapes shapes;
   for (const auto& [begin, n_elems, row_length, block] : matrices) {
     shapes.push_back({begin, n_elems, row_length, block});
   }
-  const auto bytes = [](const std::vector<uint16_t>& codes) {
-    return py::bytes(reinterpret_cast<const char*>(codes.data()), 2 * codes.size());
-  };
-  std::vector<std::tuple<bool, py::bytes, py::bytes>> lanes;
-  for (const TracedLane& lane : trace_lanes(symbols, shapes, lane_log2)) {
-    lanes.emplace_back(lane.blocks, bytes(lane.gaps), bytes(lane.levels));
-  }
-  return lanes;
+  return as_python(trace_nonzeros(symbols, shapes, lane_log2));
+}
+Trace trace_changes(const std::vector<uint64_t>& indices, const std::vector<int64_t>& levels,
+                    unsigned lane_log2) {
+  std::vector<ChangedElement> changes;
+  for (size_t i = 0; i < indices.size(); ++i) changes.emplace_back(indices[i], levels[i]);
+  return as_python(trace_changes(changes, lane_log2));
 }
 
 // NativeError(code, where, detail): a Failure as Python sees it.
@@ -242,4 +252,8 @@ PYBIND11_MODULE(_native, m) {
   bind_device(m);
   m.def("trace", &trace, py::arg("indices"), py::arg("levels"), py::arg("matrices"),
         py::arg("lane_log2"));
+  m.def("trace_changes",
+        py::overload_cast<const std::vector<uint64_t>&, const std::vector<int64_t>&, unsigned>(
+            &trace_changes),
+        py::arg("indices"), py::arg("levels"), py::arg("lane_log2"));
 }

@@ -35,7 +35,8 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
 
 // The nonzeros of all groups, coded; nothing if they take more than max_bytes.
-std::optional<CodedLanes> code_nonzeros(const EncodeState& state, uint64_t max_bytes = ~uint64_t{0});
+std::optional<CodedLanes> code_nonzeros(const EncodeState& state,
+                                        uint64_t max_bytes = ~uint64_t{0});
 // The payload, given those.
 using SliceViews = std::vector<std::span<const uint8_t>>;
 std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_t>& tables,

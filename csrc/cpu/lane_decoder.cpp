@@ -87,7 +87,7 @@ struct DecodingLane {
   uint32_t state;
   unsigned shift;   // of levels
   uint32_t symbol;  // of the gap, then of the level
-  LaneContexts<kBlocks> contexts;
+  LaneContexts<kBlocks, part_of<Nonzero>> contexts;
   uint64_t sign = 0;     // 0: positive, all bits set: negative
   uint64_t covered = 0;  // index + 1 of the last nonzero, relative to the lane before
   uint64_t value;        // of the gap, then of the level
@@ -112,7 +112,7 @@ bool decode_raw_levels(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordRead
   for (auto& lane : lanes) {
     const unsigned n_bits = level_raw_bits(lane.symbol, lane.shift);
     if (lane.symbol == kLevelEscape) {
-      if (lane.value > floor_log2(most_level<Nonzero>(true))) return false;
+      if (lane.value > floor_log2(kMostLevel<Nonzero>)) return false;
       lane.value = words.take_pieces(lane.state, 1, static_cast<unsigned>(lane.value));
     } else if (n_bits > 0) {
       if (n_bits > kPieceBits)
@@ -120,9 +120,10 @@ bool decode_raw_levels(std::span<DecodingLane<kBlocks, Nonzero>> lanes, WordRead
       lane.value += first_level(lane.symbol, lane.shift);
     }
     // Values have one symbol each.
-    if (lane.value == 0 || lane.value > most_level<Nonzero>(lane.sign != 0) ||
+    if (lane.value == 0 || lane.value > kMostLevel<Nonzero> ||
         level_symbol(lane.value, lane.shift) != lane.symbol)
       return false;
+    if (lane.sign == 0 && lane.value >> 63 != 0) return false;  // 2^63 is legal as -2^63 alone
   }
   return true;
 }
@@ -185,6 +186,7 @@ bool decode_together(DecodeLanes* decode, std::span<DecodingLane<kBlocks, SentSy
     const DecodingLane<kBlocks, SentSymbol>& lane = lanes[i];
     const LaneContexts<kBlocks>& c = lane.contexts;
     arrays.state[i] = lane.state;
+    arrays.shift[i] = lane.shift;
     arrays.activity[i] = c.activity;
     arrays.gap_log2[i] = c.gap_log2;
     arrays.level[i] = c.level;
@@ -233,7 +235,7 @@ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, ui
     DecodingLane<kBlocks, Nonzero>& d = decoding[i];
     d.state = load_le<uint32_t>(slice + 4 * i);
     if (d.state < kLaneStart) return false;
-    d.gaps = table_at(gap_family(blocks), lane.gap_set, fitted);
+    d.gaps = table_at(gap_family(part_of<Nonzero>, blocks), lane.gap_set, fitted);
     d.levels = table_at(level_family(blocks), lane.level_set, fitted);
     d.contexts.block = lane.block;
     d.shift = lane.shift;
@@ -245,8 +247,8 @@ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, ui
   uint64_t n_together = 0;
   if constexpr (std::is_same_v<Nonzero, SentSymbol>) {
     DecodeLanes* const decode = vector_decoder(n_lanes);
-    const auto shifted = [](const Lane& lane) { return lane.shift > 0; };
-    if (decode != nullptr && std::none_of(lanes.begin(), lanes.end(), shifted)) {
+    const auto large = [](const Lane& lane) { return lane.shift > kMostVectorShift; };
+    if (decode != nullptr && std::none_of(lanes.begin(), lanes.end(), large)) {
       n_together = decoding[n_lanes - 1].length;
       if (!decode_together(decode, all, n_together, n_elems, words)) return false;
     }
@@ -261,7 +263,7 @@ template <class Nonzero>
 void decode_lanes(const uint8_t* payload, const Frame& frame, uint64_t first, const Partition& p,
                   uint64_t n_elems, BitReader& in, std::span<Nonzero> nonzeros) {
   FittedTables fitted;
-  const std::vector<Lane> lanes = read_tables(in, p.n_parts, &fitted);
+  const std::vector<Lane> lanes = read_tables(part_of<Nonzero>, in, p.n_parts, &fitted);
   const uint64_t n_slices = slices_of(p.n_parts);
   std::vector<uint64_t> offsets(n_slices + 1, frame.slices_offset), ends(p.n_parts + 1, 0);
   for (uint64_t s = 0; s < first; ++s) offsets[0] += frame.slice_bytes[s];

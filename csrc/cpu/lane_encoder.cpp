@@ -137,8 +137,8 @@ void encode_step(std::span<const Nonzero> sent, const Codes& codes, uint8_t occu
   };
   if (occurs & kLongLevels) {
     for_each_lane([&](uint32_t& state, uint64_t at, uint32_t i) {
-      const RestOfLevel rest = rest_of_level(magnitude(sent[at].level()),
-                                             codes.levels[at] % kSymbols, lanes->shift[i]);
+      const RestOfLevel rest =
+          rest_of_level(magnitude(sent[at].level()), codes.levels[at] % kSymbols, lanes->shift[i]);
       words.put_pieces(state, rest.bits, rest.n_bits);
     });
   }
@@ -169,8 +169,8 @@ void encode_step(std::span<const Nonzero> sent, const Codes& codes, uint8_t occu
 }
 
 template <class Nonzero>
-Slice encode_slice(std::span<const Nonzero> sent, const Codes& codes, const Partition& p, uint64_t first,
-                   const std::vector<Lane>& lanes, const FittedTables& fitted) {
+Slice encode_slice(std::span<const Nonzero> sent, const Codes& codes, const Partition& p,
+                   uint64_t first, const std::vector<Lane>& lanes, const FittedTables& fitted) {
   const auto n_lanes = static_cast<uint32_t>(std::min<uint64_t>(kLanesOfSlice, p.n_parts - first));
   LaneCodes own;
   own.n = n_lanes;
@@ -184,7 +184,8 @@ Slice encode_slice(std::span<const Nonzero> sent, const Codes& codes, const Part
     own.gaps[i] = codes.gaps.data() + begins[i];
     own.raw_gaps[i] = codes.raw_gaps.data() + begins[i];
     own.levels[i] = codes.levels.data() + begins[i];
-    own.gap_slots[i] = table_at(gap_family(blocks), lane.gap_set, fitted)->slots;
+    own.raw_levels[i] = codes.raw_levels.data() + begins[i];
+    own.gap_slots[i] = table_at(gap_family(part_of<Nonzero>, blocks), lane.gap_set, fitted)->slots;
     own.level_slots[i] = table_at(level_family(blocks), lane.level_set, fitted)->slots;
   }
   begins[n_lanes] = part_begin(p, first + n_lanes);
@@ -193,14 +194,15 @@ Slice encode_slice(std::span<const Nonzero> sent, const Codes& codes, const Part
   const uint8_t* const steps = codes.steps.data() + begins[0];
   WordWriter words(3 * (begins[n_lanes] - begins[0]));
   EncodeLanes* const vectors = vector_encoder(n_lanes);
+  const auto plain = [&](uint64_t step) { return (steps[step] & ~kRawLevels) == 0; };
   for (uint64_t left = longest; left > 0;) {
     words.make_room();
-    if (vectors != nullptr && left <= common && steps[left - 1] == 0) {
-      const uint64_t most = words.room() / (3 * kLanesOfSlice);
+    if (vectors != nullptr && left <= common && plain(left - 1)) {
+      const uint64_t most = words.room() / (kMostWordsOfPlainNonzero * kLanesOfSlice);
       const uint64_t end = left;
       uint64_t begin = left - 1;
-      while (begin > 0 && end - begin < most && steps[begin - 1] == 0) --begin;
-      words.go_on_below(vectors(&own, begin, end, words.next()));
+      while (begin > 0 && end - begin < most && plain(begin - 1)) --begin;
+      words.go_on_below(vectors(&own, steps, begin, end, words.next()));
       left = begin;
       continue;
     }
@@ -244,7 +246,7 @@ std::array<Counts, kFamilies> find_symbols(std::span<const Nonzero> sent,
           uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
           (*lanes)[l] = begin_lane(sent, matrices, begin, end, steps, codes);
           const bool blocks = (*lanes)[l].block.size > 0;
-          const Family gaps = gap_family(blocks), levels = level_family(blocks);
+          const Family gaps = gap_family(part_of<Nonzero>, blocks), levels = level_family(blocks);
           find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
                      counts[slice][gaps].data());
           find_costs(codes->levels.data() + begin, n, trained.costs[levels], &(*costs)[l].levels,
@@ -261,6 +263,7 @@ std::array<Counts, kFamilies> find_symbols(std::span<const Nonzero> sent,
 }
 
 // Costs of all lanes under the fitted sets.
+template <class Nonzero>
 void find_fitted_costs(const Codes& codes, const Partition& p, const std::vector<Lane>& lanes,
                        const FittedTables& fitted, std::vector<LaneCosts>* costs) {
   parallel_for(
@@ -269,7 +272,7 @@ void find_fitted_costs(const Codes& codes, const Partition& p, const std::vector
         for_each_lane(p, slice, [&](uint64_t l, uint64_t begin, uint64_t end) {
           const bool blocks = lanes[l].block.size > 0;
           const uint64_t n = end - begin;
-          if (const Table* const gaps = fitted[gap_family(blocks)].get()) {
+          if (const Table* const gaps = fitted[gap_family(part_of<Nonzero>, blocks)].get()) {
             (*costs)[l].gaps[kFittedSet] = cost_under(*gaps, codes.gaps.data() + begin, n);
           }
           if (const Table* const levels = fitted[level_family(blocks)].get()) {
@@ -291,9 +294,9 @@ std::optional<CodedLanes> encode_lanes(std::span<const Nonzero> sent, const Matr
   Codes codes(sent.size());
   const auto counts = find_symbols(sent, matrices, p, &lanes, &codes, &costs);
   FittedTables fitted;
-  fit_tables(counts, &fitted, &tables);
-  find_fitted_costs(codes, p, lanes, fitted, &costs);
-  choose_sets(costs, fitted, &lanes, &tables);
+  fit_tables(part_of<Nonzero>, counts, &fitted, &tables);
+  find_fitted_costs<Nonzero>(codes, p, lanes, fitted, &costs);
+  choose_sets(part_of<Nonzero>, costs, fitted, &lanes, &tables);
   coded.tables = tables.finish();
 
   coded.slices.resize(slices_of(p.n_parts));
@@ -308,6 +311,22 @@ std::optional<CodedLanes> encode_lanes(std::span<const Nonzero> sent, const Matr
       1);
   if (n_bytes > max_bytes) return std::nullopt;
   return coded;
+}
+
+template <class Nonzero>
+std::vector<TracedLane> trace_lanes(std::span<const Nonzero> sent, const MatrixShapes& matrices,
+                                    unsigned lane_log2) {
+  const Partition p = partition(sent.size(), lane_log2);
+  Codes codes(sent.size());
+  std::vector<TracedLane> lanes(p.n_parts);
+  for (uint64_t l = 0; l < p.n_parts; ++l) {
+    const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
+    uint8_t* const steps = codes.steps.data() + begin;
+    lanes[l].blocks = begin_lane(sent, matrices, begin, end, steps, &codes).block.size > 0;
+    lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
+    lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
+  }
+  return lanes;
 }
 
 }  // namespace
@@ -328,24 +347,17 @@ CodedLanes encode_changes(std::span<const ChangedElement> changes, unsigned lane
   return *encode_lanes(changes, {}, lane_log2, ~uint64_t{0}, {});
 }
 
-std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& shapes,
-                                    unsigned lane_log2) {
+std::vector<TracedLane> trace_nonzeros(SentSymbols sent, const MatrixShapes& shapes,
+                                       unsigned lane_log2) {
   Scratch<SentSymbol> symbols(sent.begin(), sent.end());
   BitWriter unused;
   MatrixShapes matrices = shapes;
   scan(symbols, &matrices, &unused);
-  sent = symbols;
-  const Partition p = partition(sent.size(), lane_log2);
-  Codes codes(sent.size());
-  std::vector<TracedLane> lanes(p.n_parts);
-  for (uint64_t l = 0; l < p.n_parts; ++l) {
-    const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
-    uint8_t* const steps = codes.steps.data() + begin;
-    lanes[l].blocks = begin_lane(sent, matrices, begin, end, steps, &codes).block.size > 0;
-    lanes[l].gaps.assign(codes.gaps.data() + begin, codes.gaps.data() + end);
-    lanes[l].levels.assign(codes.levels.data() + begin, codes.levels.data() + end);
-  }
-  return lanes;
+  return trace_lanes(SentSymbols(symbols), matrices, lane_log2);
+}
+
+std::vector<TracedLane> trace_changes(std::span<const ChangedElement> changes, unsigned lane_log2) {
+  return trace_lanes(changes, {}, lane_log2);
 }
 
 }  // namespace resfed

@@ -17,8 +17,9 @@ struct CodedLanes {
 };
 
 // Nothing if slices and tables take more than max_bytes.
-std::optional<CodedLanes> encode_nonzeros(const SentSymbols (&lists)[3], const MatrixShapes& matrices,
-                                        unsigned lane_log2, uint64_t max_bytes);
+std::optional<CodedLanes> encode_nonzeros(const SentSymbols (&lists)[3],
+                                          const MatrixShapes& matrices, unsigned lane_log2,
+                                          uint64_t max_bytes);
 
 // Indices come out strictly ascending and below the number of elements, levels within the format's
 // range; else kBadTables or kBadSlice.
@@ -34,7 +35,8 @@ struct TracedLane {
   bool blocks;
   std::vector<uint16_t> gaps, levels;
 };
-std::vector<TracedLane> trace_lanes(SentSymbols sent, const MatrixShapes& matrices,
-                                    unsigned lane_log2);
+std::vector<TracedLane> trace_nonzeros(SentSymbols sent, const MatrixShapes& matrices,
+                                       unsigned lane_log2);
+std::vector<TracedLane> trace_changes(std::span<const ChangedElement> changes, unsigned lane_log2);
 
 }  // namespace resfed

@@ -76,6 +76,7 @@ class Decoder {
       level_[h] = _mm512_load_si512(lanes_.level + first);
       changes_[h] = _mm512_load_si512(lanes_.changes + first);
       sign_[h] = _mm512_load_si512(lanes_.sign + first);
+      shift_[h] = _mm512_load_si512(lanes_.shift + first);
       block_size_[h] = _mm512_load_si512(lanes_.block_size + first);
       left_[h] = _mm512_load_si512(lanes_.left + first);
       blocks_[h] = _mm512_mask_test_epi32_mask(on_[h], block_size_[h], block_size_[h]);
@@ -173,9 +174,10 @@ class Decoder {
       level_[h] = _mm512_add_epi32(_mm512_sub_epi32(level_[h], _mm512_srli_epi32(level_[h], 1)),
                                    tables_.level_growth[symbol]);
       value_[h] = tables_.level_first[symbol];
-      raw |= _mm512_mask_test_epi32_mask(on_[h], symbol, all(8)) != 0;
+      const Vector has_raw = _mm512_or_si512(_mm512_and_si512(symbol, all(8)), shift_[h]);
+      raw |= _mm512_mask_test_epi32_mask(on_[h], has_raw, has_raw) != 0;
     }
-    if (raw && !take_large_levels()) return false;
+    if (raw && !take_raw_levels()) return false;
     for (size_t h = 0; h < kHalves; ++h) {
       const Vector level = _mm512_sub_epi32(_mm512_xor_si512(value_[h], sign_[h]), sign_[h]);
       const Vector bits = _mm512_and_si512(level, all((1u << SentSymbol::kLevelBits) - 1));
@@ -316,14 +318,24 @@ class Decoder {
     return true;
   }
 
-  bool take_large_levels() {
+  // A level as symbols see it.
+  Vector shifted_level(size_t h) const {
+    const Vector high = _mm512_srlv_epi32(_mm512_sub_epi32(value_[h], all(1)), shift_[h]);
+    return _mm512_add_epi32(high, all(1));
+  }
+  bool take_raw_levels() {
     for (size_t h = 0; h < kHalves; ++h) {
       const Vector symbol = _mm512_and_si512(_mm512_load_si512(symbols_ + h * kWidth), all(15));
-      const Vector raw = take_raw(h, on_[h], tables_.level_bits[symbol]);
-      value_[h] = _mm512_add_epi32(value_[h], raw);
       escaped_[h] = _mm512_mask_cmpeq_epi32_mask(on_[h], symbol, all(kLevelEscape));
+      const auto classes = static_cast<__mmask16>(~escaped_[h]);
+      const Vector n_bits = _mm512_mask_add_epi32(tables_.level_bits[symbol], classes,
+                                                  tables_.level_bits[symbol], shift_[h]);
+      const Vector raw = take_raw(h, on_[h], n_bits);
+      Vector first = _mm512_sub_epi32(tables_.level_first[symbol], all(1));
+      first = _mm512_add_epi32(_mm512_sllv_epi32(first, shift_[h]), all(1));
+      value_[h] = _mm512_add_epi32(_mm512_maskz_mov_epi32(classes, first), raw);
       const __mmask16 large = _mm512_mask_cmpeq_epi32_mask(on_[h], symbol, all(8));
-      if (_mm512_mask_cmpeq_epi32_mask(large, value_[h], all(8)) != 0) return false;
+      if (_mm512_mask_cmpeq_epi32_mask(large, shifted_level(h), all(8)) != 0) return false;
     }
     if (!any_escaped()) return true;
     if (!take_mantissas(kEscapedLevelLog2, floor_log2(kMaxLevel))) return false;
@@ -334,7 +346,7 @@ class Decoder {
       }
       value_[h] = _mm512_load_si512(levels);
       const __mmask16 small =
-          _mm512_mask_cmplt_epu32_mask(escaped_[h], value_[h], all(kEscapedLevel));
+          _mm512_mask_cmplt_epu32_mask(escaped_[h], shifted_level(h), all(kEscapedLevel));
       const __mmask16 large = _mm512_mask_cmpgt_epu32_mask(escaped_[h], value_[h], all(kMaxLevel));
       if ((small | large) != 0) return false;
     }
@@ -349,7 +361,7 @@ class Decoder {
   Vector state_[kHalves], activity_[kHalves], log2_[kHalves], level_[kHalves], changes_[kHalves],
       sign_[kHalves], value_[kHalves];
   __mmask16 blocks_[kHalves], crossed_[kHalves], whole_[kHalves];
-  Vector block_size_[kHalves], left_[kHalves], old_left_[kHalves];
+  Vector shift_[kHalves], block_size_[kHalves], left_[kHalves], old_left_[kHalves];
   Vector covered_[kHalves][2], out_[kHalves][2];
   alignas(64) uint32_t rows_[kLanesOfSlice] = {}, symbols_[kLanesOfSlice] = {};
   alignas(64) uint64_t values_[kLanesOfSlice] = {};
@@ -364,6 +376,7 @@ class Encoder {
       const size_t n = std::min(kWidth, lanes_.n - first);
       on_[h] = static_cast<__mmask16>((1u << n) - 1);
       state_[h] = _mm512_load_si512(lanes_.state + first);
+      shift_[h] = _mm512_load_si512(lanes_.shift + first);
     }
   }
   ~Encoder() {
@@ -372,28 +385,39 @@ class Encoder {
   uint16_t* next() const { return next_; }
 
   // Of each lane, the nonzero with this number.
-  void step(uint64_t number) {
+  void step(uint64_t number, bool raw_levels) {
     alignas(64) Slots gap_slots[kLanesOfSlice], level_slots[kLanesOfSlice];
-    alignas(64) uint32_t raw[kLanesOfSlice], n_bits[kLanesOfSlice];
+    alignas(64) uint32_t raw[kLanesOfSlice], symbols[kLanesOfSlice];
+    if (raw_levels) {
+      for (size_t i = 0; i < lanes_.n; ++i) {
+        raw[i] = lanes_.raw_levels[i][number];
+        symbols[i] = lanes_.levels[i][number] % kSymbols;
+      }
+      for (size_t h = kHalves; h-- > 0;) {
+        const Vector n_bits = level_bits_[_mm512_load_si512(symbols + h * kWidth)];
+        put_raw(h, raw + h * kWidth, _mm512_add_epi32(n_bits, shift_[h]));
+      }
+    }
     for (size_t i = 0; i < lanes_.n; ++i) {
       const uint32_t gap = lanes_.gaps[i][number];
       gap_slots[i] = lanes_.gap_slots[i][gap];
       level_slots[i] = lanes_.level_slots[i][lanes_.levels[i][number]];
       raw[i] = lanes_.raw_gaps[i][number];
-      n_bits[i] = gap % kSymbols;
+      symbols[i] = gap % kSymbols;
     }
     for (size_t h = kHalves; h-- > 0;) put(h, level_slots + h * kWidth);
     for (size_t h = kHalves; h-- > 0;) {
-      const Vector bits = gap_bits_[_mm512_load_si512(n_bits + h * kWidth)];
-      const Vector above = _mm512_srlv_epi32(state_[h], _mm512_sub_epi32(all(32), bits));
-      make_room(h, _mm512_mask_test_epi32_mask(on_[h], above, above));
-      state_[h] =
-          _mm512_or_si512(_mm512_sllv_epi32(state_[h], bits), _mm512_load_si512(raw + h * kWidth));
+      put_raw(h, raw + h * kWidth, gap_bits_[_mm512_load_si512(symbols + h * kWidth)]);
     }
     for (size_t h = kHalves; h-- > 0;) put(h, gap_slots + h * kWidth);
   }
 
  private:
+  void put_raw(size_t h, const uint32_t* raw, Vector n_bits) {
+    const Vector above = _mm512_srlv_epi32(state_[h], _mm512_sub_epi32(all(32), n_bits));
+    make_room(h, _mm512_mask_test_epi32_mask(on_[h], above, above));
+    state_[h] = _mm512_or_si512(_mm512_sllv_epi32(state_[h], n_bits), _mm512_load_si512(raw));
+  }
   // Writes a word of each full lane.
   void make_room(size_t h, __mmask16 full) {
     const Vector words = _mm512_maskz_compress_epi32(full, state_[h]);
@@ -428,9 +452,11 @@ class Encoder {
 
   LaneCodes& lanes_;
   Lookup32 gap_bits_{[](uint32_t s) { return s == kGapEscape ? 0 : gap_class(s).n_bits; }};
+  Lookup32 level_bits_{
+      [](uint32_t s) { return s % 16 == kLevelEscape ? 0 : level_class(s % 16).n_bits; }};
   uint16_t* next_;
   __mmask16 on_[kHalves];
-  Vector state_[kHalves];
+  Vector state_[kHalves], shift_[kHalves];
 };
 
 template <size_t kHalves, bool kBlocks>
@@ -444,9 +470,10 @@ const uint16_t* decode(LaneArrays* lanes, uint64_t n_steps, uint64_t n_elems, co
 }
 
 template <size_t kHalves>
-uint16_t* encode(LaneCodes* lanes, uint64_t first, uint64_t last, uint16_t* next) {
+uint16_t* encode(LaneCodes* lanes, const uint8_t* steps, uint64_t first, uint64_t last,
+                 uint16_t* next) {
   Encoder<kHalves> encoder(lanes, next);
-  for (uint64_t number = last; number-- > first;) encoder.step(number);
+  for (uint64_t number = last; number-- > first;) encoder.step(number, steps[number] != 0);
   return encoder.next();
 }
 
@@ -461,8 +488,9 @@ const uint16_t* decode_lanes_avx512(LaneArrays* lanes, uint64_t n_steps, uint64_
   return run(lanes, n_steps, n_elems, words, end);
 }
 
-uint16_t* encode_lanes_avx512(LaneCodes* lanes, uint64_t first, uint64_t last, uint16_t* next) {
-  return (lanes->n <= kWidth ? encode<1> : encode<2>)(lanes, first, last, next);
+uint16_t* encode_lanes_avx512(LaneCodes* lanes, const uint8_t* steps, uint64_t first, uint64_t last,
+                              uint16_t* next) {
+  return (lanes->n <= kWidth ? encode<1> : encode<2>)(lanes, steps, first, last, next);
 }
 
 }  // namespace resfed

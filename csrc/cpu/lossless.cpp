@@ -3,16 +3,14 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <numeric>
-#include <span>
+#include <functional>
+#include <utility>
 
 #include "cpu/threads.hpp"
 #include "numeric/check.hpp"
 
 namespace resfed {
 namespace {
-
-static_assert(kChunkElems == kOrderedElems);
 
 Patterns patterns_of(const Tensor& t) {
   return {8 * t.elem_bytes, t.dtype == DType::kOther ? 0 : mantissa_bits_of(t.dtype)};
@@ -25,77 +23,49 @@ UInt load(const void* elements, uint64_t i) {
   return element;
 }
 
-// The classes of a chunk's elements in the reference, and where each class begins in their order.
-class ExponentOrder {
- public:
-  ExponentOrder(const Group& group, uint64_t chunk) : classes_(kOrderedElems) {
-    for_each_member(group, chunk, [&](const Member& m, uint64_t first, uint64_t n, uint32_t at) {
-      const Patterns patterns = patterns_of(*m.tensor);
-      with_width(m.tensor->elem_bytes, [&](auto width) {
-        for (uint64_t i = 0; i < n; ++i) {
-          const auto bits = load<decltype(width)>(m.tensor->reference, first + i);
-          classes_[at + i] = static_cast<uint8_t>(patterns.exponent_class(bits));
-        }
-      });
-      n_ = at + n;
+constexpr size_t kClasses = kExponentClasses;
+using ClassCounts = std::array<uint64_t, kClasses>;
+
+// The classes of a chunk's elements in the reference.
+std::vector<uint8_t> classes_of(const Group& group, uint64_t chunk) {
+  std::vector<uint8_t> classes(std::min(kChunkElems, group.n_elems - chunk * kChunkElems));
+  for_each_member(group, chunk, [&](const Member& m, uint64_t first, uint64_t n, uint32_t at) {
+    const Patterns patterns = patterns_of(*m.tensor);
+    with_width(m.tensor->elem_bytes, [&](auto width) {
+      for (uint64_t i = 0; i < n; ++i) {
+        const auto bits = load<decltype(width)>(m.tensor->reference, first + i);
+        classes[at + i] = static_cast<uint8_t>(patterns.exponent_class(bits));
+      }
     });
-    std::array<uint32_t, kExponentClasses> counts[4] = {};
-    for (size_t i = 0; i < n_; ++i) ++counts[i % 4][classes_[i]];
-    uint32_t begin = 0;
-    for (uint32_t c = 0; c < kExponentClasses; ++c) {
-      begins_[c] = begin;
-      for (const auto& part : counts) begin += part[c];
-    }
-    begins_[kExponentClasses] = begin;
-  }
-
-  // Of ascending offsets in the chunk, calls visit(which, place in the order).
-  template <class Visit>
-  void places_of(std::span<const uint16_t> offsets, Visit visit) const {
-    std::array<uint32_t, kExponentClasses> next;
-    std::copy_n(begins_.begin(), kExponentClasses, next.begin());
-    size_t at = 0;
-    for (size_t which = 0; which < offsets.size(); ++which) {
-      for (; at < offsets[which]; ++at) ++next[classes_[at]];
-      visit(which, next[classes_[at]]);
-    }
-  }
-  // Of ascending places in the order, calls visit(which, offset in the chunk), offsets ascending.
-  template <class Visit>
-  void offsets_of(std::span<const uint32_t> places, Visit visit) const {
-    std::array<uint32_t, kExponentClasses> next, wanted_next;
-    std::copy_n(begins_.begin(), kExponentClasses, next.begin());
-    std::array<size_t, kExponentClasses> which;
-    for (uint32_t c = 0; c < kExponentClasses; ++c) {
-      which[c] = static_cast<size_t>(std::lower_bound(places.begin(), places.end(), begins_[c]) -
-                                     places.begin());
-      wanted_next[c] = which[c] < places.size() ? places[which[c]] : ~0u;
-    }
-    size_t left = places.size();
-    for (size_t at = 0; at < n_ && left > 0; ++at) {
-      const uint8_t c = classes_[at];
-      if (next[c]++ != wanted_next[c]) continue;
-      visit(which[c], static_cast<uint16_t>(at));
-      --left;
-      wanted_next[c] = ++which[c] < places.size() ? places[which[c]] : ~0u;
-    }
-  }
-
- private:
-  std::vector<uint8_t> classes_;
-  size_t n_ = 0;
-  std::array<uint32_t, kExponentClasses + 1> begins_;
-};
-
-// Calls work(chunk, begin, end) for the changes of each chunk that has some.
-template <class Work>
-void for_each_chunk(const Group& group, const ChangedElements& changes, Work work) {
-  std::vector<size_t> begins(n_chunks(group) + 1, 0);
-  for (const ChangedElement& changed : changes) ++begins[changed.index() / kOrderedElems + 1];
-  std::partial_sum(begins.begin(), begins.end(), begins.begin());
-  parallel_for(n_chunks(group), [&](size_t chunk) {
-    if (begins[chunk] < begins[chunk + 1]) work(chunk, begins[chunk], begins[chunk + 1]);
   });
+  return classes;
+}
+
+// What is counted by chunk and class, as where each of these begins in the order of classes.
+std::vector<ClassCounts> begins_of(std::vector<ClassCounts> counts) {
+  uint64_t begin = 0;
+  for (size_t c = 0; c < kClasses; ++c) {
+    for (ClassCounts& of_chunk : counts) begin += std::exchange(of_chunk[c], begin);
+  }
+  return counts;
+}
+
+// Where the elements of each chunk and class begin in the order of exponents.
+std::vector<ClassCounts> exponent_order(const Group& group) {
+  std::vector<ClassCounts> counts(n_chunks(group));
+  parallel_for(counts.size(), [&](size_t chunk) {
+    const std::vector<uint8_t> classes = classes_of(group, chunk);
+    std::array<uint32_t, kClasses> parts[4] = {};  // so that equal neighbours do not wait
+    for (size_t i = 0; i < classes.size(); ++i) ++parts[i % 4][classes[i]];
+    for (size_t c = 0; c < kClasses; ++c)
+      counts[chunk][c] = uint64_t{parts[0][c]} + parts[1][c] + parts[2][c] + parts[3][c];
+  });
+  return begins_of(std::move(counts));
+}
+
+bool has_floats(const Group& group) {
+  return std::any_of(group.members.begin(), group.members.end(),
+                     [](const Member& m) { return m.tensor->dtype != DType::kOther; });
 }
 
 }  // namespace
@@ -132,38 +102,86 @@ ChangedElements find_changes(const Group& group) {
 }
 
 ChangedElements in_exponent_order(const Group& group, ChangedElements changes) {
-  for_each_chunk(group, changes, [&](size_t chunk, size_t begin, size_t end) {
-    const uint64_t base = chunk * kOrderedElems;
-    std::vector<uint16_t> offsets(end - begin);
-    for (size_t i = begin; i < end; ++i)
-      offsets[i - begin] = static_cast<uint16_t>(changes[i].index() - base);
-    ExponentOrder(group, chunk).places_of(offsets, [&](size_t which, uint32_t place) {
-      changes[begin + which] = {base + place, changes[begin + which].level()};
-    });
-    const auto by_index = [](const ChangedElement& a, const ChangedElement& b) {
-      return a.index() < b.index();
-    };
-    std::sort(changes.begin() + static_cast<ptrdiff_t>(begin),
-              changes.begin() + static_cast<ptrdiff_t>(end), by_index);
+  if (changes.empty() || !has_floats(group)) return changes;
+  const std::vector<ClassCounts> begins = exponent_order(group);
+  std::vector<size_t> firsts(begins.size() + 1);  // of each chunk's changes
+  for (size_t chunk = 0; chunk <= begins.size(); ++chunk) {
+    const auto before = [&](const ChangedElement& c) { return c.index() < chunk * kChunkElems; };
+    firsts[chunk] = static_cast<size_t>(
+        std::partition_point(changes.begin(), changes.end(), before) - changes.begin());
+  }
+  std::vector<ClassCounts> counts(begins.size());
+  std::vector<uint8_t> classes(changes.size());
+  parallel_for(begins.size(), [&](size_t chunk) {
+    if (firsts[chunk] == firsts[chunk + 1]) return;
+    const std::vector<uint8_t> of_chunk = classes_of(group, chunk);
+    ClassCounts next = begins[chunk];
+    uint64_t at = 0;
+    for (size_t i = firsts[chunk]; i < firsts[chunk + 1]; ++i) {
+      const uint64_t offset = changes[i].index() - chunk * kChunkElems;
+      for (; at < offset; ++at) ++next[of_chunk[at]];
+      classes[i] = of_chunk[at];
+      ++counts[chunk][classes[i]];
+      changes[i] = {next[classes[i]], changes[i].level()};
+    }
   });
-  return changes;
+  ChangedElements ordered(changes.size());
+  std::vector<ClassCounts> places = begins_of(std::move(counts));
+  parallel_for(begins.size(), [&](size_t chunk) {
+    for (size_t i = firsts[chunk]; i < firsts[chunk + 1]; ++i)
+      ordered[places[chunk][classes[i]]++] = changes[i];
+  });
+  // The reference was read twice.
+  const auto ascend = [](const ChangedElement& a, const ChangedElement& b) {
+    return a.index() < b.index();
+  };
+  if (std::adjacent_find(ordered.begin(), ordered.end(), std::not_fn(ascend)) != ordered.end() ||
+      ordered.back().index() >= group.n_elems)
+    throw Failure{Code::kChangedDuringCall};
+  return ordered;
 }
 
 ChangedElements in_element_order(const Group& group, ChangedElements changes) {
-  for_each_chunk(group, changes, [&](size_t chunk, size_t begin, size_t end) {
-    const uint64_t base = chunk * kOrderedElems;
-    std::vector<uint32_t> places(end - begin);
-    std::vector<int64_t> levels(end - begin);
-    for (size_t i = begin; i < end; ++i) {
-      places[i - begin] = static_cast<uint32_t>(changes[i].index() - base);
-      levels[i - begin] = changes[i].level();
-    }
-    size_t next = begin;
-    ExponentOrder(group, chunk).offsets_of(places, [&](size_t which, uint16_t offset) {
-      changes[next++] = {base + offset, levels[which]};
-    });
+  if (changes.empty() || !has_floats(group)) return changes;
+  const std::vector<ClassCounts> begins = exponent_order(group);
+  const auto first_from = [&](uint64_t index) {
+    const auto before = [&](const ChangedElement& c) { return c.index() < index; };
+    return static_cast<size_t>(std::partition_point(changes.begin(), changes.end(), before) -
+                               changes.begin());
+  };
+  // The changes of each class and chunk lie together.
+  std::vector<ClassCounts> firsts(begins.size());
+  parallel_for(begins.size(), [&](size_t chunk) {
+    for (size_t c = 0; c < kClasses; ++c) firsts[chunk][c] = first_from(begins[chunk][c]);
   });
-  return changes;
+  const auto last_of = [&](size_t chunk, size_t c) {
+    if (chunk + 1 < firsts.size()) return firsts[chunk + 1][c];
+    return c + 1 < kClasses ? firsts[0][c + 1] : changes.size();
+  };
+  std::vector<size_t> ends(begins.size() + 1, 0);  // of each chunk's changes in the result
+  for (size_t chunk = 0; chunk < begins.size(); ++chunk) {
+    ends[chunk + 1] = ends[chunk];
+    for (size_t c = 0; c < kClasses; ++c) ends[chunk + 1] += last_of(chunk, c) - firsts[chunk][c];
+  }
+  ChangedElements ordered(changes.size());
+  parallel_for(begins.size(), [&](size_t chunk) {
+    if (ends[chunk] == ends[chunk + 1]) return;
+    const std::vector<uint8_t> classes = classes_of(group, chunk);
+    ClassCounts next = begins[chunk], which = firsts[chunk], wanted;
+    const auto find_wanted = [&](size_t c) {
+      wanted[c] = which[c] < last_of(chunk, c) ? changes[which[c]].index() : ~uint64_t{0};
+    };
+    for (size_t c = 0; c < kClasses; ++c) find_wanted(c);
+    size_t out = ends[chunk];
+    for (size_t at = 0; out < ends[chunk + 1]; ++at) {
+      if (at == classes.size()) throw Failure{Code::kChangedDuringCall};  // it was read twice
+      const uint8_t c = classes[at];
+      if (next[c]++ != wanted[c]) continue;
+      ordered[out++] = {chunk * kChunkElems + at, changes[which[c]++].level()};
+      find_wanted(c);
+    }
+  });
+  return ordered;
 }
 
 RestoredElements restore_changes(const Group& group, const ChangedElements& changes) {

@@ -33,13 +33,22 @@ RESFED_HD uint32_t left_in_block(Block block) {
   return left_in_block(block.size - block.position, 1, block.size);
 }
 
-// The four kinds of tables: of gaps and of levels, of lanes without and with blocks.
-enum Family : uint32_t { kGaps, kBlockGaps, kLevels, kBlockLevels };
-constexpr uint32_t kFamilies = 4;
-constexpr uint32_t kRows[kFamilies] = {32, 72, 72, 72};
+// The two parts of a payload, whose nonzeros are apart: sent elements of lossy tensors, changed
+// elements of lossless ones.
+enum class Part { kLossy, kLossless };
+
+// The kinds of tables: of gaps and of levels, of lanes without and with blocks; of gaps of changes.
+enum Family : uint32_t { kGaps, kBlockGaps, kLevels, kBlockLevels, kChangeGaps };
+constexpr uint32_t kFamilies = 5;
+constexpr uint32_t kRows[kFamilies] = {32, 72, 72, 72, 32};
 constexpr uint32_t kMostRows = 72;
-RESFED_HD constexpr Family gap_family(bool blocks) { return blocks ? kBlockGaps : kGaps; }
+RESFED_HD constexpr Family gap_family(Part part, bool blocks) {
+  return part == Part::kLossless ? kChangeGaps : blocks ? kBlockGaps : kGaps;
+}
 RESFED_HD constexpr Family level_family(bool blocks) { return blocks ? kBlockLevels : kLevels; }
+constexpr bool has_family(Part part, Family family) {
+  return part == Part::kLossy ? family != kChangeGaps : family == kLevels || family == kChangeGaps;
+}
 
 // How many of the ascending thresholds a number below 256 reaches.
 template <uint8_t... kThresholds>
@@ -67,16 +76,26 @@ RESFED_HD uint32_t plain_activity_class(uint32_t activity) {
 RESFED_HD uint32_t block_activity_class(uint32_t activity) {
   return number_class<8, 24, 56>(activity);
 }
+RESFED_HD uint32_t change_activity_class(uint32_t activity) {
+  return number_class<2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64,
+                      68, 72, 76, 80, 88, 96, 104, 112, 120, 128, 144>(activity);
+}
 RESFED_HD uint32_t level_average_class(uint32_t level) {
   return number_class<17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144>(min_of(level, 255u));
 }
 
-// kBlocks: the lane may have blocks.
-template <bool kBlocks>
+// kBlocks: the lane may have blocks, which those of changes never have.
+//
+// Sparsity varies from place to place in a tensor, so the activity of a lossy lane forgets fast.
+// Changes of floats lie in the order of exponents, where sparsity varies slowly, so theirs is an
+// average of about 32 gaps, of fewer at first.
+template <bool kBlocks, Part kPart = Part::kLossy>
 struct LaneContexts {
   Block block{0, 0};
   uint32_t gap_log2 = 0;  // min(log2(last gap), 15)
   uint32_t activity = 0;  // moving average of gap_log2, in 1/16; at most 240
+  uint32_t n_gaps = 0;    // of changes, at most 32
+  uint32_t precise = 0;   // the activity of changes, in 1/512
   uint32_t level = 16;    // moving average of levels, in 1/16
   uint32_t changes = 0;   // moving average of sign changes, in 1/256
   uint32_t left = 0;  // from the element after the last nonzero to the end of its block; 0: unknown
@@ -92,6 +111,7 @@ struct LaneContexts {
   }
 
   RESFED_HD uint32_t gap_row() const {
+    if (kPart == Part::kLossless) return change_activity_class(precise >> 5);
     if (kBlocks && block.size > 0) {
       const uint32_t place = left == block.size ? 0 : min_of(left, 8u);
       return (place * 4 + block_activity_class(activity)) * 2 + (whole ? 1 : 0);
@@ -101,6 +121,12 @@ struct LaneContexts {
   // With the gap's floor(log2), which callers know.
   RESFED_HD void add_gap(uint64_t gap, uint32_t log2) {
     gap_log2 = min_of(log2, 15u);
+    if (kPart == Part::kLossless) {
+      n_gaps += n_gaps < 32 ? 1 : 0;
+      const auto distance = static_cast<int32_t>(512 * gap_log2) - static_cast<int32_t>(precise);
+      precise += static_cast<uint32_t>(distance >> max_of(floor_log2(n_gaps), 1u));
+      return;
+    }
     activity = activity - (activity >> 3) + 2 * gap_log2;
     if (!kBlocks || block.size == 0) return;
     crossed = left != 0 && (left == block.size || gap > left);

@@ -57,16 +57,10 @@ RESFED_HD uint64_t magnitude(int64_t level) {  // of the least level, too
   return level < 0 ? 0 - static_cast<uint64_t>(level) : static_cast<uint64_t>(level);
 }
 
-// The largest magnitude of a level of this sign.
+// The largest magnitude of a level.
 template <class Nonzero>
-RESFED_HD constexpr uint64_t most_level(bool negative);
+constexpr uint64_t kMostLevel = kMaxLevel;
 template <>
-RESFED_HD constexpr uint64_t most_level<SentSymbol>(bool) {
-  return kMaxLevel;
-}
-template <>
-RESFED_HD constexpr uint64_t most_level<ChangedElement>(bool negative) {
-  return (1ull << 63) - (negative ? 0 : 1);
-}
+inline constexpr uint64_t kMostLevel<ChangedElement> = 1ull << 63;
 
 }  // namespace resfed

@@ -28,11 +28,12 @@ struct Lane {
 struct LastLane {
   uint32_t block_size = 0;
   uint8_t shift = 0;
-  uint8_t sets[kFamilies] = {kFittedSet, kFittedSet, kFittedSet, kFittedSet};
+  uint8_t sets[kFamilies] = {kFittedSet, kFittedSet, kFittedSet, kFittedSet, kFittedSet};
 };
 
 // Sets that are fitted to how often each symbol occurs, where they pay; writes them.
-void fit_tables(const std::array<Counts, kFamilies>& counts, FittedTables* fitted, BitWriter* out);
+void fit_tables(Part part, const std::array<Counts, kFamilies>& counts, FittedTables* fitted,
+                BitWriter* out);
 
 // What a lane's symbols cost under all sets, in 1/32 bit.
 using SetCosts = std::array<uint32_t, kTrainedSets + 1>;
@@ -40,10 +41,10 @@ struct LaneCosts {
   SetCosts gaps, levels;
 };
 // Chooses the sets of lanes whose blocks and shifts are known, and writes the lanes.
-void choose_sets(const std::vector<LaneCosts>& costs, const FittedTables& fitted,
+void choose_sets(Part part, const std::vector<LaneCosts>& costs, const FittedTables& fitted,
                  std::vector<Lane>* lanes, BitWriter* out);
 
 // Fitted sets and lanes, which are all that is left. Throws kBadTables.
-std::vector<Lane> read_tables(BitReader& in, uint64_t n_lanes, FittedTables* fitted);
+std::vector<Lane> read_tables(Part part, BitReader& in, uint64_t n_lanes, FittedTables* fitted);
 
 }  // namespace resfed

@@ -1,4 +1,5 @@
-// What a version of the payload format fixes for its slices and header: limits. One type a version; coders take it as a template parameter.
+// What a version of the payload format fixes for its slices and header: limits. One type a version;
+// coders take it as a template parameter.
 //
 // A new version is one more type and one more case in with_format(); what differs beyond these
 // constants is chosen by `if constexpr` or a specialization.

@@ -1,8 +1,8 @@
 // Changes of lossless elements, as their bit patterns show them; docs/format.md, section 5.7.
 //
 // Optimizers move the weights of a model by steps of about the same size. So how likely a rounded
-// weight is to change, and how far its bits move, depends on its exponent, which both ends know from
-// the reference. That is why the changes of floats are coded in the order of exponents.
+// weight is to change, and how far its bits move, depends on its exponent, which both ends know
+// from the reference. That is why the changes of floats are coded in the order of exponents.
 #pragma once
 
 #include "host_device.hpp"
@@ -17,7 +17,6 @@ RESFED_HD unsigned mantissa_bits_of(DType dtype) {
                                      : 52;
 }
 
-constexpr uint64_t kOrderedElems = 65536;  // elements that are put into the order of exponents
 constexpr uint32_t kExponentClasses = 256;
 
 // The bit patterns of a tensor's elements.

@@ -265,3 +265,6 @@ def trace(
     matrices: Sequence[tuple[int, int, int, int]],
     lane_log2: int,
 ) -> list[tuple[bool, bytes, bytes]]: ...
+def trace_changes(
+    indices: Sequence[int], levels: Sequence[int], lane_log2: int
+) -> list[tuple[bool, bytes, bytes]]: ...

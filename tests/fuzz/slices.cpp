@@ -203,7 +203,7 @@ Outcome decode(const Coded& coded, const MatrixShapes& matrices, std::vector<Non
   for (const Nonzero& s : *nonzeros) {
     check(s.index() >= covered && s.index() < coded.frame.*Fields<Nonzero>::kElements,
           "ascending and inside");
-    check(s.level() != 0 && magnitude(s.level()) <= most_level<Nonzero>(s.level() < 0), "a level");
+    check(s.level() != 0 && magnitude(s.level()) <= kMostLevel<Nonzero>, "a level");
     covered = s.index() + 1;
   }
   return first;
@@ -228,7 +228,7 @@ template <class Nonzero>
 class Levels {
  public:
   explicit Levels(Input& in) : style_(in.byte()) {
-    const auto most = floor_log2(most_level<Nonzero>(true));
+    const auto most = floor_log2(kMostLevel<Nonzero>);
     low_ = static_cast<unsigned>(any_size(in, most));
     high_ = low_ + static_cast<unsigned>(any_size(in, most - low_));
   }
@@ -237,7 +237,8 @@ class Levels {
     const uint64_t log2 = low_ + random % (high_ - low_ + 1);
     const uint64_t below = style_ % 4 == 0 ? 0 : mix64(random) & ((1ull << log2) - 1);
     const bool negative = style_ % 3 == 0 ? random >> 63 != 0 : index / (1 + style_) % 2 != 0;
-    const uint64_t level = std::min((uint64_t{1} << log2) + below, most_level<Nonzero>(negative));
+    const uint64_t level =
+        std::min((uint64_t{1} << log2) + below, kMostLevel<Nonzero> - (negative ? 0 : 1));
     using Level = decltype(Nonzero().level());
     return {index, static_cast<Level>(negative ? 0 - level : level)};
   }
