@@ -1,8 +1,9 @@
 """Fit the trained sets of tables of the entropy coder.
 
-    python -m benchmarks.trained_tables.fit updates/*.npz
+    python -m benchmarks.trained_tables.fit --updates updates/*.npz --weights weights/*.npz
 
-The updates come from ``benchmarks.trained_tables.updates``, which uses no data of the benchmarks.
+Updates and weights come from ``benchmarks.trained_tables.updates`` and ``.weights``, which use no
+data of the benchmarks. Without one of them, the tables fitted to it stay as they are.
 A set has a distribution of symbols for each row of a family. The sets of a family minimize the code
 length of all training lanes, each under its cheapest set: vector quantization by splitting (Linde,
 Buzo and Gray, IEEE Trans. Commun. 28, 1980), with code lengths in the place of distances.
@@ -15,10 +16,11 @@ belong to another format version.
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes  # noqa: F401 - gives NumPy bfloat16
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -27,9 +29,14 @@ from benchmarks.common import is_matrix, load_snapshots, updates_in
 from benchmarks.trained_tables.updates import RUNS
 from resfed_codec import _native
 from resfed_codec.config import AUTO_STEP_RATIO
+from resfed_codec.reference.trained_tables import TRAINED
 from resfed_codec.tensors.layout import block_sizes
 
-FAMILIES = {"gaps": 32, "block_gaps": 72, "levels": 72, "block_levels": 72}  # rows of each
+# Rows of each family.
+FAMILIES = {
+    "gaps": 32, "block_gaps": 72, "levels": 72, "block_levels": 72,
+    "change_gaps": 32, "change_levels": 12,
+}  # fmt: skip
 SETS, SYMBOLS, ONE = 16, 32, 4096
 LANE_LOG2 = 10
 SPARSITIES = (0.9, 0.95, 0.99, 0.9975)
@@ -37,6 +44,11 @@ LANES_PER_UPDATE = 24  # of a family, at most; limits the weight of large update
 WEIGHT_OF_UPDATE = 8.0  # the weight of all of them, a lane weighing 1 at most
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl"  # quarter octaves
 ROOT = Path(__file__).parents[2]
+PATTERNS = {  # an unsigned number of a float's bits, and the bits of its mantissa
+    "bfloat16": (np.uint16, 7),
+    "float16": (np.uint16, 10),
+    "float32": (np.uint32, 23),
+}
 
 Floats = NDArray[np.float32]
 Updates = Iterator[tuple[NDArray[np.int64], NDArray[np.int32], list[tuple[int, int, int, int]]]]
@@ -77,30 +89,66 @@ def levels_of(residual: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64],
     return index, (level * np.sign(residual[index])).astype(np.int32)
 
 
-def training_lanes(paths: list[Path]) -> dict[str, tuple[Floats, Floats]]:
-    """For each family how often each symbol occurs in each row, by lane, and the lanes' weights."""
-    histograms: dict[str, list[NDArray[np.int64]]] = {family: [] for family in FAMILIES}
-    weights: dict[str, list[float]] = {family: [] for family in FAMILIES}
+def traced_updates(paths: list[Path]) -> Iterator[dict[str, list[bytes]]]:
+    """The lanes of each update by family."""
     for path in tqdm(paths, desc="updates"):
         for index, level, matrices in updates_of(path):
-            own: dict[str, list[bytes]] = {family: [] for family in FAMILIES}
+            own: dict[str, list[bytes]] = {}
             for blocks, gaps, levels in _native.trace(
                 index.tolist(), level.tolist(), matrices, LANE_LOG2
             ):
-                own["block_gaps" if blocks else "gaps"].append(gaps)
-                own["block_levels" if blocks else "levels"].append(levels)
-            for family, lanes in own.items():
-                chosen = np.unique(
-                    np.linspace(0, len(lanes) - 1, min(LANES_PER_UPDATE, len(lanes))).astype(int)
-                )
-                size = FAMILIES[family] * SYMBOLS
-                histograms[family] += [
-                    np.bincount(np.frombuffer(lanes[i], np.uint16), minlength=size) for i in chosen
-                ]
-                weights[family] += [min(1.0, WEIGHT_OF_UPDATE / max(len(chosen), 1))] * len(chosen)
+                own.setdefault("block_gaps" if blocks else "gaps", []).append(gaps)
+                own.setdefault("block_levels" if blocks else "levels", []).append(levels)
+            yield own
+
+
+def traced_weights(paths: list[Path]) -> Iterator[dict[str, list[bytes]]]:
+    """The gaps of the weights that change in a step, as they are and in 16 bits."""
+    for path in tqdm(paths, desc="weights"):
+        models = load_snapshots(path)
+        for dtype in ("bfloat16", "float16", "float32"):
+            bits, mantissa = PATTERNS[dtype]
+            before, after = (
+                np.concatenate([v.astype(dtype).view(bits).ravel() for v in models[i].values()])
+                for i in ("0", "1")
+            )
+            order = np.argsort(before << 1 >> mantissa + 1, kind="stable")
+            before, after = before[order], after[order]
+            index = np.flatnonzero(before != after)
+            if len(index) >= 64:
+                level = moved(before[index], after[index])
+                traced = _native.trace_changes(index.tolist(), level.tolist(), LANE_LOG2)
+                yield {
+                    "change_gaps": [gaps for _, gaps, _ in traced],
+                    "change_levels": [levels for _, _, levels in traced],
+                }
+
+
+def moved(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.int64]:
+    """How far patterns of floats moved, away from zero if that is positive."""
+    sign = before.dtype.type(1 << 8 * before.itemsize - 1)
+    values = [np.where(x & sign, ~(x ^ sign).astype(np.int64), x) for x in (before, after)]
+    return np.where(before & sign, values[0] - values[1], values[1] - values[0])
+
+
+def training_lanes(traced: Iterator[dict[str, list[bytes]]]) -> dict[str, tuple[Floats, Floats]]:
+    """For each family how often each symbol occurs in each row, by lane, and the lanes' weights."""
+    histograms: dict[str, list[NDArray[np.int64]]] = {}
+    weights: dict[str, list[float]] = {}
+    for own in traced:
+        for family, lanes in own.items():
+            chosen = np.unique(
+                np.linspace(0, len(lanes) - 1, min(LANES_PER_UPDATE, len(lanes))).astype(int)
+            )
+            size = FAMILIES[family] * SYMBOLS
+            histograms.setdefault(family, []).extend(
+                np.bincount(np.frombuffer(lanes[i], np.uint16), minlength=size) for i in chosen
+            )
+            weight = min(1.0, WEIGHT_OF_UPDATE / len(chosen))
+            weights.setdefault(family, []).extend([weight] * len(chosen))
     return {
         family: (np.array(histograms[family], np.float32), np.array(weights[family], np.float32))
-        for family in FAMILIES
+        for family in histograms
     }
 
 
@@ -160,26 +208,24 @@ def digits_of(lengths: Floats) -> str:
     return "".join(DIGITS[q] for q in np.maximum(quarters, 0))
 
 
-def write_tables(sets: dict[str, Floats], trained_on: list[str]) -> None:
-    runs = "\n".join(textwrap.wrap(", ".join(trained_on) + ".", 96))
-    text = f'''"""The trained sets of tables, section 5.6 of docs/format.md, by family.
+def write_tables(sets: dict[str, list[list[str]]]) -> None:
+    text = '''"""The trained sets of tables, section 5.6 of docs/format.md, by family.
 
 The source of ``csrc/entropy/tables_v1.hpp``, which ``tests/support/generated_tables.py`` makes from
 it. A row has a digit for each symbol, 0 to 9, A to Z, a to l: a weight in quarter octaves.
 
-Generated by benchmarks/trained_tables/fit.py from the runs
-{runs}
+Generated by benchmarks/trained_tables/fit.py.
 """
 
 from __future__ import annotations
 
 # fmt: off
-TRAINED: dict[str, list[list[str]]] = {{
+TRAINED: dict[str, list[list[str]]] = {
 '''
     for family, tables in sets.items():
         text += f'    "{family}": [\n'
         for table in tables:
-            rows = [f'"{digits_of(row)}"' for row in table]
+            rows = [f'"{row}"' for row in table]
             lines = [f"            {', '.join(rows[i : i + 2])},\n" for i in range(0, len(rows), 2)]
             text += f"        [\n{''.join(lines)}        ],\n"
         text += "    ],\n"
@@ -189,16 +235,20 @@ TRAINED: dict[str, list[list[str]]] = {{
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("updates", type=Path, nargs="+")
+    parser.add_argument("--updates", type=Path, nargs="+", default=[])
+    parser.add_argument("--weights", type=Path, nargs="+", default=[])
     args = parser.parse_args()
-    lanes = training_lanes(args.updates)
-    sets = {}
+    lanes = training_lanes(traced_updates(args.updates)) | training_lanes(
+        traced_weights(args.weights)
+    )
+    sets = dict(TRAINED)
     for family, (histograms, weights) in lanes.items():
-        sets[family] = fit_family(histograms, weights)
-        cost = (histograms @ sets[family].reshape(SETS, -1).T).min(1)
+        fitted = fit_family(histograms, weights)
+        sets[family] = [[digits_of(row) for row in table] for table in fitted]
+        cost = (histograms @ fitted.reshape(SETS, -1).T).min(1)
         per_symbol = (weights * cost).sum() / (weights * histograms.sum(1)).sum()
         print(f"{family}: {len(histograms)} lanes, {per_symbol:.3f} bits a symbol")
-    write_tables(sets, sorted(path.stem for path in args.updates))
+    write_tables(sets)
 
 
 if __name__ == "__main__":

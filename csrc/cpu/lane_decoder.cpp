@@ -87,7 +87,7 @@ struct DecodingLane {
   uint32_t state;
   unsigned shift;   // of levels
   uint32_t symbol;  // of the gap, then of the level
-  LaneContexts<kBlocks, part_of<Nonzero>> contexts;
+  decltype(contexts_of<kBlocks, Nonzero>({})) contexts;
   uint64_t sign = 0;     // 0: positive, all bits set: negative
   uint64_t covered = 0;  // index + 1 of the last nonzero, relative to the lane before
   uint64_t value;        // of the gap, then of the level
@@ -236,8 +236,8 @@ bool decode_slice(const uint8_t* slice, uint64_t n_bytes, const Partition& p, ui
     d.state = load_le<uint32_t>(slice + 4 * i);
     if (d.state < kLaneStart) return false;
     d.gaps = table_at(gap_family(part_of<Nonzero>, blocks), lane.gap_set, fitted);
-    d.levels = table_at(level_family(blocks), lane.level_set, fitted);
-    d.contexts.block = lane.block;
+    d.levels = table_at(level_family(part_of<Nonzero>, blocks), lane.level_set, fitted);
+    d.contexts = contexts_of<kBlocks, Nonzero>(lane.block);
     d.shift = lane.shift;
     d.out = nonzeros + part_begin(p, first + i);
     d.length = part_begin(p, first + i + 1) - part_begin(p, first + i);

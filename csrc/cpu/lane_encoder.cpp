@@ -186,7 +186,8 @@ Slice encode_slice(std::span<const Nonzero> sent, const Codes& codes, const Part
     own.levels[i] = codes.levels.data() + begins[i];
     own.raw_levels[i] = codes.raw_levels.data() + begins[i];
     own.gap_slots[i] = table_at(gap_family(part_of<Nonzero>, blocks), lane.gap_set, fitted)->slots;
-    own.level_slots[i] = table_at(level_family(blocks), lane.level_set, fitted)->slots;
+    own.level_slots[i] =
+        table_at(level_family(part_of<Nonzero>, blocks), lane.level_set, fitted)->slots;
   }
   begins[n_lanes] = part_begin(p, first + n_lanes);
   const uint64_t longest = begins[1] - begins[0];
@@ -246,7 +247,8 @@ std::array<Counts, kFamilies> find_symbols(std::span<const Nonzero> sent,
           uint8_t* const steps = codes->steps.data() + part_begin(p, slice * kLanesOfSlice);
           (*lanes)[l] = begin_lane(sent, matrices, begin, end, steps, codes);
           const bool blocks = (*lanes)[l].block.size > 0;
-          const Family gaps = gap_family(part_of<Nonzero>, blocks), levels = level_family(blocks);
+          const Family gaps = gap_family(part_of<Nonzero>, blocks),
+                       levels = level_family(part_of<Nonzero>, blocks);
           find_costs(codes->gaps.data() + begin, n, trained.costs[gaps], &(*costs)[l].gaps,
                      counts[slice][gaps].data());
           find_costs(codes->levels.data() + begin, n, trained.costs[levels], &(*costs)[l].levels,
@@ -275,7 +277,7 @@ void find_fitted_costs(const Codes& codes, const Partition& p, const std::vector
           if (const Table* const gaps = fitted[gap_family(part_of<Nonzero>, blocks)].get()) {
             (*costs)[l].gaps[kFittedSet] = cost_under(*gaps, codes.gaps.data() + begin, n);
           }
-          if (const Table* const levels = fitted[level_family(blocks)].get()) {
+          if (const Table* const levels = fitted[level_family(part_of<Nonzero>, blocks)].get()) {
             (*costs)[l].levels[kFittedSet] = cost_under(*levels, codes.levels.data() + begin, n);
           }
         });

@@ -32,7 +32,7 @@ void write_lane(Part part, BitWriter& out, const Lane& lane, LastLane* last) {
   last->block_size = size;
   last->shift = lane.shift;
   write_set_number(out, lane.gap_set, &last->sets[gap_family(part, size > 0)]);
-  write_set_number(out, lane.level_set, &last->sets[level_family(size > 0)]);
+  write_set_number(out, lane.level_set, &last->sets[level_family(part, size > 0)]);
 }
 
 Lane read_lane(Part part, BitReader& in, const FittedTables& fitted, LastLane* last) {
@@ -51,7 +51,7 @@ Lane read_lane(Part part, BitReader& in, const FittedTables& fitted, LastLane* l
     lane.block.position = in.get(position_bits(lane.block.size));
     if (lane.block.position >= lane.block.size) throw in.bad();
   }
-  const Family gaps = gap_family(part, blocks), levels = level_family(blocks);
+  const Family gaps = gap_family(part, blocks), levels = level_family(part, blocks);
   lane.gap_set = read_set_number(in, &last->sets[gaps], fitted[gaps] != nullptr);
   lane.level_set = read_set_number(in, &last->sets[levels], fitted[levels] != nullptr);
   return lane;
@@ -87,7 +87,7 @@ void choose_sets(Part part, const std::vector<LaneCosts>& costs, const FittedTab
   for (size_t l = 0; l < lanes->size(); ++l) {
     Lane& lane = (*lanes)[l];
     const bool blocks = lane.block.size > 0;
-    const Family gaps = gap_family(part, blocks), levels = level_family(blocks);
+    const Family gaps = gap_family(part, blocks), levels = level_family(part, blocks);
     lane.gap_set = choose_set(costs[l].gaps, fitted[gaps] != nullptr, last.sets[gaps]);
     lane.level_set = choose_set(costs[l].levels, fitted[levels] != nullptr, last.sets[levels]);
     write_lane(part, *out, lane, &last);

@@ -54,7 +54,7 @@ struct Tables {
   Lookup32 level_bits{[](uint32_t s) {
     return s % 16 == kLevelEscape ? kExponentBits : level_class(s % 16).n_bits;
   }};
-  Lookup32 level_growth{[](uint32_t s) { return LaneContexts<false>::typical_level(s % 16) << 3; }};
+  Lookup32 level_growth{[](uint32_t s) { return typical_level(s % 16) << 3; }};
   Lookup64 activity_rows{[](uint32_t i) { return 2 * plain_activity_class(4 * i); }};
   Lookup64 block_activity_rows{[](uint32_t i) { return 2 * block_activity_class(4 * i); }};
   Lookup64 level_rows{[](uint32_t i) { return 3 * level_average_class(i); }};

@@ -37,17 +37,19 @@ RESFED_HD uint32_t left_in_block(Block block) {
 // elements of lossless ones.
 enum class Part { kLossy, kLossless };
 
-// The kinds of tables: of gaps and of levels, of lanes without and with blocks; of gaps of changes.
-enum Family : uint32_t { kGaps, kBlockGaps, kLevels, kBlockLevels, kChangeGaps };
-constexpr uint32_t kFamilies = 5;
-constexpr uint32_t kRows[kFamilies] = {32, 72, 72, 72, 32};
+// The kinds of tables: of gaps and of levels, of lanes without and with blocks, and of changes.
+enum Family : uint32_t { kGaps, kBlockGaps, kLevels, kBlockLevels, kChangeGaps, kChangeLevels };
+constexpr uint32_t kFamilies = 6;
+constexpr uint32_t kRows[kFamilies] = {32, 72, 72, 72, 32, 12};
 constexpr uint32_t kMostRows = 72;
 RESFED_HD constexpr Family gap_family(Part part, bool blocks) {
   return part == Part::kLossless ? kChangeGaps : blocks ? kBlockGaps : kGaps;
 }
-RESFED_HD constexpr Family level_family(bool blocks) { return blocks ? kBlockLevels : kLevels; }
+RESFED_HD constexpr Family level_family(Part part, bool blocks) {
+  return part == Part::kLossless ? kChangeLevels : blocks ? kBlockLevels : kLevels;
+}
 constexpr bool has_family(Part part, Family family) {
-  return part == Part::kLossy ? family != kChangeGaps : family == kLevels || family == kChangeGaps;
+  return (part == Part::kLossless) == (family == kChangeGaps || family == kChangeLevels);
 }
 
 // How many of the ascending thresholds a number below 256 reaches.
@@ -84,34 +86,27 @@ RESFED_HD uint32_t level_average_class(uint32_t level) {
   return number_class<17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144>(min_of(level, 255u));
 }
 
-// kBlocks: the lane may have blocks, which those of changes never have.
-//
-// Sparsity varies from place to place in a tensor, so the activity of a lossy lane forgets fast.
-// Changes of floats lie in the order of exponents, where sparsity varies slowly, so theirs is an
-// average of about 32 gaps, of fewer at first.
-template <bool kBlocks, Part kPart = Part::kLossy>
+// About the middle of a symbol's levels.
+RESFED_HD uint32_t typical_level(uint32_t symbol) {
+  // From symbol 8 on 10, 13, 19, 27, 39, 55, 63, 63: in one number, as an array would lie in a
+  // GPU's memory.
+  constexpr uint64_t kTypical = 0x3f3f37271b130d0a;
+  return symbol < 8 ? symbol + 1 : static_cast<uint32_t>(kTypical >> 8 * (symbol - 8)) & 255;
+}
+
+// Of lossy nonzeros. kBlocks: the lane may have blocks.
+template <bool kBlocks>
 struct LaneContexts {
   Block block{0, 0};
   uint32_t gap_log2 = 0;  // min(log2(last gap), 15)
   uint32_t activity = 0;  // moving average of gap_log2, in 1/16; at most 240
-  uint32_t n_gaps = 0;    // of changes, at most 32
-  uint32_t precise = 0;   // the activity of changes, in 1/512
   uint32_t level = 16;    // moving average of levels, in 1/16
   uint32_t changes = 0;   // moving average of sign changes, in 1/256
   uint32_t left = 0;  // from the element after the last nonzero to the end of its block; 0: unknown
   bool crossed = false;  // the last gap ended in another block than it began in
   bool whole = false;    // all elements of the last nonzero's block were sent, up to it
 
-  // About the middle of a symbol's levels.
-  RESFED_HD static uint32_t typical_level(uint32_t symbol) {
-    // From symbol 8 on 10, 13, 19, 27, 39, 55, 63, 63: in one number, as an array would lie in a
-    // GPU's memory.
-    constexpr uint64_t kTypical = 0x3f3f37271b130d0a;
-    return symbol < 8 ? symbol + 1 : static_cast<uint32_t>(kTypical >> 8 * (symbol - 8)) & 255;
-  }
-
   RESFED_HD uint32_t gap_row() const {
-    if (kPart == Part::kLossless) return change_activity_class(precise >> 5);
     if (kBlocks && block.size > 0) {
       const uint32_t place = left == block.size ? 0 : min_of(left, 8u);
       return (place * 4 + block_activity_class(activity)) * 2 + (whole ? 1 : 0);
@@ -121,12 +116,6 @@ struct LaneContexts {
   // With the gap's floor(log2), which callers know.
   RESFED_HD void add_gap(uint64_t gap, uint32_t log2) {
     gap_log2 = min_of(log2, 15u);
-    if (kPart == Part::kLossless) {
-      n_gaps += n_gaps < 32 ? 1 : 0;
-      const auto distance = static_cast<int32_t>(512 * gap_log2) - static_cast<int32_t>(precise);
-      precise += static_cast<uint32_t>(distance >> max_of(floor_log2(n_gaps), 1u));
-      return;
-    }
     activity = activity - (activity >> 3) + 2 * gap_log2;
     if (!kBlocks || block.size == 0) return;
     crossed = left != 0 && (left == block.size || gap > left);
@@ -142,6 +131,32 @@ struct LaneContexts {
   RESFED_HD void add_level(uint32_t symbol) {
     level = level - (level >> 1) + (typical_level(symbol % kSignChanged) << 3);
     changes = changes - (changes >> 3) + (symbol >= kSignChanged ? 32 : 0);
+  }
+};
+
+// Of changes. Sparsity varies from place to place in a tensor, so what LaneContexts know is about
+// the last few nonzeros. Changes of floats lie in the order of exponents, where nothing varies
+// fast. So these averages are of about 32 of them, of fewer at first.
+struct ChangeContexts {
+  uint32_t n_changes = 0;  // at most 32
+  int32_t activity = 0;    // moving average of min(log2(gap), 15), in 1/512
+  int32_t level = 512;     // moving average of levels, in 1/512
+
+  RESFED_HD uint32_t gap_row() const {
+    return change_activity_class(static_cast<uint32_t>(activity >> 5));
+  }
+  RESFED_HD void add_gap(uint64_t, uint32_t log2) {
+    n_changes += n_changes < 32 ? 1 : 0;
+    move(&activity, min_of(log2, 15u));
+  }
+  RESFED_HD uint32_t level_row() const {
+    return level_average_class(static_cast<uint32_t>(level >> 5));
+  }
+  RESFED_HD void add_level(uint32_t symbol) { move(&level, typical_level(symbol % kSignChanged)); }
+
+ private:
+  RESFED_HD void move(int32_t* average, uint32_t value) const {
+    *average += (static_cast<int32_t>(512 * value) - *average) >> max_of(floor_log2(n_changes), 1u);
   }
 };
 

@@ -20,6 +20,17 @@ constexpr Part part_of = Part::kLossy;
 template <>
 inline constexpr Part part_of<ChangedElement> = Part::kLossless;
 
+template <bool kBlocks, class Nonzero>
+RESFED_HD auto contexts_of(Block block) {
+  if constexpr (part_of<Nonzero> == Part::kLossless) {
+    return ChangeContexts{};
+  } else {
+    LaneContexts<kBlocks> contexts;
+    contexts.block = block;
+    return contexts;
+  }
+}
+
 template <class Nonzero>
 RESFED_HD uint64_t gap_at(const Nonzero* sent, uint64_t i) {
   return sent[i].index() - (i == 0 ? ~uint64_t{0} : sent[i - 1].index());
@@ -104,8 +115,7 @@ RESFED_HD RestOfLevel rest_of_level(uint64_t level, uint32_t symbol, unsigned sh
 template <bool kBlocks, class Nonzero, class Visit>
 RESFED_HD void for_each_code(const Nonzero* sent, uint64_t begin, uint64_t end, Block block,
                              unsigned shift, Visit visit) {
-  LaneContexts<kBlocks, part_of<Nonzero>> contexts;
-  contexts.block = block;
+  auto contexts = contexts_of<kBlocks, Nonzero>(block);
   bool positive = true;
   for (uint64_t i = begin; i < end; ++i) {
     const uint64_t gap = gap_at(sent, i);

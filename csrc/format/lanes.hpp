@@ -28,7 +28,8 @@ struct Lane {
 struct LastLane {
   uint32_t block_size = 0;
   uint8_t shift = 0;
-  uint8_t sets[kFamilies] = {kFittedSet, kFittedSet, kFittedSet, kFittedSet, kFittedSet};
+  uint8_t sets[kFamilies] = {kFittedSet, kFittedSet, kFittedSet,
+                             kFittedSet, kFittedSet, kFittedSet};
 };
 
 // Sets that are fitted to how often each symbol occurs, where they pay; writes them.

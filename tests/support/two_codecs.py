@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import resfed_codec as rfc
+from checksums import sealed
 from models import assert_same
 from resfed_codec import _native
 from resfed_codec import reference as slow
 from resfed_codec.codec import update
 from resfed_codec.reference.frame import read_frame
-from resfed_codec.reference.lanes import Tables, read_tables
+from resfed_codec.reference.lanes import LOSSY, Tables, read_tables
 from resfed_codec.reference.update import matrices_of
 from resfed_codec.reference.values import groups_of, tensors_of
 
@@ -65,8 +67,34 @@ def assert_agree(state: Any, base: Any, config: dict[str, Any], lane_log2: int =
     return theirs
 
 
+def outcome(decode: Callable[[Any, Any], Any], payload: bytes, reference: Any) -> Any:
+    try:
+        return decode(payload, reference)
+    except (rfc.PayloadError, rfc.StateMismatchError) as error:
+        return type(error)
+
+
+def n_refused(payload: bytes, part: bytes, reference: Any, n: int, rng: np.random.Generator) -> int:
+    """How many of n bits of a part are refused as damage, under a checksum that is right.
+
+    Both codecs raise the same error, or decode the same model.
+    """
+    begin, refused = payload.index(part), 0
+    for at in begin + rng.integers(0, len(part), n):
+        forged = bytearray(payload[:-4])
+        forged[at] ^= 1 << int(rng.integers(8))
+        theirs = outcome(slow.decode, sealed(bytes(forged)), reference)
+        refused += theirs is rfc.PayloadError
+        for ours in by_all_kernels(partial(outcome, rfc.decode, sealed(bytes(forged)), reference)):
+            if isinstance(theirs, type):
+                assert ours is theirs, at
+            else:
+                assert_same(ours, theirs)
+    return refused
+
+
 def tables_in(payload: bytes, base: Any) -> Tables:
     """What the tables of a payload say."""
     f = read_frame(payload)
     matrices, *_ = groups_of(tensors_of(base), f.exclusions, f.dense_tensors)
-    return read_tables(f.tables, matrices_of(matrices), f.n_lanes)
+    return read_tables(LOSSY, f.tables, matrices_of(matrices), f.n_lanes)

@@ -1,4 +1,4 @@
-"""The stream of bits in the field ``tables``: the lowest bit of each byte comes first."""
+"""Streams of bits, as those of tables: the lowest bit of each byte comes first."""
 
 from __future__ import annotations
 
@@ -57,7 +57,12 @@ class BitReader:
             raise PayloadError("payload: a number in the tables is too large")
         return number
 
+    def align(self) -> int:
+        """Goes on to the next byte, over zeros; returns how many bytes lie behind."""
+        if self.get(-self.at % 8):
+            raise PayloadError("payload: the tables do not end where they should")
+        return self.at // 8
+
     def finish(self) -> None:
-        left = 8 * len(self.data) - self.at
-        if left >= 8 or self.get(left):
+        if self.align() != len(self.data):
             raise PayloadError("payload: the tables do not end where they should")

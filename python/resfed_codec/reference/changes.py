@@ -1,179 +1,103 @@
-"""Section 5.7 of docs/format.md as plain Python: slices of adaptively coded binary decisions.
+"""Section 5.7 of docs/format.md as NumPy: what is coded of the lossless group's changed elements.
 
-They code the changed elements of the lossless group; keyframes use the same coder.
+A change is a nonzero: its index is its place in the order of exponents, its level is how far the
+element's bit pattern moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError
-from resfed_codec.reference.contexts import (
-    CHANGE_GAP,
-    CHANGE_REPEAT,
-    CHANGE_SIZE,
-    LOSSLESS,
-    State,
-)
-from resfed_codec.reference.symbols import Symbols, log2, part_sizes
+from resfed_codec.reference.symbols import Nonzeros
+from resfed_codec.reference.values import Tensor, Writes, check_term, locate, patterns
 
-SLICE_LOG2 = 11
+MANTISSA_BITS = {
+    **{"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52},
+    **{"complex32": 10, "bcomplex32": 7, "complex64": 23, "complex128": 52},
+}
+"""Of floats, and of the parts of complex numbers."""
 
 
-# ---- Binary rANS and adaptive probabilities
+# ---- Levels
 
 
-class Contexts:
-    """The adaptive probabilities of one slice."""
-
-    def __init__(self, states: list[State]) -> None:
-        self.table = [[256 * p, 256 * p, count] for p, count in states]
-
-    def probability(self, context: int) -> int:
-        fast, slow, _ = self.table[context]
-        return min(max((fast + slow) // 8, 1), 2**14 - 1)
-
-    def update(self, context: int, bit: int) -> None:
-        entry = self.table[context]
-        for i, floor in ((0, 4096), (1, 512)):
-            rate = max(131072 // (2 * entry[2] + 3), floor)
-            if bit:
-                entry[i] += (65535 - entry[i]) * rate // 65536
-            else:
-                entry[i] -= entry[i] * rate // 65536
-        entry[2] = min(entry[2] + 1, 127)
+def is_negative(bits: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the highest bit is set."""
+    highest: NDArray[np.bool_] = bits >> (8 * bits.itemsize - 1) == 1
+    return highest
 
 
-class Encoder:
-    """Collects decisions as (f, s); `finish` codes them backwards."""
-
-    def __init__(self, contexts: Contexts) -> None:
-        self.contexts = contexts
-        self.decisions: list[tuple[int, int]] = []
-
-    def code_bit(self, context: int, bit: int) -> int:
-        p = self.contexts.probability(context)
-        self.decisions.append((p, 0) if bit else (2**14 - p, p))
-        self.contexts.update(context, bit)
-        return bit
-
-    def code_bypass(self, number: int, n_bits: int) -> int:
-        self.decisions.append((2 ** (14 - n_bits), number << (14 - n_bits)))
-        return number
-
-    def finish(self) -> bytes:
-        state, words = 2**16, []
-        for f, s in reversed(self.decisions):
-            if state >= f << 18:
-                words.append(state & 0xFFFF)
-                state >>= 16
-            state = (state // f << 14) + state % f + s
-        return state.to_bytes(4, "little") + b"".join(
-            word.to_bytes(2, "little") for word in reversed(words)
-        )
+def ascending(bits: NDArray[Any]) -> NDArray[Any]:
+    """Patterns of floats as signed numbers that ascend with the value; its own inverse."""
+    return np.where(is_negative(bits), bits ^ (np.iinfo(bits.dtype).max >> 1), bits)
 
 
-class Decoder:
-    def __init__(self, contexts: Contexts, data: bytes) -> None:
-        if len(data) < 4 or len(data) % 2:
-            raise PayloadError("payload: a slice of an impossible length")
-        self.contexts = contexts
-        self.state = int.from_bytes(data[:4], "little")
-        self.words = [int.from_bytes(data[i : i + 2], "little") for i in range(4, len(data), 2)]
-        self.words.reverse()
-        if self.state < 2**16:
-            raise PayloadError("payload: a slice in an impossible state")
-
-    def code_bit(self, context: int, _: int) -> int:
-        p = self.contexts.probability(context)
-        bit = int(self.state % 2**14 < p)
-        self.take(*((p, 0) if bit else (2**14 - p, p)))
-        self.contexts.update(context, bit)
-        return bit
-
-    def code_bypass(self, _: int, n_bits: int) -> int:
-        number = self.state % 2**14 >> (14 - n_bits)
-        self.take(2 ** (14 - n_bits), number << (14 - n_bits))
-        return number
-
-    def take(self, f: int, s: int) -> None:
-        self.state = f * (self.state >> 14) + self.state % 2**14 - s
-        if self.state < 2**16:
-            if not self.words:
-                raise PayloadError("payload: a slice ends too early")
-            self.state = self.state << 16 | self.words.pop()
-
-    def finish(self) -> None:
-        if self.words or self.state != 2**16:
-            raise PayloadError("payload: a slice does not end where it should")
+def levels_between(old: NDArray[Any], new: NDArray[Any], is_float: bool) -> NDArray[Any]:
+    """How far patterns of w bits move, as signed numbers of w bits; floats: away from zero."""
+    moved: NDArray[Any] = new - old
+    if is_float:
+        moved = ascending(new) - ascending(old)
+        moved = np.where(is_negative(old), 0 - moved, moved)
+    return moved.view(f"i{old.itemsize}")
 
 
-Coder = Encoder | Decoder
+def moved_by(old: NDArray[Any], levels: NDArray[Any], is_float: bool) -> NDArray[Any]:
+    """The counterpart: the new patterns."""
+    distance: NDArray[Any] = levels.view(old.dtype)
+    if is_float:
+        distance = np.where(is_negative(old), 0 - distance, distance)
+        return ascending(ascending(old) + distance)
+    new: NDArray[Any] = old + distance
+    return new
 
 
-def code_unary(coder: Coder, value: int, context: Callable[[int], int], most: int) -> int:
-    position = 0
-    while coder.code_bit(context(position), int(position < value)):
-        position += 1
-        if position > most:
-            raise PayloadError("payload: a number in a slice is too large")
-    return position
+# ---- The order of exponents
 
 
-def code_mantissa(coder: Coder, value: int, n_bits: int) -> int:
-    leading = 1
-    while n_bits:
-        n = min(n_bits, 14)
-        n_bits -= n
-        leading = leading << n | coder.code_bypass(value >> n_bits & (2**n - 1), n)
-    return leading
+def exponent_classes(t: Tensor) -> NDArray[np.int64]:
+    bits = patterns(t.reference)
+    if t.dtype not in MANTISSA_BITS:
+        return np.zeros(bits.size, np.int64)
+    without_sign = bits & (np.iinfo(bits.dtype).max >> 1)
+    exponents = (without_sign >> MANTISSA_BITS[t.dtype]).astype(np.int64)
+    return exponents if t.reference.itemsize < 8 else np.clip(exponents - 896, 0, 255)
 
 
-# ---- A changed element
+def coding_order(group: list[Tensor]) -> NDArray[np.int64]:
+    """Element numbers of the lossless group in the order in which their changes are coded."""
+    classes = np.concatenate([np.zeros(0, np.int64), *map(exponent_classes, group)])
+    return np.argsort(classes, kind="stable")
 
 
-class ChangeCode:
-    def __init__(self) -> None:
-        self.scattered = self.repeated = self.last = 0
-
-    def code(self, coder: Coder, gap: int, change: int) -> tuple[int, int]:
-        e = code_unary(coder, log2(gap), lambda i: CHANGE_GAP(self.scattered, min(i, 15)), 62)
-        gap = code_mantissa(coder, gap, e)
-        repeats = 0
-        if self.last:
-            repeats = coder.code_bit(CHANGE_REPEAT(self.repeated), int(change == self.last))
-        if repeats:
-            change = self.last
-        else:
-            size, node = log2(max(change, 1)), 1
-            for i in reversed(range(6)):
-                node = 2 * node + coder.code_bit(CHANGE_SIZE(node), size >> i & 1)
-            change = code_mantissa(coder, change, node - 64)
-        self.scattered, self.repeated, self.last = int(gap > 1), repeats, change
-        return gap, change
+# ---- Changes
 
 
-def encode_changes(changes: Symbols) -> list[bytes]:
-    slices, previous, done = [], -1, 0
-    for size in part_sizes(len(changes), SLICE_LOG2):
-        coder, code = Encoder(Contexts(LOSSLESS.states)), ChangeCode()
-        for index, change in changes[done : done + size]:
-            code.code(coder, index - previous, change)
-            previous = index
-        done += size
-        slices.append(coder.finish())
-    return slices
+def find_changes(group: list[Tensor]) -> Nonzeros:
+    moved = [np.zeros(0, object)]
+    for t in group:
+        assert t.state is not None
+        bits = patterns(t.reference), patterns(t.state)
+        moved.append(levels_between(*bits, t.dtype in MANTISSA_BITS).astype(object))
+    levels = np.concatenate(moved)[coding_order(group)]
+    return [(i, int(level)) for i, level in enumerate(levels) if level]
 
 
-def decode_changes(slices: list[bytes], n_changed: int, n_elems: int) -> Symbols:
-    changes, index = [], -1
-    for data, size in zip(slices, part_sizes(n_changed, SLICE_LOG2), strict=True):
-        coder, code = Decoder(Contexts(LOSSLESS.states), data), ChangeCode()
-        for _ in range(size):
-            gap, change = code.code(coder, 1, 1)
-            index += gap
-            if index >= n_elems:
-                raise PayloadError("payload: an index is past the end")
-            changes.append((index, change))
-        coder.finish()
-    return changes
+def restore_group(group: list[Tensor], changes: Nonzeros) -> tuple[Writes, int]:
+    """(tensor, where, new value) of each changed element, and the group's term of the check."""
+    order = coding_order(group)
+    writes, check = [], 0
+    for index, level in changes:
+        element = int(order[index])
+        t, where = locate(group, element)
+        old = patterns(t.reference[where : where + 1])
+        limit = 1 << (8 * old.itemsize - 1)
+        if not -limit <= level < limit:
+            raise PayloadError("payload: a change is too large")
+        new = moved_by(old, np.array([level], f"i{old.itemsize}"), t.dtype in MANTISSA_BITS)
+        check += check_term(element, int(old[0]), int(new[0]))
+        writes.append((t, where, new.view(t.reference.dtype)[0]))
+    return writes, check

@@ -1,68 +1,82 @@
-"""The contexts of the entropy coder, section 5.7 of docs/format.md: the only table of them.
-
-``csrc/entropy/contexts_v1.hpp`` and the tables in docs/format.md are generated from this module by
-``tests/support/generated_tables.py``.
-"""
+"""Section 5.5 of docs/format.md: what a lane's nonzeros so far say of the next one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 
-State = tuple[int, int]
-INITIAL_STATE: State = (128, 0)
-"""Of all contexts: probability 1/2, count 0."""
+from resfed_codec.reference.symbols import SIGN_CHANGED, log2
 
-
-@dataclass(frozen=True)
-class Family:
-    """The contexts of one kind of decision: an array in C order, with consecutive numbers.
-
-    Attributes:
-        name: Its name in docs/format.md.
-        decision: What a 1 means.
-        axes: Of each dimension, what the index is and how many values it has.
-        first: The number of its first context.
-    """
-
-    name: str
-    decision: str
-    axes: tuple[tuple[str, int], ...]
-    first: int
-
-    @property
-    def size(self) -> int:
-        return prod(n for _, n in self.axes)
-
-    def __call__(self, *index: int) -> int:
-        """The number of a context."""
-        number = 0
-        for i, (_, n) in zip(index, self.axes, strict=True):
-            if not 0 <= i < n:
-                raise IndexError(f"{self.name}{list(index)}: {i} is not below {n}")
-            number = number * n + i
-        return self.first + number
+TYPICAL_LEVELS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63)
 
 
-class ContextTable:
-    """The contexts of a kind of slice: families, each of which begins where the last one ends."""
-
-    def __init__(self) -> None:
-        self.families: list[Family] = []
-        self.states: list[State] = []
-
-    def family(self, name: str, decision: str, *axes: tuple[str, int]) -> Family:
-        family = Family(name, decision, axes, len(self.states))
-        self.families.append(family)
-        self.states += (INITIAL_STATE,) * family.size
-        return family
+def reached(number: int, thresholds: tuple[int, ...]) -> int:
+    return sum(number >= threshold for threshold in thresholds)
 
 
-LOSSLESS = ContextTable()
-"""Of slices of changed elements, section 5.7."""
+@dataclass
+class Block:
+    """Blocks of a lane: their size (0: none) and the position of the lane's first nonzero."""
 
-CHANGE_GAP = LOSSLESS.family(
-    "change_gap", "position < e", ("scattered", 2), ("min(position, 15)", 16)
-)
-CHANGE_REPEAT = LOSSLESS.family("change_repeat", "change = last change", ("repeated", 2))
-CHANGE_SIZE = LOSSLESS.family("change_size", "the next bit of s", ("node", 64))
+    size: int = 0
+    position: int = 0
+
+
+@dataclass
+class Contexts:
+    """Of a lossy lane."""
+
+    block: Block = field(default_factory=Block)
+    gap_log2: int = 0
+    activity: int = 0
+    level: int = 16
+    changes: int = 0
+    position: int | None = None  # of the last nonzero in its block
+    crossed: bool = False
+    whole: bool = False
+
+    def gap_row(self) -> int:
+        if not self.block.size:
+            active = reached(self.activity, (4, 8, 16, 24, 40, 56, 72))
+            return (min(self.gap_log2, 1) * 8 + active) * 2 + (self.level >= 24)
+        left = 0 if self.position is None else self.block.size - 1 - self.position
+        active = reached(self.activity, (8, 24, 56))
+        return (min(left, 8) * 4 + active) * 2 + self.whole
+
+    def add_gap(self, gap: int) -> None:
+        self.gap_log2 = min(log2(gap), 15)
+        self.activity += 2 * self.gap_log2 - self.activity // 8
+        if not self.block.size:
+            return
+        if self.position is None:
+            self.position = self.block.position
+            self.whole = self.position == 0
+            return
+        self.crossed = self.position + gap >= self.block.size
+        self.position = (self.position + gap) % self.block.size
+        self.whole = self.position == 0 if self.crossed else self.whole and gap == 1
+
+    def level_row(self) -> int:
+        apart = self.crossed if self.block.size else self.gap_log2 > 0
+        level = reached(self.level, (17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144))
+        return (12 * apart + level) * 3 + reached(self.changes, (8, 80))
+
+    def add_level(self, symbol: int) -> None:
+        self.level += 8 * TYPICAL_LEVELS[symbol % SIGN_CHANGED] - self.level // 2
+        self.changes += (32 if symbol >= SIGN_CHANGED else 0) - self.changes // 8
+
+
+@dataclass
+class ChangeContexts(Contexts):
+    """Of a lossless lane, which has no blocks."""
+
+    n_gaps: int = 0
+    average: int = 0  # of gap_log2, over about 32 gaps, in 1/512
+
+    def gap_row(self) -> int:
+        steps = (*range(2, 17, 2), *range(20, 81, 4), *range(88, 129, 8), 144)
+        return reached(self.average // 32, steps)
+
+    def add_gap(self, gap: int) -> None:
+        self.gap_log2 = min(log2(gap), 15)
+        self.n_gaps = min(self.n_gaps + 1, 32)
+        self.average += 512 * self.gap_log2 - self.average >> max(log2(self.n_gaps), 1)

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.reference.changes import SLICE_LOG2
-from resfed_codec.reference.lanes import LANE_LOG2, LANES_OF_SLICE
-from resfed_codec.reference.symbols import n_parts, part_sizes
+from resfed_codec.reference.lanes import LANE_LOG2, count_lanes, count_slices
 from resfed_codec.reference.values import F32, Quantizer
 
 
@@ -41,8 +39,9 @@ class Frame:
     n_changed: int
     exclusions: list[int]
     dense_tensors: list[int]
-    tables: bytes
-    slices: list[bytes]
+    tables: bytes = b""
+    change_tables: bytes = b""
+    slices: list[bytes] = field(default_factory=list)
     lane_log2: int = LANE_LOG2
 
     @property
@@ -51,20 +50,19 @@ class Frame:
 
     @property
     def n_lanes(self) -> int:
-        return n_parts(self.n_sent, self.lane_log2)
+        return count_lanes(self.n_sent, self.lane_log2)
 
     @property
-    def lane_sizes(self) -> list[int]:
-        """How many nonzeros each lane holds."""
-        return part_sizes(self.n_sent, self.lane_log2)
+    def n_lossless_lanes(self) -> int:
+        return count_lanes(self.n_changed, self.lane_log2)
 
     @property
     def n_lossy_slices(self) -> int:
-        return -(-self.n_lanes // LANES_OF_SLICE)
+        return count_slices(self.n_lanes)
 
     @property
-    def n_lossless_slices(self) -> int:
-        return n_parts(self.n_changed, SLICE_LOG2)
+    def n_slices(self) -> int:
+        return self.n_lossy_slices + count_slices(self.n_lossless_lanes)
 
 
 # ---- Writing
@@ -124,6 +122,8 @@ def write_frame(f: Frame) -> bytes:
         out += write_ordinals(f.dense_tensors)
     if f.n_sent:
         out += varint(len(f.tables)) + f.tables
+    if f.n_changed:
+        out += varint(len(f.change_tables)) + f.change_tables
     for data in f.slices[:-1]:
         out += varint(len(data) // 2)
     out += b"".join(f.slices)
@@ -242,19 +242,18 @@ def read_frame(data: bytes, n_tensors: int = 2**32, expected: bytes | None = Non
         n_changed,
         exclusions,
         dense_tensors,
-        b"",
-        [],
-        lane_log2,
+        lane_log2=lane_log2,
     )
     if f.n_sent:
         f.tables = reader.take(reader.varint())
-    if 4 * (f.n_lanes + f.n_lossless_slices) > len(reader.data) - reader.at:  # each has a state
+    if f.n_changed:
+        f.change_tables = reader.take(reader.varint())
+    if 4 * (f.n_lanes + f.n_lossless_lanes) > len(reader.data) - reader.at:  # each has a state
         raise PayloadError("payload: truncated in its slices")
-    n_slices = f.n_lossy_slices + f.n_lossless_slices
-    lengths = [2 * reader.varint() for _ in range(n_slices - 1)]
+    lengths = [2 * reader.varint() for _ in range(f.n_slices - 1)]
     f.slices = [reader.take(n) for n in lengths]
     rest = reader.take(len(data) - 4 - reader.at)
-    if n_slices:
+    if f.n_slices:
         f.slices.append(rest)
     elif rest:
         raise PayloadError("payload: unexpected bytes at the end")

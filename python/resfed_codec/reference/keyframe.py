@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.reference.changes import Coder, Contexts, Decoder, Encoder
+from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.frame import Reader, crc32c, varint
+from resfed_codec.reference.rans import FREQUENCY_BITS, Decoder, Encoder, Row
+from resfed_codec.reference.tables import code_lengths
 from resfed_codec.reference.values import State, as_model, layout_digest, tensors_of
 
 CHUNK_ELEMS = 65536
 MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
-STATES = [(128, 0)] * 256  # number 0 is unused
 RAW, CONSTANT = 0, 1
 
 U64 = np.uint64
@@ -63,35 +64,61 @@ def sign_first(bits: Bits, width: int, mantissa_bits: int) -> Bits:
 # ---- 10.3 Byte planes
 
 
-def code_byte(coder: Coder, byte: int) -> int:
-    node = 1
-    for i in reversed(range(8)):
-        node = node << 1 | coder.code_bit(node, byte >> i & 1)
-    return node - 256
+def count_lanes(n: int) -> int:
+    return min(max(n // 2048, 1), 32)
 
 
-def worth_coding(plane: bytes) -> bool:
+def frequencies_of(plane: bytes) -> Row:
+    """In proportion to how often each byte occurs, at least 1 where it does."""
     counts = [plane.count(byte) for byte in range(256)]
-    pairs, n = sum(c * (c - 1) for c in counts), len(plane)
-    return 8 * 256 * pairs > 9 * n * (n - 1)
+    left = 2**FREQUENCY_BITS - sum(count > 0 for count in counts)
+    row = [1 + count * left // len(plane) if count else 0 for count in counts]
+    row[row.index(max(row))] += 2**FREQUENCY_BITS - sum(row)
+    return tuple(row)
+
+
+def write_frequencies(row: Row) -> bytes:
+    used = [byte for byte, f in enumerate(row) if f]
+    first, last = used[0], used[-1]
+    out = BitWriter()
+    out.put(first, 8)
+    out.put(last, 8)
+    for f in row[first : last + 1]:
+        out.put_gamma(f + 1)
+    return out.finish()
+
+
+def read_frequencies(data: bytes) -> tuple[Row, int]:
+    """The frequencies of all bytes, and how many bytes they take."""
+    reader = BitReader(data)
+    first, last = reader.get(8), reader.get(8)
+    some = [reader.get_gamma(2**FREQUENCY_BITS) - 1 for _ in range(first, last + 1)]
+    if last <= first or not some[0] or not some[-1] or sum(some) != 2**FREQUENCY_BITS:
+        raise PayloadError("payload: frequencies that cannot be")
+    return (*[0] * first, *some, *[0] * (255 - last)), reader.align()
+
+
+def cost(plane: bytes, row: Row, n_header: int) -> int:
+    """What a slice takes, about, in 1/32 bit."""
+    lengths = code_lengths()[list(row)]
+    return int(lengths[np.frombuffer(plane, np.uint8)].sum()) + 32 * 8 * n_header
 
 
 def encode_plane(plane: bytes) -> tuple[int, bytes]:
     """The mode of a byte plane, and its bytes in the payload."""
-    if plane == plane[:1] * len(plane):
+    n, n_lanes = len(plane), count_lanes(len(plane))
+    if plane == plane[:1] * n:
         return CONSTANT, plane[:1]
-    if worth_coding(plane):
-        encoder = Encoder(Contexts(STATES))
-        for byte in plane:
-            code_byte(encoder, byte)
-        coded = encoder.finish()
-        if len(coded) < len(plane):
-            return len(coded) // 2, coded
+    row = frequencies_of(plane)
+    written = write_frequencies(row)
+    if 64 * cost(plane, row, len(written) + 4 * n_lanes) < 63 * 32 * 8 * n:
+        encoder = Encoder(n_lanes)
+        for i, byte in enumerate(plane):
+            encoder.symbol(i % n_lanes, row, byte)
+        coded = written + encoder.finish()
+        if len(coded) < n:
+            return len(coded), coded
     return RAW, plane
-
-
-def plane_bytes(mode: int, n: int) -> int:
-    return {RAW: n, CONSTANT: 1}.get(mode, 2 * mode)
 
 
 def decode_plane(mode: int, data: bytes, n: int) -> bytes:
@@ -99,8 +126,10 @@ def decode_plane(mode: int, data: bytes, n: int) -> bytes:
         return data
     if mode == CONSTANT:
         return data * n
-    decoder = Decoder(Contexts(STATES), data)
-    plane = bytes(code_byte(decoder, 0) for _ in range(n))
+    row, n_written = read_frequencies(data)
+    n_lanes = count_lanes(n)
+    decoder = Decoder(n_lanes, data[n_written:])
+    plane = bytes(decoder.symbol(i % n_lanes, row, 0) for i in range(n))
     decoder.finish()
     return plane
 
@@ -148,14 +177,12 @@ def decode_keyframe(payload: bytes, like: State) -> Any:
     reader = Reader(data[:-4])
     reader.take(12)
     sizes = [(t, n) for t in tensors for n in chunk_sizes(t.reference.size)]
-    modes = [
-        [reader.varint(max((n - 1) // 2, 1)) for _ in range(t.reference.itemsize)] for t, n in sizes
-    ]
+    modes = [[reader.varint(max(n - 1, 1)) for _ in range(t.reference.itemsize)] for t, n in sizes]
     chunks: dict[str, list[Bits]] = {t.name: [np.zeros(0, U64)] for t in tensors}
     for (t, n), chunk_modes in zip(sizes, modes, strict=True):
         bits = np.zeros(n, U64)
         for mode in chunk_modes:
-            plane = decode_plane(mode, reader.take(plane_bytes(mode, n)), n)
+            plane = decode_plane(mode, reader.take({RAW: n}.get(mode, mode)), n)
             bits = bits << U64(8) | np.frombuffer(plane, np.uint8)
         chunks[t.name].append(bits)
     if reader.at != len(data) - 4:

@@ -1,352 +1,233 @@
-"""Sections 5.2 to 5.6 of docs/format.md, and what section 8 says of them: nonzeros as lanes.
+"""Sections 5.2 to 5.6 of docs/format.md as Python: nonzeros as lanes, in slices.
 
-:func:`code_nonzero` codes a nonzero both ways. What differs is its coder: an :class:`Encoder`, a
-:class:`Decoder`, or a :class:`Tracer`, which only notes what an encoder would code.
+:func:`code_nonzero` codes a nonzero both ways. What differs is its coder, of rans.py.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from typing import TypeAlias
 
 import numpy as np
 
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.bits import BitReader, BitWriter
+from resfed_codec.reference.choices import MAX_BLOCK, choose_block, choose_set, choose_shift
+from resfed_codec.reference.contexts import Block, ChangeContexts, Contexts
+from resfed_codec.reference.rans import Coder, Decoder, Encoder, code_pieces
 from resfed_codec.reference.scan import Matrix, Scan, read_scans, scan, undo_scans
-from resfed_codec.reference.symbols import MAX_LEVEL, Symbols, log2, part_sizes
+from resfed_codec.reference.symbols import (
+    EXPONENT_BITS,
+    GAP_ESCAPE,
+    LEVEL_ESCAPE,
+    MAX_CHANGE,
+    MAX_LEVEL,
+    MAX_SHIFT,
+    SIGN_CHANGED,
+    Nonzeros,
+    gap_class,
+    gap_symbol,
+    level_class,
+    level_symbol,
+    log2,
+)
 from resfed_codec.reference.tables import (
     FAMILIES,
     FITTED,
-    FREQUENCY_BITS,
     N_ROWS,
     N_SYMBOLS,
-    N_TRAINED,
     Counts,
     FittedSet,
     Table,
-    code_lengths,
     fit_set,
     read_set,
     trained,
-    trained_costs,
     write_set,
 )
 
 LANE_LOG2 = 10
 LANES_OF_SLICE = 32
-MAX_BLOCK = 64
-
-GAPS, LEVELS = 0, 1
-"""The two kinds of symbols."""
 
 
-# ---- 5.4 Symbols
+@dataclass(frozen=True)
+class Part:
+    """What differs between lossy and lossless slices: families of tables and the largest level."""
 
-GAP_ESCAPE, LEVEL_ESCAPE, SIGN_CHANGED = 31, 15, 16
-FIRST_ESCAPED_GAP, FIRST_ESCAPED_LEVEL = 2**15, 96
-HALF_OCTAVES = [part << (e - 1) for e in range(3, 15) for part in (2, 3)]
-GAP_CLASSES = [*range(1, 8), *HALF_OCTAVES]
-LEVEL_CLASSES = [*range(1, 9), *HALF_OCTAVES[:7]]
-"""The first value of each class. Level 8 has a class of its own, and none begins at 9."""
+    families: tuple[str, ...]
+    most: int
 
 
-def gap_symbol(gap: int) -> int:
-    if gap >= FIRST_ESCAPED_GAP:
-        return GAP_ESCAPE
-    return bisect_right(GAP_CLASSES, gap) - 1
+LOSSY = Part(("gaps", "block_gaps", "levels", "block_levels"), MAX_LEVEL)
+LOSSLESS = Part(("levels", "change_gaps"), MAX_CHANGE)
 
 
-def level_symbol(level: int) -> int:
-    if level >= FIRST_ESCAPED_LEVEL:
-        return LEVEL_ESCAPE
-    return level - 1 if level <= 8 else bisect_right(LEVEL_CLASSES, level) - 1
+# ---- 5.2 Lanes and slices
 
 
-def class_bits(first: int) -> int:
-    """Raw bits of half an octave."""
-    return log2(first) - 1
+def count_lanes(n_nonzeros: int, lane_log2: int) -> int:
+    return max(1, (n_nonzeros + 2 ** (lane_log2 - 1)) >> lane_log2) if n_nonzeros else 0
 
 
-# ---- 5.5 Contexts
+def lane_sizes(n_nonzeros: int, lane_log2: int) -> list[int]:
+    n = count_lanes(n_nonzeros, lane_log2)
+    return [n_nonzeros // n + (i < n_nonzeros % n) for i in range(n)]
 
 
-def reached(number: int, thresholds: tuple[int, ...]) -> int:
-    return sum(number >= threshold for threshold in thresholds)
-
-
-@dataclass
-class Block:
-    """Blocks of a lane: their size (0: none) and the position of the lane's first nonzero."""
-
-    size: int = 0
-    position: int = 0
-
-
-@dataclass
-class Contexts:
-    """What a lane's nonzeros so far say of the next one."""
-
-    block: Block
-    gap_log2: int = 0
-    activity: int = 0
-    level: int = 16
-    changes: int = 0
-    position: int | None = None  # of the last nonzero in its block
-    crossed: bool = False
-    whole: bool = False
-
-    def gap_row(self) -> int:
-        if not self.block.size:
-            active = reached(self.activity, (4, 8, 16, 24, 40, 56, 72))
-            return (min(self.gap_log2, 1) * 8 + active) * 2 + (self.level >= 24)
-        left = 0 if self.position is None else self.block.size - 1 - self.position
-        active = reached(self.activity, (8, 24, 56))
-        return (min(left, 8) * 4 + active) * 2 + self.whole
-
-    def add_gap(self, gap: int) -> None:
-        self.gap_log2 = min(log2(gap), 15)
-        self.activity += 2 * self.gap_log2 - self.activity // 8
-        if not self.block.size:
-            return
-        if self.position is None:
-            self.position = self.block.position
-            self.whole = self.position == 0
-            return
-        self.crossed = self.position + gap >= self.block.size
-        self.position = (self.position + gap) % self.block.size
-        self.whole = self.position == 0 if self.crossed else self.whole and gap == 1
-
-    def level_row(self) -> int:
-        apart = self.crossed if self.block.size else self.gap_log2 > 0
-        level = reached(self.level, (17, 18, 20, 24, 28, 32, 40, 56, 72, 96, 144))
-        return (12 * apart + level) * 3 + reached(self.changes, (8, 80))
-
-    def add_level(self, symbol: int) -> None:
-        typical = (1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 19, 27, 39, 55, 63, 63)[symbol % SIGN_CHANGED]
-        self.level += 8 * typical - self.level // 2
-        self.changes += (32 if symbol >= SIGN_CHANGED else 0) - self.changes // 8
-
-
-# ---- 5.3 Interleaved rANS
-
-
-class Encoder:
-    """Collects decisions as (lane, f, s, m); `finish` codes them backwards."""
-
-    def __init__(self, tables: list[tuple[Table, Table]]) -> None:
-        self.tables = tables
-        self.decisions: list[tuple[int, int, int, int]] = []
-
-    def symbol(self, lane: int, kind: int, row: int, symbol: int) -> int:
-        frequencies = self.tables[lane][kind][row]
-        start = sum(frequencies[:symbol])
-        self.decisions.append((lane, frequencies[symbol], start, FREQUENCY_BITS))
-        return symbol
-
-    def raw(self, lane: int, number: int, n_bits: int) -> int:
-        self.decisions.append((lane, 1, number, n_bits))
-        return number
-
-    def finish(self) -> bytes:
-        states, words = [2**16] * len(self.tables), []
-        for lane, f, s, m in reversed(self.decisions):
-            if states[lane] >= f << (32 - m):
-                words.append(states[lane] % 2**16)
-                states[lane] >>= 16
-            states[lane] = (states[lane] // f << m) + states[lane] % f + s
-        return b"".join(state.to_bytes(4, "little") for state in states) + b"".join(
-            word.to_bytes(2, "little") for word in reversed(words)
-        )
-
-
-class Decoder:
-    def __init__(self, tables: list[tuple[Table, Table]], data: bytes) -> None:
-        n = 4 * len(tables)
-        if len(data) < n or len(data) % 2:
-            raise PayloadError("payload: a slice of an impossible length")
-        self.tables = tables
-        self.states = [int.from_bytes(data[i : i + 4], "little") for i in range(0, n, 4)]
-        self.words = [int.from_bytes(data[i : i + 2], "little") for i in range(n, len(data), 2)]
-        self.words.reverse()
-        if min(self.states) < 2**16:
-            raise PayloadError("payload: a lane in an impossible state")
-
-    def symbol(self, lane: int, kind: int, row: int, _: int) -> int:
-        frequencies = self.tables[lane][kind][row]
-        slot = self.states[lane] % 2**FREQUENCY_BITS
-        ends = list(accumulate(frequencies))
-        symbol = bisect_right(ends, slot)
-        f = frequencies[symbol]
-        self.take(lane, f, ends[symbol] - f, FREQUENCY_BITS)
-        return symbol
-
-    def raw(self, lane: int, _: int, n_bits: int) -> int:
-        number = self.states[lane] & ((1 << n_bits) - 1)
-        self.take(lane, 1, number, n_bits)
-        return number
-
-    def take(self, lane: int, f: int, s: int, m: int) -> None:
-        high, slot = divmod(self.states[lane], 1 << m)
-        state = f * high + slot - s
-        if state < 2**16:
-            if not self.words:
-                raise PayloadError("payload: a slice ends too early")
-            state = state << 16 | self.words.pop()
-        self.states[lane] = state
-
-    def finish(self) -> None:
-        if self.words or any(state != 2**16 for state in self.states):
-            raise PayloadError("payload: a slice does not end where it should")
-
-
-class Tracer:
-    """Notes rows and symbols of one lane."""
-
-    def __init__(self) -> None:
-        self.noted: tuple[list[int], list[int]] = ([], [])
-
-    def symbol(self, _lane: int, kind: int, row: int, symbol: int) -> int:
-        self.noted[kind].append(row * N_SYMBOLS + symbol)
-        return symbol
-
-    def raw(self, _lane: int, number: int, _n_bits: int) -> int:
-        return number
-
-
-Coder: TypeAlias = "Encoder | Decoder | Tracer"
-
-
-# ---- A nonzero and a slice
+def count_slices(n_lanes: int) -> int:
+    return -(-n_lanes // LANES_OF_SLICE)
 
 
 @dataclass
 class Lane:
     """How a lane is coded, and its nonzeros as (gap, level)."""
 
+    part: Part
     block: Block = field(default_factory=Block)
+    shift: int = 0
     sets: tuple[int, int] = (FITTED, FITTED)
     nonzeros: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def families(self) -> tuple[str, str]:
+        """Of gaps and of levels."""
+        if self.part is LOSSLESS:
+            return "change_gaps", "levels"
         return ("block_gaps", "block_levels") if self.block.size else ("gaps", "levels")
 
+    def contexts(self) -> Contexts:
+        return ChangeContexts() if self.part is LOSSLESS else Contexts(self.block)
 
-def code_mantissa(coder: Coder, lane: int, value: int, n_bits: int) -> int:
-    """The bits below the leading one, highest first, 16 at a time."""
-    result = 1
-    while n_bits:
-        n = min(n_bits, 16)
-        n_bits -= n
-        result = result << n | coder.raw(lane, value >> n_bits & (2**n - 1), n)
-    return result
+    def tables(self, fitted: dict[str, Table]) -> tuple[Table, Table]:
+        gaps, levels = (
+            fitted[family] if number == FITTED else trained(family)[number]
+            for family, number in zip(self.families, self.sets, strict=True)
+        )
+        return gaps, levels
 
 
-def code_nonzero(
-    coder: Coder, lane: int, contexts: Contexts, gap: int, level: int, before: int
-) -> Iterator[tuple[int, int]]:
-    """Codes one nonzero in six steps, after each of which the other lanes have their turn.
+def lanes_of(
+    part: Part, nonzeros: Nonzeros, sizes: list[int], matrices: list[Matrix]
+) -> list[Lane]:
+    lanes, previous, done = [], -1, 0
+    for size in sizes:
+        own = nonzeros[done : done + size]
+        done += size
+        lane = Lane(part, choose_block(own, matrices), choose_shift(own))
+        for index, level in own:
+            lane.nonzeros.append((index - previous, level))
+            previous = index
+        lanes.append(lane)
+    return lanes
 
-    Args:
-        coder: What codes it.
-        lane: Which lane of its slice it belongs to.
-        contexts: Those of the lane.
-        gap: To the nonzero before; decoders pass 1.
-        level: With its sign; decoders pass 1.
-        before: The level of the nonzero before.
 
-    Yields:
-        Gap and level as far as they are known; at last, those of the nonzero.
+# ---- 5.3 to 5.5 A nonzero and a slice
+
+
+def signed_symbol(level: int, before: int, shift: int) -> int:
+    changed = (level > 0) != (before > 0)
+    return level_symbol(abs(level), shift) + SIGN_CHANGED * changed
+
+
+def codes_of(lane: Lane) -> tuple[list[int], list[int]]:
+    """Of gaps and of levels: the symbols with their rows, as row * 32 + symbol."""
+    gaps, levels = [], []
+    contexts, before = lane.contexts(), 1
+    for gap, level in lane.nonzeros:
+        gaps.append(contexts.gap_row() * N_SYMBOLS + gap_symbol(gap))
+        contexts.add_gap(gap)
+        symbol = signed_symbol(level, before, lane.shift)
+        levels.append(contexts.level_row() * N_SYMBOLS + symbol)
+        contexts.add_level(symbol)
+        before = level
+    return gaps, levels
+
+
+@dataclass
+class Coding:
+    """A lane of a slice in the middle of being coded."""
+
+    coder: Coder
+    number: int
+    tables: tuple[Table, Table]
+    shift: int
+    most: int
+    contexts: Contexts
+    done: list[tuple[int, int]] = field(default_factory=list)
+
+    def raw(self, number: int, n_bits: int) -> int:
+        return self.coder.raw(self.number, number, n_bits)
+
+    def pieces(self, known: int, number: int, n_bits: int) -> int:
+        return code_pieces(self.coder, self.number, known, number, n_bits)
+
+
+def code_nonzero(lane: Coding, gap: int, level: int) -> Iterator[None]:
+    """Codes one nonzero in six passes, between which the other lanes have theirs.
+
+    Decoders pass a gap and a level of 1.
     """
-    symbol = coder.symbol(lane, GAPS, contexts.gap_row(), gap_symbol(gap))
-    yield 0, 0
+    contexts = lane.contexts
+    row = lane.tables[0][contexts.gap_row()]
+    symbol = lane.coder.symbol(lane.number, row, gap_symbol(gap))
+    yield
     if symbol == GAP_ESCAPE:
-        size = coder.raw(lane, log2(gap), 6)
+        size = lane.raw(log2(gap), EXPONENT_BITS)
         if not 15 <= size <= 62:
             raise PayloadError("payload: a gap that cannot be")
-    elif symbol >= 7:
-        first = GAP_CLASSES[symbol]
-        gap = first + coder.raw(lane, gap - first, class_bits(first))
     else:
-        gap = symbol + 1
-    yield 0, 0
+        first, n_bits = gap_class(symbol)
+        gap = first + lane.raw(gap - first, n_bits)
+    yield
     if symbol == GAP_ESCAPE:
-        gap = code_mantissa(coder, lane, gap, size)
+        gap = lane.pieces(1, gap, size)
     contexts.add_gap(gap)
-    yield gap, 0
+    yield
 
-    value, changed = abs(level), (level > 0) != (before > 0)
-    symbol = level_symbol(value) + SIGN_CHANGED * changed
-    symbol = coder.symbol(lane, LEVELS, contexts.level_row(), symbol)
+    before = lane.done[-1][1] if lane.done else 1
+    row = lane.tables[1][contexts.level_row()]
+    symbol = lane.coder.symbol(lane.number, row, signed_symbol(level, before, lane.shift))
     contexts.add_level(symbol)
     sign = 1 if (before > 0) != (symbol >= SIGN_CHANGED) else -1
     symbol %= SIGN_CHANGED
-    yield gap, 0
+    value = abs(level)
+    yield
     if symbol == LEVEL_ESCAPE:
-        size = coder.raw(lane, log2(value), 5)
-        if not 6 <= size <= 23:
-            raise PayloadError("payload: a level that cannot be")
-    elif symbol >= 8:
-        first = LEVEL_CLASSES[symbol]
-        value = first + coder.raw(lane, value - first, class_bits(first))
-        if value == 8:
-            raise PayloadError("payload: a level in a class that is not its own")
+        size = lane.raw(log2(value), EXPONENT_BITS)
     else:
-        value = symbol + 1
-    yield gap, 0
+        first, n_bits = level_class(symbol, lane.shift)
+        rest = max(n_bits - 16, 0)
+        top = lane.raw(value - first >> rest, n_bits - rest)
+    yield
     if symbol == LEVEL_ESCAPE:
-        value = code_mantissa(coder, lane, value, size)
-        if not FIRST_ESCAPED_LEVEL <= value <= MAX_LEVEL:
-            raise PayloadError("payload: a level that cannot be")
-    yield gap, sign * value
+        value = lane.pieces(1, value, size)
+    else:
+        value = first + lane.pieces(top, value - first, rest)
+    if value > lane.most or level_symbol(value, lane.shift) != symbol:
+        raise PayloadError("payload: a level that cannot be")
+    lane.done.append((gap, sign * value))
 
 
-def code_slice(coder: Coder, lanes: list[Lane], sizes: list[int]) -> list[list[tuple[int, int]]]:
+def code_slice(
+    coder: Coder, lanes: list[Lane], sizes: list[int], fitted: dict[str, Table]
+) -> list[list[tuple[int, int]]]:
     """Codes the nonzeros of all lanes of a slice; returns those of each, as (gap, level)."""
-    contexts = [Contexts(lane.block) for lane in lanes]
-    coded: list[list[tuple[int, int]]] = [[] for _ in lanes]
+    coding = [
+        Coding(coder, i, lane.tables(fitted), lane.shift, lane.part.most, lane.contexts())
+        for i, lane in enumerate(lanes)
+    ]
     for step in range(max(sizes)):
-        running = [i for i, size in enumerate(sizes) if step < size]
-        turns = []
-        for i in running:
-            given = lanes[i].nonzeros[step] if lanes[i].nonzeros else (1, 1)
-            before = coded[i][-1][1] if coded[i] else 1
-            turns.append(code_nonzero(coder, i, contexts[i], *given, before))
-        *_, done = zip(*turns, strict=True)  # one step of each lane after the other
-        for i, nonzero in zip(running, done, strict=True):
-            coded[i].append(nonzero)
-    return coded
+        passes = []
+        for own, lane, size in zip(coding, lanes, sizes, strict=True):
+            if step < size:
+                gap, level = lane.nonzeros[step] if lane.nonzeros else (1, 1)
+                passes.append(code_nonzero(own, gap, level))
+        for _ in range(6):
+            for one in passes:
+                next(one, None)
+    return [own.done for own in coding]
 
 
-# ---- Blocks, section 8
-
-
-def pays(block: Block, symbols: Symbols) -> bool:
-    """Whether nonzeros follow each other directly more often inside a block than across its end."""
-    n, direct = [0, 0], [0, 0]  # across the end of a block, inside
-    first = symbols[0][0]
-    for (before, _), (index, _) in pairwise(symbols):
-        inside = (block.position + before - first) % block.size < block.size - 1
-        n[inside] += 1
-        direct[inside] += index == before + 1
-    return 8 * (direct[1] * n[0] - direct[0] * n[1]) > n[1] * (n[0] + 16)
-
-
-def choose_block(symbols: Symbols, matrices: list[Matrix]) -> Block:
-    """The blocks of the matrix where a lane's middle nonzero lies, if they pay."""
-    middle = symbols[len(symbols) // 2][0]
-    for m in matrices:
-        if 0 <= middle - m.begin < m.size and 2 <= m.block <= MAX_BLOCK:
-            block = Block(m.block, (symbols[0][0] - m.begin) % m.block)
-            return block if pays(block, symbols) else Block()
-    return Block()
-
-
-# ---- 5.6 The lanes in the tables
+# ---- 5.6 Lanes in the tables
 
 
 @dataclass
@@ -354,6 +235,7 @@ class LastLane:
     """What a lane is written as the difference to."""
 
     block_size: int = 0
+    shift: int = 0
     sets: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAMILIES, FITTED))
 
 
@@ -363,12 +245,14 @@ def position_bits(block_size: int) -> int:
 
 def write_lane(out: BitWriter, lane: Lane, last: LastLane) -> None:
     size = lane.block.size
-    out.put(int(size == last.block_size))
-    if size != last.block_size:
+    same = (size, lane.shift) == (last.block_size, last.shift)
+    out.put(int(same))
+    if not same:
         out.put(size, 7)
+        out.put(lane.shift, 6)
+        last.block_size, last.shift = size, lane.shift
     if size:
         out.put(lane.block.position, position_bits(size))
-    last.block_size = size
     for family, number in zip(lane.families, lane.sets, strict=True):
         before = last.sets[family]
         out.put(int(number == before))
@@ -377,12 +261,13 @@ def write_lane(out: BitWriter, lane: Lane, last: LastLane) -> None:
         last.sets[family] = number
 
 
-def read_lane(reader: BitReader, last: LastLane, fitted: dict[str, FittedSet]) -> Lane:
+def read_lane(part: Part, reader: BitReader, last: LastLane, fitted: dict[str, FittedSet]) -> Lane:
     if not reader.get():
-        last.block_size = reader.get(7)
-        if last.block_size == 1 or last.block_size > MAX_BLOCK:
-            raise PayloadError("payload: blocks of an impossible size")
-    lane = Lane(Block(last.block_size))
+        last.block_size, last.shift = reader.get(7), reader.get(6)
+        most = MAX_BLOCK if part is LOSSY else 0
+        if last.block_size == 1 or last.block_size > most or last.shift > MAX_SHIFT:
+            raise PayloadError("payload: blocks of an impossible size, or an impossible shift")
+    lane = Lane(part, Block(last.block_size), last.shift)
     if last.block_size:
         lane.block.position = reader.get(position_bits(last.block_size))
         if lane.block.position >= last.block_size:
@@ -398,74 +283,61 @@ def read_lane(reader: BitReader, last: LastLane, fitted: dict[str, FittedSet]) -
     return lane
 
 
-def tables_of(lane: Lane, fitted: dict[str, Table]) -> tuple[Table, Table]:
-    gaps, levels = (
-        fitted[family] if number == FITTED else trained(family)[number]
-        for family, number in zip(lane.families, lane.sets, strict=True)
-    )
-    return gaps, levels
+@dataclass
+class Tables:
+    """What a field of tables says: the scan order of matrices, fitted sets, lanes."""
+
+    scans: list[Scan]
+    fitted: dict[str, FittedSet]
+    lanes: list[Lane]
 
 
-# ---- All nonzeros
+def read_tables(part: Part, data: bytes, matrices: list[Matrix], n_lanes: int) -> Tables:
+    reader = BitReader(data)
+    tables = Tables(read_scans(reader, matrices), {}, [])
+    for family in part.families:
+        fitted = read_set(reader, family)
+        if fitted:
+            tables.fitted[family] = fitted
+    last = LastLane()
+    for _ in range(n_lanes):
+        tables.lanes.append(read_lane(part, reader, last, tables.fitted))
+    reader.finish()
+    return tables
 
 
-def traced(lane: Lane) -> tuple[list[int], list[int]]:
-    tracer = Tracer()
-    code_slice(tracer, [lane], [len(lane.nonzeros)])
-    return tracer.noted
+# ---- All nonzeros, of the lossy groups and of the lossless one
 
 
-def choose_set(family: str, codes: list[int], fitted: dict[str, Table], last: int) -> int:
-    """The cheapest set with what naming it costs; of equal ones the first."""
-    lengths = trained_costs(family).reshape(N_TRAINED, -1)[:, codes].sum(axis=1).tolist()
-    if family in fitted:
-        lengths.append(int(code_lengths()[np.ravel(fitted[family])[codes]].sum()))
-    costs = [length + 32 * (1 if i == last else 5) for i, length in enumerate(lengths)]
-    return costs.index(min(costs))
-
-
-def lanes_of(symbols: Symbols, sizes: list[int], matrices: list[Matrix]) -> list[Lane]:
-    lanes, previous, done = [], -1, 0
-    for size in sizes:
-        own = symbols[done : done + size]
-        done += size
-        lane = Lane(choose_block(own, matrices))
-        for index, level in own:
-            lane.nonzeros.append((index - previous, level))
-            previous = index
-        lanes.append(lane)
-    return lanes
-
-
-def encode_nonzeros(
-    symbols: Symbols, matrices: list[Matrix], lane_log2: int = LANE_LOG2
-) -> tuple[bytes, list[bytes]]:
-    """The field ``tables`` and the slices of the lossy groups' nonzeros."""
-    if not symbols:
-        return b"", []
-    out = BitWriter()
-    matrices = [replace(m) for m in matrices]
-    symbols = scan(symbols, matrices, out)
-    sizes = part_sizes(len(symbols), lane_log2)
-    lanes = lanes_of(symbols, sizes, matrices)
-    traces = [traced(lane) for lane in lanes]
-
-    counts: dict[str, Counts] = {f: np.zeros((N_ROWS[f], N_SYMBOLS), int) for f in FAMILIES}
-    for lane, codes in zip(lanes, traces, strict=True):
-        for family, own in zip(lane.families, codes, strict=True):
+def fit_sets(
+    part: Part, out: BitWriter, lanes: list[Lane], codes: list[tuple[list[int], list[int]]]
+) -> dict[str, Table]:
+    """Writes a fitted set of each family that is better off with one; returns their tables."""
+    counts: dict[str, Counts] = {f: np.zeros((N_ROWS[f], N_SYMBOLS), int) for f in part.families}
+    for lane, of_lane in zip(lanes, codes, strict=True):
+        for family, own in zip(lane.families, of_lane, strict=True):
             np.add.at(counts[family].reshape(-1), own, 1)
     fitted: dict[str, Table] = {}
-    for family in FAMILIES:
+    for family in part.families:
         chosen = fit_set(family, counts[family])
         write_set(out, chosen)
         if chosen:
             fitted[family] = chosen.table(family)
+    return fitted
 
+
+def encode_lanes(
+    part: Part, out: BitWriter, nonzeros: Nonzeros, matrices: list[Matrix], lane_log2: int
+) -> tuple[bytes, list[bytes]]:
+    """The tables, of which ``out`` has what precedes the fitted sets, and the slices."""
+    lanes = lanes_of(part, nonzeros, lane_sizes(len(nonzeros), lane_log2), matrices)
+    codes = [codes_of(lane) for lane in lanes]
+    fitted = fit_sets(part, out, lanes, codes)
     last = LastLane()
-    for lane, codes in zip(lanes, traces, strict=True):
+    for lane, of_lane in zip(lanes, codes, strict=True):
         gaps, levels = (
             choose_set(family, own, fitted, last.sets[family])
-            for family, own in zip(lane.families, codes, strict=True)
+            for family, own in zip(lane.families, of_lane, strict=True)
         )
         lane.sets = (gaps, levels)
         write_lane(out, lane, last)
@@ -473,54 +345,59 @@ def encode_nonzeros(
     slices = []
     for i in range(0, len(lanes), LANES_OF_SLICE):
         some = lanes[i : i + LANES_OF_SLICE]
-        encoder = Encoder([tables_of(lane, fitted) for lane in some])
-        code_slice(encoder, some, [len(lane.nonzeros) for lane in some])
+        encoder = Encoder(len(some))
+        code_slice(encoder, some, [len(lane.nonzeros) for lane in some], fitted)
         slices.append(encoder.finish())
     return out.finish(), slices
 
 
-@dataclass
-class Tables:
-    """What the field ``tables`` says: the scan order of matrices, fitted sets, lanes."""
-
-    scans: list[Scan]
-    fitted: dict[str, FittedSet]
-    lanes: list[Lane]
-
-
-def read_tables(data: bytes, matrices: list[Matrix], n_lanes: int) -> Tables:
-    reader = BitReader(data)
-    tables = Tables(read_scans(reader, matrices), {}, [])
-    for family in FAMILIES:
-        fitted = read_set(reader, family)
-        if fitted:
-            tables.fitted[family] = fitted
-    last = LastLane()
-    for _ in range(n_lanes):
-        tables.lanes.append(read_lane(reader, last, tables.fitted))
-    reader.finish()
-    return tables
-
-
-def decode_nonzeros(
-    data: bytes, slices: list[bytes], sizes: list[int], matrices: list[Matrix], n_elems: int
-) -> Symbols:
-    """The nonzeros of a payload whose lanes have these sizes; ``data`` is the field ``tables``."""
-    if not sizes:
-        return []
-    tables = read_tables(data, matrices, len(sizes))
+def decode_lanes(tables: Tables, slices: list[bytes], sizes: list[int], n_elems: int) -> Nonzeros:
     fitted = {family: chosen.table(family) for family, chosen in tables.fitted.items()}
-    symbols: Symbols = []
+    nonzeros: Nonzeros = []
     index = -1
     for i, coded_slice in enumerate(slices):
         which = slice(i * LANES_OF_SLICE, (i + 1) * LANES_OF_SLICE)
         lanes = tables.lanes[which]
-        decoder = Decoder([tables_of(lane, fitted) for lane in lanes], coded_slice)
-        for nonzeros in code_slice(decoder, lanes, sizes[which]):
-            for gap, level in nonzeros:
+        decoder = Decoder(len(lanes), coded_slice)
+        for decoded in code_slice(decoder, lanes, sizes[which], fitted):
+            for gap, level in decoded:
                 index += gap
                 if index >= n_elems:
                     raise PayloadError("payload: an index is past the end")
-                symbols.append((index, level))
+                nonzeros.append((index, level))
         decoder.finish()
-    return undo_scans(symbols, matrices, tables.scans)
+    return nonzeros
+
+
+def encode_nonzeros(
+    nonzeros: Nonzeros, matrices: list[Matrix], lane_log2: int = LANE_LOG2
+) -> tuple[bytes, list[bytes]]:
+    """The field ``tables`` and the slices of the lossy groups' nonzeros."""
+    if not nonzeros:
+        return b"", []
+    out = BitWriter()
+    matrices = [replace(m) for m in matrices]
+    nonzeros = scan(nonzeros, matrices, out)
+    return encode_lanes(LOSSY, out, nonzeros, matrices, lane_log2)
+
+
+def decode_nonzeros(
+    data: bytes, slices: list[bytes], sizes: list[int], matrices: list[Matrix], n_elems: int
+) -> Nonzeros:
+    """The nonzeros of a payload whose lanes have these sizes; ``data`` is the field ``tables``."""
+    if not sizes:
+        return []
+    tables = read_tables(LOSSY, data, matrices, len(sizes))
+    nonzeros = decode_lanes(tables, slices, sizes, n_elems)
+    return undo_scans(nonzeros, matrices, tables.scans)
+
+
+def encode_changes(changes: Nonzeros, lane_log2: int) -> tuple[bytes, list[bytes]]:
+    """The field ``change_tables`` and the slices of the lossless group's changes."""
+    return encode_lanes(LOSSLESS, BitWriter(), changes, [], lane_log2) if changes else (b"", [])
+
+
+def decode_changes(data: bytes, slices: list[bytes], sizes: list[int], n_elems: int) -> Nonzeros:
+    if not sizes:
+        return []
+    return decode_lanes(read_tables(LOSSLESS, data, [], len(sizes)), slices, sizes, n_elems)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.bits import BitReader, BitWriter
-from resfed_codec.reference.symbols import Symbols
+from resfed_codec.reference.symbols import Nonzeros
 from resfed_codec.reference.tables import log2_in_32nds
 
 
@@ -192,47 +192,47 @@ def of_two_dimensions(matrices: list[Matrix]) -> Iterator[tuple[Matrix, tuple[in
             yield m, (m.size // m.row_length, m.row_length)
 
 
-def cells_of(symbols: Symbols, m: Matrix, width: int) -> Cells:
+def cells_of(nonzeros: Nonzeros, m: Matrix, width: int) -> Cells:
     """The nonzeros between the matrix's first and last element, by lines of this width."""
     return {
         divmod(index - m.begin, width): level
-        for index, level in symbols
+        for index, level in nonzeros
         if 0 <= index - m.begin < m.size
     }
 
 
-def replaced(symbols: Symbols, m: Matrix, cells: Cells, width: int) -> Symbols:
+def replaced(nonzeros: Nonzeros, m: Matrix, cells: Cells, width: int) -> Nonzeros:
     """Nonzeros with those of one matrix replaced, in ascending order."""
-    others = [(index, level) for index, level in symbols if not 0 <= index - m.begin < m.size]
+    others = [(index, level) for index, level in nonzeros if not 0 <= index - m.begin < m.size]
     own = [(m.begin + line * width + place, level) for (line, place), level in cells.items()]
     return sorted(others + own)
 
 
-def scan(symbols: Symbols, matrices: list[Matrix], out: BitWriter) -> Symbols:
+def scan(nonzeros: Nonzeros, matrices: list[Matrix], out: BitWriter) -> Nonzeros:
     """Brings nonzeros into scan order, and writes which it is.
 
     Takes the blocks away from matrices where they do not lie along a line any more.
     """
     for m, shape in of_two_dimensions(matrices):
-        cells = cells_of(symbols, m, m.row_length)
+        cells = cells_of(nonzeros, m, m.row_length)
         chosen = choose_scan(cells, shape)
         write_scan(out, chosen)
-        symbols = replaced(symbols, m, chosen.apply(cells), chosen.lines[1])
+        nonzeros = replaced(nonzeros, m, chosen.apply(cells), chosen.lines[1])
         if chosen.columns or chosen.cols is not None:
             m.block = 0
-    return symbols
+    return nonzeros
 
 
 def read_scans(reader: BitReader, matrices: list[Matrix]) -> list[Scan]:
     return [read_scan(reader, shape) for _, shape in of_two_dimensions(matrices)]
 
 
-def undo_scans(symbols: Symbols, matrices: list[Matrix], scans: list[Scan]) -> Symbols:
+def undo_scans(nonzeros: Nonzeros, matrices: list[Matrix], scans: list[Scan]) -> Nonzeros:
     """Brings nonzeros back into ascending order of their elements."""
     for (m, _), own in zip(of_two_dimensions(matrices), scans, strict=True):
         n_lines, length = own.lines
-        cells = cells_of(symbols, m, length)
+        cells = cells_of(nonzeros, m, length)
         if any(line >= n_lines for line, _ in cells):
             raise PayloadError("payload: a nonzero in a row or column that is left out")
-        symbols = replaced(symbols, m, own.undo(cells), m.row_length)
-    return symbols
+        nonzeros = replaced(nonzeros, m, own.undo(cells), m.row_length)
+    return nonzeros

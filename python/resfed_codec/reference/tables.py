@@ -10,23 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.reference.bits import BitReader, BitWriter
+from resfed_codec.reference.rans import FREQUENCY_BITS, Row
 from resfed_codec.reference.symbols import log2
 from resfed_codec.reference.trained_tables import TRAINED
 
 N_SYMBOLS = 32
-FREQUENCY_BITS = 12
 N_TRAINED = 16
 FITTED = 16
 """The number of the payload's own set."""
 
-FAMILIES = ("gaps", "block_gaps", "levels", "block_levels")
-N_ROWS = {"gaps": 32, "block_gaps": 72, "levels": 72, "block_levels": 72}
+N_ROWS = {"gaps": 32, "block_gaps": 72, "levels": 72, "block_levels": 72, "change_gaps": 32}
+FAMILIES = tuple(N_ROWS)
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijkl"
 QUARTER_OCTAVES = (65536, 77936, 92682, 110218)
 MOST_RATIO = 14
-
-Row: TypeAlias = "list[int]"
-"""The frequencies of 32 symbols, whose sum is 2**12."""
 
 Table: TypeAlias = "list[Row]"
 """The rows of one set."""
@@ -62,7 +59,7 @@ def normalized(weights: list[int]) -> Row:
     """Frequencies in proportion to weights."""
     row = [max(1, (w << FREQUENCY_BITS) // sum(weights)) for w in weights]
     row[row.index(max(row))] += 2**FREQUENCY_BITS - sum(row)
-    return row
+    return tuple(row)
 
 
 # ---- Trained sets
@@ -212,7 +209,7 @@ def fit_set(family: str, counts: Counts) -> FittedSet | None:
                     n_bits = (2 if source == base else 6) + sum(map(ratio_bits, row.ratios))
                     n_bits += 5 if row.ratios else 0
                     frequencies = scaled(trained_row, row.ratios)
-                    cost = int((counts[r] * code_lengths()[frequencies]).sum()) + 32 * n_bits
+                    cost = int((counts[r] * code_lengths()[list(frequencies)]).sum()) + 32 * n_bits
                     if cost < least:
                         best, least = row, cost
         fitted.rows.append(best)

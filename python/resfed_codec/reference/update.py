@@ -17,26 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.errors import PayloadError, StateMismatchError
-from resfed_codec.reference.changes import decode_changes, encode_changes
+from resfed_codec.reference.changes import find_changes, restore_group
 from resfed_codec.reference.frame import Frame, Group, read_frame, write_frame
-from resfed_codec.reference.lanes import LANE_LOG2, decode_nonzeros, encode_nonzeros
+from resfed_codec.reference.lanes import (
+    LANE_LOG2,
+    decode_changes,
+    decode_nonzeros,
+    encode_changes,
+    encode_nonzeros,
+    lane_sizes,
+)
 from resfed_codec.reference.scan import Matrix
-from resfed_codec.reference.symbols import MAX_LEVEL, Symbols
+from resfed_codec.reference.symbols import MAX_LEVEL, Nonzeros
 from resfed_codec.reference.values import (
     F32,
     Quantizer,
     State,
     Tensor,
     as_model,
-    bits_of,
-    change_of,
     groups_of,
     layout_digest,
     patterns,
     recover,
     recover_group,
     residuals,
-    restore_group,
     size_of,
     tensors_of,
     widen,
@@ -143,7 +147,7 @@ class Sent:
     """What a payload sends of one group."""
 
     quantizer: Quantizer | None
-    symbols: Symbols
+    nonzeros: Nonzeros
     writes: list[tuple[Tensor, int, Any]]
     check: int
 
@@ -154,14 +158,14 @@ def code_group(group: list[Tensor], k: int, options: Options, automatic: bool = 
     if index.size == 0:
         return Sent(None, [], [], 0)
     quantizer, most = fit_quantizer(r[index], options, automatic)
-    symbols = quantize(r, index, quantizer, most)
-    writes, check = recover_group(group, symbols, quantizer)
-    return Sent(quantizer, symbols, writes, check)
+    nonzeros = quantize(r, index, quantizer, most)
+    writes, check = recover_group(group, nonzeros, quantizer)
+    return Sent(quantizer, nonzeros, writes, check)
 
 
 def quantize(
     r: NDArray[np.float32], index: NDArray[np.int64], quantizer: Quantizer, most: int
-) -> Symbols:
+) -> Nonzeros:
     """Levels with signs; completes the quantizer with its offsets."""
     t = (np.abs(r[index]) - quantizer.threshold) / quantizer.step
     levels = np.minimum(np.floor(np.minimum(t, F32(most))).astype(np.int64) + 1, most)
@@ -194,11 +198,11 @@ def code_dense(group: list[Tensor], bits: int) -> Sent:
                 level += 1
             levels[element] = level
             element += 1
-    symbols = [(element, level) for element, level in sorted(levels.items()) if level]
-    if not symbols:
+    nonzeros = [(element, level) for element, level in sorted(levels.items()) if level]
+    if not nonzeros:
         return Sent(None, [], [], 0)
-    writes, check = recover_group(group, symbols, quantizer)
-    return Sent(quantizer, symbols, writes, check)
+    writes, check = recover_group(group, nonzeros, quantizer)
+    return Sent(quantizer, nonzeros, writes, check)
 
 
 def remaining_squares(group: list[Tensor], sent: Sent) -> float:
@@ -290,7 +294,7 @@ def matrices_of(group: list[Tensor]) -> list[Matrix]:
 def as_header(group: list[Tensor], sent: Sent) -> Group:
     """What the header says of a group."""
     exponents = [t.exponent for t in group if t.reference.size]
-    return Group(size_of(group), len(sent.symbols), sent.quantizer, exponents)
+    return Group(size_of(group), len(sent.nonzeros), sent.quantizer, exponents)
 
 
 def encode(state: State, reference: State, **options: Any) -> bytes:
@@ -321,22 +325,15 @@ def encode_tensors(
     choose_exponents(denses)
     dense = code_dense(denses, options.dense_bits)
 
-    changes: Symbols = []
-    element = 0
-    for t in lossless:
-        assert t.state is not None
-        for old, new in zip(t.reference, t.state, strict=True):
-            if bits_of(old) != bits_of(new):
-                n_bits = 8 * old.itemsize
-                changes.append((element, change_of(bits_of(old), bits_of(new), n_bits)))
-            element += 1
+    changes = find_changes(lossless)
     _, changes_check = restore_group(lossless, changes)
+    change_tables, lossless_slices = encode_changes(changes, options.lane_log2)
 
     def payload(matrix: Sent, vector: Sent) -> bytes:
         n_m, n_v = size_of(matrices), size_of(vectors)
-        symbols = matrix.symbols + [(n_m + i, level) for i, level in vector.symbols]
-        symbols += [(n_m + n_v + i, level) for i, level in dense.symbols]
-        tables, slices = encode_nonzeros(symbols, matrices_of(matrices), options.lane_log2)
+        nonzeros = matrix.nonzeros + [(n_m + i, level) for i, level in vector.nonzeros]
+        nonzeros += [(n_m + n_v + i, level) for i, level in dense.nonzeros]
+        tables, slices = encode_nonzeros(nonzeros, matrices_of(matrices), options.lane_log2)
         frame = Frame(
             digest=digest,
             check=(matrix.check + vector.check + dense.check + changes_check) % 2**32,
@@ -349,7 +346,8 @@ def encode_tensors(
             exclusions=exclusions,
             dense_tensors=dense_tensors,
             tables=tables,
-            slices=slices + encode_changes(changes),
+            change_tables=change_tables,
+            slices=slices + lossless_slices,
             lane_log2=options.lane_log2,
         )
         return write_frame(frame)
@@ -436,17 +434,19 @@ def decode_tensors(f: Frame, tensors: list[Tensor]) -> dict[str, NDArray[Any]]:
 
     lossy, lossless = f.slices[: f.n_lossy_slices], f.slices[f.n_lossy_slices :]
     n_elems = sum(h.n_elems for h in headers)
-    symbols = decode_nonzeros(f.tables, lossy, f.lane_sizes, matrices_of(groups[0]), n_elems)
-    changes = decode_changes(lossless, f.n_changed, f.n_lossless)
+    sizes = lane_sizes(f.n_sent, f.lane_log2)
+    nonzeros = decode_nonzeros(f.tables, lossy, sizes, matrices_of(groups[0]), n_elems)
+    sizes = lane_sizes(f.n_changed, f.lane_log2)
+    changes = decode_changes(f.change_tables, lossless, sizes, f.n_lossless)
     writes, total = restore_group(groups[3], changes)
     base = 0
     for header, group in zip(headers, groups[:3], strict=True):
-        sent = [(i - base, level) for i, level in symbols[: header.n_sent]]
+        sent = [(i - base, level) for i, level in nonzeros[: header.n_sent]]
         if any(not 0 <= i < header.n_elems for i, _ in sent):
             raise PayloadError("payload: the groups are mixed up")
         more, part = recover_group(group, sent, header.quantizer)
         writes, total = writes + more, total + part
-        symbols, base = symbols[header.n_sent :], base + header.n_elems
+        nonzeros, base = nonzeros[header.n_sent :], base + header.n_elems
     if total % 2**32 != f.check:
         raise StateMismatchError("payload: made against another reference")
 

@@ -1,4 +1,4 @@
-"""Sections 1, 4, 5.7 and 6 of docs/format.md as NumPy: tensors, values, the reference check."""
+"""Sections 1, 4 and 6 of docs/format.md as NumPy: tensors, values, the reference check."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from resfed_codec.errors import PayloadError
-from resfed_codec.reference.symbols import Symbols
+from resfed_codec.reference.symbols import Nonzeros
 
 State: TypeAlias = "Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]"
 
@@ -48,13 +47,21 @@ class Tensor:
         return held.view(self.element).reshape(self.shape)
 
 
+Writes: TypeAlias = "list[tuple[Tensor, int, Any]]"
+"""Elements that get a new value: tensor, where in it, and the value as it is held."""
+
+
 def held(array: NDArray[Any]) -> NDArray[Any]:
-    """The elements, flat; of dtypes that are not NumPy's own and of complex numbers' parts, the
+    """The elements, flat; of bool, dtypes that are not NumPy's own and complex numbers' parts, the
     bit patterns."""
     array = np.ascontiguousarray(array).ravel()
     if "complex" in array.dtype.name:
         return array.view(f"u{array.itemsize // 2}")
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
+    return (
+        array
+        if array.dtype.isbuiltin == 1 and array.dtype.kind != "b"
+        else array.view(f"u{array.itemsize}")
+    )
 
 
 def items_of(model: State) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -187,17 +194,11 @@ def saturate(value: Any, n_bytes: int) -> Any:
     return largest if value > 0 else -largest
 
 
-# ---- 5.7 and 6. Bit patterns, changes, the reference check
+# ---- 6. The reference check
 
 
 def bits_of(value: np.generic) -> int:
     return int.from_bytes(value.tobytes(), "little")
-
-
-def change_of(old: int, new: int, n_bits: int) -> int:
-    d = (new - old) % (1 << n_bits)
-    d -= 1 << n_bits if d >= 1 << (n_bits - 1) else 0
-    return 2 * d if d >= 0 else -2 * d - 1
 
 
 def check_term(element: int, old: int, new: int) -> int:
@@ -209,32 +210,15 @@ def check_term(element: int, old: int, new: int) -> int:
 
 
 def recover_group(
-    group: list[Tensor], sent: Symbols, quantizer: Quantizer | None
-) -> tuple[list[tuple[Tensor, int, Any]], int]:
+    group: list[Tensor], sent: Nonzeros, quantizer: Quantizer | None
+) -> tuple[Writes, int]:
     """(tensor, where, new value) of each sent element, and the group's term of the check."""
-    writes, check = [], 0
+    writes: Writes = []
+    check = 0
     for element, level in sent:
         assert quantizer is not None
         t, where = locate(group, element)
         new = recover(t, where, level, quantizer)
         check += check_term(element, bits_of(t.reference[where]), bits_of(new))
-        writes.append((t, where, new))
-    return writes, check
-
-
-def restore_group(
-    group: list[Tensor], changes: Symbols
-) -> tuple[list[tuple[Tensor, int, Any]], int]:
-    writes, check = [], 0
-    for element, change in changes:
-        t, where = locate(group, element)
-        old = t.reference[where]
-        n_bits = 8 * old.itemsize
-        if change >= 2**n_bits:
-            raise PayloadError("payload: a change is too large")
-        d = change // 2 if change % 2 == 0 else -(change // 2) - 1
-        new_bits = (bits_of(old) + d) % 2**n_bits
-        new = np.frombuffer(new_bits.to_bytes(old.itemsize, "little"), old.dtype)[0]
-        check += check_term(element, bits_of(old), new_bits)
         writes.append((t, where, new))
     return writes, check
