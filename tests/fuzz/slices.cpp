@@ -53,7 +53,7 @@ uint64_t put_bitmap(BitWriter& out, Input& in, uint64_t n) {
 
 // The scan order of each matrix of two dimensions, sets and lanes as an encoder may choose them, or
 // nearly. Changed elements have no matrices.
-Bytes any_tables(Input& in, const MatrixShapes& matrices, uint64_t n_lanes) {
+Bytes any_tables(Input& in, Part part, const MatrixShapes& matrices, uint64_t n_lanes) {
   BitWriter out;
   for (const MatrixShape& m : matrices) {
     if (m.row_length == 0 || !put_flag(out, in.flag())) continue;
@@ -66,6 +66,7 @@ Bytes any_tables(Input& in, const MatrixShapes& matrices, uint64_t n_lanes) {
   }
   bool fitted[kFamilies] = {};
   for (uint32_t f = 0; f < kFamilies; ++f) {
+    if (!has_family(part, static_cast<Family>(f))) continue;
     fitted[f] = in.flag();
     std::optional<FittedSet> set;
     if (fitted[f]) set = fitted_set(in, static_cast<Family>(f));
@@ -82,7 +83,8 @@ Bytes any_tables(Input& in, const MatrixShapes& matrices, uint64_t n_lanes) {
   };
   for (uint64_t l = 0; l < n_lanes; ++l) {
     if (!put_flag(out, in.flag())) {
-      size = in.flag() ? static_cast<uint32_t>(2 + in.number(kMaxBlock - 2)) : 0;
+      const bool blocks = part == Part::kLossy && in.flag();
+      size = blocks ? static_cast<uint32_t>(2 + in.number(kMaxBlock - 2)) : 0;
       auto shift = static_cast<uint32_t>(in.number(most_shift));
       if (in.byte() == 0) size = static_cast<uint32_t>(in.number(127));  // any
       if (in.byte() == 0) shift = static_cast<uint32_t>(in.number(63));
@@ -94,8 +96,8 @@ Bytes any_tables(Input& in, const MatrixShapes& matrices, uint64_t n_lanes) {
       const unsigned n_bits = floor_log2((size - 1) | 1u) + 1;
       out.put(static_cast<uint32_t>(in.number(most)) & ((1u << n_bits) - 1), n_bits);
     }
-    put_set(gap_family(size > 0));
-    put_set(level_family(size > 0));
+    put_set(gap_family(part, size > 0));
+    put_set(level_family(part, size > 0));
   }
   Bytes tables = out.finish();
   switch (in.byte()) {
@@ -323,7 +325,8 @@ void alone(Input& in, const MatrixShapes& matrices, uint64_t n_elems) {
   }
   decode(damaged, matrices, &decoded);
   damaged = coded;
-  damaged.frame.*kTables = any_tables(in, matrices, partition(sent.size(), lane_log2).n_parts);
+  damaged.frame.*kTables =
+      any_tables(in, part_of<Nonzero>, matrices, partition(sent.size(), lane_log2).n_parts);
   decode(damaged, matrices, &decoded);
 }
 
@@ -342,7 +345,7 @@ Quantizer quantizer_from(Input& in) {
 template <class Nonzero>
 void append_any(Input& in, const MatrixShapes& matrices, uint64_t n_lanes, Coded* coded) {
   CodedLanes lanes;
-  lanes.tables = any_tables(in, matrices, n_lanes);
+  lanes.tables = any_tables(in, part_of<Nonzero>, matrices, n_lanes);
   for (uint64_t first = 0; first < n_lanes; first += kLanesOfSlice) {
     const size_t n_states = std::min<uint64_t>(kLanesOfSlice, n_lanes - first);
     Slice& slice = lanes.slices.emplace_back(4 * n_states + 2 * in.number(1023));

@@ -238,7 +238,7 @@ static void expect_rows(Block block) {
   const bool blocks = block.size > 0;
   uint64_t at = 0;
   for (int i = 0; i < 3000; ++i) {
-    EXPECT(c.gap_row() < kRows[gap_family(blocks)]);
+    EXPECT(c.gap_row() < kRows[gap_family(Part::kLossy, blocks)]);
     const uint64_t gap = 1 + (random() >> (i % 7 == 0 ? 2 + random() % 62 : 62));
     const uint64_t before = at;
     at += i == 0 ? block.position : gap;
@@ -251,13 +251,40 @@ static void expect_rows(Block block) {
       EXPECT(!c.whole || gap == 1 || at % size == 0 || i == 0);
       at %= size;
     }
-    EXPECT(c.level_row() < kRows[level_family(blocks)]);
+    EXPECT(c.level_row() < kRows[level_family(Part::kLossy, blocks)]);
     c.add_level(random() % kSymbols);
     EXPECT(c.activity <= 16 * 15 && c.level <= 16 * 63 && c.changes <= 256);
   }
 }
 
+// Averages of changes are of about 32 of them, of fewer at first.
+static void contexts_of_changes() {
+  std::mt19937_64 random(9);
+  for (const unsigned most : {0u, 3u, 15u, 62u}) {
+    ChangeContexts c;
+    for (int i = 0; i < 3000; ++i) {
+      EXPECT(c.gap_row() < kRows[gap_family(Part::kLossless, false)]);
+      const uint64_t gap = (1 + (random() & 1)) << random() % (most + 1);
+      c.add_gap(gap, floor_log2(gap));
+      EXPECT(c.activity >= 0 && c.activity <= 512 * 15);
+      EXPECT(c.level_row() < kRows[level_family(Part::kLossless, false)]);
+      c.add_level(random() % kSymbols);
+      EXPECT(c.level >= 512 && c.level <= 512 * 63);
+    }
+  }
+  for (const uint32_t log2 : {0u, 1u, 7u, 15u, 40u}) {
+    ChangeContexts c;
+    for (int i = 0; i < 300; ++i) c.add_gap(uint64_t{1} << log2, log2), c.add_level(7);
+    const auto expected = static_cast<int32_t>(512 * std::min(log2, 15u));
+    EXPECT(c.activity <= expected && c.activity + 32 > expected);
+    EXPECT(c.level <= 512 * 8 && c.level + 32 > 512 * 8);
+    for (int i = 0; i < 300; ++i) c.add_gap(1, 0);
+    EXPECT(c.activity == 0 && c.gap_row() == 0);
+  }
+}
+
 static void lane_contexts() {
+  contexts_of_changes();
   expect_rows<false>({0, 0});
   expect_rows<true>({0, 0});
   for (const Block block : {Block{2, 0}, Block{2, 1}, Block{9, 4}, Block{63, 62}, Block{64, 63}}) {

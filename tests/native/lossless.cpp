@@ -108,7 +108,7 @@ static void exponent_order() {
   std::mt19937_64 random(2);
   Model model;
   model.add(5, kBytes, DType::kOther, random);
-  model.add(70'000, kBFloats, DType::kBFloat16, random);  // two runs
+  model.add(70'000, kBFloats, DType::kBFloat16, random);  // two chunks
   model.add(1, kHalfs, DType::kFloat16, random);
   model.add(300, kDoubles, DType::kFloat64, random);
   model.add(60'000, kInts, DType::kOther, random);
@@ -126,12 +126,8 @@ static void exponent_order() {
   // Where each element is in the order.
   std::vector<uint64_t> order(classes.size()), place(classes.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  for (size_t run = 0; run < order.size(); run += kOrderedElems) {
-    const auto begin = order.begin() + static_cast<ptrdiff_t>(run);
-    const size_t n = std::min<size_t>(kOrderedElems, order.size() - run);
-    std::stable_sort(begin, begin + static_cast<ptrdiff_t>(n),
-                     [&](uint64_t a, uint64_t b) { return classes[a] < classes[b]; });
-  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint64_t a, uint64_t b) { return classes[a] < classes[b]; });
   for (size_t i = 0; i < order.size(); ++i) place[order[i]] = i;
 
   for (const uint64_t one_in : {1u, 2u, 1000u, 200'000u}) {
@@ -152,11 +148,16 @@ static void exponent_order() {
       EXPECT(again[i].index() == changes[i].index() && again[i].level() == changes[i].level());
     }
   }
-  for (const uint64_t element : {uint64_t{0}, kOrderedElems - 1, kOrderedElems, order.size() - 1}) {
+  for (const uint64_t element : {uint64_t{0}, kChunkElems - 1, kChunkElems, order.size() - 1}) {
     EXPECT(in_exponent_order(group, {{element, 1}})[0].index() == place[element]);
     EXPECT(in_element_order(group, {{place[element], 1}})[0].index() == element);
   }
   EXPECT(in_exponent_order(group, {}).empty() && in_element_order(group, {}).empty());
+  Model integers;  // they stay where they are
+  integers.add(100, kInts, DType::kOther, random);
+  const Groups others = make_groups(integers.tensors);
+  EXPECT(in_exponent_order(others.lossless, {{99, 1}})[0].index() == 99);
+  EXPECT(in_element_order(others.lossless, {{99, 1}})[0].index() == 99);
 }
 
 // ---- Byte planes
