@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "cpu/threads.hpp"
@@ -161,6 +162,13 @@ ChangedElements in_exponent_order(const Group& group, ChangedElements changes) {
       place.move_up(begins[chunk][classes[i]]);
     }
   });
+  // The reference was read twice.
+  const auto ascend = [](const ChangedElement& a, const ChangedElement& b) {
+    return a.index() < b.index();
+  };
+  if (std::adjacent_find(ordered.begin(), ordered.end(), std::not_fn(ascend)) != ordered.end() ||
+      ordered.back().index() >= group.n_elems)
+    throw Failure{Code::kChangedDuringCall};
   return ordered;
 }
 
@@ -200,6 +208,7 @@ ChangedElements in_element_order(const Group& group, ChangedElements changes) {
     for (size_t c = 0; c < kClasses; ++c) find_next(c, begins[chunk][c]);
     size_t out = ends[chunk];
     for (size_t at = 0; out < ends[chunk + 1]; ++at) {
+      if (at == classes.size()) throw Failure{Code::kChangedDuringCall};  // it was read twice
       const uint8_t c = classes[at];
       if (left[c]-- > 0) continue;
       const ChangedElement& changed = changes[which[c]++];
