@@ -90,8 +90,7 @@ class ClientSession(ClientBase):
         tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
         self._given_tag, first = tag, self._first_downlink()
         self._state = ClientState(tag, tag > 0, first, {0: first}, self._first_uplink(), {})
-        wanted = self._uplink_encoder.config.error_feedback
-        if wanted or (wanted is None and self._uplink_encoder.own_depth == 0):
+        if self._feeds_back_up:
             feedback = new_feedback(self._layout, self._uplink_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
         # If the prediction is the global model itself, the payload is what an uplink contributes.
@@ -135,6 +134,7 @@ class ClientSession(ClientBase):
             pending.finish(lambda: [(self, "_state", after)])
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(data)) from None
+        self._traffic.add("down", len(data), keyframe=bool(m.keyframes))
         return output(model_of(pending.version))
 
     def _parse(self, data: bytes) -> Message:
@@ -240,7 +240,9 @@ class ClientSession(ClientBase):
 
         Uplinks say it, too; this is for a client that has received but has nothing to send.
         """
-        return write_message(self._status())
+        data = write_message(self._status())
+        self._traffic.add("up", len(data), n_messages=0, keyframe=False)
+        return data
 
     def _status(self) -> Message:
         """A message that says what the client holds."""
@@ -300,7 +302,9 @@ class ClientSession(ClientBase):
             feedback=before.feedback,
             commit=commit,
         )
-        return wrapped(payload)
+        message = wrapped(payload)
+        self._traffic.add("up", len(message), keyframe=False)
+        return message
 
     @synchronized
     def answer(self, request: bytes) -> bytes:
@@ -339,6 +343,7 @@ class ClientSession(ClientBase):
         is_too_far_ahead = state.number > m.ack.newest + MAX_AHEAD  # after forged acknowledgements
         if last.version.number not in refused and not is_too_far_ahead:
             self._state = state
+            self._traffic.add("up", len(last.message), keyframe=False)
             return last.message
         number = 1 + (m.ack.newest if is_too_far_ahead else state.number)
         try:
@@ -353,6 +358,7 @@ class ClientSession(ClientBase):
             feedback=self._with_lost(state.feedback, lost),
         )
         self._state = state.with_sent(again)
+        self._traffic.add("up", len(again.message), keyframe=True)
         return again.message
 
     def _keyframe(self, state: ClientState, last: SentUplink, number: int) -> SentUplink:
