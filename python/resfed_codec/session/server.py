@@ -128,7 +128,7 @@ class ServerSession(ServerBase):
                 name: self._without_old(client, number) for name, client in before.clients.items()
             }
             self._state = before._replace(target=target, target_number=number, clients=clients)
-            self._end_round(number - 1)
+            self._log_round(number - 1)
             return b""
         base, out = before.current, self._layout.empty()
 
@@ -147,7 +147,7 @@ class ServerSession(ServerBase):
             feedback=before.feedback,
             commit=commit,
         )
-        self._end_round(base.number)
+        self._log_round(base.number)
         return payload
 
     @synchronized

@@ -162,16 +162,20 @@ class ServerBase(Session):
             "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
         }
 
-    def _end_round(self, number: int) -> None:
+    def _log_round(self, number: int) -> None:
         """Log what was sent and received while global model ``number`` was the newest."""
-        counts = self._traffic.end_round()
-        if self._logs_rounds and counts["uncompressed_bytes"]:
-            logger.info("global model %d: %s", number, self._round_text(counts))
+        text = self._end_round(number) if self._logs_rounds else ""
+        if text:
+            logger.info("%s", text)
 
-    def _round_text(self, counts: dict[str, int]) -> str:
+    def _end_round(self, number: int) -> str:
+        """What was sent and received since the last call; empty if nothing was."""
+        counts = self._traffic.end_round()
+        if not counts["uncompressed_bytes"]:
+            return ""
         feedback = {"up": self._feeds_back_up, "down": self._state.feedback is not None}
         ways = " and ".join(way for way, is_on in feedback.items() if is_on)
-        return f"{round_text(counts)}, feedback {ways or 'off'}"
+        return f"global model {number}: {round_text(counts)}, feedback {ways or 'off'}"
 
     # ---- records of clients
 
