@@ -9,12 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from resfed_codec.codec.keyframe import encode_keyframe
 from resfed_codec.codec.native_call import Assignments, Plan
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
+from resfed_codec.codec.update import same_memory
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
+from resfed_codec.notices import warn
 from resfed_codec.session.base import LOW32, ClientId, client_tag
 from resfed_codec.session.client_state import ClientBase, ClientState, SentUplink
 from resfed_codec.stream.link import digest64, version_digest
@@ -30,7 +34,7 @@ from resfed_codec.stream.message import (
 )
 from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.stream import open_keyframes
-from resfed_codec.stream.versions import OWN, ParsedPayload, Version, model_of, new_feedback
+from resfed_codec.stream.versions import OWN, Model, ParsedPayload, Version, model_of, new_feedback
 from resfed_codec.tensors.layout import State
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -274,8 +278,13 @@ class ClientSession(ClientBase):
 
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
+
+        Warns:
+            UserWarning: ``local_state`` is the session's own memory, of ``receive(copy=False)``; or
+                as :func:`resfed_codec.encode` of tensors.
         """
         current = self._layout.model_of(local_state, "local_state")
+        self._warn_if_own(current)
         before = self._with_room(self._state)
         number, base, keep = before.number + 1, before.acknowledged, self._keep_up
         out = self._layout.empty() if keep or self._needs_models else None
@@ -305,6 +314,16 @@ class ClientSession(ClientBase):
         message = wrapped(payload)
         self._traffic.add("up", len(message), keyframe=False)
         return message
+
+    def _warn_if_own(self, model: Model) -> None:
+        """Warn of a model that ``receive(copy=False)`` returned, if it can be written to."""
+        writable = any(not isinstance(a, np.ndarray) or a.flags.writeable for a in model)
+        if writable and same_memory(model, model_of(self._state.down)):
+            warn(
+                "local_state: the session's own memory, as receive(copy=False) returned it. If it"
+                " was trained in place, the session's global model has changed as well, and the"
+                " ends no longer hold the same: train a copy"
+            )
 
     @synchronized
     def answer(self, request: bytes) -> bytes:

@@ -6,7 +6,6 @@ checks uplinks.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 from resfed_codec.codec.aggregate import (
@@ -24,6 +23,7 @@ from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
+from resfed_codec.notices import warn
 from resfed_codec.session.base import LOW32, ClientId, client_name
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.session.server_downlink import Broadcast, Downlink, Unicast
@@ -82,11 +82,9 @@ class ServerSession(ServerBase):
         encoder = self._downlink_encoder
         sparsity = encoder.config.sparsity
         if encoder.predictor == PREDICTORS["res2"] and sparsity is not None and sparsity >= 0.99:
-            warnings.warn(
+            warn(
                 f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'
-                ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe',
-                UserWarning,
-                stacklevel=3,
+                ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe'
             )
         first = self._first_downlink()
         self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})
