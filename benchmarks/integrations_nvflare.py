@@ -27,20 +27,15 @@ def main() -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        sent = {
-            site: re.findall(
-                r"resfed_codec: (\d+) bytes instead of (\d+)",
-                (Path(folder) / site / "log.txt").read_text(),
-            )
-            for site in ("server", "site-1")
-        }
+        log = (Path(folder) / "site-1" / "log.txt").read_text()
+    sizes = {
+        what: re.findall(rf"resfed_codec: {verb} (\d+) bytes instead of (\d+)", log)
+        for what, verb in (("task data", "received"), ("task result", "sent"))
+    }
     rows: list[dict[str, Any]] = []
     for number in range(args.rounds):
-        # The server has two clients; their tasks of a round have equal sizes.
-        for what, (n_bytes, plain) in (
-            ("task data", sent["server"][2 * number]),
-            ("task result", sent["site-1"][number]),
-        ):
+        for what in sizes:
+            n_bytes, plain = sizes[what][number]
             rows.append(
                 {
                     "round": number + 1,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "cpu/threads.hpp"
@@ -25,16 +26,39 @@ UInt load(const void* elements, uint64_t i) {
 constexpr size_t kClasses = kExponentClasses;
 using ClassCounts = std::array<uint64_t, kClasses>;
 
+// Calls visit(i) where elements [begin, end) differ.
+template <class UInt, class Visit>
+void for_each_difference(const void* a, const void* b, uint64_t begin, uint64_t end, Visit visit) {
+  constexpr uint64_t kBlock = 64;
+  for (; end - begin >= kBlock; begin += kBlock) {
+    alignas(8) uint8_t differs[kBlock];
+    for (uint64_t i = 0; i < kBlock; ++i)
+      differs[i] = load<UInt>(a, begin + i) != load<UInt>(b, begin + i) ? 1 : 0;
+    for (uint64_t i = 0; i < kBlock; i += 8) {
+      for (auto eight = load<uint64_t>(differs, i / 8); eight != 0; eight &= eight - 1)
+        visit(begin + i + static_cast<uint64_t>(std::countr_zero(eight)) / 8);
+    }
+  }
+  for (; begin < end; ++begin) {
+    if (load<UInt>(a, begin) != load<UInt>(b, begin)) visit(begin);
+  }
+}
+
+template <class UInt>
+void find_classes(const void* elements, uint64_t first, uint64_t n, const Patterns patterns,
+                  uint8_t* classes) {
+  for (uint64_t i = 0; i < n; ++i)
+    classes[i] = patterns.exponent_class(load<UInt>(elements, first + i));
+}
+
 // The classes of a chunk's elements in the reference.
 std::vector<uint8_t> classes_of(const Group& group, uint64_t chunk) {
   std::vector<uint8_t> classes(std::min(kChunkElems, group.n_elems - chunk * kChunkElems));
   for_each_member(group, chunk, [&](const Member& m, uint64_t first, uint64_t n, uint32_t at) {
     const Patterns patterns = patterns_of(*m.tensor);
+    if (patterns.mantissa_bits == 0) return;  // all are 0
     with_width(m.tensor->elem_bytes, [&](auto width) {
-      for (uint64_t i = 0; i < n; ++i) {
-        const auto bits = load<decltype(width)>(m.tensor->reference, first + i);
-        classes[at + i] = static_cast<uint8_t>(patterns.exponent_class(bits));
-      }
+      find_classes<decltype(width)>(m.tensor->reference, first, n, patterns, classes.data() + at);
     });
   });
   return classes;
@@ -49,15 +73,27 @@ std::vector<ClassCounts> begins_of(std::vector<ClassCounts> counts) {
   return counts;
 }
 
+// Counts classes in four parts, so that equal neighbours do not wait for each other.
+class Histogram {
+ public:
+  void add(size_t i, uint8_t c) { ++parts_[i % 4][c]; }
+  uint32_t count(size_t c) const {
+    return parts_[0][c] + parts_[1][c] + parts_[2][c] + parts_[3][c];
+  }
+
+ private:
+  uint32_t parts_[4][kClasses] = {};
+};
+
 // Where the elements of each chunk and class begin in the order of exponents.
 std::vector<ClassCounts> exponent_order(const Group& group) {
   std::vector<ClassCounts> counts(n_chunks(group));
   parallel_for(counts.size(), [&](size_t chunk) {
     const std::vector<uint8_t> classes = classes_of(group, chunk);
-    std::array<uint32_t, kClasses> parts[4] = {};  // so that equal neighbours do not wait
-    for (size_t i = 0; i < classes.size(); ++i) ++parts[i % 4][classes[i]];
-    for (size_t c = 0; c < kClasses; ++c)
-      counts[chunk][c] = uint64_t{parts[0][c]} + parts[1][c] + parts[2][c] + parts[3][c];
+    Histogram histogram;
+    const uint8_t* const of_chunk = classes.data();
+    for (size_t i = 0; i < classes.size(); ++i) histogram.add(i, of_chunk[i]);
+    for (size_t c = 0; c < kClasses; ++c) counts[chunk][c] = histogram.count(c);
   });
   return begins_of(std::move(counts));
 }
@@ -77,19 +113,10 @@ ChangedElements find_changes(const Group& group) {
       const Patterns patterns = patterns_of(t);
       with_width(t.elem_bytes, [&](auto width) {
         using UInt = decltype(width);
-        constexpr uint64_t kBlock = 256 / sizeof(UInt);
-        for (uint64_t begin = first; begin < first + n; begin += kBlock) {
-          const uint64_t end = std::min(begin + kBlock, first + n);
-          if (std::memcmp(static_cast<const UInt*>(t.current) + begin,
-                          static_cast<const UInt*>(t.reference) + begin,
-                          (end - begin) * sizeof(UInt)) == 0)
-            continue;
-          for (uint64_t i = begin; i < end; ++i) {
-            const UInt before = load<UInt>(t.reference, i), after = load<UInt>(t.current, i);
-            if (before != after)
-              found[s].emplace_back(member.begin + i, patterns.change(before, after));
-          }
-        }
+        for_each_difference<UInt>(t.reference, t.current, first, first + n, [&](uint64_t i) {
+          const auto before = load<UInt>(t.reference, i), after = load<UInt>(t.current, i);
+          found[s].emplace_back(member.begin + i, patterns.change(before, after));
+        });
       });
     });
   });
@@ -102,34 +129,46 @@ ChangedElements find_changes(const Group& group) {
 
 ChangedElements in_exponent_order(const Group& group, ChangedElements changes) {
   if (changes.empty() || !has_floats(group)) return changes;
-  const std::vector<ClassCounts> begins = exponent_order(group);
-  std::vector<size_t> firsts(begins.size() + 1);  // of each chunk's changes
-  for (size_t chunk = 0; chunk <= begins.size(); ++chunk) {
+  std::vector<size_t> firsts(n_chunks(group) + 1);  // of each chunk's changes
+  for (size_t chunk = 0; chunk < firsts.size(); ++chunk) {
     const auto before = [&](const ChangedElement& c) { return c.index() < chunk * kChunkElems; };
     firsts[chunk] = static_cast<size_t>(
         std::partition_point(changes.begin(), changes.end(), before) - changes.begin());
   }
-  std::vector<ClassCounts> counts(begins.size());
+  std::vector<ClassCounts> counts(n_chunks(group)), n_changes(n_chunks(group));
   std::vector<uint8_t> classes(changes.size());
-  parallel_for(begins.size(), [&](size_t chunk) {
-    if (firsts[chunk] == firsts[chunk + 1]) return;
+  // Indices become ranks among the elements of the chunk and class.
+  parallel_for(counts.size(), [&](size_t chunk) {
     const std::vector<uint8_t> of_chunk = classes_of(group, chunk);
-    ClassCounts next = begins[chunk];
-    uint64_t at = 0;
+    Histogram histogram;
+    size_t at = 0;
     for (size_t i = firsts[chunk]; i < firsts[chunk + 1]; ++i) {
-      const uint64_t offset = changes[i].index() - chunk * kChunkElems;
-      for (; at < offset; ++at) ++next[of_chunk[at]];
+      const size_t offset = changes[i].index() - chunk * kChunkElems;
+      for (; at < offset; ++at) histogram.add(at, of_chunk[at]);
       classes[i] = of_chunk[at];
-      ++counts[chunk][classes[i]];
-      changes[i] = {next[classes[i]], changes[i].level()};
+      changes[i] = {histogram.count(classes[i]), changes[i].level()};
+      ++n_changes[chunk][classes[i]];
+    }
+    for (; at < of_chunk.size(); ++at) histogram.add(at, of_chunk[at]);
+    for (size_t c = 0; c < kClasses; ++c) counts[chunk][c] = histogram.count(c);
+  });
+  const std::vector<ClassCounts> begins = begins_of(std::move(counts));
+  std::vector<ClassCounts> places = begins_of(std::move(n_changes));
+  ChangedElements ordered(changes.size());
+  parallel_for(begins.size(), [&](size_t chunk) {
+    for (size_t i = firsts[chunk]; i < firsts[chunk + 1]; ++i) {
+      ChangedElement& place = ordered[places[chunk][classes[i]]++];
+      place = changes[i];
+      place.move_up(begins[chunk][classes[i]]);
     }
   });
-  ChangedElements ordered(changes.size());
-  std::vector<ClassCounts> places = begins_of(std::move(counts));
-  parallel_for(begins.size(), [&](size_t chunk) {
-    for (size_t i = firsts[chunk]; i < firsts[chunk + 1]; ++i)
-      ordered[places[chunk][classes[i]]++] = changes[i];
-  });
+  // The reference was read twice.
+  const auto ascend = [](const ChangedElement& a, const ChangedElement& b) {
+    return a.index() < b.index();
+  };
+  if (std::adjacent_find(ordered.begin(), ordered.end(), std::not_fn(ascend)) != ordered.end() ||
+      ordered.back().index() >= group.n_elems)
+    throw Failure{Code::kChangedDuringCall};
   return ordered;
 }
 
@@ -159,17 +198,22 @@ ChangedElements in_element_order(const Group& group, ChangedElements changes) {
   parallel_for(begins.size(), [&](size_t chunk) {
     if (ends[chunk] == ends[chunk + 1]) return;
     const std::vector<uint8_t> classes = classes_of(group, chunk);
-    ClassCounts next = begins[chunk], which = firsts[chunk], wanted;
-    const auto find_wanted = [&](size_t c) {
-      wanted[c] = which[c] < last_of(chunk, c) ? changes[which[c]].index() : ~uint64_t{0};
+    ClassCounts which = firsts[chunk];
+    std::array<uint32_t, kClasses> left;  // elements of the class before the next that changed
+    const auto find_next = [&](size_t c, uint64_t from) {
+      left[c] = ~0u;  // more than a chunk has
+      if (which[c] < last_of(chunk, c))
+        left[c] = static_cast<uint32_t>(changes[which[c]].index() - from);
     };
-    for (size_t c = 0; c < kClasses; ++c) find_wanted(c);
+    for (size_t c = 0; c < kClasses; ++c) find_next(c, begins[chunk][c]);
     size_t out = ends[chunk];
     for (size_t at = 0; out < ends[chunk + 1]; ++at) {
+      if (at == classes.size()) throw Failure{Code::kChangedDuringCall};  // it was read twice
       const uint8_t c = classes[at];
-      if (next[c]++ != wanted[c]) continue;
-      ordered[out++] = {chunk * kChunkElems + at, changes[which[c]++].level()};
-      find_wanted(c);
+      if (left[c]-- > 0) continue;
+      const ChangedElement& changed = changes[which[c]++];
+      ordered[out++] = {chunk * kChunkElems + at, changed.level()};
+      find_next(c, changed.index() + 1);
     }
   });
   return ordered;

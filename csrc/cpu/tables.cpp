@@ -1,6 +1,7 @@
 #include "entropy/tables.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "entropy/tables_v1.hpp"
@@ -97,6 +98,8 @@ const TrainedTables& trained_tables() {
   static const std::unique_ptr<const TrainedTables> tables = [] {
     auto made = std::make_unique<TrainedTables>();
     const auto* row = kTrainedRowsV1;
+    static_assert(std::size(kTrainedRowsV1) ==
+                  kTrainedSets * std::accumulate(kRows, kRows + kFamilies, 0u));
     for (uint32_t family = 0; family < kFamilies; ++family) {
       for (uint32_t set = 0; set < kTrainedSets; ++set) {
         Table& table = made->sets[family][set];

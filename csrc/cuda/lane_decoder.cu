@@ -9,20 +9,37 @@ constexpr unsigned kScanThreads = 1024;
 constexpr unsigned kThreads = 128;
 static_assert(kLanesOfSlice == kWarp);
 
-// The words of a slice with zeros behind them: who calls checks beyond_end() after each step. All
-// functions are called by the whole warp.
+// The words of a slice, with zeros behind them. All functions are called by the whole warp,
+// make_ready() before a step or a mantissa. The next words lie in shared memory, those behind them
+// are on their way.
 class WordReader {
  public:
-  __device__ WordReader(const uint16_t* words, uint64_t n) : words_(words), n_(n) {}
+  __device__ WordReader(const uint16_t* words, uint32_t n, uint16_t* ring)
+      : words_(words), ring_(ring), n_(n) {
+    fetch();
+    make_ready();
+  }
 
+  // Sees to it that more words lie ready than a step takes without mantissas, or a lane's mantissa.
+  __device__ void make_ready() {
+    static_assert(kAtOnce >= 4 * kWarp);
+    while (ready_ < at_ + kAtOnce) {
+      __syncwarp();
+      RESFED_UNROLL
+      for (uint32_t i = 0; i < kEach; ++i) {
+        ring_[(ready_ + i * kWarp + lane_of_thread()) % kRing] = fetched_[i];
+      }
+      ready_ += kAtOnce;
+      __syncwarp();
+      fetch();
+    }
+  }
   // Lanes whose state is short take the next words, in the order of the lanes.
   __device__ uint32_t refilled(uint32_t state) {
     const unsigned takers = __ballot_sync(kAllLanes, state < kLaneStart);
-    if ((takers >> lane_of_thread() & 1u) != 0) {
-      state = with_word(state, at_ + static_cast<unsigned>(__popc(takers & lanes_below())));
-    }
+    const uint32_t word = word_at(at_ + static_cast<unsigned>(__popc(takers & lanes_below())));
     at_ += static_cast<unsigned>(__popc(takers));
-    return state;
+    return state < kLaneStart ? state << 16 | word : state;
   }
   __device__ uint32_t take_raw(uint32_t& state, unsigned n_bits) {
     const uint32_t value = state & ((1u << n_bits) - 1);
@@ -34,95 +51,152 @@ class WordReader {
     uint64_t value = 1;
     for (unsigned left = __ballot_sync(kAllLanes, escaped); left != 0; left &= left - 1) {
       const unsigned lane = static_cast<unsigned>(__popc((left & (0u - left)) - 1));
+      make_ready();
       if (lane == lane_of_thread()) {
         for (unsigned bits = n_bits; bits > 0;) {
           const unsigned n = min_of(kPieceBits, bits);
           value = value << n | (state & ((1u << n) - 1));
           state >>= n;
-          if (state < kLaneStart) state = with_word(state, at_++);
+          if (state < kLaneStart) state = state << 16 | word_at(at_++);
           bits -= n;
         }
       }
       at_ = __shfl_sync(kAllLanes, at_, static_cast<int>(lane));
     }
+    make_ready();
     return value;
   }
-  __device__ bool beyond_end() const { return at_ > n_; }
   __device__ bool at_end() const { return at_ == n_; }
 
+  static constexpr uint32_t kEach = 8, kAtOnce = kEach * kWarp, kRing = 2 * kAtOnce;
+
  private:
-  __device__ uint32_t with_word(uint32_t state, uint64_t at) const {
-    return state << 16 | (at < n_ ? words_[at] : 0u);
+  __device__ uint32_t word_at(uint32_t at) const { return ring_[at % kRing]; }
+  __device__ void fetch() {
+    RESFED_UNROLL
+    for (uint32_t i = 0; i < kEach; ++i) {
+      const uint32_t at = ready_ + i * kWarp + lane_of_thread();
+      fetched_[i] = at < n_ ? words_[at] : uint16_t{0};
+    }
   }
   const uint16_t* words_;
-  uint64_t n_, at_ = 0;
+  uint16_t* ring_;
+  uint32_t n_, at_ = 0, ready_ = 0;
+  uint16_t fetched_[kEach];
 };
 
-// Takes a symbol off the state, which is not refilled. Eight symbols' starts are loaded together:
-// first every eighth one, then those between.
-__device__ uint32_t take_symbol(uint32_t& state, const uint16_t (&starts)[kSymbols]) {
-  struct alignas(16) Eight {
-    uint16_t of[8];
+// Takes a symbol off the state, which is not refilled: first its group of symbols is found, then
+// its place in the group, two starts in a number at a time.
+__device__ uint32_t take_symbol(uint32_t& state, const uint16_t* row) {
+  struct alignas(16) Firsts {
+    uint32_t of[kGroups / 2];
   };
-  const uint32_t slot = state & (kFrequencyOne - 1);
-  uint32_t symbol = 0, end = kFrequencyOne;  // of the eight, then of the symbol
+  constexpr uint32_t kReached = 0x80008000u;  // no start is greater than the slot with this bit
+  const uint32_t slot = state & (kFrequencyOne - 1), slots = slot * 0x10001u | kReached;
+  const Firsts firsts = *reinterpret_cast<const Firsts*>(row);
+  uint32_t reached = 0;
   RESFED_UNROLL
-  for (uint32_t s = kSymbols - 8; s > 0; s -= 8) {
-    const uint32_t start = starts[s];
-    if (start > slot) end = start;
-    symbol += start <= slot ? 8 : 0;
-  }
-  const Eight eight = *reinterpret_cast<const Eight*>(&starts[symbol]);
-  uint32_t start = eight.of[0], below = 0;
-  RESFED_UNROLL
-  for (uint32_t s = 1; s < 8; ++s) {
-    if (eight.of[s] <= slot) start = eight.of[s], ++below;
-  }
-  RESFED_UNROLL
-  for (uint32_t s = 7; s > 0; --s) {
-    if (eight.of[s] > slot) end = eight.of[s];
-  }
-  state = without_symbol(state, {static_cast<uint16_t>(start), static_cast<uint16_t>(end - start)});
-  return symbol + below;
+  for (uint32_t i = 0; i < kGroups / 2; ++i) reached |= ((slots - firsts.of[i]) & kReached) >> i;
+  const auto group = static_cast<uint32_t>(__popc(reached)) - 1;
+  row += kGroups + kGroup * group;
+  const uint64_t all = *reinterpret_cast<const uint64_t*>(row), end = row[kGroup];
+  static_assert(kGroup * sizeof(uint16_t) == sizeof all);
+  const uint32_t low = slots - static_cast<uint32_t>(all);
+  const uint32_t high = slots - static_cast<uint32_t>(all >> 32);
+  const uint32_t place = (low >> 31) + (high >> 15 & 1u) + (high >> 31);
+  const uint32_t start = static_cast<uint32_t>(all >> 16 * place) & 0xffffu;
+  const uint32_t next = static_cast<uint32_t>((all >> 16 | end << 48) >> 16 * place) & 0xffffu;
+  state = ((next - start) & (kFrequencyOne - 1)) * (state >> kFrequencyBits) + slot - start;
+  return kGroup * group + place;
 }
 
+// Copies of tables in shared memory. Most lanes of a slice share theirs.
+class StagedTables {
+ public:
+  struct alignas(16) Piece {
+    uint32_t of[4];
+  };
+  static constexpr uint32_t kPieces = 2560;
+
+  __device__ explicit StagedTables(Piece* memory) : memory_(memory) {}
+
+  // The copy of a lane's table, or the table itself if there is no room left. By the whole warp.
+  __device__ const TableStarts& staged(const TableStarts& table, Family family) {
+    const auto place = reinterpret_cast<uintptr_t>(&table);
+    const TableStarts* own = &table;
+    for (unsigned left = kAllLanes; left != 0;) {
+      const auto lane = static_cast<int>(floor_log2(left));
+      const uintptr_t wanted = __shfl_sync(kAllLanes, place, lane);
+      const uint32_t n = __shfl_sync(kAllLanes, table_bytes(family), lane) / sizeof(Piece);
+      const bool fits = n_ + n <= kPieces;
+      for (uint32_t i = lane_of_thread(); fits && i < n; i += kWarp) {
+        memory_[n_ + i] = reinterpret_cast<const Piece*>(wanted)[i];
+      }
+      if (fits && place == wanted) own = reinterpret_cast<const TableStarts*>(memory_ + n_);
+      if (fits) n_ += n;
+      left &= ~__ballot_sync(kAllLanes, place == wanted);
+    }
+    __syncwarp();
+    return *own;
+  }
+
+ private:
+  Piece* memory_;
+  uint32_t n_ = 0;
+};
+
+// Values of a class, for all symbols of gaps: in shared memory, as each thread wants another one.
+struct GapClasses {
+  uint16_t first[kSymbols], n_bits[kSymbols];
+
+  __device__ void fill() {
+    const uint32_t symbol = lane_of_thread();
+    const bool escape = symbol == kGapEscape;
+    const ValueClass values = escape ? ValueClass{0, kGapExponentBits} : gap_class(symbol);
+    first[symbol] = static_cast<uint16_t>(values.first);
+    n_bits[symbol] = static_cast<uint16_t>(values.n_bits);
+    static_assert(kSymbols == kWarp);
+  }
+};
+
 // The lane of this thread, in a slice of a warp. Lanes that have ended take part with a state that
-// is never short.
+// is never short. Damage shows at the end: until then whatever is decoded stays in bounds.
 template <bool kBlocks>
 __device__ bool decode_lanes(uint32_t state, Block block, const TableStarts& gaps,
-                             const TableStarts& levels, WordReader& words, uint64_t length,
-                             uint64_t longest, uint64_t n_elems, SentSymbol* out,
-                             uint64_t* covered_by_lane) {
+                             const TableStarts& levels, const GapClasses& gap_classes,
+                             WordReader& words, uint32_t length, uint32_t longest, uint64_t n_elems,
+                             SentSymbol* out, uint64_t* covered_by_lane) {
   LaneContexts<kBlocks> contexts;
   contexts.block = block;
-  bool negative = false;
+  bool negative = false, bad = false;
   uint64_t covered = 0;
-  for (uint64_t step = 0; step < longest; ++step) {
+  for (uint32_t step = 0; step < longest; ++step) {
     const bool active = step < length;
-    uint32_t symbol = active ? take_symbol(state, gaps.of[contexts.gap_row()]) : 0;
+    words.make_ready();
+    uint32_t before = state;
+    uint32_t symbol = take_symbol(state, gaps.row(contexts.gap_row()));
+    if (!active) state = before, symbol = 0;
     state = words.refilled(state);
     bool escaped = symbol == kGapEscape;
-    const ValueClass gap_values = escaped ? ValueClass{0, kGapExponentBits} : gap_class(symbol);
-    uint64_t gap = gap_values.first + words.take_raw(state, gap_values.n_bits);
+    uint64_t gap = gap_classes.first[symbol] + words.take_raw(state, gap_classes.n_bits[symbol]);
     if (__ballot_sync(kAllLanes, escaped) != 0) {
-      const bool bad = escaped && (gap < kEscapedGapLog2 || gap > kMostGapLog2);
-      if (__ballot_sync(kAllLanes, bad) != 0) return false;
       const uint64_t value = words.take_mantissas(state, escaped, static_cast<unsigned>(gap));
-      if (escaped) gap = value;
+      if (escaped) {
+        bad |= gap < kEscapedGapLog2 || value > n_elems;
+        gap = value > n_elems ? 1 : value;
+      }
     }
-    if (__ballot_sync(kAllLanes, active && gap > n_elems - covered) != 0) return false;
+    if (active) covered += gap;
+    contexts.add_gap(gap, floor_log2(gap));
 
-    uint32_t level = 0;
-    if (active) {
-      covered += gap;
-      contexts.add_gap(gap, floor_log2(gap));
-      symbol = take_symbol(state, levels.of[contexts.level_row()]);
-      contexts.add_level(symbol);
-      negative = negative != (symbol >= kSignChanged);
-      symbol %= kSignChanged;
-      level = symbol + 1;
-    }
+    before = state;
+    symbol = take_symbol(state, levels.row(contexts.level_row()));
+    if (!active) state = before, symbol = 0;
     state = words.refilled(state);
+    contexts.add_level(symbol);
+    negative = negative != (symbol >= kSignChanged);
+    symbol %= kSignChanged;
+    uint32_t level = symbol + 1;
     const bool large = level > 8;
     if (__ballot_sync(kAllLanes, large) != 0) {
       escaped = large && symbol == kLevelEscape;
@@ -130,24 +204,25 @@ __device__ bool decode_lanes(uint32_t state, Block block, const TableStarts& gap
                                 : escaped ? ValueClass{0, kLevelExponentBits}
                                           : level_class(symbol);
       level = values.first + words.take_raw(state, values.n_bits);
-      bool bad = large && level == 8;  // it has a symbol of its own
-      if (escaped) bad = level < kEscapedLevelLog2 || level > kMostLevelLog2;
-      if (__ballot_sync(kAllLanes, bad) != 0) return false;
+      bad |= large && !escaped && level == 8;  // it has a symbol of its own
       if (__ballot_sync(kAllLanes, escaped) != 0) {
-        const auto value = static_cast<uint32_t>(words.take_mantissas(state, escaped, level));
-        if (escaped) level = value;
-        bad = escaped && (level < kEscapedLevel || level > kMaxLevel);
-        if (__ballot_sync(kAllLanes, bad) != 0) return false;
+        const uint64_t value = words.take_mantissas(state, escaped, level);
+        if (escaped) {
+          bad |= value < kEscapedLevel || value > kMaxLevel;
+          level = static_cast<uint32_t>(min_of<uint64_t>(value, kMaxLevel));
+        }
       }
     }
     if (active) {
       const auto magnitude = static_cast<int32_t>(level);
-      out[step] = {covered - 1, negative ? -magnitude : magnitude};
+      *out++ = {covered - 1, negative ? -magnitude : magnitude};
     }
-    if (words.beyond_end()) return false;
   }
-  if (length > 0) *covered_by_lane = covered;
-  return words.at_end() && __ballot_sync(kAllLanes, state != kLaneStart) == 0;
+  if (length > 0) {
+    *covered_by_lane = covered;
+    bad |= covered > n_elems;
+  }
+  return words.at_end() && __ballot_sync(kAllLanes, bad || state != kLaneStart) == 0;
 }
 
 // Indices relative to the end of the lane before.
@@ -156,7 +231,7 @@ __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const Lane
                              uint64_t* covered) {
   const Partition& p = lanes.partition;
   const uint64_t n_lanes = min_of<uint64_t>(p.n_parts - first, kLanesOfSlice);
-  if (n_bytes < 4 * n_lanes || n_bytes % 2 != 0) return false;
+  if (n_bytes < 4 * n_lanes || n_bytes % 2 != 0 || n_bytes >> 32 != 0) return false;
   const bool there = lane_of_thread() < n_lanes;
   const uint64_t l = first + (there ? lane_of_thread() : 0);
   const Lane lane = lanes.of[l];
@@ -167,14 +242,21 @@ __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const Lane
   }
   if (__ballot_sync(kAllLanes, state < kLaneStart) != 0) return false;
   const bool blocks = lane.block.size > 0;
-  const TableStarts& gaps = lanes.tables.at(gap_family(blocks), lane.gap_set);
-  const TableStarts& levels = lanes.tables.at(level_family(blocks), lane.level_set);
-  WordReader words(slice + 2 * n_lanes, n_bytes / 2 - 2 * n_lanes);
-  const uint64_t begin = part_begin(p, l), length = there ? part_begin(p, l + 1) - begin : 0;
-  const uint64_t longest = part_begin(p, first + 1) - part_begin(p, first);
+  const Family of_gaps = gap_family(blocks), of_levels = level_family(blocks);
+  __shared__ StagedTables::Piece table_memory[StagedTables::kPieces];
+  __shared__ uint16_t ring[WordReader::kRing];
+  StagedTables tables(table_memory);
+  const TableStarts& gaps = tables.staged(lanes.tables.at(of_gaps, lane.gap_set), of_gaps);
+  const TableStarts& levels = tables.staged(lanes.tables.at(of_levels, lane.level_set), of_levels);
+  __shared__ GapClasses gap_classes;
+  gap_classes.fill();
+  WordReader words(slice + 2 * n_lanes, static_cast<uint32_t>(n_bytes / 2 - 2 * n_lanes), ring);
+  const uint64_t begin = part_begin(p, l);
+  const auto length = static_cast<uint32_t>(there ? part_begin(p, l + 1) - begin : 0);
+  const auto longest = static_cast<uint32_t>(part_begin(p, first + 1) - part_begin(p, first));
   const auto decode = [&](auto with_blocks) {
-    return decode_lanes<with_blocks.value>(state, lane.block, gaps, levels, words, length, longest,
-                                           n_elems, symbols + begin, &covered[l]);
+    return decode_lanes<with_blocks.value>(state, lane.block, gaps, levels, gap_classes, words,
+                                           length, longest, n_elems, symbols + begin, &covered[l]);
   };
   return __ballot_sync(kAllLanes, there && blocks) != 0 ? decode(std::true_type())
                                                         : decode(std::false_type());
@@ -189,6 +271,7 @@ __global__ void __launch_bounds__(kWarp)
     const bool sound = decode_slice(slice, offsets[s + 1] - offsets[s], lanes, s * kLanesOfSlice,
                                     n_elems, symbols, covered);
     if (!sound && lane_of_thread() == 0) lower_atomically(&progress->bad_slice, s);
+    __syncwarp();  // the next slice writes where this one reads
   }
 }
 

@@ -1,31 +1,61 @@
 // Stage 4 on the device, encoding: symbols of lanes, what they cost under the sets of tables, and
-// then words. A warp encodes a slice, each of its threads a lane. Between the kernels the host
-// chooses sets, see lane_coder.cu.
+// then words. Between the kernels the host chooses sets, see lane_coder.cu.
 #include "cuda/pipeline.cuh"
+#include "entropy/interleaved_rans.hpp"
 
 namespace resfed::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
+constexpr unsigned kCostThreads = 512;
 static_assert(kLanesOfSlice == kWarp);
-static_assert(2 * kTrainedSets == kWarp);
 
 __device__ uint64_t thread_of_grid() {
   return blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
 }
 __device__ uint64_t threads_of_grid() { return static_cast<uint64_t>(gridDim.x) * blockDim.x; }
 
-// A thread takes a lane.
+// Codes of a slice lie by step, those of a step by lane: neighbors read neighbors.
+struct SliceOfLanes {
+  uint64_t first, begin;      // of its lanes, of its nonzeros
+  uint32_t n_lanes, n_steps;  // the longer lanes come first
+
+  __device__ SliceOfLanes(const Partition& p, uint64_t slice)
+      : first(slice * kLanesOfSlice),
+        begin(part_begin(p, first)),
+        n_lanes(static_cast<uint32_t>(min_of<uint64_t>(p.n_parts - first, kLanesOfSlice))),
+        n_steps(static_cast<uint32_t>(part_begin(p, first + 1) - begin)) {}
+  __device__ uint64_t code_at(uint32_t step, uint32_t lane) const {
+    return begin + uint64_t{step} * n_lanes + lane;
+  }
+};
+// The lane of this thread, where there is one.
+struct OwnLane {
+  uint64_t number, begin;
+  uint32_t n_steps;
+
+  __device__ OwnLane(const Partition& p, const SliceOfLanes& slice)
+      : number(slice.first + min_of(lane_of_thread(), slice.n_lanes - 1)),
+        begin(part_begin(p, number)),
+        n_steps(lane_of_thread() < slice.n_lanes
+                    ? static_cast<uint32_t>(part_begin(p, number + 1) - begin)
+                    : 0) {}
+};
+
+// A warp takes a slice, each of its threads a lane.
 __global__ void __launch_bounds__(kWarp)
     find_codes(const SentSymbol* sent, Partition p, MatrixList matrices, NonzeroCode* codes,
                FoundLane* lanes, uint32_t* counts) {
   for (uint64_t i = thread_of_grid(); i < kCounts; i += threads_of_grid()) counts[i] = 0;
-  for (uint64_t l = thread_of_grid(); l < p.n_parts; l += threads_of_grid()) {
-    const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
-    const Block block = choose_block(sent + begin, end - begin, matrices.of, matrices.n);
+  for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
+    const SliceOfLanes slice(p, s);
+    const OwnLane own(p, slice);
+    if (own.n_steps == 0) continue;
+    const uint64_t begin = own.begin, end = begin + own.n_steps;
+    const Block block = choose_block(sent + begin, own.n_steps, matrices.of, matrices.n);
     uint32_t raw_bits = 0;
+    NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
     const auto keep = [&](uint64_t i, const NonzeroCode& code) {
-      codes[i] = code;
+      own_codes[(i - begin) * slice.n_lanes] = code;
       raw_bits += n_raw_bits(code);
     };
     if (block.size > 0) {
@@ -33,35 +63,78 @@ __global__ void __launch_bounds__(kWarp)
     } else {
       for_each_code<false>(sent, begin, end, block, keep);
     }
-    lanes[l].block = block;
-    lanes[l].raw_bits = raw_bits;
+    lanes[own.number].block = block;
+    lanes[own.number].raw_bits = raw_bits;
   }
 }
 
-// Code lengths under the trained sets, and how often each symbol occurs. A warp takes a lane: half
-// of its threads take a set for gaps, the others one for levels.
-__global__ void __launch_bounds__(kThreads)
+// Code lengths of a code under the trained sets, two of them in a number.
+constexpr uint32_t kPairs = kTrainedSets / 2;
+struct alignas(16) SetPairs {
+  uint32_t of[kPairs];
+};
+static_assert(sizeof(SetPairs) == sizeof(DeviceTrained::costs[0][0]));
+
+// The lane's code lengths under the trained sets of a family, of every n_warps'th code.
+template <class CodeAt>
+__device__ void add_costs(const uint16_t (*costs)[kTrainedSets], uint32_t n_steps, unsigned n_warps,
+                          CodeAt code_at, uint32_t (*sums)[kWarp]) {
+  constexpr uint32_t kWithoutOverflow = 128;  // codes; none costs more than 384
+  for (uint32_t step = threadIdx.x / kWarp; step < n_steps;) {
+    SetPairs some{};
+    for (uint32_t n = 0; n < kWithoutOverflow && step < n_steps; ++n, step += n_warps) {
+      const SetPairs of_code = *reinterpret_cast<const SetPairs*>(&costs[code_at(step)]);
+      RESFED_UNROLL
+      for (uint32_t i = 0; i < kPairs; ++i) some.of[i] += of_code.of[i];
+    }
+    for (uint32_t i = 0; i < kPairs; ++i) {
+      atomicAdd(&sums[2 * i][lane_of_thread()], some.of[i] & 0xffffu);
+      atomicAdd(&sums[2 * i + 1][lane_of_thread()], some.of[i] >> 16);
+    }
+  }
+}
+
+// What lanes cost under the trained sets, and how often each symbol occurs. A block takes a slice,
+// and of each of its warps the threads take a lane.
+__global__ void __launch_bounds__(kCostThreads)
     find_costs(const NonzeroCode* codes, Partition p, const DeviceTrained* trained,
                FoundLane* lanes, uint32_t* counts) {
   __shared__ uint32_t of_block[kFamilies][kCodes];
+  __shared__ uint32_t gap_sums[kTrainedSets][kWarp], level_sums[kTrainedSets][kWarp];
   for (uint32_t i = threadIdx.x; i < kCounts; i += blockDim.x) of_block[i / kCodes][i % kCodes] = 0;
-  __syncthreads();
-  const uint64_t n_warps = threads_of_grid() / kWarp;
-  for (uint64_t l = thread_of_grid() / kWarp; l < p.n_parts; l += n_warps) {
-    const uint64_t begin = part_begin(p, l), end = part_begin(p, l + 1);
-    const bool blocks = lanes[l].block.size > 0, of_gaps = lane_of_thread() < kTrainedSets;
-    const Family gaps = gap_family(blocks), levels = level_family(blocks);
-    const auto& costs = trained->costs[of_gaps ? gaps : levels];
-    const uint32_t set = lane_of_thread() % kTrainedSets;
-    uint32_t cost = 0;
-    for (uint64_t i = begin; i < end; ++i)
-      cost += costs[of_gaps ? codes[i].gap : codes[i].level][set];
-    LaneCosts& found = lanes[l].costs;
-    (of_gaps ? found.gaps : found.levels)[set] = cost;
-    for (uint64_t i = begin + lane_of_thread(); i < end; i += kWarp) {
-      atomicAdd(&of_block[gaps][codes[i].gap], 1u);
-      atomicAdd(&of_block[levels][codes[i].level], 1u);
+  const unsigned n_warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
+  for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
+    for (uint32_t set = warp; set < kTrainedSets; set += n_warps) {
+      gap_sums[set][lane_of_thread()] = level_sums[set][lane_of_thread()] = 0;
     }
+    __syncthreads();
+    const SliceOfLanes slice(p, s);
+    const OwnLane own(p, slice);
+    const NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
+    const bool blocks = lanes[own.number].block.size > 0;
+    const Family gaps = gap_family(blocks), levels = level_family(blocks);
+    add_costs(
+        trained->costs[gaps], own.n_steps, n_warps,
+        [&](uint32_t step) {
+          const uint16_t code = own_codes[step * slice.n_lanes].gap;
+          atomicAdd(&of_block[gaps][code], 1u);
+          return code;
+        },
+        gap_sums);
+    add_costs(
+        trained->costs[levels], own.n_steps, n_warps,
+        [&](uint32_t step) {
+          const uint16_t code = own_codes[step * slice.n_lanes].level;
+          atomicAdd(&of_block[levels][code], 1u);
+          return code;
+        },
+        level_sums);
+    __syncthreads();
+    for (uint32_t set = warp; set < kTrainedSets && own.n_steps > 0; set += n_warps) {
+      lanes[own.number].costs.gaps[set] = gap_sums[set][lane_of_thread()];
+      lanes[own.number].costs.levels[set] = level_sums[set][lane_of_thread()];
+    }
+    __syncthreads();  // the next slice's sums begin
   }
   __syncthreads();
   for (uint32_t i = threadIdx.x; i < kCounts; i += blockDim.x) {
@@ -70,35 +143,66 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The same under the fitted sets. A warp takes a lane.
-__global__ void __launch_bounds__(kThreads)
+// The same under the fitted sets.
+__global__ void __launch_bounds__(kCostThreads)
     sum_fitted_costs(const NonzeroCode* codes, Partition p, const DeviceFitted* fitted,
                      const FoundLane* lanes, FittedCosts* sums) {
-  const uint64_t n_warps = threads_of_grid() / kWarp;
-  for (uint64_t l = thread_of_grid() / kWarp; l < p.n_parts; l += n_warps) {
-    const bool blocks = lanes[l].block.size > 0;
+  __shared__ uint32_t gap_sums[kWarp], level_sums[kWarp];
+  for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
+    if (threadIdx.x < kWarp) gap_sums[threadIdx.x] = level_sums[threadIdx.x] = 0;
+    __syncthreads();
+    const SliceOfLanes slice(p, s);
+    const OwnLane own(p, slice);
+    const NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
+    const bool blocks = lanes[own.number].block.size > 0;
     const auto& gap_costs = fitted->costs[gap_family(blocks)];
     const auto& level_costs = fitted->costs[level_family(blocks)];
     uint32_t gaps = 0, levels = 0;
-    for (uint64_t i = part_begin(p, l) + lane_of_thread(); i < part_begin(p, l + 1); i += kWarp) {
-      gaps += gap_costs[codes[i].gap];
-      levels += level_costs[codes[i].level];
+    for (uint32_t step = threadIdx.x / kWarp; step < own.n_steps; step += blockDim.x / kWarp) {
+      const NonzeroCode code = own_codes[step * slice.n_lanes];
+      gaps += gap_costs[code.gap];
+      levels += level_costs[code.level];
     }
-    gaps = sum_of_warp(gaps);
-    levels = sum_of_warp(levels);
-    if (lane_of_thread() == 0) sums[l] = {gaps, levels};
+    atomicAdd(&gap_sums[lane_of_thread()], gaps);
+    atomicAdd(&level_sums[lane_of_thread()], levels);
+    __syncthreads();
+    if (threadIdx.x < slice.n_lanes) {
+      sums[slice.first + threadIdx.x] = {gap_sums[threadIdx.x], level_sums[threadIdx.x]};
+    }
+    __syncthreads();
   }
+}
+
+// A symbol ready to be coded.
+struct ReadySymbol {
+  uint16_t start, freq;
+  uint32_t inverse;  // of the frequency, times 2^32, rounded down
+};
+// What a lane codes in a step. A lane that has ended codes symbols of all slots and no raw bits,
+// which leave its state.
+struct alignas(8) ReadyStep {
+  ReadySymbol gap, level;
+  uint16_t raw_gap, raw_level;
+  uint8_t gap_bits, level_bits, occurs;
+};
+
+__device__ ReadySymbol ready(const TableStarts& table, uint32_t code) {
+  const Slots slots = table.slots_of(code);
+  return {slots.start, slots.freq, ~0u / slots.freq};
 }
 
 // Words of a slice, written downwards. All functions are called by the whole warp; what lanes write
 // together lies in the order of the lanes.
 class WordWriter {
  public:
-  __device__ WordWriter(uint16_t* words, uint64_t end) : words_(words), at_(end) {}
+  __device__ WordWriter(uint16_t* words, uint32_t n) : words_(words), at_(n) {}
 
-  __device__ void put(uint32_t& state, bool active, Slots slots) {
-    state = with_room(state, active && state >= lane_limit(slots.freq));
-    if (active) state = with_symbol(state, slots);
+  __device__ void put(uint32_t& state, const ReadySymbol& symbol) {
+    state = with_room(state, state >> (32 - kFrequencyBits) >= symbol.freq);
+    const uint32_t quotient = product_above(state, symbol.inverse);  // or one less
+    const uint32_t step = kFrequencyOne - symbol.freq;
+    const bool one_more = state - quotient * symbol.freq >= symbol.freq;
+    state += quotient * step + (one_more ? step : 0) + symbol.start;
   }
   __device__ void put_raw(uint32_t& state, uint32_t value, unsigned n_bits) {  // n_bits <= 16
     state = with_room(state, is_full(state, n_bits)) << n_bits | value;
@@ -121,7 +225,7 @@ class WordWriter {
     }
   }
   // The states of the lanes, in front of all words; returns where they begin.
-  __device__ uint64_t finish(uint32_t state, uint64_t n_lanes) {
+  __device__ uint32_t finish(uint32_t state, uint32_t n_lanes) {
     at_ -= 2 * n_lanes;
     if (lane_of_thread() < n_lanes) {
       words_[at_ + 2 * lane_of_thread()] = static_cast<uint16_t>(state);
@@ -131,68 +235,112 @@ class WordWriter {
   }
 
  private:
+  __device__ static uint32_t product_above(uint32_t a, uint32_t b) {
+    return static_cast<uint32_t>(uint64_t{a} * b >> 32);
+  }
   __device__ static bool is_full(uint32_t state, unsigned n_bits) {
     return static_cast<uint64_t>(state) << n_bits >> 32 != 0;
   }
   __device__ uint32_t with_room(uint32_t state, bool full) {
     const unsigned givers = __ballot_sync(kAllLanes, full);
-    if (full) {
-      const unsigned above = givers & ~lanes_below() & ~(1u << lane_of_thread());
-      words_[at_ - 1 - static_cast<unsigned>(__popc(above))] = static_cast<uint16_t>(state);
-      state >>= 16;
-    }
     at_ -= static_cast<unsigned>(__popc(givers));
-    return state;
+    if (!full) return state;
+    words_[at_ + static_cast<unsigned>(__popc(givers & lanes_below()))] =
+        static_cast<uint16_t>(state);
+    return state >> 16;
   }
   uint16_t* words_;
-  uint64_t at_;  // of the last word
+  uint32_t at_;  // of the last word
 };
 
-__device__ Slots slots_at(const TableStarts& table, uint32_t code) {
-  const uint16_t* const starts = &table.of[0][0];
-  const uint32_t start = starts[code];
-  const uint32_t end = code % kSymbols == kSymbols - 1 ? kFrequencyOne : starts[code + 1];
-  return {static_cast<uint16_t>(start), static_cast<uint16_t>(end - start)};
-}
+// The first warp of a block codes a slice; the others make ready what it codes next, a tile of
+// steps at a time.
+constexpr unsigned kTile = 16;
+constexpr unsigned kReadyWarps = 4;
+constexpr unsigned kEncodeThreads = (1 + kReadyWarps) * kWarp;
 
-__global__ void __launch_bounds__(kWarp)
+__global__ void __launch_bounds__(kEncodeThreads)
     encode_each(const SentSymbol* sent, const NonzeroCode* codes, LaneTables lanes,
                 const uint64_t* rooms, uint16_t* words, uint64_t* places) {
+  __shared__ ReadyStep ready_steps[2][kTile][kWarp];
+  __shared__ uint8_t occurs_in[2][kTile];  // in any lane
   const Partition& p = lanes.partition;
+  const unsigned warp = threadIdx.x / kWarp;
   for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
-    const uint64_t first = s * kLanesOfSlice;
-    const uint64_t n_lanes = min_of<uint64_t>(p.n_parts - first, kLanesOfSlice);
-    const bool there = lane_of_thread() < n_lanes;
-    const uint64_t l = first + (there ? lane_of_thread() : 0);
-    const Lane lane = lanes.of[l];
+    const SliceOfLanes slice(p, s);
+    const OwnLane own(p, slice);
+    const Lane lane = lanes.of[own.number];
     const bool blocks = lane.block.size > 0;
     const TableStarts& gaps = lanes.tables.at(gap_family(blocks), lane.gap_set);
     const TableStarts& levels = lanes.tables.at(level_family(blocks), lane.level_set);
-    const uint64_t begin = part_begin(p, l), length = there ? part_begin(p, l + 1) - begin : 0;
-    WordWriter out(words, rooms[s + 1]);
+    const uint32_t n_tiles = (slice.n_steps + kTile - 1) / kTile;
+    // Steps are coded backwards: this is the tile's step i.
+    const auto step_of = [&](uint32_t tile, uint32_t i) {
+      return slice.n_steps - 1 - (tile * kTile + i);
+    };
+    const auto steps_of = [&](uint32_t tile) {
+      return min_of(kTile, slice.n_steps - tile * kTile);
+    };
+    const auto make_ready = [&](uint32_t tile) {
+      const uint32_t n = steps_of(tile);
+      RESFED_UNROLL
+      for (uint32_t turn = 0; turn < kTile / kReadyWarps; ++turn) {
+        const uint32_t i = turn * kReadyWarps + warp - 1;
+        if (i >= n) break;
+        const uint32_t step = step_of(tile, i);
+        constexpr ReadySymbol kNoSymbol{0, kFrequencyOne, ~0u / kFrequencyOne};
+        ReadyStep r{kNoSymbol, kNoSymbol, 0, 0, 0, 0, 0};
+        if (step < own.n_steps) {
+          const NonzeroCode code = codes[slice.code_at(step, lane_of_thread())];
+          r = {ready(gaps, code.gap),
+               ready(levels, code.level),
+               code.raw_gap,
+               code.raw_level,
+               static_cast<uint8_t>(gap_raw_bits(code.gap % kSymbols)),
+               static_cast<uint8_t>(level_raw_bits(code.level % kSymbols)),
+               code.occurs};
+        }
+        ready_steps[tile % 2][i][lane_of_thread()] = r;
+        const unsigned any =
+            (__ballot_sync(kAllLanes, r.occurs & kGapEscapes) != 0 ? kGapEscapes : 0u) |
+            (__ballot_sync(kAllLanes, r.occurs & kRawLevels) != 0 ? kRawLevels : 0u) |
+            (__ballot_sync(kAllLanes, r.occurs & kLevelEscapes) != 0 ? kLevelEscapes : 0u);
+        if (lane_of_thread() == 0) occurs_in[tile % 2][i] = static_cast<uint8_t>(any);
+      }
+    };
+    // The decoder reads gaps, their raw bits, levels, their raw bits, of all lanes.
+    const auto encode_tile = [&](uint32_t tile, WordWriter& out, uint32_t& state) {
+      const uint32_t n = steps_of(tile);
+      ReadyStep next = ready_steps[tile % 2][0][lane_of_thread()];
+      for (uint32_t i = 0; i < n; ++i) {
+        const ReadyStep r = next;
+        const unsigned occurs = occurs_in[tile % 2][i];
+        next = ready_steps[tile % 2][min_of(i + 1, n - 1)][lane_of_thread()];
+        const uint64_t at = own.begin + step_of(tile, i);
+        if ((occurs & kLevelEscapes) != 0) {
+          const bool escaped = (r.occurs & kLevelEscapes) != 0;
+          out.put_mantissas(state, escaped, escaped ? magnitude(sent[at].level()) : 1);
+        }
+        if ((occurs & kRawLevels) != 0) out.put_raw(state, r.raw_level, r.level_bits);
+        out.put(state, r.level);
+        if ((occurs & kGapEscapes) != 0) {
+          const bool escaped = (r.occurs & kGapEscapes) != 0;
+          out.put_mantissas(state, escaped, escaped ? gap_at(sent, at) : 1);
+        }
+        out.put_raw(state, r.raw_gap, r.gap_bits);
+        out.put(state, r.gap);
+      }
+    };
+    WordWriter out(words + rooms[s], static_cast<uint32_t>(rooms[s + 1] - rooms[s]));
     uint32_t state = kLaneStart;
-    // Backwards: the decoder reads gaps, their raw bits, levels, their raw bits, of all lanes.
-    for (uint64_t step = part_begin(p, first + 1) - part_begin(p, first); step-- > 0;) {
-      const bool active = step < length;
-      const uint64_t i = begin + step;
-      const NonzeroCode code = active ? codes[i] : NonzeroCode{};
-      const bool level_escaped = (code.occurs & kLevelEscapes) != 0;
-      const bool gap_escaped = (code.occurs & kGapEscapes) != 0;
-      if (__ballot_sync(kAllLanes, level_escaped) != 0) {
-        out.put_mantissas(state, level_escaped, level_escaped ? magnitude(sent[i].level()) : 1);
-      }
-      if (__ballot_sync(kAllLanes, (code.occurs & kRawLevels) != 0) != 0) {
-        out.put_raw(state, code.raw_level, level_raw_bits(code.level % kSymbols));
-      }
-      out.put(state, active, slots_at(levels, code.level));
-      if (__ballot_sync(kAllLanes, gap_escaped) != 0) {
-        out.put_mantissas(state, gap_escaped, gap_escaped ? gap_at(sent, i) : 1);
-      }
-      out.put_raw(state, code.raw_gap, gap_raw_bits(code.gap % kSymbols));
-      out.put(state, active, slots_at(gaps, code.gap));
+    for (uint32_t tile = 0; tile <= n_tiles; ++tile) {
+      if (warp > 0 && tile < n_tiles) make_ready(tile);
+      if (warp == 0 && tile > 0) encode_tile(tile - 1, out, state);
+      __syncthreads();
     }
-    const uint64_t place = out.finish(state, n_lanes);
-    if (lane_of_thread() == 0) places[s] = place;
+    if (warp > 0) continue;
+    const uint32_t place = out.finish(state, slice.n_lanes);
+    if (lane_of_thread() == 0) places[s] = rooms[s] + place;
   }
 }
 
@@ -208,21 +356,21 @@ void find_symbols(const Stage& stage, const SentSymbol* sent, Partition p, Matri
   const auto& [group, progress, n_blocks, stream] = stage;
   launch(find_codes, at_most(slices_of(p.n_parts), 1u << 20), kWarp, stream, sent, p, matrices,
          codes, lanes, counts);
-  launch(find_costs, at_most(n_blocks_of(p.n_parts, kThreads / kWarp), n_blocks), kThreads, stream,
-         codes, p, trained, lanes, counts);
+  launch(find_costs, at_most(slices_of(p.n_parts), n_blocks), kCostThreads, stream, codes, p,
+         trained, lanes, counts);
 }
 
 void find_fitted_costs(const Stage& stage, const NonzeroCode* codes, Partition p,
                        const DeviceFitted* fitted, const FoundLane* lanes, FittedCosts* costs) {
-  launch(sum_fitted_costs, at_most(n_blocks_of(p.n_parts, kThreads / kWarp), stage.n_blocks),
-         kThreads, stage.stream, codes, p, fitted, lanes, costs);
+  launch(sum_fitted_costs, at_most(slices_of(p.n_parts), stage.n_blocks), kCostThreads,
+         stage.stream, codes, p, fitted, lanes, costs);
 }
 
 void encode_lanes(const Stage& stage, const SentSymbol* sent, const NonzeroCode* codes,
                   const LaneTables& lanes, const uint64_t* rooms, uint16_t* words,
                   uint64_t* places) {
-  launch(encode_each, at_most(slices_of(lanes.partition.n_parts), 1u << 20), kWarp, stage.stream,
-         sent, codes, lanes, rooms, words, places);
+  launch(encode_each, at_most(slices_of(lanes.partition.n_parts), 1u << 20), kEncodeThreads,
+         stage.stream, sent, codes, lanes, rooms, words, places);
 }
 
 }  // namespace resfed::cuda

@@ -8,11 +8,36 @@ namespace resfed::cuda {
 
 constexpr uint32_t kCodes = kMostRows * kSymbols;  // row * kSymbols + symbol, of any family
 
-// Where each symbol of a table starts, by row: its frequency is the distance to the next.
-struct alignas(64) TableStarts {
-  uint16_t of[kMostRows][kSymbols];
+// Where each symbol of a table starts, by row: its frequency is the distance to the next. In front
+// of a row's starts lie those of every fourth symbol: a decoder looks there first.
+constexpr uint32_t kGroup = 4, kGroups = kSymbols / kGroup;
+constexpr uint32_t kRowStarts = kGroups + kSymbols;
+struct alignas(16) TableStarts {
+  uint16_t of[kMostRows * kRowStarts + kGroups];  // behind each row zeros, for 2^12
+
+  RESFED_HD const uint16_t* row(uint32_t number) const { return of + number * kRowStarts; }
+  RESFED_HD Slots slots_of(uint32_t code) const {
+    const uint16_t* const start = row(code / kSymbols) + kGroups + code % kSymbols;
+    return {start[0], static_cast<uint16_t>((start[1] - start[0]) & (kFrequencyOne - 1))};
+  }
+  void fill(const Table& table) {
+    for (uint32_t r = 0; r < kMostRows; ++r) {
+      for (uint32_t s = 0; s < kSymbols; ++s) {
+        of[r * kRowStarts + kGroups + s] = table.starts[r][s];
+        if (s % kGroup == 0) of[r * kRowStarts + s / kGroup] = table.starts[r][s];
+      }
+    }
+    for (uint32_t i = 0; i < kGroups; ++i) of[kMostRows * kRowStarts + i] = 0;
+  }
 };
-static_assert(sizeof(TableStarts) == sizeof(Table::starts));
+// Of a family's rows, with the zeros behind them.
+RESFED_HD constexpr uint32_t table_bytes(Family family) {
+  static_assert(kRows[kBlockGaps] == kMostRows && kRows[kLevels] == kMostRows &&
+                kRows[kBlockLevels] == kMostRows);
+  constexpr uint32_t kRowsOfGaps = kRows[kGaps];
+  const uint32_t n_rows = family == kGaps ? kRowsOfGaps : kMostRows;
+  return (n_rows * kRowStarts + kGroups) * sizeof(uint16_t);
+}
 
 // The trained sets; a workspace holds them.
 struct DeviceTrained {

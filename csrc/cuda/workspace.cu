@@ -56,8 +56,7 @@ struct Workspace {
     const auto tables = std::make_unique<DeviceTrained>();
     for (uint32_t f = 0; f < kFamilies; ++f) {
       for (uint32_t set = 0; set < kTrainedSets; ++set) {
-        std::memcpy(&tables->starts[f][set], resfed::trained_tables().sets[f][set].starts,
-                    sizeof(TableStarts));
+        tables->starts[f][set].fill(resfed::trained_tables().sets[f][set]);
       }
     }
     std::memcpy(tables->costs, resfed::trained_tables().costs, sizeof tables->costs);

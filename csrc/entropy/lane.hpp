@@ -55,9 +55,6 @@ constexpr bool has_family(Part part, Family family) {
 // How many of the ascending thresholds a number below 256 reaches.
 template <uint8_t... kThresholds>
 RESFED_HD uint32_t number_class(uint32_t number) {
-#if defined(__CUDA_ARCH__)
-  return (0u + ... + (number >= kThresholds ? 1u : 0u));
-#else
   struct Classes {
     uint8_t of[256];
     constexpr Classes() : of() {
@@ -68,7 +65,6 @@ RESFED_HD uint32_t number_class(uint32_t number) {
   };
   static constexpr Classes kClasses;
   return kClasses.of[number];
-#endif
 }
 
 // Classes of the moving averages below.

@@ -29,12 +29,15 @@ struct Patterns {
     return mantissa_bits > 0 && pattern >> (n_bits - 1) != 0;
   }
   // The exponent; of float64 as that of float32 would be, at most 255. 0 where there is none.
-  RESFED_HD uint32_t exponent_class(uint64_t pattern) const {
+  template <class UInt>
+  RESFED_HD uint8_t exponent_class(UInt pattern) const {
     if (mantissa_bits == 0) return 0;
-    const auto exponent = static_cast<uint32_t>((pattern & mask() >> 1) >> mantissa_bits);
-    if (n_bits < 64) return exponent;
-    constexpr uint32_t kBias = 1023 - 127;
-    return min_of(max_of(exponent, kBias) - kBias, kExponentClasses - 1);
+    const auto unsigned_pattern = static_cast<UInt>(pattern << 1);
+    const auto exponent = static_cast<UInt>(unsigned_pattern >> (mantissa_bits + 1));
+    if (sizeof(UInt) < 8) return static_cast<uint8_t>(exponent);
+    constexpr UInt kBias = static_cast<UInt>(1023 - 127);
+    return static_cast<uint8_t>(
+        min_of<UInt>(max_of(exponent, kBias) - kBias, kExponentClasses - 1));
   }
 
   // How far a pattern moves: away from zero, for floats, if it is positive. Never 0 if they differ.

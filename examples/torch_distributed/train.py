@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import resfed_codec as rfc
 
 N_WORKERS, N_ROUNDS = 2, 5
+log = logging.getLogger(__name__)
 
 
 def make_model() -> nn.Sequential:
@@ -55,6 +57,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
 
 def work(worker: int, meeting: str, n_rounds: int) -> None:
     """The process of one worker; the first one prints the results as JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # to standard error
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     where = f"file://{meeting}"
@@ -77,6 +80,10 @@ def work(worker: int, meeting: str, n_rounds: int) -> None:
         model.load_state_dict(shared)
 
         n_bytes += len(payload)
+        if worker == 0:
+            sent = sum(map(len, payloads))
+            models = N_WORKERS * sum(tensor.nbytes for tensor in shared.values())
+            log.info("round %d: %d B, %.0fx less than models", number, sent, models / sent)
         right = (model(test_images).argmax(1) == test_labels).float().mean()
         accuracies.append(round(right.item(), 4))
     results: list[Any] = [None] * N_WORKERS

@@ -10,8 +10,9 @@ static void read(const Bytes& payload) {
   uint64_t sum = 0;
   for (const uint64_t n_bytes : frame.slice_bytes) sum += n_bytes;
   check(frame.slices_offset + sum + kChecksumBytes == payload.size(), "lengths add up");
-  check(frame.n_lossy_slices() + frame.lossless_partition().n_parts == frame.slice_bytes.size(),
-        "every slice has a length");
+  check(frame.n_slices() == frame.slice_bytes.size(), "every slice has a length");
+  const uint64_t n_lanes = frame.lanes().n_parts + frame.lanes_of_changes().n_parts;
+  check(n_lanes <= payload.size() / sizeof(uint32_t), "every lane has a state");
   ByteWriter out;
   write_frame(frame, out);
   check(out.bytes().size() == frame.slices_offset &&

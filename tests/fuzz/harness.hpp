@@ -75,7 +75,11 @@ inline Shape vector(uint64_t n_elems, DType dtype = DType::kFloat32) {
   return {1, n_elems, static_cast<uint32_t>(dtype_size(dtype)), dtype, Role::kVector};
 }
 inline Shape integers(uint64_t n_elems, uint32_t elem_bytes) {
-  return {1, n_elems, elem_bytes, DType::kFloat32, Role::kLossless};
+  return {1, n_elems, elem_bytes, DType::kOther, Role::kLossless};
+}
+// As the real and imaginary parts of a complex tensor.
+inline Shape lossless(uint64_t n_elems, DType dtype) {
+  return {1, n_elems, static_cast<uint32_t>(dtype_size(dtype)), dtype, Role::kLossless};
 }
 
 using Layout = std::vector<Shape>;
@@ -101,6 +105,7 @@ inline const std::vector<Layout>& layouts() {
         {},
         {matrix(64, 64)},
         {integers(40, 4), vector(33, DType::kFloat16), integers(0, 2)},
+        {lossless(300, DType::kBFloat16), integers(90, 8), lossless(70, DType::kFloat64)},
     };
     for (Layout& layout : made) settle_roles(layout);
     return made;
@@ -135,7 +140,7 @@ inline Bytes random_tensor(const Shape& shape, uint64_t seed, bool wild) {
   Bytes memory(shape.n_elems() * shape.elem_bytes);
   for (uint64_t i = 0; i < shape.n_elems(); ++i) {
     uint64_t bits = mix64(seed + i * 0x9e3779b97f4a7c15ull);
-    if (shape.elem_bytes == dtype_size(shape.dtype) && shape.role != Role::kLossless) {
+    if (shape.role != Role::kLossless) {
       bits = float_of(shape.dtype, bits, wild);
     }
     std::memcpy(memory.data() + i * shape.elem_bytes, &bits, shape.elem_bytes);

@@ -83,7 +83,7 @@ class LocalGrid(Grid):
         try:
             reply = self.app(message, context)
         except Exception as error:  # as Flower does
-            reply = Message(Error(2, repr(error)), reply_to=message)
+            reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = 1
         if fault not in ("killed", "rolled back"):
             self.contexts[node] = context

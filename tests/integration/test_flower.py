@@ -13,109 +13,20 @@ import resfed_codec as rfc
 
 pytest.importorskip("flwr", reason="needs Flower: pip install 'resfed-codec[flower]'")
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
+from local_app import App, Clock, first_model, local_model, messages_for, model_of, record_of, same
 from local_grid import LocalGrid, count_bytes
 from resfed_codec.integrations import flower
 from resfed_codec.integrations.flower import CodecGrid, CodecMod, codec_mod
 
 pytestmark = pytest.mark.integration
 
-Model = dict[str, np.ndarray]
-
-
-class Clock:
-    """A clock that advances only in sleep()."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flower, "time", Clock())
-
-
-def first_model() -> Model:
-    rng = np.random.default_rng(0)
-    return {
-        "z.weight": rng.standard_normal((40, 50), np.float32),
-        "a.weight": rng.standard_normal((50, 30), np.float32),
-        "a.bias": np.zeros(30, np.float32),
-        "steps": np.array(0, np.int64),
-    }
-
-
-def record_of(model: Model) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})
-
-
-def model_of(record: ArrayRecord) -> Model:
-    return {name: array.numpy() for name, array in record.items()}
-
-
-def same(a: Model, b: Model) -> bool:
-    return list(a) == list(b) and all(
-        a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a
-    )
-
-
-def local_model(model: Model, partition: int, number: int) -> Model:
-    """A client's local model; depends only on the arguments."""
-    rng = np.random.default_rng([partition, number])
-    local = {n: a + np.float32(0.01) * rng.standard_t(2, a.shape) for n, a in model.items()}
-    return {**{n: a.astype(model[n].dtype) for n, a in local.items()}, "steps": model["steps"] + 3}
-
-
-class App:
-    """A ClientApp that records the models it receives."""
-
-    def __init__(self, *mods: Any) -> None:
-        self.app = ClientApp(mods=[*mods])
-        self.given: dict[int, Model] = {}
-        self.runs = 0
-        self.app.train()(self.train)
-        self.app.evaluate()(self.evaluate)
-        self.app.query()(self.query)
-
-    def take(self, message: Message, context: Context) -> Model:
-        self.runs += 1
-        self.given[context.node_id] = model_of(message.content["arrays"])
-        if context.node_config["fault"] == "raise":
-            raise RuntimeError("raised on purpose")
-        return self.given[context.node_id]
-
-    def train(self, message: Message, context: Context) -> Message:
-        model = self.take(message, context)
-        number = int(message.content["config"]["server-round"])
-        local = local_model(model, int(context.node_config["partition-id"]), number)
-        metrics = MetricRecord({"num-examples": 10, "loss": 0.5})
-        return Message(
-            RecordDict({"metrics": metrics, "local": record_of(local)}), reply_to=message
-        )
-
-    def evaluate(self, message: Message, context: Context) -> Message:
-        self.take(message, context)
-        metrics = MetricRecord({"num-examples": 10, "accuracy": 0.5})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    def query(self, message: Message, context: Context) -> Message:
-        return Message(message.content, reply_to=message)
-
-
-def messages_for(grid: LocalGrid, model: Model, number: int, kind: str = "train") -> list[Message]:
-    """A message for each node, all with the same content, as strategies create them."""
-    config = ConfigRecord({"server-round": number})
-    content = RecordDict({"arrays": record_of(model), "config": config})
-    return [Message(content, node, kind) for node in grid.get_node_ids()]
 
 
 @pytest.mark.parametrize("strategy_type", [FedAvg, FedAdam])
@@ -434,7 +345,8 @@ def test_clear_errors() -> None:
 
     nodes = LocalGrid(App(CodecMod(lambda: {"x": np.zeros(3)})).app, 1)
     (reply,) = CodecGrid(nodes).send_and_receive(messages_for(nodes, first_model(), 1))
-    assert "initial: has other names or shapes" in reply.error.reason
+    assert "initial: has another layout" in reply.error.reason
+    assert "tensor 'z.weight' is missing" in reply.error.reason
 
     seeds = iter(range(9))
     nodes = LocalGrid(App(CodecMod(lambda: local_model(first_model(), 0, next(seeds)))).app, 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,9 @@ class Site:
 
     def register_aux_message_handler(self, topic: str, handler: Any) -> None:
         self.handlers[topic] = handler
+
+    def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Of the log: FLARE announces warnings."""
 
     def send_aux_request(
         self, targets: Any, topic: str, request: Any, timeout: float, fl_ctx: Any
@@ -323,7 +328,100 @@ def test_other_data_is_unchanged() -> None:
                     assert dxo.data is data
 
 
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The codec's warnings so far."""
+
+    def texts() -> list[str]:
+        lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        return [line.split("resfed_codec: ")[1] for line in lines if "resfed_codec: " in line]
+
+    return texts
+
+
+def repeated(component: Any, site: Site, kind: str, data: Any) -> None:
+    """Let a filter have the same data three times."""
+    for _ in range(3):
+        component.process(DXO(kind, dict(data)).to_shareable(), site.context("site-1", "2"))
+
+
+UNCOMPRESSED = {
+    "kind": (
+        DataKind.WEIGHT_DIFF,
+        first_model(),
+        "its kind is WEIGHT_DIFF; the codec encodes WEIGHTS, which clients with"
+        " params_transfer_type=FULL send",
+    ),
+    "no array": (
+        DataKind.WEIGHTS,
+        {**first_model(), "a.bias": [0.0] * 30},
+        "'a.bias' is a list; the codec encodes NumPy arrays",
+    ),
+    "layout": (
+        DataKind.WEIGHTS,
+        {**first_model(), "a.bias": np.zeros(31, np.float32)},
+        "tensor 'a.bias' has shape [31] instead of [30]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "data", "why"), UNCOMPRESSED.values(), ids=UNCOMPRESSED)
+def test_models_that_travel_uncompressed(kind: str, data: Any, why: str, warned: Any) -> None:
+    job = Job(1)
+    client = job.clients["site-1"]
+    job.take("site-1", job.assign("site-1", shareable_of(first_model()), "1"), "1")
+    repeated(job.server.task_data, job.server, kind, data)
+    assert warned() == [f"a task is sent uncompressed: {why}"]
+    repeated(client.task_result, client, kind, data)
+    assert warned()[1:] == [f"a result is sent uncompressed: {why}"]
+
+
+def test_missing_filters(warned: Any) -> None:
+    job = Job(1)
+    client = job.clients["site-1"]
+    repeated(client.task_data, client, DataKind.WEIGHTS, first_model())
+    assert "the job has no ServerEncoder" in warned()[0]
+    repeated(client.task_result, client, DataKind.WEIGHTS, first_model())
+    assert warned()[1] == (
+        "a result is sent uncompressed: no ClientDecoder has decoded a task before"
+    )
+    repeated(job.server.task_result, job.server, DataKind.WEIGHTS, first_model())
+    assert "the job has no ClientEncoder" in warned()[2]
+    assert len(warned()) == 3
+
+
+def test_other_data_is_no_cause(warned: Any) -> None:
+    job = Job(1)
+    for site in (job.server, job.clients["site-1"]):
+        for component in (site.task_data, site.task_result):
+            repeated(component, site, DataKind.METRICS, {"accuracy": 0.5})
+            repeated(component, site, DataKind.APP_DEFINED, {"anything": 1})
+    assert warned() == []
+
+
+def test_a_line_for_each_round(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    job = Job(2)
+    model = first_model()
+    for number in (1, 2):
+        for name in job.clients:
+            given_model = job.take(name, job.assign(name, shareable_of(model), f"{number}"), "")
+            job.accept(name, job.reply(name, shareable_of(given_model), f"{number}"), f"{number}")
+        model = local_model(model, number)
+    job.server.task_data.handle_event(EventType.END_RUN, job.server.context())
+    texts = [r.getMessage().split("resfed_codec: ")[-1] for r in caplog.records]
+    lines = [text for text in texts if text.startswith("global model")]
+    assert [re.sub(r"of [\d.]+ k?B|[\d.]+x", "_", line) for line in lines] == [
+        "global model 1: 2 messages down _, 2 messages up _, _ less than models, 2 keyframes,"
+        " feedback up",
+        "global model 2: 2 messages down _, 2 messages up _, _ less than models, 0 keyframes,"
+        " feedback up",
+    ]
+
+
 def test_clear_errors() -> None:
+    with pytest.raises(TypeError, match="uplink: must be a dict of fields of CodecConfig, not Cod"):
+        ServerEncoder(uplink=rfc.CodecConfig())
     with pytest.raises(ValueError, match="sparsity=2"):
         ServerEncoder(uplink={"sparsity": 2})
     with pytest.raises(TypeError):
@@ -384,16 +482,19 @@ def test_simulator(tmp_path: Path) -> None:
     with threadpool_limits(1, "blas"):
         assert same(final, in_one_process(3))
     logs = [tmp_path / site / "log.txt" for site in ("server", "site-1", "site-2")]
-    sizes = [
-        [
-            int(n)
-            for n in re.findall(r"resfed_codec: (\d+) bytes instead of 4020960", log.read_text())
-        ]
-        for log in logs
-    ]
-    assert list(map(len, sizes)) == [6, 3, 3]
-    assert sorted(re.findall(r"(site-\d) refused a message", logs[0].read_text())) == [
-        "site-1",
-        "site-2",
-    ]
-    assert max(sizes[0][2:] + sizes[1] + sizes[2]) * 200 < 4020960
+    server, *clients = [log.read_text() for log in logs]
+    for log in clients:
+        received, sent = (
+            [
+                int(n)
+                for n in re.findall(rf"resfed_codec: {verb} (\d+) bytes instead of 4020960", log)
+            ]
+            for verb in ("received", "sent")
+        )
+        assert len(received) == len(sent) == 3
+        assert max(received[2:] + sent) * 200 < 4020960
+        assert min(received[:2]) > 3_000_000, "the first model, and after its loss another"
+    assert sorted(re.findall(r"(site-\d) refused a message", server)) == ["site-1", "site-2"]
+    lines = re.findall(r"resfed_codec: global model (\d): .*, (\d) keyframes, feedback up", server)
+    assert lines == [("1", "2"), ("2", "2"), ("3", "0")]
+    assert not any("uncompressed" in log for log in (server, *clients))

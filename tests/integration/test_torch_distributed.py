@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,17 +46,21 @@ def test_two_workers_hold_the_same_model() -> None:
     process = subprocess.Popen(
         [sys.executable, EXAMPLE / "train.py"],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=120)
+        output, log = process.communicate(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
     assert process.returncode == 0
     report = json.loads(output)
+    lines = re.findall(r"^round (\d): \d+ B, (\d+)x less than models$", log, re.M)
+    assert [int(number) for number, _ in lines] == [1, 2, 3, 4, 5]
+    assert all(int(ratio) > 200 for _, ratio in lines)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = in_one_process(example.N_ROUNDS)

@@ -1,16 +1,14 @@
-// The arithmetic of csrc/entropy: probabilities, rANS, symbols, contexts, frequencies, slices; and
+// The arithmetic of csrc/entropy: symbols, raw bits, contexts, frequencies, interleaved rANS; and
 // bit fields.
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
-#include "entropy/changes.hpp"
 #include "entropy/frequencies.hpp"
 #include "entropy/interleaved_rans.hpp"
-#include "entropy/lane.hpp"
-#include "entropy/sent_symbol.hpp"
-#include "entropy/slice.hpp"
+#include "entropy/lane_symbols.hpp"
+#include "entropy/partition.hpp"
 #include "expect.hpp"
 #include "format/bits.hpp"
 #include "format/version.hpp"
@@ -18,102 +16,133 @@
 using namespace resfed;
 
 using Format = CurrentFormat;
-using Contexts = Format::Contexts;
 
-static bool equal(const Probability& a, const Probability& b) {
-  return a.fast == b.fast && a.slow == b.slow && a.warmup == b.warmup;
-}
-
-static void probabilities() {
-  for (uint32_t i = 0; i < Contexts::kLossless; ++i) {
-    EXPECT(stays_uncertain(Format::initial_lossless_state(i)));
-  }
-  EXPECT(rates_at(kWarmedUp).fast == 65536 / 16 && rates_at(kWarmedUp).slow == 65536 / 128);
-  EXPECT(rates_at(kWarmedUp + kMaxCount).slow == 131072 / 3);  // count 0
-  std::mt19937 random(1);
-  for (uint8_t count = 0; count <= kMaxCount; ++count) {
-    const auto first = static_cast<uint8_t>(1 + random() % 255);
-    Probability p = initial_probability({first, count});
-    EXPECT(prob_of_one(p) == first * (kProbOne / 256));
-    for (int i = 0; i < 300; ++i) {  // as vectors and as numbers
-      const bool bit = random() % 3 == 0;
-      const Probability next = moved_towards(target_of(bit), p, rates_at(p.warmup));
-      EXPECT(bit ? prob_of_one(next) >= prob_of_one(p) : prob_of_one(next) <= prob_of_one(p));
-      update(p, bit);
-      EXPECT(equal(p, next));
-    }
-    EXPECT(p.warmup == kWarmedUp);
-  }
-}
-
-static void intervals() {
-  for (uint32_t p = 1; p < kProbOne; ++p) {
-    const Slots one = slots_of_bit(true, p), zero = slots_of_bit(false, p);
-    EXPECT(one.start == 0 && one.freq == zero.start && zero.start + zero.freq == kProbOne);
-    for (const bool bit : {false, true}) {
-      const Slots slots = slots_of_bit(bit, p);
-      // The encoder's step, and the decoder's that undoes it.
-      for (const uint32_t state : {kRansLow, kRansLow + p, rans_limit(slots.freq) - 1}) {
-        if (state < kRansLow || state >= rans_limit(slots.freq)) continue;
-        uint16_t word;
-        uint32_t coded = state;
-        EXPECT(!rans_put(coded, slots, &word));
-        EXPECT(rans_take(coded, p) == bit && coded == state);
-      }
-    }
-  }
-  for (unsigned n_bits = 1; n_bits <= kMaxRawBits; ++n_bits) {
-    for (uint32_t number = 0; number < 1u << n_bits; ++number) {
-      const Slots slots = slots_of_bypass(number, n_bits);
-      uint16_t word;
-      uint32_t state = kRansLow + number;
-      const uint32_t before = state;
-      if (rans_put(state, slots, &word)) continue;
-      EXPECT(rans_take_bypass(state, n_bits) == number && state == before);
-    }
-  }
-}
-
-static void context_families() {
-  EXPECT(Contexts::ChangeGap::kBegin == 0);
-  EXPECT(Contexts::ChangeGap::kEnd == Contexts::ChangeGap::at(1u, 15u) + 1);
-  EXPECT(Contexts::ChangeSize::kBegin == Contexts::ChangeRepeat::kEnd);
-  EXPECT(Contexts::kLossless == Contexts::ChangeSize::at(63u) + 1);
-  EXPECT(Contexts::ChangeGap::clamp<1>(3) == 3 && Contexts::ChangeGap::clamp<1>(62) == 15);
-}
-
-// ---- Lanes
-
-static void symbols() {
+static void gap_symbols() {
   // Each value lies in the class of its symbol, and classes follow each other without a hole.
   for (uint32_t s = 0; s + 1 < kGapEscape; ++s) {
     const ValueClass c = gap_class(s);
     EXPECT(gap_class(s + 1).first == c.first + (1u << c.n_bits) && c.n_bits <= kPieceBits);
   }
-  for (uint32_t s = 9; s + 1 < kLevelEscape; ++s) {
-    const ValueClass c = level_class(s);
-    EXPECT(level_class(s + 1).first == c.first + (1u << c.n_bits));
-  }
-  const auto lies_in = [](uint64_t value, ValueClass c) {
-    return value >= c.first && value - c.first < 1u << c.n_bits;
-  };
   for (uint64_t gap = 1; gap < 1u << kEscapedGapLog2; ++gap) {
-    EXPECT(gap_symbol(gap) < kGapEscape && lies_in(gap, gap_class(gap_symbol(gap))));
+    const uint32_t symbol = gap_symbol(gap);
+    EXPECT(symbol < kGapEscape && gap >= gap_class(symbol).first);
+    EXPECT(gap - gap_class(symbol).first < 1u << gap_raw_bits(symbol));
   }
   for (unsigned log2 = kEscapedGapLog2; log2 <= kMostGapLog2; ++log2) {
-    EXPECT(log2 < 1u << kGapExponentBits);
+    EXPECT(log2 < 1u << gap_raw_bits(kGapEscape));
     for (const uint64_t gap : {1ull << log2, (2ull << log2) - 1}) {
       EXPECT(gap_symbol(gap) == kGapEscape && floor_log2(gap) == log2);
     }
   }
-  for (uint32_t level = 1; level <= kMaxLevel; ++level) {
-    const uint32_t symbol = level_symbol(level);
-    EXPECT((symbol == kLevelEscape) == (level >= kEscapedLevel));
-    if (symbol != kLevelEscape) EXPECT(lies_in(level, level_class(symbol)));
+}
+
+// Levels that are interesting under some shift: around powers of two and classes, and any.
+static std::vector<uint64_t> interesting_levels(std::mt19937_64& random) {
+  std::vector<uint64_t> levels = {kMostLevel<ChangedElement>};
+  for (unsigned shift = 0; shift <= kMostShift; ++shift) {
+    for (uint64_t high = 1; high <= kEscapedLevel + 1; ++high) {
+      for (const uint64_t level : {(high - 1) << shift, ((high - 1) << shift) + 1}) {
+        if (level > 0 && level <= levels[0]) levels.push_back(level);
+      }
+    }
   }
-  EXPECT(level_symbol(8) == 7 && level_symbol(9) == 8);
-  EXPECT(floor_log2(kEscapedLevel) == kEscapedLevelLog2 && floor_log2(kMaxLevel) == kMostLevelLog2);
-  EXPECT(kMostLevelLog2 < 1u << kLevelExponentBits);
+  for (int i = 0; i < 2000; ++i) levels.push_back(1 + (random() >> (1 + random() % 63)));
+  return levels;
+}
+
+static void level_symbols() {
+  for (uint32_t s = 9; s + 1 < kLevelEscape; ++s) {
+    const ValueClass c = level_class(s);
+    EXPECT(level_class(s + 1).first == c.first + (1u << c.n_bits));
+  }
+  EXPECT(level_symbol(8, 0) == 7 && level_symbol(9, 0) == 8);
+  EXPECT(level_symbol(8 << 5, 5) == 7 && level_symbol((8 << 5) + 1, 5) == 8);
+  EXPECT(level_symbol(95, 0) == 14 && level_symbol(96, 0) == kLevelEscape);
+  EXPECT(level_symbol(95 << 5, 5) == 14 && level_symbol((95 << 5) + 1, 5) == kLevelEscape);
+  EXPECT(floor_log2(kEscapedLevel) == kEscapedLevelLog2);
+  EXPECT(floor_log2(kMostLevel<ChangedElement>) < 1u << kExponentBits);
+
+  std::mt19937_64 random(7);
+  const std::vector<uint64_t> levels = interesting_levels(random);
+  for (unsigned shift = 0; shift <= kMostShift; ++shift) {
+    for (const uint64_t level : levels) {
+      const uint32_t symbol = level_symbol(level, shift);
+      // What a decoder reads: the first piece or the exponent, then the rest.
+      const RestOfLevel rest = rest_of_level(level, symbol, shift);
+      uint64_t value = 1;
+      if (symbol == kLevelEscape) {
+        EXPECT((level - 1) >> shift >= kEscapedLevel - 1 && rest.n_bits == floor_log2(level));
+      } else {
+        const unsigned n_bits = level_raw_bits(symbol, shift);
+        EXPECT(level >= first_level(symbol, shift));
+        EXPECT((level - first_level(symbol, shift)) >> n_bits == 0);
+        EXPECT(n_bits == level_class(symbol).n_bits + shift);
+        EXPECT(rest.n_bits == (n_bits > kPieceBits ? n_bits - kPieceBits : 0));
+        value = (level - first_level(symbol, shift)) >> rest.n_bits;
+        EXPECT(value < 1u << std::min(n_bits, kPieceBits));
+      }
+      std::vector<std::pair<uint32_t, unsigned>> pieces;
+      for_each_piece_backwards(rest.bits, rest.n_bits, [&](uint32_t piece, unsigned n) {
+        EXPECT(piece >> n == 0);
+        pieces.emplace_back(piece, n);
+      });
+      EXPECT(pieces.size() == (rest.n_bits + kPieceBits - 1) / kPieceBits && pieces.size() <= 4);
+      for (size_t i = pieces.size(); i-- > 0;) {
+        EXPECT(pieces[i].second == kPieceBits || i == 0);  // the shorter one is read last
+        value = value << pieces[i].second | pieces[i].first;
+      }
+      EXPECT(value + (symbol == kLevelEscape ? 0 : first_level(symbol, shift)) == level);
+    }
+  }
+}
+
+// A lane's codes say how each nonzero is coded.
+static void codes() {
+  std::mt19937_64 random(8);
+  for (const unsigned shift : {0u, 1u, 13u, 20u, kMostShift}) {
+    std::vector<ChangedElement> changes;
+    uint64_t index = 0;
+    for (int i = 0; i < 3000; ++i) {
+      index += 1 + (random() >> (24 + random() % 40));
+      const auto level = static_cast<int64_t>(random()) >> random() % 64;
+      changes.emplace_back(index, i == 5 ? INT64_MIN : level == 0 ? 1 : level);
+    }
+    bool positive = true;
+    const auto visit = [&](uint64_t i, const NonzeroCode& code) {
+      const uint64_t gap = gap_at(changes.data(), i), level = magnitude(changes[i].level());
+      const uint32_t gap_code = code.gap % kSymbols, level_code = code.level % kSymbols;
+      const uint32_t symbol = level_code % kSignChanged;
+      EXPECT(gap_code == gap_symbol(gap) && symbol == level_symbol(level, shift));
+      EXPECT(code.raw_gap ==
+             (gap_code == kGapEscape ? floor_log2(gap) : gap - gap_class(gap_code).first));
+      const bool is_positive = changes[i].level() > 0;
+      EXPECT((level_code >= kSignChanged) == (positive != is_positive));
+      positive = is_positive;
+      const RestOfLevel rest = rest_of_level(level, symbol, shift);
+      const unsigned n_bits = level_raw_bits(symbol, shift);
+      EXPECT(code.raw_level == (symbol == kLevelEscape
+                                    ? floor_log2(level)
+                                    : (level - first_level(symbol, shift)) >> rest.n_bits));
+      EXPECT(((code.occurs & kGapEscapes) != 0) == (gap_code == kGapEscape));
+      EXPECT(((code.occurs & kRawLevels) != 0) == (n_bits > 0));
+      EXPECT(((code.occurs & kLongLevels) != 0) == (rest.n_bits > 0));
+    };
+    for_each_code<false>(changes.data(), 0, changes.size(), {0, 0}, shift, visit);
+  }
+}
+
+static void shifts() {
+  const auto shift_of = [](const std::vector<int64_t>& levels) {
+    std::vector<ChangedElement> changes;
+    for (const int64_t level : levels) changes.emplace_back(changes.size(), level);
+    return choose_shift(changes.data(), changes.size());
+  };
+  EXPECT(shift_of({1}) == 0 && shift_of({-15}) == 0 && shift_of({16}) == 1);
+  EXPECT(shift_of({1, 1, 1 << 11}) == 0);      // (0 + 0 + 11) / 3 = 3
+  EXPECT(shift_of({1, -1, -(1 << 12)}) == 1);  // 4
+  EXPECT(shift_of({INT64_MAX}) == kMostShift && shift_of({INT64_MIN, INT64_MIN}) == kMostShift);
+  const std::vector<SentSymbol> sent = {{1, 1 << 23}, {2, -(1 << 23)}, {9, (1 << 23) - 1}};
+  EXPECT(choose_shift(sent.data(), 2) == 20 && choose_shift(sent.data(), 3) == 19);
 }
 
 // The encoder's step, with a word if one is due, and the decoder's that undoes it.
@@ -209,7 +238,7 @@ static void expect_rows(Block block) {
   const bool blocks = block.size > 0;
   uint64_t at = 0;
   for (int i = 0; i < 3000; ++i) {
-    EXPECT(c.gap_row() < kRows[gap_family(blocks)]);
+    EXPECT(c.gap_row() < kRows[gap_family(Part::kLossy, blocks)]);
     const uint64_t gap = 1 + (random() >> (i % 7 == 0 ? 2 + random() % 62 : 62));
     const uint64_t before = at;
     at += i == 0 ? block.position : gap;
@@ -222,13 +251,40 @@ static void expect_rows(Block block) {
       EXPECT(!c.whole || gap == 1 || at % size == 0 || i == 0);
       at %= size;
     }
-    EXPECT(c.level_row() < kRows[level_family(blocks)]);
+    EXPECT(c.level_row() < kRows[level_family(Part::kLossy, blocks)]);
     c.add_level(random() % kSymbols);
     EXPECT(c.activity <= 16 * 15 && c.level <= 16 * 63 && c.changes <= 256);
   }
 }
 
+// Averages of changes are of about 32 of them, of fewer at first.
+static void contexts_of_changes() {
+  std::mt19937_64 random(9);
+  for (const unsigned most : {0u, 3u, 15u, 62u}) {
+    ChangeContexts c;
+    for (int i = 0; i < 3000; ++i) {
+      EXPECT(c.gap_row() < kRows[gap_family(Part::kLossless, false)]);
+      const uint64_t gap = (1 + (random() & 1)) << random() % (most + 1);
+      c.add_gap(gap, floor_log2(gap));
+      EXPECT(c.activity >= 0 && c.activity <= 512 * 15);
+      EXPECT(c.level_row() < kRows[level_family(Part::kLossless, false)]);
+      c.add_level(random() % kSymbols);
+      EXPECT(c.level >= 512 && c.level <= 512 * 63);
+    }
+  }
+  for (const uint32_t log2 : {0u, 1u, 7u, 15u, 40u}) {
+    ChangeContexts c;
+    for (int i = 0; i < 300; ++i) c.add_gap(uint64_t{1} << log2, log2), c.add_level(7);
+    const auto expected = static_cast<int32_t>(512 * std::min(log2, 15u));
+    EXPECT(c.activity <= expected && c.activity + 32 > expected);
+    EXPECT(c.level <= 512 * 8 && c.level + 32 > 512 * 8);
+    for (int i = 0; i < 300; ++i) c.add_gap(1, 0);
+    EXPECT(c.activity == 0 && c.gap_row() == 0);
+  }
+}
+
 static void lane_contexts() {
+  contexts_of_changes();
   expect_rows<false>({0, 0});
   expect_rows<true>({0, 0});
   for (const Block block : {Block{2, 0}, Block{2, 1}, Block{9, 4}, Block{63, 62}, Block{64, 63}}) {
@@ -269,14 +325,23 @@ static void partitions() {
   }
 }
 
-static void sent_symbols() {
+static void nonzeros() {
   const auto max_level = static_cast<int32_t>(kMaxLevel);
   for (const int32_t level : {1, -1, 8, max_level, -max_level}) {
     SentSymbol symbol(5, level);
     EXPECT(symbol.index() == 5 && symbol.level() == level);
+    EXPECT(magnitude(level) == static_cast<uint32_t>(std::abs(level)));
     symbol.move_up(kMaxLossyElements - 6);
     EXPECT(symbol.index() == kMaxLossyElements - 1 && symbol.level() == level);
   }
+  for (const int64_t level : {int64_t{1}, int64_t{-1}, INT64_MAX, INT64_MIN}) {
+    ChangedElement changed(5, level);
+    changed.move_up(uint64_t{1} << 60);
+    EXPECT(changed.index() == (uint64_t{1} << 60) + 5 && changed.level() == level);
+  }
+  EXPECT(magnitude(INT64_MIN) == kMostLevel<ChangedElement>);
+  EXPECT(magnitude(INT64_MAX) == kMostLevel<ChangedElement> - 1);
+  EXPECT(kMostLevel<SentSymbol> == kMaxLevel);
 }
 
 // ---- Bit fields
@@ -317,6 +382,12 @@ static void bits() {
   EXPECT(refuses({0}, 0, 0) && refuses({0, 0}, 8, 0));  // a byte too many
   EXPECT(refuses({2}, 1, 0) && refuses({0x80}, 7, 0));  // not zeros
   EXPECT(!refuses({1}, 1, 0) && !refuses({0x7f}, 7, 0) && !refuses({9}, 8, 0));
+  const std::vector<uint8_t> three = {0x81, 0x02, 0x7f};
+  BitReader aligned(three.data(), three.size());
+  EXPECT(aligned.align() == 0 && aligned.get(8) == 0x81 && aligned.align() == 1);
+  EXPECT(aligned.get(2) == 2 && aligned.align() == 2);
+  aligned.get(7);
+  EXPECT(aligned.align() == 3);
   for (uint32_t value = 1; value < 70; ++value) {
     BitWriter out;
     out.put_gamma(value);
@@ -343,79 +414,16 @@ static void bits() {
   EXPECT(refused);
 }
 
-// ---- Slices of changes
-
-struct Recorded {
-  std::vector<Decision> decisions;
-  void put(Decision d) { decisions.push_back(d); }
-};
-
-struct ContextTable {
-  Probability of[Contexts::kLossless];
-  ContextTable() {
-    for (uint32_t i = 0; i < Contexts::kLossless; ++i) {
-      of[i] = initial_probability(Format::initial_lossless_state(i));
-    }
-  }
-};
-
-static std::vector<uint8_t> encoded(const std::vector<Change>& changes) {
-  ContextTable table;
-  Recorded sink;
-  RecordingCoder<Recorded> coder{table.of, sink};
-  LosslessHistory history;
-  for (Change change : changes) EXPECT(code_change<Format>(coder, history, change));
-  std::vector<uint8_t> bytes(2 * sink.decisions.size() + kSliceStateBytes);
-  SliceWriter writer{sink.decisions.data(), sink.decisions.size(), bytes.data() + bytes.size()};
-  return {writer.finish(), bytes.data() + bytes.size()};
-}
-
-// Whether these bytes are a slice of n changes, and which.
-static bool decoded(const std::vector<uint8_t>& bytes, size_t n, std::vector<Change>* changes) {
-  ContextTable table;
-  DecodingCoder coder;
-  if (!open_slice(bytes.data(), bytes.size(), table.of, &coder)) return false;
-  LosslessHistory history;
-  changes->assign(n, {});
-  for (Change& change : *changes) {
-    if (!code_change<Format>(coder, history, change) || coder.underrun) return false;
-  }
-  return coder.finished();
-}
-
-static void slices() {
-  std::mt19937_64 random(4);
-  for (const unsigned spread : {1u, 9u, 1000u}) {
-    for (const unsigned n : {1u, 2u, 1500u}) {
-      std::vector<Change> changes, again;
-      for (unsigned i = 0; i < n; ++i) {
-        const uint64_t change = random() % 3 == 0 ? 7 : 1 + (random() >> (random() % 64)) / 2;
-        changes.push_back({1 + random() % spread, change});
-      }
-      changes.back() = {uint64_t{1} << 62, ~uint64_t{0}};
-      const std::vector<uint8_t> bytes = encoded(changes);
-      EXPECT(decoded(bytes, n, &again));
-      for (unsigned i = 0; i < n; ++i) {
-        EXPECT(again[i].gap == changes[i].gap && again[i].change == changes[i].change);
-      }
-      for (size_t length = 0; length < bytes.size(); length += 1 + length / 2) {
-        EXPECT(!decoded({bytes.begin(), bytes.begin() + static_cast<long>(length)}, n, &again));
-      }
-    }
-  }
-}
-
 int main() {
-  probabilities();
-  intervals();
-  context_families();
-  symbols();
+  gap_symbols();
+  level_symbols();
+  codes();
+  shifts();
   lane_states();
   logarithms();
   frequencies();
   lane_contexts();
   partitions();
-  sent_symbols();
+  nonzeros();
   bits();
-  slices();
 }

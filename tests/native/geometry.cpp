@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "entropy/interleaved_rans.hpp"
+#include "entropy/lane_symbols.hpp"
 #include "expect.hpp"
 
 using namespace resfed;
@@ -71,12 +71,12 @@ static void words() {
   for (int lane = 0; lane < 2000; ++lane) {
     const uint64_t n_nonzeros = 1 + below(200);
     const uint32_t kind = static_cast<uint32_t>(below(5));
-    const auto most_bits = static_cast<unsigned>(below(kPieceBits + 1));
+    const auto most_bits = static_cast<unsigned>(below(kMostGapLog2 + 2));
     uint32_t state = kLaneStart;
     uint64_t n_words = 2, cost = 0, raw_bits = 0;
-    const auto put_raw = [&](unsigned n_bits) {
+    const auto put_raw = [&](uint32_t value, unsigned n_bits) {
       if (static_cast<uint64_t>(state) << n_bits >> 32 != 0) ++n_words, state >>= 16;
-      state = state << n_bits | static_cast<uint32_t>(below(uint64_t{1} << n_bits));
+      state = state << n_bits | value;
       raw_bits += n_bits;
     };
     for (uint64_t i = 0; i < 2 * n_nonzeros; ++i) {
@@ -89,7 +89,7 @@ static void words() {
       if (state >= lane_limit(freq)) ++n_words, state >>= 16;
       state = with_symbol(state, {static_cast<uint16_t>(start), static_cast<uint16_t>(freq)});
       cost += kCodeLengths.of[freq];
-      put_raw(most_bits);
+      for_each_piece_backwards(below(~0u) << 31 | below(~0u), most_bits, put_raw);
     }
     EXPECT(n_words <= most_words_of_lane(n_nonzeros, cost, raw_bits));
   }

@@ -494,11 +494,18 @@ void forged_counts() {
 
 void arithmetic() { expect(ptx::arithmetic_differences() == 0, "arithmetic: host and device"); }
 
-// For --cycles: one float32 tensor, 1 % nonzeros.
+// For --cycles: one float32 tensor, nonzeros of one lane, and of 32.
 void timing() {
   Model model;
   model.add({20000}, usual);
   model.options.k_matrix = 200;
+  check(model);
+}
+void timing_of_slice() {
+  Model model;
+  model.add({20000}, usual);
+  model.options.k_matrix = 2048;
+  model.options.lane_log2 = 6;
   check(model);
 }
 
@@ -544,6 +551,7 @@ constexpr Case kCases[] = {
     CASE(forged_over_ones),
     CASE(forged_counts),
     CASE(timing),
+    CASE(timing_of_slice),
 #undef CASE
 };
 

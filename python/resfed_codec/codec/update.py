@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
@@ -13,6 +12,7 @@ from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
 from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig, check_config
 from resfed_codec.errors import StateMismatchError, native_errors
+from resfed_codec.notices import warn
 from resfed_codec.stream.link import link_from
 from resfed_codec.tensors.layout import (
     Array,
@@ -35,7 +35,11 @@ from resfed_codec.tensors.layout import (
     views_of,
 )
 from resfed_codec.tensors.memory import Memory, filled, on_host, publish
+from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 from resfed_codec.tensors.torch_tensors import untraced
+
+_LAYOUTS = 1024
+"""At most this many layouts are looked at in a process."""
 
 VECTOR_SHARE = 10
 """Vectors are sent this many times as densely as matrices; docs/design.md has the measurement."""
@@ -77,7 +81,8 @@ def encode(
 
     Warns:
         UserWarning: All arrays of ``state`` are those of ``reference``, as when it is a
-            ``state_dict()`` that was not cloned. Not if both are one object.
+            ``state_dict()`` that was not cloned. Not if both are one object. Or a tensor looks
+            replaced rather than updated, or like an optimizer's, and is not dense or excluded.
     """
     return _encode(state, reference, make_config(config, options), None)
 
@@ -115,16 +120,36 @@ def _encode(state: State, reference: State, config: CodecConfig, out: list[Memor
     specs = specs_of(base)
     check_same_layout(specs_of(current), specs, "state")
     check_same_device(current, device_of(base), "state")
-    if state is not reference:
-        warn_if_shared(current, base)
+    if state is not reference and same_memory(arrays_of(current), arrays_of(base)):
+        warn(
+            "state and reference are the same memory, so nothing has changed between them: a"
+            " reference must be a copy, such as {name: tensor.clone() for name, tensor in"
+            " net.state_dict().items()}"
+        )
     overrides = role_overrides(specs, config)
     roles = roles_of(specs, overrides)
+    digest = layout_digest(specs)
+    if _is_new(digest):
+        warn_of_suspects(specs, roles, arrays_of(current), arrays_of(base))
 
     options = native_options(config, specs, roles, overrides)
-    options.digest = layout_digest(specs)
+    options.digest = digest
     tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=out)
     with native_errors(specs):
         return native_call.encode(tensors, options, device_of(base))
+
+
+_seen: dict[int, int] = {}
+"""Models encoded in this process, by the digest of their layout, up to CHECKED."""
+
+
+def _is_new(layout: int) -> bool:
+    """Whether this is one of the first models of a layout in this process."""
+    n_before = _seen.get(layout, 0)
+    if n_before < CHECKED and (n_before or len(_seen) < _LAYOUTS):
+        _seen[layout] = n_before + 1
+        return True
+    return False
 
 
 def native_options(
@@ -320,17 +345,10 @@ def check_out(out: Sequence[View], reference: Sequence[View] = ()) -> list[tuple
     return [(i, j) for i, j, _ in of_out]
 
 
-def warn_if_shared(state: Sequence[View], reference: Sequence[View]) -> None:
-    """Warn the caller of the caller's caller if all of a model's memory is the reference's."""
-    pairs = [(a.array, b.array) for a, b in zip(state, reference, strict=True) if a.array.nbytes]
-    if pairs and all(_span(a) == _span(b) for a, b in pairs):
-        warnings.warn(
-            "state and reference are the same memory, so nothing has changed between them: a"
-            " reference must be a copy, such as {name: tensor.clone() for name, tensor in"
-            " net.state_dict().items()}",
-            UserWarning,
-            stacklevel=5,
-        )
+def same_memory(state: Sequence[Memory], reference: Sequence[Memory]) -> bool:
+    """Whether all of a model's memory is the reference's."""
+    pairs = [(a, b) for a, b in zip(state, reference, strict=True) if a.nbytes]
+    return bool(pairs) and all(_span(a) == _span(b) for a, b in pairs)
 
 
 def _span(memory: Memory) -> tuple[int, int]:

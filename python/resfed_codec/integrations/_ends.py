@@ -26,6 +26,7 @@ from resfed_codec.config import CodecConfig, check_config
 from resfed_codec.session.base import ClientId, check_predictors
 from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
+from resfed_codec.session.traffic import Traffic
 from resfed_codec.stream.message import Message, VersionId, write_message
 from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
 
@@ -61,12 +62,35 @@ class ServerEnd:
         self._uplink = check_config("uplink", uplink)
         self._downlink = check_config("downlink", downlink)
         check_predictors(self._uplink, self._downlink)
-        self._history, self._shared_initial = history, shared_initial
+        self._history, self.shared_initial = history, shared_initial
         self._run = secrets.token_hex(8)
         self._session: ServerSession | None = None
         self._like: Model = {}
         self._setup = b""
         self._introduced: set[ClientId] = set()
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """:attr:`ServerSession.stats`, with the bytes of setups; zeros before the first model."""
+        return Traffic(0).total if self._session is None else self._session.stats
+
+    def reset_stats(self) -> None:
+        """Let :attr:`stats` count from zero."""
+        if self._session is not None:
+            self._session.reset_stats()
+
+    def end_round(self) -> str:
+        """A line on what was sent and received since the last call; empty if nothing was."""
+        session = self._session
+        return "" if session is None else session._end_round(session.version)
+
+    def is_introduced(self, client_id: ClientId) -> bool:
+        """Whether the client has answered, other than by a request."""
+        return client_id in self._introduced
+
+    def difference(self, model: Mapping[str, NDArray[Any]]) -> str:
+        """The first tensor in which a model differs from the first one; empty if in none."""
+        return difference(model, self._like)
 
     @property
     def session(self) -> ServerSession:
@@ -80,6 +104,7 @@ class ServerEnd:
         if self._session is None:
             options = self._uplink, self._downlink
             session = ServerSession(model, *options, run=self._run, history=self._history)
+            session._logs_rounds = False
             session.update(model)  # a keyframe must be newer than a client's zeros
             self._like = {name: np.empty_like(array) for name, array in model.items()}
             self._setup = write_setup(self._like, *options, self._run, self._history)
@@ -94,8 +119,8 @@ class ServerEnd:
         """The parcel that brings the client to the newest global model."""
         if client_id in self._introduced:
             return {MESSAGE: self.session.send(client_id)}
-        if self._shared_initial:
-            return {MESSAGE: self.session.send(client_id), SETUP: self._setup}
+        if self.shared_initial:
+            return self._with_setup(self.session.send(client_id))
         return self.answer(client_id, NOTHING_HELD)
 
     def answer(self, client_id: ClientId, request: bytes) -> Parcel:
@@ -103,7 +128,12 @@ class ServerEnd:
         session = self.session
         if request == NOTHING_HELD:
             request = write_message(_NOTHING._replace(run=session._identity.check))
-        return {MESSAGE: session.answer(client_id, request), SETUP: self._setup}
+        return self._with_setup(session.answer(client_id, request))
+
+    def _with_setup(self, message: bytes) -> Parcel:
+        n_bytes = len(self._setup)
+        self.session._traffic.add("down", n_bytes, n_messages=0, keyframe=False)
+        return {MESSAGE: message, SETUP: self._setup}
 
     def receive(self, client_id: ClientId, parcel: Mapping[str, bytes]) -> Model | None:
         """The recovered local model, or None if the reply has no model; raises CodecError."""
@@ -116,12 +146,24 @@ class ServerEnd:
         return model
 
 
+def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> str:
+    """The first tensor in which names or shapes differ; empty if in none."""
+    for name, array in like.items():
+        if name not in model:
+            return f"tensor {name!r} is missing"
+        if model[name].shape != array.shape:
+            shapes = f"{list(model[name].shape)} instead of {list(array.shape)}"
+            return f"tensor {name!r} has shape {shapes}"
+    extra = next((name for name in model if name not in like), None)
+    return "" if extra is None else f"tensor {extra!r} is new"
+
+
 def fit(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> Model | None:
     """``model`` with the dtypes of ``like``; None if names or shapes differ.
 
     Frameworks average integers in float64; this function rounds them to integers again.
     """
-    if model.keys() != like.keys() or any(model[n].shape != like[n].shape for n in like):
+    if difference(model, like):
         return None
     return {name: _cast(model[name], like[name].dtype) for name in like}
 
@@ -152,7 +194,8 @@ def read_setup(setup: bytes, initial: Initial | None) -> ClientSession:
         given = {name: np.asarray(value) for name, value in initial().items()}
         fitted = fit(given, zeros)
         if fitted is None:
-            raise ValueError("initial: has other names or shapes than the server's model")
+            where = difference(given, zeros)
+            raise ValueError(f"initial: has another layout than the server's model: {where}")
         model = fitted
     return ClientSession(model, _config(uplink), _config(downlink), run=run, history=history)
 

@@ -18,17 +18,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from logging import WARNING
 from typing import Any
 
-import numpy as np
-
 try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
     from flwr.clientapp.typing import ClientAppCallable
     from flwr.common.constant import ErrorCode
     from flwr.serverapp import Grid
-    from flwr.supercore import log
 except ImportError as error:
     raise ImportError(
         "resfed_codec.integrations.flower needs Flower: pip install 'resfed-codec[flower]'"
@@ -49,11 +45,22 @@ from resfed_codec.integrations._ends import (
     fit,
     read_setup,
 )
+from resfed_codec.integrations._flower_notices import Notices, warn_of_no_grid
+from resfed_codec.integrations._flower_records import (
+    SESSION,
+    STATE,
+    arrays_of,
+    kind,
+    like,
+    model_of,
+    name_of_model,
+    parcel_in,
+    parcel_of,
+    record_of,
+    replaced,
+)
 from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
-
-STATE, SESSION = "resfed_codec", "resfed_codec.session"
-"""Names of the records in ``Context.state`` in which clients keep setup and session."""
 
 POLL_SECONDS = 1.0
 MAX_MESSAGES = 4
@@ -78,7 +85,7 @@ class CodecGrid(Grid):
             ``CodecMod(initial)``, so that it is not sent.
 
     Raises:
-        TypeError: ``uplink`` or ``downlink`` is not a CodecConfig.
+        TypeError: ``grid`` is not a Grid, or ``uplink`` or ``downlink`` is not a CodecConfig.
     """
 
     def __init__(
@@ -91,10 +98,31 @@ class CodecGrid(Grid):
         shared_initial: bool = False,
     ) -> None:
         self._grid = grid
+        if not isinstance(grid, Grid):
+            raise TypeError(
+                f"grid: must be the ServerApp's Grid, not {kind(grid)}; as in"
+                " strategy.start(grid=CodecGrid(grid), ...)"
+            )
         self._end = ServerEnd(uplink, downlink, history=history, shared_initial=shared_initial)
         self._current: dict[str, Any] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._asked_as: dict[str, str] = {}
+        self._notices = Notices(self._end)
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """What was sent and received since the grid was made or :meth:`reset_stats` was called.
+
+        The keys are those of :attr:`ServerSession.stats <resfed_codec.ServerSession.stats>`, and
+        "plain_messages" and "plain_bytes": models that were sent or came uncompressed. After each
+        :meth:`send_and_receive` Flower's log has a line on it.
+        """
+        return {**self._end.stats, **self._notices.plain}
+
+    def reset_stats(self) -> None:
+        """Let :attr:`stats` count from zero."""
+        self._notices.reset()
+        self._end.reset_stats()
 
     @property
     def session(self) -> ServerSession:
@@ -146,23 +174,27 @@ class CodecGrid(Grid):
                 time.sleep(POLL_SECONDS)
         for message_id in missing:
             self._waiting.pop(self._asked_as.pop(message_id, message_id), None)
+        self._notices.log_round()
         return replies
 
     def _encoded(self, message: Message) -> Message:
         """The message to send; ``message`` itself if it has no model for the codec."""
-        name = _name_of_model(message.content)
+        name = self._notices.name_of_model(message.content, "a message")
         if not name or not self._update(message.content.array_records[name]):
+            self._notices.count_plain(message.content)
             return message
         parcel = self._end.send(message.metadata.dst_node_id)
-        return _like(message, _replaced(message.content, name, _record_of(parcel)))
+        return like(message, replaced(message.content, name, record_of(parcel)))
 
     def _update(self, arrays: ArrayRecord) -> bool:
         """Set the global model to ``arrays``, unless it is that already."""
         contents = {name: (a.dtype, tuple(a.shape), a.data) for name, a in arrays.items()}
         if contents == self._current:
             return True
-        if not self._end.update(_model_of(arrays)):
-            log(WARNING, "resfed_codec: a model of another layout is sent unchanged")
+        self._notices.log_round()
+        model = model_of(arrays)
+        if not self._end.update(model):
+            self._notices.warn_of_layout("a message", model)
             return False
         self._current = contents
         return True
@@ -171,11 +203,15 @@ class CodecGrid(Grid):
         """The strategy's reply; None if the node got another message first."""
         waiting = self._waiting.pop(reply.metadata.reply_to_message_id, None)
         if waiting is None:
+            if reply.has_content():
+                self._notices.count_plain(reply.content)
             return reply
         self._asked_as.pop(waiting.message.metadata.message_id, None)
         if reply.has_error():
-            return Message(reply.error, reply_to=waiting.message)
-        _, parcel = _parcel_in(reply.content)
+            error = self._notices.explained(reply.error, waiting.node_id, waiting.name)
+            return Message(error, reply_to=waiting.message)
+        _, parcel = parcel_in(reply.content)
+        self._notices.check_reply(waiting.node_id, reply.content, parcel)
         content = waiting.reply or reply.content
         try:
             if REQUEST in parcel:
@@ -190,8 +226,8 @@ class CodecGrid(Grid):
             return _failed(waiting, error)
         except CodecError as error:
             return _failed(waiting, error)
-        record = None if model is None else _arrays_of(model)
-        content = _replaced(content, _parcel_in(content)[0], record)
+        record = None if model is None else arrays_of(model)
+        content = replaced(content, parcel_in(content)[0], record)
         return Message(content, reply_to=waiting.message)
 
     def _ask(self, waiting: _Waiting, parcel: Parcel) -> Message | None:
@@ -199,7 +235,7 @@ class CodecGrid(Grid):
         if waiting.n_messages == MAX_MESSAGES:
             return _failed(waiting, "the node and the server cannot agree on a model")
         original = waiting.message
-        message = _like(original, _replaced(original.content, waiting.name, _record_of(parcel)))
+        message = like(original, replaced(original.content, waiting.name, record_of(parcel)))
         self._grid.push_messages([message])
         waiting.n_messages += 1
         self._waiting[message.metadata.message_id] = waiting
@@ -249,7 +285,7 @@ class _Waiting:
     @property
     def name(self) -> str:
         """Name of the record that holds the model."""
-        return _name_of_model(self.message.content)
+        return name_of_model(self.message.content)
 
 
 class CodecMod:
@@ -268,25 +304,37 @@ class CodecMod:
     Raises:
         PayloadError: A message is damaged. The error is raised in the app's process, so the server
             gets an error reply.
+        TypeError: ``initial`` is not a function.
         ValueError: ``initial()`` has other names or shapes than the server's model, or is another
             model than before. The server gets an error reply, too.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> CodecMod:
+        if args and isinstance(args[0], Message):  # the class was called as a mod is
+            raise TypeError("mods=[CodecMod]: must be an instance: mods=[codec_mod]")
+        return super().__new__(cls)
+
     def __init__(self, initial: Initial | None = None) -> None:
+        if initial is not None and (not callable(initial) or hasattr(initial, "state_dict")):
+            raise TypeError(
+                f"initial: must be a function that makes the model, not {kind(initial)}; as in"
+                " CodecMod(lambda: model)"
+            )
         self._initial = initial
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        name, parcel = _parcel_in(message.content)
+        name, parcel = parcel_in(message.content)
         if not parcel:
+            warn_of_no_grid(message, context)
             return call_next(message, context)
-        saved = _parcel_of(context.state.config_records.get(STATE, ConfigRecord()))
+        saved = parcel_of(context.state.config_records.get(STATE, ConfigRecord()))
         setup = parcel.get(SETUP) or saved.get(SETUP)
         if setup is None:
             return _request(message, NOTHING_HELD)
         session = read_setup(setup, self._initial)
         if saved.get(SETUP) == setup:
             try:
-                session.load_state_dict(_model_of(context.state.array_records[SESSION]))
+                session.load_state_dict(model_of(context.state.array_records[SESSION]))
             except ValueError as error:
                 raise ValueError(
                     "Context.state: the session in it cannot be loaded; if CodecMod was given an"
@@ -294,19 +342,19 @@ class CodecMod:
                 ) from error
         if REQUEST in parcel:
             parcel = {MESSAGE: session.answer(parcel[REQUEST])}
-            reply = Message(RecordDict({name: _record_of(parcel)}), reply_to=message)
+            reply = Message(RecordDict({name: record_of(parcel)}), reply_to=message)
         else:
             try:
                 model = session.receive(parcel[MESSAGE], copy=False)
             except StateMismatchError as error:
                 return _request(message, error.request or NOTHING_HELD)
-            message.content = _replaced(message.content, name, _arrays_of(model))
+            message.content = replaced(message.content, name, arrays_of(model))
             reply = call_next(message, context)
             if reply.has_error():
                 return reply
             reply.content = _with_local_model(reply.content, session, model)
         context.state[STATE] = ConfigRecord({SETUP: setup})
-        context.state[SESSION] = _arrays_of(session.state_dict())
+        context.state[SESSION] = arrays_of(session.state_dict())
         return reply
 
 
@@ -316,67 +364,17 @@ codec_mod = CodecMod()
 
 def _with_local_model(content: RecordDict, session: ClientSession, like: Model) -> RecordDict:
     """The app's reply with an encoded model; a model of another layout stays unchanged."""
-    name = _name_of_model(content)
-    local = None if not name else fit(_model_of(content.array_records[name]), like)
+    name = name_of_model(content)
+    local = None if not name else fit(model_of(content.array_records[name]), like)
     if local is None:
-        return RecordDict({**content, STATE: _record_of({HELD: session.acknowledge()})})
-    return _replaced(content, name, _record_of({MESSAGE: session.send(local)}))
+        return RecordDict({**content, STATE: record_of({HELD: session.acknowledge()})})
+    return replaced(content, name, record_of({MESSAGE: session.send(local)}))
 
 
 def _request(message: Message, request: bytes) -> Message:
-    return Message(RecordDict({STATE: _record_of({REQUEST: request})}), reply_to=message)
+    return Message(RecordDict({STATE: record_of({REQUEST: request})}), reply_to=message)
 
 
 def _failed(waiting: _Waiting, why: object) -> Message:
     error = Error(ErrorCode.MOD_FAILED_PRECONDITION, f"resfed_codec: {why}")
     return Message(error, reply_to=waiting.message)
-
-
-def _like(message: Message, content: RecordDict) -> Message:
-    """A message to the same node with other content."""
-    metadata = message.metadata
-    return Message(
-        content,
-        metadata.dst_node_id,
-        metadata.message_type,
-        ttl=metadata.ttl,
-        group_id=metadata.group_id,
-        dst_task_id=metadata.dst_task_id,
-    )
-
-
-def _replaced(content: RecordDict, name: str, record: Any) -> RecordDict:
-    """A copy with another record of that name, or without it if ``record`` is None."""
-    records = {key: record if key == name else value for key, value in content.items()}
-    return RecordDict({key: value for key, value in records.items() if value is not None})
-
-
-def _name_of_model(content: RecordDict) -> str:
-    """The name of the ArrayRecord, if there is exactly one."""
-    names = list(content.array_records)
-    return names[0] if len(names) == 1 else ""
-
-
-def _parcel_in(content: RecordDict) -> tuple[str, Parcel]:
-    """The parcel in a message and the name of its record, or an empty name and parcel."""
-    for name, record in content.config_records.items():
-        parcel = _parcel_of(record)
-        if any(key in parcel for key in (MESSAGE, REQUEST, HELD)):
-            return name, parcel
-    return "", {}
-
-
-def _parcel_of(record: ConfigRecord) -> Parcel:
-    return {key: value for key, value in record.items() if isinstance(value, bytes)}
-
-
-def _record_of(parcel: Parcel) -> ConfigRecord:
-    return ConfigRecord({**parcel})
-
-
-def _model_of(arrays: ArrayRecord) -> Model:
-    return {name: array.numpy() for name, array in arrays.items()}
-
-
-def _arrays_of(model: Model) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})

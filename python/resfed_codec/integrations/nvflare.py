@@ -13,7 +13,7 @@ refuses a message, it asks the server for what it lacks by an auxiliary message,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from resfed_codec.integrations._ends import (
     Model,
     Parcel,
     ServerEnd,
+    difference,
     fit,
     read_setup,
 )
@@ -57,7 +58,25 @@ PARCEL = "parcel"
 _making_an_end = threading.Lock()
 
 
-class ServerEncoder(DXOFilter):
+class _Filter(DXOFilter):
+    """Base of the filters: what they log. They see models that they leave alone, to say so."""
+
+    def __init__(self) -> None:
+        super().__init__([DataKind.WEIGHTS, DataKind.WEIGHT_DIFF, DataKind.APP_DEFINED], None)
+        self._warned: set[str] = set()
+
+    def _log(self, fl_ctx: FLContext, text: str) -> None:
+        if text:
+            self.log_info(fl_ctx, f"resfed_codec: {text}")
+
+    def _warn(self, fl_ctx: FLContext, dxo: DXO, cause: str, text: str) -> None:
+        """Log a warning about a model, once for each cause in a job."""
+        if dxo.data_kind != DataKind.APP_DEFINED and cause not in self._warned:
+            self._warned.add(cause)
+            self.log_warning(fl_ctx, f"resfed_codec: {text}")
+
+
+class ServerEncoder(_Filter):
     """Server, task data: encodes the global model for the client that gets the task.
 
     Args:
@@ -67,7 +86,7 @@ class ServerEncoder(DXOFilter):
         history: See :class:`~resfed_codec.ServerSession`.
 
     Raises:
-        TypeError, ValueError: As :class:`~resfed_codec.CodecConfig`.
+        TypeError, ValueError: As :class:`~resfed_codec.CodecConfig`; settings that are not a dict.
     """
 
     def __init__(
@@ -76,19 +95,22 @@ class ServerEncoder(DXOFilter):
         downlink: dict[str, Any] | None = None,
         history: int = 4,
     ) -> None:
-        super().__init__([DataKind.WEIGHTS], None)
+        super().__init__()
         # NVFLARE writes attributes of the arguments' names into the job's configuration.
         self.uplink, self.downlink, self.history = uplink, downlink, history
         self._new_end()
 
     def _new_end(self) -> _Server:
-        uplink, downlink = CodecConfig(**self.uplink or {}), CodecConfig(**self.downlink or {})
+        uplink, downlink = _config("uplink", self.uplink), _config("downlink", self.downlink)
         return _Server(ServerEnd(uplink, downlink, history=self.history, shared_initial=False))
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """At the start of the job, register the answers to clients that refused a message."""
+        """At the start of the job, register the answers to clients that refused a message; at its
+        end, log the last round."""
         if event_type == EventType.START_RUN:
             fl_ctx.get_engine().register_aux_message_handler(TOPIC, self._answer)
+        elif event_type == EventType.END_RUN:
+            self._log(fl_ctx, _end_of(fl_ctx, self._new_end).end_round())
 
     def _answer(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         client = _peer_of(fl_ctx)
@@ -103,20 +125,20 @@ class ServerEncoder(DXOFilter):
         Raises:
             TypeError, ValueError: As :meth:`~resfed_codec.ServerSession.update`.
         """
-        if not _is_model(dxo.data):
-            return None
-        parcel = _end_of(fl_ctx, self._new_end).send(_peer_of(fl_ctx), dxo.data)
-        if parcel is None:
-            return None
-        self.log_info(fl_ctx, _sizes(dxo.data, parcel))
-        return _like(dxo, DataKind.APP_DEFINED, parcel)
+        why, cause = _obstacle(dxo), dxo.data_kind
+        if not why:
+            server = _end_of(fl_ctx, self._new_end)
+            sent, line = server.send(_peer_of(fl_ctx), dxo.data)
+            self._log(fl_ctx, line)
+            if isinstance(sent, dict):
+                return _like(dxo, DataKind.APP_DEFINED, sent)
+            why, cause = sent, "layout"
+        self._warn(fl_ctx, dxo, cause, f"a task is sent uncompressed: {why}")
+        return None
 
 
-class ClientDecoder(DXOFilter):
+class ClientDecoder(_Filter):
     """Client, task data: decodes the global model."""
-
-    def __init__(self) -> None:
-        super().__init__([DataKind.APP_DEFINED], None)
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The DXO with the recovered model, a copy for this task.
@@ -127,16 +149,20 @@ class ClientDecoder(DXOFilter):
             RuntimeError: The server did not answer a request.
         """
         if MESSAGE not in dxo.data:
+            self._warn(
+                *(fl_ctx, dxo, "no encoder"),
+                "a task's model came uncompressed: the job has no ServerEncoder among its task data"
+                " filters, or the server's log says why",
+            )
             return None
-        model = _end_of(fl_ctx, _Client).receive(dxo.data, lambda r: _ask_server(r, fl_ctx))
+        client = _end_of(fl_ctx, _Client)
+        model, n_bytes = client.receive(dxo.data, lambda r: _ask_server(r, fl_ctx))
+        self._log(fl_ctx, f"received {_sizes(n_bytes, model)}")
         return _like(dxo, DataKind.WEIGHTS, model)
 
 
-class ClientEncoder(DXOFilter):
+class ClientEncoder(_Filter):
     """Client, task results: encodes the local model."""
-
-    def __init__(self) -> None:
-        super().__init__([DataKind.WEIGHTS], None)
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The encoded DXO; None, which leaves it unchanged, if its layout is another.
@@ -144,21 +170,20 @@ class ClientEncoder(DXOFilter):
         Raises:
             TypeError, ValueError: As :meth:`~resfed_codec.ClientSession.send`.
         """
-        if not _is_model(dxo.data):
-            return None
-        task_id = fl_ctx.get_prop(FLContextKey.TASK_ID)
-        parcel = _end_of(fl_ctx, _Client).send(task_id, dxo.data)
-        if parcel is None:
-            return None
-        self.log_info(fl_ctx, _sizes(dxo.data, parcel))
-        return _like(dxo, DataKind.APP_DEFINED, parcel)
+        why, cause = _obstacle(dxo), dxo.data_kind
+        if not why:
+            task_id = fl_ctx.get_prop(FLContextKey.TASK_ID)
+            sent = _end_of(fl_ctx, _Client).send(task_id, dxo.data)
+            if isinstance(sent, dict):
+                self._log(fl_ctx, f"sent {_sizes(_size(sent), dxo.data)}")
+                return _like(dxo, DataKind.APP_DEFINED, sent)
+            why, cause = sent, "layout"
+        self._warn(fl_ctx, dxo, cause, f"a result is sent uncompressed: {why}")
+        return None
 
 
-class ServerDecoder(DXOFilter):
+class ServerDecoder(_Filter):
     """Server, task results: decodes the local model."""
-
-    def __init__(self) -> None:
-        super().__init__([DataKind.APP_DEFINED], None)
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
         """The DXO with the recovered model.
@@ -169,6 +194,11 @@ class ServerDecoder(DXOFilter):
             RuntimeError: The job has no :class:`ServerEncoder`.
         """
         if MESSAGE not in dxo.data:
+            self._warn(
+                *(fl_ctx, dxo, "no encoder"),
+                "a result's model came uncompressed: the job has no ClientEncoder among its task"
+                " result filters, or the client's log says why",
+            )
             return None
         model = _end_of(fl_ctx, _no_encoder).receive(_peer_of(fl_ctx), dxo.data)
         return _like(dxo, DataKind.WEIGHTS, model)
@@ -181,13 +211,20 @@ class _Server:
         self._end, self._lock = end, threading.Lock()
         self._current: Model = {}
 
-    def send(self, client: str, model: Model) -> Parcel | None:
+    def send(self, client: str, model: Model) -> tuple[Parcel | str, str]:
+        """The parcel, or why there is none; and a line on the round that ended, if one has."""
         with self._lock:
+            line = ""
             if not _same(model, self._current):
+                line = self._end.end_round()
                 if not self._end.update(model):
-                    return None
+                    return self._end.difference(model), line
                 self._current = {name: array.copy() for name, array in model.items()}
-            return self._end.send(client)
+            return self._end.send(client), line
+
+    def end_round(self) -> str:
+        with self._lock:
+            return self._end.end_round()
 
     def receive(self, client: str, parcel: Parcel) -> Model | None:
         with self._lock:
@@ -208,14 +245,17 @@ class _Client:
         self._like: Model = {}
         self._sent: tuple[str, Parcel] | None = None
 
-    def receive(self, parcel: Parcel, ask: Callable[[bytes], Parcel]) -> Model:
+    def receive(self, parcel: Parcel, ask: Callable[[bytes], Parcel]) -> tuple[Model, int]:
+        """The model, and the bytes of the parcels that it took."""
         with self._lock:
+            n_bytes = _size(parcel)
             for _ in range(MAX_REQUESTS):
                 try:
-                    return self._receive(parcel)
+                    return self._receive(parcel), n_bytes
                 except StateMismatchError as error:
                     parcel = ask(error.request or NOTHING_HELD)
-            return self._receive(parcel)
+                    n_bytes += _size(parcel)
+            return self._receive(parcel), n_bytes
 
     def _receive(self, parcel: Parcel) -> Model:
         setup = parcel.get(SETUP, self._setup)
@@ -230,13 +270,16 @@ class _Client:
         self._like = {name: np.empty_like(array) for name, array in model.items()}
         return model
 
-    def send(self, task_id: str, model: Model) -> Parcel | None:
+    def send(self, task_id: str, model: Model) -> Parcel | str:
+        """The parcel, or why there is none."""
         with self._lock:
+            if self._session is None:
+                return "no ClientDecoder has decoded a task before"
             if self._sent is not None and self._sent[0] == task_id:
                 return self._sent[1]
             fitted = fit(model, self._like)
-            if self._session is None or fitted is None:
-                return None
+            if fitted is None:
+                return difference(model, self._like)
             self._sent = task_id, {MESSAGE: self._session.send(fitted)}
             return self._sent[1]
 
@@ -271,8 +314,25 @@ def _peer_of(fl_ctx: FLContext) -> str:
     return name
 
 
-def _is_model(data: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, (np.ndarray, np.generic)) for value in data.values())
+def _config(name: str, fields: dict[str, Any] | None) -> CodecConfig:
+    if fields is not None and not isinstance(fields, dict):
+        raise TypeError(
+            f"{name}: must be a dict of fields of CodecConfig, not {type(fields).__name__}"
+        )
+    return CodecConfig(**fields or {})
+
+
+def _obstacle(dxo: DXO) -> str:
+    """Why the codec does not encode a DXO; empty if it does."""
+    if dxo.data_kind != DataKind.WEIGHTS:
+        return (
+            "its kind is WEIGHT_DIFF; the codec encodes WEIGHTS, which clients with"
+            " params_transfer_type=FULL send"
+        )
+    for name, value in dxo.data.items():
+        if not isinstance(value, (np.ndarray, np.generic)):
+            return f"{name!r} is a {type(value).__name__}; the codec encodes NumPy arrays"
+    return ""
 
 
 def _same(a: Model, b: Model) -> bool:
@@ -289,9 +349,12 @@ def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _sizes(model: Model, parcel: Parcel) -> str:
-    n_bytes = sum(map(len, parcel.values()))
-    return f"resfed_codec: {n_bytes} bytes instead of {sum(a.nbytes for a in model.values())}"
+def _size(parcel: Parcel) -> int:
+    return sum(map(len, parcel.values()))
+
+
+def _sizes(n_bytes: int, model: Model) -> str:
+    return f"{n_bytes} bytes instead of {sum(a.nbytes for a in model.values())}"
 
 
 def _like(dxo: DXO, kind: str, data: dict[str, Any]) -> DXO:

@@ -13,6 +13,8 @@ import numpy as np
 
 from resfed_codec.codec.numbers import checked_integer
 from resfed_codec.config import CodecConfig, check_config
+from resfed_codec.locking import synchronized
+from resfed_codec.session.traffic import Traffic, bytes_text, ratio_text
 from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import digest64
 from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, predictor_text
@@ -55,6 +57,33 @@ class Session(Endpoint):
         self._keep_up = max(self._uplink_encoder.own_depth, self._downlink_encoder.other_depth)
         self._down_root = chain_root("downlink", self._initial)
         self._up_root = chain_root("uplink", self._initial)
+        self._traffic = Traffic(self._layout.n_bytes)
+        wanted = uplink.error_feedback
+        self._feeds_back_up = self._uplink_encoder.own_depth == 0 if wanted is None else wanted
+
+    @property
+    @synchronized
+    def stats(self) -> dict[str, int]:
+        """What was sent and received since the session was made or :meth:`reset_stats` was called.
+
+        The keys are the same on both ends; down is from the server to clients. "messages_down" and
+        "messages_up" count what ``send`` and ``answer`` returned and ``receive`` accepted,
+        "keyframes_down" and "keyframes_up" those that carried whole models, and "bytes_down" and
+        "bytes_up" their bytes and those of acknowledgements. "uncompressed_bytes" is the size of
+        as many models. The payload of ``update`` counts where it is received. The counts are not
+        in :meth:`state_dict`.
+        """
+        return self._traffic.total
+
+    @synchronized
+    def reset_stats(self) -> None:
+        """Let :attr:`stats` count from zero."""
+        self._traffic.reset()
+
+    def _repr(self, who: str) -> str:
+        counts = self._traffic.total
+        ways = [f"{bytes_text(counts[f'bytes_{way}'])} {way}" for way in ("down", "up")]
+        return f"<{type(self).__name__}: {', '.join([who, *ways, *ratio_text(counts)])}>"
 
     def _first_downlink(self) -> Version:
         """Version 0 of a downlink. Unless uplinks keep models, it alone holds the initial model."""

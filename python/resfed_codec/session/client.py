@@ -9,12 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from resfed_codec.codec.keyframe import encode_keyframe
 from resfed_codec.codec.native_call import Assignments, Plan
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
+from resfed_codec.codec.update import same_memory
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
+from resfed_codec.notices import warn
 from resfed_codec.session.base import LOW32, ClientId, client_tag
 from resfed_codec.session.client_state import ClientBase, ClientState, SentUplink
 from resfed_codec.stream.link import digest64, version_digest
@@ -30,7 +34,7 @@ from resfed_codec.stream.message import (
 )
 from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.stream import open_keyframes
-from resfed_codec.stream.versions import OWN, ParsedPayload, Version, model_of, new_feedback
+from resfed_codec.stream.versions import OWN, Model, ParsedPayload, Version, model_of, new_feedback
 from resfed_codec.tensors.layout import State
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -90,8 +94,7 @@ class ClientSession(ClientBase):
         tag = 0 if client_id is None else client_tag(client_id, self._run_digest)
         self._given_tag, first = tag, self._first_downlink()
         self._state = ClientState(tag, tag > 0, first, {0: first}, self._first_uplink(), {})
-        wanted = self._uplink_encoder.config.error_feedback
-        if wanted or (wanted is None and self._uplink_encoder.own_depth == 0):
+        if self._feeds_back_up:
             feedback = new_feedback(self._layout, self._uplink_encoder.roles)
             self._state = self._state._replace(feedback=feedback)
         # If the prediction is the global model itself, the payload is what an uplink contributes.
@@ -135,6 +138,7 @@ class ClientSession(ClientBase):
             pending.finish(lambda: [(self, "_state", after)])
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(data)) from None
+        self._traffic.add("down", len(data), keyframe=bool(m.keyframes))
         return output(model_of(pending.version))
 
     def _parse(self, data: bytes) -> Message:
@@ -240,7 +244,9 @@ class ClientSession(ClientBase):
 
         Uplinks say it, too; this is for a client that has received but has nothing to send.
         """
-        return write_message(self._status())
+        data = write_message(self._status())
+        self._traffic.add("up", len(data), n_messages=0, keyframe=False)
+        return data
 
     def _status(self) -> Message:
         """A message that says what the client holds."""
@@ -272,8 +278,13 @@ class ClientSession(ClientBase):
 
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
+
+        Warns:
+            UserWarning: ``local_state`` is the session's own memory, of ``receive(copy=False)``; or
+                as :func:`resfed_codec.encode` of tensors.
         """
         current = self._layout.model_of(local_state, "local_state")
+        self._warn_if_own(current)
         before = self._with_room(self._state)
         number, base, keep = before.number + 1, before.acknowledged, self._keep_up
         out = self._layout.empty() if keep or self._needs_models else None
@@ -300,7 +311,19 @@ class ClientSession(ClientBase):
             feedback=before.feedback,
             commit=commit,
         )
-        return wrapped(payload)
+        message = wrapped(payload)
+        self._traffic.add("up", len(message), keyframe=False)
+        return message
+
+    def _warn_if_own(self, model: Model) -> None:
+        """Warn of a model that ``receive(copy=False)`` returned, if it can be written to."""
+        writable = any(not isinstance(a, np.ndarray) or a.flags.writeable for a in model)
+        if writable and same_memory(model, model_of(self._state.down)):
+            warn(
+                "local_state: the session's own memory, as receive(copy=False) returned it. If it"
+                " was trained in place, the session's global model has changed as well, and the"
+                " ends no longer hold the same: train a copy"
+            )
 
     @synchronized
     def answer(self, request: bytes) -> bytes:
@@ -339,6 +362,7 @@ class ClientSession(ClientBase):
         is_too_far_ahead = state.number > m.ack.newest + MAX_AHEAD  # after forged acknowledgements
         if last.version.number not in refused and not is_too_far_ahead:
             self._state = state
+            self._traffic.add("up", len(last.message), keyframe=False)
             return last.message
         number = 1 + (m.ack.newest if is_too_far_ahead else state.number)
         try:
@@ -353,6 +377,7 @@ class ClientSession(ClientBase):
             feedback=self._with_lost(state.feedback, lost),
         )
         self._state = state.with_sent(again)
+        self._traffic.add("up", len(again.message), keyframe=True)
         return again.message
 
     def _keyframe(self, state: ClientState, last: SentUplink, number: int) -> SentUplink:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from resfed_codec.errors import CodecError
 from resfed_codec.locking import synchronized
 from resfed_codec.session.base import LOW32, Session
+from resfed_codec.session.traffic import number_of
 from resfed_codec.stream.message import Ack, VersionId, is_message, read_message
 from resfed_codec.stream.schema import (
     BITS64,
@@ -106,6 +107,10 @@ class ClientBase(Session):
     def version(self) -> int:
         """Number of the current global model."""
         return self._state.down.number
+
+    def __repr__(self) -> str:
+        uplinks = number_of(self._state.number, "uplink")
+        return self._repr(f"global model {self.version}, {uplinks}")
 
     @property
     @synchronized

@@ -6,7 +6,6 @@ checks uplinks.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 from resfed_codec.codec.aggregate import (
@@ -24,6 +23,7 @@ from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
+from resfed_codec.notices import warn
 from resfed_codec.session.base import LOW32, ClientId, client_name
 from resfed_codec.session.client_record import ClientRecord
 from resfed_codec.session.server_downlink import Broadcast, Downlink, Unicast
@@ -82,11 +82,9 @@ class ServerSession(ServerBase):
         encoder = self._downlink_encoder
         sparsity = encoder.config.sparsity
         if encoder.predictor == PREDICTORS["res2"] and sparsity is not None and sparsity >= 0.99:
-            warnings.warn(
+            warn(
                 f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'
-                ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe',
-                UserWarning,
-                stacklevel=3,
+                ' when measured; at 0.5 they did not (docs/predictors.md). "previous" is safe'
             )
         first = self._first_downlink()
         self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})
@@ -105,6 +103,8 @@ class ServerSession(ServerBase):
     @synchronized
     def update(self, global_state: State) -> bytes:
         """Set the new global model, and encode it once for all clients.
+
+        Logs what was sent and received since the last call, at level INFO.
 
         Args:
             global_state: A model of the initial state's names, shapes and dtypes.
@@ -126,6 +126,7 @@ class ServerSession(ServerBase):
                 name: self._without_old(client, number) for name, client in before.clients.items()
             }
             self._state = before._replace(target=target, target_number=number, clients=clients)
+            self._log_round(number - 1)
             return b""
         base, out = before.current, self._layout.empty()
 
@@ -135,7 +136,7 @@ class ServerSession(ServerBase):
             after = before.after(version, payload, self._history, self._layout.n_bytes)
             return [(self, "_state", after)]
 
-        return self._downlink_encoder.encode(
+        payload = self._downlink_encoder.encode(
             current,
             number=base.number + 1,
             base=base,
@@ -144,6 +145,8 @@ class ServerSession(ServerBase):
             feedback=before.feedback,
             commit=commit,
         )
+        self._log_round(base.number)
+        return payload
 
     @synchronized
     def send(self, client_id: ClientId, *, fresh: bool = False) -> bytes:
@@ -165,14 +168,18 @@ class ServerSession(ServerBase):
         client = self._client(client_id)
         if fresh and client.newest == 0 and client.known == VersionId(0, self._down_root):
             client = client.holding_other(0)
-        client, data = self._message_for(client)
-        self._store(client_id, client)
-        return data
+        return self._sent(client_id, *self._message_for(client))
 
-    def _message_for(self, client: ClientRecord) -> tuple[ClientRecord, bytes]:
+    def _message_for(self, client: ClientRecord) -> tuple[ClientRecord, Message]:
         """The client's record after a message, and the message. The state does not change."""
-        client, message = self._downlink.fill(self._state, client, self._message(client))
-        return client, write_message(message)
+        return self._downlink.fill(self._state, client, self._message(client))
+
+    def _sent(self, client_id: ClientId, client: ClientRecord, message: Message) -> bytes:
+        """Store the client's record after a message; returns the message's bytes."""
+        data = write_message(message)
+        self._store(client_id, client)
+        self._traffic.add("down", len(data), keyframe=bool(message.keyframes))
+        return data
 
     def _message(self, client: ClientRecord) -> Message:
         """An acknowledgement; it has the identity until the client is known to share it."""
@@ -199,12 +206,10 @@ class ServerSession(ServerBase):
             TypeError: ``client_id`` is neither a str nor an integer.
         """
         client, held, refused = self._take_request(client_id, request)
-        client, data = self._message_for(client)
-        if refused == version_digest(data) & LOW32:
-            client = client.holding_other(held.digest)
-            client, data = self._message_for(client)
-        self._store(client_id, client)
-        return data
+        after, message = self._message_for(client)
+        if refused == version_digest(write_message(message)) & LOW32:
+            after, message = self._message_for(after.holding_other(held.digest))
+        return self._sent(client_id, after, message)
 
     @synchronized
     def acknowledged(self, client_id: ClientId, acknowledgement: bytes) -> None:
@@ -221,6 +226,8 @@ class ServerSession(ServerBase):
         """
         client, *_ = self._take_request(client_id, acknowledgement)
         self._store(client_id, client)
+        n_bytes = memoryview(acknowledgement).nbytes
+        self._traffic.add("up", n_bytes, n_messages=0, keyframe=False)
 
     def _take_request(
         self, client_id: ClientId, request: bytes
@@ -274,7 +281,11 @@ class ServerSession(ServerBase):
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
         self._store(client_id, self._after(client, pending, model))
+        self._count(data, pending.content)
         return output(model)
+
+    def _count(self, uplink: bytes, content: ParsedPayload | Keyframe) -> None:
+        self._traffic.add("up", len(uplink), keyframe=isinstance(content, Keyframe))
 
     @synchronized
     def aggregator(self) -> Aggregator:
@@ -325,9 +336,11 @@ class ServerSession(ServerBase):
         try:
             content = content_of(uplink, self._layout)
             if isinstance(content, ParsedPayload) and client.seen[:1] == (content.digest,):
+                self._count(data, content)
                 return False  # even if the version that it builds on is no longer held
             pending = self._open(client, uplink, content)
             if client.is_last_uplink(pending.number, pending.digest):
+                self._count(data, content)
                 return False
             on_reference = pending.other is not None and is_of_version(
                 aggregator, pending.other.digest
@@ -345,6 +358,7 @@ class ServerSession(ServerBase):
             add_from(aggregator, replaces, source, again, weight, len(data), storing)
         except StateMismatchError as error:
             raise StateMismatchError(str(error), self._request(client, data)) from None
+        self._count(data, content)
         return True
 
     def _open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from resfed_codec.errors import CodecError
@@ -13,6 +14,7 @@ from resfed_codec.session.client_record import (
     records_check,
     records_to_fields,
 )
+from resfed_codec.session.traffic import number_of, round_text
 from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import MAX_PAYLOADS, VersionId
 from resfed_codec.stream.schema import (
@@ -33,6 +35,8 @@ from resfed_codec.stream.versions import (
     keep_newest,
     model_of,
 )
+
+logger = logging.getLogger("resfed_codec")
 
 
 class ServerState(NamedTuple):
@@ -90,12 +94,18 @@ class ServerBase(Session):
 
     _state: ServerState
     _downlink: Any
+    _logs_rounds = True
+    """False if an integration does."""
 
     @property
     def version(self) -> int:
         """Number of global models given to :meth:`update`."""
         state = self._state
         return state.current.number if self._broadcast else state.target_number
+
+    def __repr__(self) -> str:
+        n_clients = len(self._state.clients)
+        return self._repr(f"global model {self.version}, {number_of(n_clients, 'client')}")
 
     @property
     @synchronized
@@ -151,6 +161,21 @@ class ServerBase(Session):
             "payloads": sum(map(len, state.chain.values())) + self._downlink.cached_bytes,
             "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
         }
+
+    def _log_round(self, number: int) -> None:
+        """Log what was sent and received while global model ``number`` was the newest."""
+        text = self._end_round(number) if self._logs_rounds else ""
+        if text:
+            logger.info("%s", text)
+
+    def _end_round(self, number: int) -> str:
+        """What was sent and received since the last call; empty if nothing was."""
+        counts = self._traffic.end_round()
+        if not counts["uncompressed_bytes"]:
+            return ""
+        feedback = {"up": self._feeds_back_up, "down": self._state.feedback is not None}
+        ways = " and ".join(way for way, is_on in feedback.items() if is_on)
+        return f"global model {number}: {round_text(counts)}, feedback {ways or 'off'}"
 
     # ---- records of clients
 

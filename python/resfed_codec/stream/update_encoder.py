@@ -32,6 +32,7 @@ from resfed_codec.stream.versions import (
 )
 from resfed_codec.tensors.layout import Layout, named, role_overrides, roles_of
 from resfed_codec.tensors.memory import on_host
+from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 
 ADAPTIVE_LOG2 = 5
 _COEFFICIENT_BITS = 32
@@ -96,6 +97,9 @@ class UpdateEncoder:
         ``tag`` identifies the client (0: a payload for all). ``commit`` returns the assignments to
         make in one step with the filling.
         """
+        reference = base or other
+        if number <= CHECKED and reference is not None and reference.model is not None:
+            warn_of_suspects(self.layout.specs, self.roles, current, reference.model)
         own = base.lineage(max(1, self.own_depth)) if base else []
         others = other.lineage(max(1, self.other_depth)) if other else []
         coef_log2, terms, per_tensor = self._terms(current, own, others, feedback)

@@ -1,0 +1,120 @@
+"""What CodecGrid and CodecMod say in Flower's log: the rounds, and what is done in vain."""
+
+from __future__ import annotations
+
+from logging import INFO, WARNING
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.supercore import log
+
+from resfed_codec.integrations._ends import HELD, REQUEST, Model, Parcel, ServerEnd
+from resfed_codec.integrations._flower_records import STATE, WARNED, model_of
+
+_NO_MOD = (
+    "a ClientApp without CodecMod cannot read what CodecGrid sends, and replies uncompressed; give"
+    " it ClientApp(mods=[codec_mod])"
+)
+
+
+class Notices:
+    """What a CodecGrid counts of models that travel uncompressed, and what it logs.
+
+    Attributes:
+        plain: Messages and bytes of such models.
+    """
+
+    def __init__(self, end: ServerEnd) -> None:
+        self._end = end
+        self._warned: set[str] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        self.plain = {"plain_messages": 0, "plain_bytes": 0}
+
+    def log_round(self) -> None:
+        text = self._end.end_round()
+        if text:
+            log(INFO, "resfed_codec: %s", text)
+
+    def _warn(self, cause: str, text: str, *args: object) -> None:
+        """Log a warning, once for each cause."""
+        if cause not in self._warned:
+            self._warned.add(cause)
+            log(WARNING, f"resfed_codec: {text}", *args)
+
+    def name_of_model(self, content: RecordDict, what: str) -> str:
+        """The name of the model, if there is exactly one; warns if there are several."""
+        names = list(content.array_records)
+        if len(names) > 1:
+            self._warn(
+                f"{what}: several",
+                "%s has %d ArrayRecords (%s), which are sent uncompressed: the codec encodes one",
+                *(what, len(names), ", ".join(map(repr, names))),
+            )
+        return names[0] if len(names) == 1 else ""
+
+    def count_plain(self, content: RecordDict) -> None:
+        records = content.array_records.values()
+        self.plain["plain_messages"] += len(records) > 0
+        self.plain["plain_bytes"] += sum(len(a.data) for r in records for a in r.values())
+
+    def warn_of_layout(self, what: str, model: Model) -> None:
+        self._warn(
+            f"{what}: layout",
+            "%s has another layout than the first model and is sent uncompressed: %s",
+            *(what, self._end.difference(model)),
+        )
+
+    def explained(self, error: Error, node_id: int, name: str) -> Error:
+        """The error of a node, with its cause if that is a forgotten CodecMod."""
+        reason = error.reason or ""
+        signs = ("ConfigRecord", "'bytes' object", f"'{name}''>")  # the last of a KeyError
+        known = self._end.is_introduced(node_id)
+        if known or not any(sign in reason for sign in signs):
+            return error
+        self._warn_of_no_mod(node_id)
+        return Error(error.code, f"{reason} (resfed_codec: {_NO_MOD})")
+
+    def _warn_of_no_mod(self, node_id: int) -> None:
+        self._warn("no CodecMod", "node %d does not answer as CodecMod does: %s", node_id, _NO_MOD)
+
+    def check_reply(self, node_id: int, content: RecordDict, parcel: Parcel) -> None:
+        """Warn of models that come uncompressed, or go so without need."""
+        if not parcel:
+            self._warn_of_no_mod(node_id)
+        elif REQUEST in parcel and self._end.shared_initial:
+            if not self._end.is_introduced(node_id):
+                self._warn(
+                    "shared_initial",
+                    "shared_initial=True, but node %d does not hold the first model, so that is"
+                    " sent to it: its ClientApp needs CodecMod(initial), with an initial that makes"
+                    " the server's model, bit for bit",
+                    node_id,
+                )
+        elif HELD in parcel:
+            name = self.name_of_model(content, "a reply")
+            if name:
+                self.warn_of_layout("a reply", model_of(content.array_records[name]))
+        self.count_plain(content)
+
+
+_warned_of_no_grid = False
+
+
+def warn_of_no_grid(message: Message, context: Context) -> None:
+    """Warn of a model that came uncompressed, once in a process and once for a node.
+
+    Flower runs a ClientApp in many processes, one after the other. After a message of a CodecGrid
+    that one warns itself.
+    """
+    global _warned_of_no_grid
+    seen = any(name in context.state.config_records for name in (STATE, WARNED))
+    if _warned_of_no_grid or seen or not message.content.array_records:
+        return
+    _warned_of_no_grid = True
+    context.state[WARNED] = ConfigRecord({"no CodecGrid": True})
+    log(
+        WARNING,
+        "resfed_codec: a model came uncompressed, so the reply is too: either the ServerApp has no"
+        " CodecGrid, as in strategy.start(grid=CodecGrid(grid), ...), or its log says why",
+    )
