@@ -38,7 +38,7 @@ def test_passes_that_disagree(tmp_path: Path) -> None:
 CALLS: dict[str, Any] = {
     "encode": lambda s, r: rfc.encode(s, r),
     "encode half": lambda s, r: rfc.encode(s, r, sparsity=0.5),
-    "max_bytes": lambda s, r: rfc.encode(s, r, max_bytes=9000),
+    "max_bytes": lambda s, r: rfc.encode(s, r, max_bytes=3000),
     "max_error": lambda s, r: rfc.encode(s, r, max_error=0.9),
     "keyframe": lambda s, r: rfc.encode_keyframe(s),
     "add_state": lambda s, r: rfc.Aggregator(r).add_state(s),
