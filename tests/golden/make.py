@@ -73,6 +73,21 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "conv": block_scaled((48, 32, 3, 3), 9),
         "head": block_scaled((10, 48 * 16), 16),
     }
+    floats = {
+        "half": ramp((90, 40), 1.0, "float16"),
+        "single": ramp((30, 20), 1.0),
+        "double": ramp((10, 20), 1.0, "float64"),
+        "complex": ramp((10, 20), 1.0).view(np.complex64),
+    }
+    steps = {  # of which those of small numbers change no bit
+        name: value + ramp(value.shape, 1 / 4096).astype(value.dtype)
+        for name, value in floats.items()
+    }
+    edges = np.array([0, 1, -1, 2**62, -(2**62), 2**63 - 1, -(2**63)], np.int64)
+    far_changes = {"whole": np.repeat(edges, 7), "double": np.repeat(edges, 7).view(np.float64)}
+    far_reference = {name: np.tile(value[::7], 7) for name, value in far_changes.items()}
+    far_changes["wide"] = np.ldexp(1.0, np.arange(200) * 7919 % 61)
+    far_reference["wide"] = far_changes["wide"] * (1 + np.arange(200) * 7919 % 101 / 128)
     return {
         "default": (state, reference, {}),
         "nothing_changed": (reference, reference, {}),
@@ -80,6 +95,8 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
         "sequence": ([*state.values()], [*reference.values()], {"sparsity": 0.9}),
         "integers": ({**state, **moved}, {**reference, **counters}, {"sparsity": 0.95}),
         "excluded": (state, reference, {"sparsity": 0.95, "exclude": ("norm.*", "fc.bias")}),
+        "excluded_floats": (steps, floats, {"exclude": "*"}),
+        "far_changes": (far_changes, far_reference, {"exclude": "*"}),
         "float16": (*model(CNN, 0.01, "float16"), {"sparsity": 0.9}),
         "float64": (*model(CNN, 0.01, "float64"), {"sparsity": 0.9}),
         "vectors_only": (*model({"flat": (3000,)}, 0.01), {"sparsity": 0.95}),

@@ -31,7 +31,12 @@ def cases() -> dict[str, tuple[Any, dict[str, Any]]]:
         "empty": np.zeros((0, 3), np.float32),
         "zeros": np.zeros(70_000, np.float32),
     }
-    return {"lossless": (state, {}), "mantissa_7": (state, {"mantissa_bits": 7})}
+    long = {"w": ramp((60, 80), 0.05), "n": np.arange(70_000, dtype=np.int32) ** 2 % 5}
+    return {
+        "lossless": (state, {}),
+        "mantissa_7": (state, {"mantissa_bits": 7}),
+        "several_lanes": (long, {}),
+    }
 
 
 def main() -> int:
