@@ -40,9 +40,7 @@ void find_codes(std::span<const Nonzero> sent, uint64_t begin, uint64_t end, con
     codes->raw_gaps[i] = code.raw_gap;
     codes->levels[i] = code.level;
     codes->raw_levels[i] = code.raw_level;
-    if (code.occurs != 0) {
-      steps[i - begin] = static_cast<uint8_t>(steps[i - begin] | code.occurs);
-    }
+    steps[i - begin] = static_cast<uint8_t>(steps[i - begin] | code.occurs);
   };
   for_each_code<kBlocks>(sent.data(), begin, end, lane.block, lane.shift, visit);
 }
@@ -63,19 +61,23 @@ Lane begin_lane(std::span<const Nonzero> sent, const MatrixShapes& matrices, uin
 // Code lengths of a lane's symbols under all trained sets; counts the symbols.
 void find_costs(const uint16_t* codes, uint64_t n, const uint16_t (*costs)[kTrainedSets],
                 SetCosts* sum, uint32_t* counts) {
+  using Eight = uint16_t __attribute__((vector_size(16)));
+  static_assert(kTrainedSets == 16);
   sum->fill(0);
   constexpr uint64_t kWithoutOverflow = 128;  // symbols; none costs more than 384
   for (uint64_t begin = 0; begin < n; begin += kWithoutOverflow) {
-    uint16_t some[kTrainedSets] = {};
+    Eight some = {}, others = {};
     const uint64_t end = std::min(n, begin + kWithoutOverflow);
     for (uint64_t i = begin; i < end; ++i) {
-      const uint16_t* const of_code = costs[codes[i]];
-      for (uint32_t set = 0; set < kTrainedSets; ++set) {
-        some[set] = static_cast<uint16_t>(some[set] + of_code[set]);
-      }
+      const auto* const of_code = reinterpret_cast<const Eight*>(costs[codes[i]]);
+      some += of_code[0];
+      others += of_code[1];
       ++counts[codes[i]];
     }
-    for (uint32_t set = 0; set < kTrainedSets; ++set) (*sum)[set] += some[set];
+    for (uint32_t set = 0; set < 8; ++set) {
+      (*sum)[set] += some[set];
+      (*sum)[8 + set] += others[set];
+    }
   }
 }
 

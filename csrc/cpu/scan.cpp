@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <numeric>
 
 #include "cpu/threads.hpp"
 #include "entropy/scan_order.hpp"
@@ -9,18 +11,17 @@
 namespace resfed {
 namespace {
 
-// Division of many numbers by one: by multiplication, where they are below 2^32.
+// Division of many numbers by one, all below 2^63.
 class Divisor {
  public:
-  explicit Divisor(uint64_t d) : d_(d), reciprocal_(d == 1 ? 0 : ~uint64_t{0} / d + 1) {}
+  explicit Divisor(uint64_t d) : d_(d), reciprocal_(~uint64_t{0} / d) {}
   struct Result {
     uint64_t quotient, remainder;
   };
   Result divide(uint64_t n) const {
-    const bool small = (n | d_) >> 32 == 0 && d_ > 1;
-    const uint64_t q =
-        small ? static_cast<uint64_t>(static_cast<Wide>(n) * reciprocal_ >> 64) : n / d_;
-    return {q, n - q * d_};
+    const auto q = static_cast<uint64_t>(static_cast<Wide>(n) * reciprocal_ >> 64);
+    const uint64_t r = n - q * d_;  // the quotient is 1 too low at most
+    return r < d_ ? Result{q, r} : Result{q + 1, r - d_};
   }
 
  private:
@@ -28,153 +29,176 @@ class Divisor {
   uint64_t d_, reciprocal_;
 };
 
-// Of the matrix that is left.
-uint64_t n_rows_of(const MatrixScan& scan, const MatrixShape& m) {
-  return scan.rows.empty() ? m.n_elems / m.row_length : scan.rows.size();
+// Nonzeros of a matrix, each in one word: from the top its line, its place in the line, its sign
+// and its magnitude - 1. So they are in ascending order.
+using Cells = std::span<uint64_t>;
+constexpr unsigned kMagnitudeBits = 23, kLevelBits = 24;
+static_assert(kMaxLevel == 1u << kMagnitudeBits);
+static_assert(kMaxLossyElements <= 1ull << (64 - kLevelBits - 1));  // both round up to a power of 2
+
+struct Lines {
+  uint64_t n, length;
+  unsigned place_bits;
+
+  Lines(uint64_t n_lines, uint64_t n_places)
+      : n(n_lines),
+        length(n_places),
+        place_bits(static_cast<unsigned>(std::bit_width(n_places - 1))) {}
+  uint64_t cell(uint64_t line, uint64_t place, uint64_t level) const {
+    return (line << place_bits | place) << kLevelBits | level;
+  }
+  uint64_t line(uint64_t cell) const { return cell >> (place_bits + kLevelBits); }
+  uint64_t place(uint64_t cell) const {
+    return cell >> kLevelBits & ((uint64_t{1} << place_bits) - 1);
+  }
+};
+int32_t negative(uint64_t cell) { return static_cast<int32_t>(cell >> kMagnitudeBits & 1); }
+uint64_t level_bits(uint64_t cell) { return cell & ((1u << kLevelBits) - 1); }
+
+// In the memory of the nonzeros themselves.
+Cells to_cells(std::span<SentSymbol> sent, uint64_t begin, const Lines& lines) {
+  const Cells cells(reinterpret_cast<uint64_t*>(sent.data()), sent.size());
+  const Divisor length(lines.length);
+  for (size_t i = 0; i < sent.size(); ++i) {
+    const auto [line, place] = length.divide(sent[i].index() - begin);
+    const int32_t level = sent[i].level();
+    const uint32_t sign = level < 0 ? 1u << kMagnitudeBits : 0;
+    cells[i] = lines.cell(line, place, sign | (magnitude(level) - 1));
+  }
+  return cells;
 }
-uint64_t n_cols_of(const MatrixScan& scan, const MatrixShape& m) {
-  return scan.cols.empty() ? m.row_length : scan.cols.size();
-}
-uint64_t line_length(const MatrixScan& scan, const MatrixShape& m) {
-  return scan.columns ? n_rows_of(scan, m) : n_cols_of(scan, m);
-}
-bool plain(const MatrixScan& scan) {
-  return !scan.columns && scan.rows.empty() && scan.cols.empty() && scan.flips.empty();
+// With the index that index_of(line, place) gives each.
+template <class IndexOf>
+void to_nonzeros(Cells cells, const Lines& lines, std::span<SentSymbol> sent, IndexOf index_of) {
+  for (size_t i = 0; i < cells.size(); ++i) {
+    const uint64_t cell = cells[i];
+    const auto size = static_cast<int32_t>(cell & ((1u << kMagnitudeBits) - 1)) + 1;
+    const int32_t sign = negative(cell);
+    sent[i] = {index_of(lines.line(cell), lines.place(cell)), (size ^ -sign) + sign};
+  }
 }
 
-// The numbers that occur, if leaving the others out pays.
-std::vector<uint32_t> kept_numbers(const std::vector<bool>& occurs, uint64_t k) {
-  std::vector<uint32_t> kept;
-  for (size_t i = 0; i < occurs.size(); ++i) {
-    if (occurs[i]) kept.push_back(static_cast<uint32_t>(i));
+// Lines become places, and places lines: sorts by place, digit by digit.
+Lines transpose(Cells cells, const Lines& lines) {
+  const unsigned most = std::min(12u, 2 + floor_log2(cells.size()));
+  const unsigned n_digits = lines.n == 1 ? 0 : (lines.place_bits + most - 1) / most;
+  const unsigned digit_bits = n_digits == 0 ? 0 : (lines.place_bits + n_digits - 1) / n_digits;
+  std::vector<uint64_t> ends(size_t{1} << digit_bits);
+  for (unsigned d = 0; d < n_digits; ++d) {
+    const auto digit = [&](uint64_t cell) {
+      return lines.place(cell) >> d * digit_bits & (ends.size() - 1);
+    };
+    const Scratch<uint64_t> from(cells.begin(), cells.end());
+    std::fill(ends.begin(), ends.end(), uint64_t{0});
+    for (const uint64_t cell : from) ++ends[digit(cell)];
+    std::exclusive_scan(ends.begin(), ends.end(), ends.begin(), uint64_t{0});
+    for (const uint64_t cell : from) cells[ends[digit(cell)]++] = cell;
   }
-  if (!kept.empty() && !leaving_out_pays(occurs.size(), kept.size(), k)) kept.clear();
+  const Lines transposed(lines.length, lines.n);
+  for (uint64_t& cell : cells) {
+    cell = transposed.cell(lines.place(cell), lines.line(cell), level_bits(cell));
+  }
+  return transposed;
+}
+
+// Numbers the lines that have nonzeros anew, if leaving out the others pays; returns them.
+std::vector<uint32_t> leave_out_lines(Cells cells, Lines* lines) {
+  uint64_t n_kept = 1;
+  for (size_t i = 1; i < cells.size(); ++i) {
+    n_kept += uint64_t{lines->line(cells[i]) != lines->line(cells[i - 1])};
+  }
+  if (!leaving_out_pays(lines->n, n_kept, cells.size())) return {};
+  std::vector<uint32_t> kept(n_kept);
+  uint64_t before = lines->line(cells[0]), now = 0;
+  for (uint64_t& cell : cells) {
+    const uint64_t line = lines->line(cell);
+    now += uint64_t{line != before};
+    before = line;
+    kept[now] = static_cast<uint32_t>(line);
+    cell = lines->cell(now, lines->place(cell), level_bits(cell));
+  }
+  lines->n = n_kept;
   return kept;
 }
 
-// Moves nonzeros from the matrix to the rows and columns that are kept.
-void compact(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan& scan) {
-  if (scan.rows.empty() && scan.cols.empty()) return;
-  const uint64_t width = n_cols_of(scan, m);
-  const Divisor row_length(m.row_length);
-  std::vector<uint32_t> place(scan.cols.empty() ? 0 : m.row_length);
-  for (size_t i = 0; i < scan.cols.size(); ++i) place[scan.cols[i]] = static_cast<uint32_t>(i);
-  size_t row = 0;
-  for (SentSymbol& s : sent) {
-    const auto [r, c] = row_length.divide(s.index() - m.begin);
-    while (!scan.rows.empty() && scan.rows[row] < r) ++row;
-    s = {m.begin + (scan.rows.empty() ? r : row) * width + (scan.cols.empty() ? c : place[c]),
-         s.level()};
+// How many nonzeros follow one of their sign directly.
+int64_t agreements(Cells cells, const Lines& lines) {
+  int64_t n = 0;
+  for (size_t i = 1; i < cells.size(); ++i) {
+    const uint64_t step = (cells[i] >> kMagnitudeBits) - (cells[i - 1] >> kMagnitudeBits);
+    n += int64_t{step == 2} & int64_t{lines.place(cells[i]) != 0};
   }
-}
-
-// Whether a nonzero resembles the one above it more often than the one to its left.
-bool scan_columns(SentSymbols sent, uint64_t begin, uint64_t width) {
-  int64_t left = 0, above = 0;
-  const Divisor line(width);
-  const SentSymbol* up = sent.data();
-  for (const SentSymbol& s : sent) {
-    const bool positive = s.level() > 0;
-    if (&s != sent.data() && (&s)[-1].index() + 1 == s.index() &&
-        line.divide(s.index() - begin).remainder != 0) {
-      left += ((&s)[-1].level() > 0) == positive ? 1 : 0;
-    }
-    while (up->index() + width < s.index()) ++up;
-    if (up->index() + width == s.index()) above += (up->level() > 0) == positive ? 1 : 0;
-  }
-  return columns_pay(above - left, sent.size());
-}
-
-// Sorts nonzeros of a matrix of n_rows x n_cols as those of its transpose.
-void transpose(std::span<SentSymbol> sent, uint64_t begin, uint64_t n_rows, uint64_t n_cols) {
-  if (n_rows == 1 || n_cols == 1) return;
-  const Divisor width(n_cols);
-  const auto transposed = [&](SentSymbol s) {
-    const auto [r, c] = width.divide(s.index() - begin);
-    return SentSymbol{begin + c * n_rows + r, s.level()};
-  };
-  if (sent.size() < n_cols) {  // memory is in proportion to the nonzeros
-    std::transform(sent.begin(), sent.end(), sent.begin(), transposed);
-    std::sort(sent.begin(), sent.end(),
-              [](SentSymbol a, SentSymbol b) { return a.index() < b.index(); });
-    return;
-  }
-  const Scratch<SentSymbol> copy(sent.begin(), sent.end());
-  std::vector<uint64_t> places(n_cols + 1, 0);
-  for (const SentSymbol& s : copy) ++places[width.divide(s.index() - begin).remainder + 1];
-  for (uint64_t c = 0; c < n_cols; ++c) places[c + 1] += places[c];
-  for (const SentSymbol& s : copy) {
-    sent[places[width.divide(s.index() - begin).remainder]++] = transposed(s);
-  }
+  return n;
 }
 
 // By place in a line, whether flipping the sign there makes neighbours agree; none if that does
 // not pay.
-std::vector<bool> choose_flips(SentSymbols sent, uint64_t begin, uint64_t length) {
-  if (2 * sent.size() <= length) return {};  // too few to pay
-  std::vector<int32_t> agree(length, 0);
-  const Divisor line(length);
-  for (size_t i = 1; i < sent.size(); ++i) {
-    if (sent[i].index() != sent[i - 1].index() + 1) continue;
-    const uint64_t place = line.divide(sent[i].index() - begin).remainder;
-    const bool same = (sent[i].level() > 0) == (sent[i - 1].level() > 0);
-    if (place != 0) agree[place] += same ? 1 : -1;
+std::vector<bool> choose_flips(Cells cells, const Lines& lines) {
+  if (2 * cells.size() <= lines.length) return {};  // too few to pay
+  std::vector<int32_t> agree(lines.length, 0);
+  for (size_t i = 1; i < cells.size(); ++i) {
+    const uint64_t step = (cells[i] >> kLevelBits) - (cells[i - 1] >> kLevelBits);
+    const int32_t changed = negative(cells[i] ^ cells[i - 1]);
+    agree[lines.place(cells[i])] += int32_t{step == 1} * (1 - 2 * changed);
   }
-  std::vector<bool> flips(length, false);
+  agree[0] = 0;  // the place before lies in another line
   uint64_t saved = 0;
-  for (uint64_t i = 1; i < length; ++i) {
-    flips[i] = flips[i - 1] != (agree[i] < 0);
-    saved += agree[i] < 0 ? static_cast<uint64_t>(-agree[i]) : 0;
-  }
-  return flips_pay(saved, length) ? flips : std::vector<bool>();
+  for (const int32_t a : agree) saved += a < 0 ? static_cast<uint64_t>(-a) : 0;
+  if (!flips_pay(saved, lines.length)) return {};
+  std::vector<bool> flips(lines.length);
+  bool flipped = false;
+  for (uint64_t i = 0; i < lines.length; ++i) flips[i] = flipped ^= agree[i] < 0;
+  return flips;
 }
-void flip(std::span<SentSymbol> sent, uint64_t begin, const std::vector<bool>& flips) {
+void flip(Cells cells, const Lines& lines, const std::vector<bool>& flips) {
   if (flips.empty()) return;
-  const Divisor line(flips.size());
-  for (SentSymbol& s : sent) {
-    if (flips[line.divide(s.index() - begin).remainder]) s = {s.index(), -s.level()};
-  }
+  for (uint64_t& cell : cells) cell ^= uint64_t{flips[lines.place(cell)]} << kMagnitudeBits;
 }
 
 MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   MatrixScan scan;
   if (sent.empty()) return scan;
-  // Only where it may pay: there may be far more rows or columns than nonzeros.
-  const auto flags = [&](uint64_t n) {
-    return std::vector<bool>(leaving_out_pays(n, 1, sent.size()) ? n : 0);
-  };
-  std::vector<bool> rows = flags(m.n_elems / m.row_length), cols = flags(m.row_length);
-  if (!rows.empty() || !cols.empty()) {
-    const Divisor row_length(m.row_length);
-    for (const SentSymbol& s : sent) {
-      const auto [r, c] = row_length.divide(s.index() - m.begin);
-      if (!rows.empty()) rows[r] = true;
-      if (!cols.empty()) cols[c] = true;
-    }
+  Lines rows(m.n_elems / m.row_length, m.row_length);
+  const Cells by_row = to_cells(sent, m.begin, rows);
+  scan.rows = leave_out_lines(by_row, &rows);
+  Scratch<uint64_t> by_col(by_row.begin(), by_row.end());
+  Lines cols = transpose(by_col, rows);
+  scan.cols = leave_out_lines(by_col, &cols);
+  if (!scan.cols.empty()) {
+    std::copy(by_col.begin(), by_col.end(), by_row.begin());
+    rows = transpose(by_row, cols);
   }
-  scan.rows = kept_numbers(rows, sent.size());
-  scan.cols = kept_numbers(cols, sent.size());
-  compact(sent, m, scan);
-  scan.columns = scan_columns(sent, m.begin, n_cols_of(scan, m));
-  if (scan.columns) transpose(sent, m.begin, n_rows_of(scan, m), n_cols_of(scan, m));
-  scan.flips = choose_flips(sent, m.begin, line_length(scan, m));
-  flip(sent, m.begin, scan.flips);
+  scan.columns = columns_pay(agreements(by_col, cols) - agreements(by_row, rows), sent.size());
+  const Cells cells = scan.columns ? Cells(by_col) : by_row;
+  const Lines& lines = scan.columns ? cols : rows;
+  scan.flips = choose_flips(cells, lines);
+  flip(cells, lines, scan.flips);
+  to_nonzeros(cells, lines, sent,
+              [&](uint64_t line, uint64_t place) { return m.begin + line * lines.length + place; });
   return scan;
 }
 
+// Of the matrix that is left.
+Lines lines_of(const MatrixScan& scan, const MatrixShape& m) {
+  const uint64_t n_rows = scan.rows.empty() ? m.n_elems / m.row_length : scan.rows.size();
+  const uint64_t n_cols = scan.cols.empty() ? m.row_length : scan.cols.size();
+  return scan.columns ? Lines(n_cols, n_rows) : Lines(n_rows, n_cols);
+}
+bool plain(const MatrixScan& scan) {
+  return !scan.columns && scan.rows.empty() && scan.cols.empty() && scan.flips.empty();
+}
+
 bool undo_scan(std::span<SentSymbol> sent, const MatrixShape& m, const MatrixScan& scan) {
-  const uint64_t n_rows = n_rows_of(scan, m), n_cols = n_cols_of(scan, m);
-  if (!sent.empty() && sent.back().index() - m.begin >= n_rows * n_cols) return false;
-  flip(sent, m.begin, scan.flips);
-  if (scan.columns) transpose(sent, m.begin, n_cols, n_rows);
-  if (scan.rows.empty() && scan.cols.empty()) return true;
-  const Divisor width(n_cols);
-  for (SentSymbol& s : sent) {
-    const auto [r, c] = width.divide(s.index() - m.begin);
-    s = {m.begin + (scan.rows.empty() ? r : scan.rows[r]) * m.row_length +
-             (scan.cols.empty() ? c : scan.cols[c]),
-         s.level()};
-  }
+  if (sent.empty() || plain(scan)) return true;
+  Lines lines = lines_of(scan, m);
+  if (sent.back().index() - m.begin >= lines.n * lines.length) return false;
+  const Cells cells = to_cells(sent, m.begin, lines);
+  flip(cells, lines, scan.flips);
+  if (scan.columns) lines = transpose(cells, lines);
+  to_nonzeros(cells, lines, sent, [&](uint64_t row, uint64_t col) {
+    return m.begin + (scan.rows.empty() ? row : scan.rows[row]) * m.row_length +
+           (scan.cols.empty() ? col : scan.cols[col]);
+  });
   return true;
 }
 
@@ -205,7 +229,8 @@ MatrixScan read_scan(BitReader& in, const MatrixShape& m) {
   scan.rows = read_bitmap(in, m.n_elems / m.row_length);
   scan.cols = read_bitmap(in, m.row_length);
   if (in.get(1) != 0) {
-    for (uint64_t i = 0, n = line_length(scan, m); i < n; ++i) scan.flips.push_back(in.get(1) != 0);
+    for (uint64_t i = 0, n = lines_of(scan, m).length; i < n; ++i)
+      scan.flips.push_back(in.get(1) != 0);
   }
   return scan;
 }

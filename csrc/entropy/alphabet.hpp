@@ -10,6 +10,8 @@
 // the bits below are raw. An escape sends floor(log2(value)), then the bits below the leading one.
 #pragma once
 
+#include <iterator>
+
 #include "host_device.hpp"
 
 namespace resfed {
@@ -42,12 +44,38 @@ RESFED_HD constexpr ValueClass level_class(uint32_t symbol) {
   return symbol < 8 ? ValueClass{symbol + 1, 0} : half_octave(symbol - 8, 3);
 }
 
-RESFED_HD uint32_t gap_symbol(uint64_t gap) {
-  if (gap < 8) return static_cast<uint32_t>(gap) - 1;
-  const unsigned log2 = floor_log2(gap);
-  if (log2 >= kEscapedGapLog2) return kGapEscape;
-  return 7 + 2 * (log2 - 3) + (static_cast<uint32_t>(gap >> (log2 - 1)) & 1u);
+struct GapSymbol {
+  uint8_t symbol;
+  uint8_t log2;  // of the gap
+};
+RESFED_HD constexpr GapSymbol gap_symbol(uint64_t gap, unsigned log2) {
+  unsigned symbol = kGapEscape;
+  if (gap < 8) {
+    symbol = static_cast<unsigned>(gap) - 1;
+  } else if (log2 < kEscapedGapLog2) {
+    symbol = 7 + 2 * (log2 - 3) + (static_cast<unsigned>(gap >> (log2 - 1)) & 1u);
+  }
+  return {static_cast<uint8_t>(symbol), static_cast<uint8_t>(log2)};
 }
+#if defined(__CUDA_ARCH__)
+RESFED_HD GapSymbol gap_symbol(uint64_t gap) { return gap_symbol(gap, floor_log2(gap)); }
+#else
+// In a table, as which gaps are below 8 cannot be predicted.
+struct GapSymbols {
+  GapSymbol of[1 << 12];
+  constexpr GapSymbols() : of() {
+    unsigned log2 = 0;
+    for (uint64_t gap = 1; gap < std::size(of); ++gap) {
+      log2 += gap >> log2 > 1 ? 1 : 0;
+      of[gap] = gap_symbol(gap, log2);
+    }
+  }
+};
+inline constexpr GapSymbols kGapSymbols;
+RESFED_HD GapSymbol gap_symbol(uint64_t gap) {
+  return gap < std::size(kGapSymbols.of) ? kGapSymbols.of[gap] : gap_symbol(gap, floor_log2(gap));
+}
+#endif
 // A magnitude as symbols see it.
 RESFED_HD constexpr uint64_t shifted_level(uint64_t level, unsigned shift) {
   return ((level - 1) >> shift) + 1;

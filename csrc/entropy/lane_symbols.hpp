@@ -55,15 +55,20 @@ RESFED_HD const MatrixShape* matrix_at(const MatrixShape* matrices, uint64_t n, 
 // Whether n nonzeros follow each other directly more often inside a block than across its end.
 template <class Nonzero>
 RESFED_HD bool blocks_pay(const Nonzero* sent, uint64_t n, Block block) {
-  int64_t inside = 0, inside_direct = 0, across = 0, across_direct = 0;
-  uint32_t left = left_in_block(block);
+  const uint64_t before = sent[0].index() - block.position - 1;  // the last element of a block
+  const uint64_t reciprocal = ~uint64_t{0} / block.size + 1;
+  int64_t across = 0, direct = 0, across_direct = 0;
   for (uint64_t i = 1; i < n; ++i) {
+    // Whether the size divides a number below 2^40 (Lemire, Kaser, Kurz, arXiv 1902.01961).
+    const int64_t ended = (sent[i - 1].index() - before) * reciprocal < reciprocal ? 1 : 0;
     const uint64_t gap = sent[i].index() - sent[i - 1].index();
-    const int64_t direct = gap == 1 ? 1 : 0;
-    (left == block.size ? across : inside) += 1;
-    (left == block.size ? across_direct : inside_direct) += direct;
-    left = left_in_block(left, gap, block.size);
+    const auto next = static_cast<int64_t>((gap - 2) >> 63);  // whether it is 1, without a branch
+    across += ended;
+    direct += next;
+    across_direct += ended & next;
   }
+  const int64_t inside = static_cast<int64_t>(n) - 1 - across,
+                inside_direct = direct - across_direct;
   return 8 * (inside_direct * across - across_direct * inside) > inside * (across + 16);
 }
 
@@ -85,6 +90,9 @@ RESFED_HD Block choose_block(const Nonzero* sent, uint64_t n, const MatrixShape*
 template <class Nonzero>
 RESFED_HD unsigned choose_shift(const Nonzero* sent, uint64_t n) {
   constexpr unsigned kLeft = 3;
+  uint64_t any = 0;
+  for (uint64_t i = 0; i < n; ++i) any |= magnitude(sent[i].level());
+  if (any < 2u << kLeft) return 0;
   uint64_t sum = 0;
   for (uint64_t i = 0; i < n; ++i) sum += floor_log2(magnitude(sent[i].level()));
   const auto mean = static_cast<unsigned>(sum / n);
@@ -116,33 +124,36 @@ template <bool kBlocks, class Nonzero, class Visit>
 RESFED_HD void for_each_code(const Nonzero* sent, uint64_t begin, uint64_t end, Block block,
                              unsigned shift, Visit visit) {
   auto contexts = contexts_of<kBlocks, Nonzero>(block);
-  bool positive = true;
+  uint32_t last_sign = 0;
   for (uint64_t i = begin; i < end; ++i) {
     const uint64_t gap = gap_at(sent, i);
-    const unsigned log2 = floor_log2(gap);
-    uint32_t symbol = gap_symbol(gap);
+    const GapSymbol of_gap = gap_symbol(gap);
+    uint32_t symbol = of_gap.symbol;
     NonzeroCode code;
     code.gap = static_cast<uint16_t>(contexts.gap_row() * kSymbols + symbol);
     code.raw_gap =
-        static_cast<uint16_t>(symbol == kGapEscape ? log2 : gap - gap_class(symbol).first);
+        static_cast<uint16_t>(symbol == kGapEscape ? of_gap.log2 : gap - gap_class(symbol).first);
     uint32_t occurs = symbol == kGapEscape ? kGapEscapes : 0;
-    contexts.add_gap(gap, log2);
+    contexts.add_gap(gap, of_gap.log2);
 
-    const bool was_positive = positive;
-    positive = sent[i].level() > 0;
     const uint64_t level = magnitude(sent[i].level());
-    symbol = level_symbol(level, shift);
     code.raw_level = 0;
-    if (symbol == kLevelEscape) {
-      code.raw_level = static_cast<uint16_t>(floor_log2(level));
-      occurs |= kRawLevels | kLongLevels;
-    } else if (symbol >= 8 || shift > 0) {
+    symbol = static_cast<uint32_t>(level) - 1;
+    if (level > 8 || shift > 0) {
+      symbol = level_symbol(level, shift);
       const unsigned n_bits = level_raw_bits(symbol, shift);
-      code.raw_level = static_cast<uint16_t>((level - first_level(symbol, shift)) >>
-                                             (n_bits - min_of(n_bits, kPieceBits)));
-      occurs |= n_bits > kPieceBits ? kRawLevels | kLongLevels : kRawLevels;
+      if (symbol == kLevelEscape) {
+        code.raw_level = static_cast<uint16_t>(floor_log2(level));
+      } else {
+        code.raw_level = static_cast<uint16_t>((level - first_level(symbol, shift)) >>
+                                               (n_bits - min_of(n_bits, kPieceBits)));
+      }
+      occurs |=
+          symbol == kLevelEscape || n_bits > kPieceBits ? kRawLevels | kLongLevels : kRawLevels;
     }
-    symbol += positive == was_positive ? 0 : kSignChanged;
+    const uint32_t sign = sent[i].level() < 0 ? kSignChanged : 0;
+    symbol += sign ^ last_sign;
+    last_sign = sign;
     code.level = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
     contexts.add_level(symbol);
     code.occurs = static_cast<uint8_t>(occurs);
