@@ -60,7 +60,7 @@ BROKEN: list[tuple[str, Callable[[Files], object], list[str]]] = [
     ),
     ("encode", lambda f: f.new.unlink(), ["new.safetensors: No such file"]),
     ("decode", lambda f: f.payload.unlink(), ["payload: No such file"]),
-    ("decode", folder_as_model, ["old.safetensors: Is a directory"]),
+    ("decode", folder_as_model, ["old.safetensors: a folder without .safetensors files"]),
 ]
 
 
@@ -224,8 +224,66 @@ def test_write_that_stops_half_way(files: Files) -> None:
 
 
 def test_output_replaces_a_file(files: Files) -> None:
-    assert main(files.decode(files.old)) == 0  # also the reference itself
-    assert_same(load_file(files.old), rfc.decode(files.payload.read_bytes(), model(0)))
+    output = files.folder / "out"
+    output.write_bytes(b"as it was")
+    assert main(files.decode(output)) == 0
+    assert_same(load_file(output), rfc.decode(files.payload.read_bytes(), model(0)))
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("encode", ["new.safetensors", "old.safetensors"]),
+        ("decode", ["payload", "old.safetensors"]),
+    ],
+)
+@pytest.mark.parametrize("by", ["name", "link", "other spelling"])
+def test_inputs_are_not_written_over(
+    files: Files, capsys: pytest.CaptureFixture[str], command: str, names: list[str], by: str
+) -> None:
+    for name in names:
+        given = files.folder / name
+        before = given.read_bytes()
+        output = files.folder / ".." / files.folder.name / name if by == "other spelling" else given
+        if by == "link":
+            output = files.folder / f"link to {name}"
+            output.symlink_to(given)
+        assert_fails(getattr(files, command)(output), capsys, f"{output}: is an input")
+        assert given.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "spoil", "names"),
+    [
+        ("encode", nan_in_new, ["new", "old"]),
+        ("encode", other_layout, ["new", "old"]),
+        ("decode", damaged, ["payload", "old"]),
+        ("decode", lambda f: save_file(model(2), f.old), ["payload", "old"]),
+        ("inspect", damaged, ["payload"]),
+    ],
+)
+def test_errors_name_the_files(
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    spoil: Callable[[Files], object],
+    names: list[str],
+) -> None:
+    spoil(files)
+    inspect = ["inspect", f"{files.payload}"]
+    argv = inspect if command == "inspect" else getattr(files, command)()
+    paths = ", ".join(f"{getattr(files, name)}" for name in names)
+    assert_fails(argv, capsys, f"resfed-codec: error: {paths}: ")
+
+
+def test_warnings_are_lines_on_standard_error(files: Files) -> None:
+    save_file({**model(1), "lr": np.float32([0.1])}, files.new)
+    save_file({**model(0), "lr": np.float32([0.2])}, files.old)
+    with start(*files.encode(None, "--quiet"), stdout=subprocess.PIPE) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (0, b"")
+    assert err.startswith(b"resfed-codec: warning: tensor 'lr' looks like an optimizer's state")
+    assert err.count(b"\n") == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -271,7 +329,7 @@ def test_as_script(files: Files) -> None:
     with start("inspect", files.new, stdout=subprocess.PIPE) as process:
         out, err = process.communicate()
     assert (process.returncode, out) == (1, b"")
-    assert err.startswith(b"resfed-codec: error: payload: ")
+    assert err.startswith(f"resfed-codec: error: {files.new}: payload: ".encode())
     assert err.count(b"\n") == 1
 
 

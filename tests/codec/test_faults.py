@@ -309,13 +309,13 @@ def test_killed_while_writing(tmp_path: Path, delay: float) -> None:
     save_file(old, output)
     (tmp_path / "payload").write_bytes(rfc.encode(new, old, sparsity=0))
     code = (
-        "import resfed_codec.cli.main as cli, time\n"
-        "write = cli.write_atomically\n"
+        "from resfed_codec.cli import commands, main\n"
+        "write = commands.write\n"
         "def announced(*args):\n"
         "    print('writing', flush=True)\n"
         "    write(*args)\n"
-        "cli.write_atomically = announced\n"
-        "cli.main(['decode', 'payload', '--reference', 'old', '-o', 'out'])\n"
+        "commands.write = announced\n"
+        "main.main(['decode', 'payload', '--reference', 'old', '-o', 'out'])\n"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(

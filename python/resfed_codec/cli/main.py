@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import resfed_codec as rfc
-from resfed_codec.cli import bench, demo
-from resfed_codec.cli.files import load_model, write_atomically
+from resfed_codec.cli import bench, commands
 from resfed_codec.config import DEFAULT_DENSE_BITS
 
 Command: TypeAlias = "Callable[[argparse.Namespace], str]"
@@ -23,16 +21,15 @@ Command: TypeAlias = "Callable[[argparse.Namespace], str]"
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 """Exit codes. 0 is success; argparse uses 2 for wrong usage."""
 
-_DEMO_DEFAULTS: dict[str, Any] = demo.run.__kwdefaults__ or {}
-"""The defaults of the demo's arguments; ``demo.run`` defines them."""
-
 DESCRIPTION = """\
 Compression codec for federated learning.
 
 Sender and receiver hold the same reference model. "encode" writes the
 difference between a new model and the reference as a small payload. "decode"
 recovers the new model from the payload and the reference, as closely as the
-options of "encode" ask. Models are .safetensors files.
+options of "encode" ask. A model is a .safetensors file, or a sharded one: a
+folder of such files, or its .safetensors.index.json. "-" is standard input or
+output.
 """
 
 EPILOG = """\
@@ -46,7 +43,8 @@ exit codes:
   141  the reader of standard output closed the pipe
 
 Output files are written atomically: after an error or Ctrl-C an existing file
-is unchanged. (The demo writes its plot directly.)
+is unchanged, and no input is ever written over. (The demo writes its plot
+directly.) Reports and warnings go to standard error.
 
 example:
   resfed-codec encode new.safetensors --reference old.safetensors -o update.rfd
@@ -80,7 +78,8 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         if args.threads is not None:
             _set_threads(args.threads)
-        text: str = args.command(args)
+        with _shown_warnings():
+            text: str = args.command(args)
     except BrokenPipeError:
         raise
     except (OSError, ValueError, ImportError, MemoryError) as error:
@@ -101,6 +100,19 @@ def _fail(error: Exception) -> int:
     return FAILED
 
 
+@contextlib.contextmanager
+def _shown_warnings() -> Iterator[None]:
+    """A context in which warnings are lines on standard error, without a place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], *_: object) -> None:
+        if issubclass(category, UserWarning):
+            commands.report(f"resfed-codec: warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
 def _discard_stdout() -> None:
     """Redirect standard output to null, so that the interpreter's flush at exit cannot fail."""
     with contextlib.suppress(OSError):  # fileno() raises it if stdout is not a real file
@@ -117,13 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {rfc.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {rfc.__version__}")
     _add_threads(parser)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, help: str, command: Command) -> argparse.ArgumentParser:
         description, example, lines = cleandoc(command.__doc__ or "").partition("example:\n")
-        p = commands.add_parser(
+        p = subparsers.add_parser(
             name,
             help=help,
             description=description,
@@ -134,10 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         p.set_defaults(command=command)
         return p
 
-    p = add("encode", "encode a model as a payload", _encode)
-    p.add_argument("new", metavar="NEW", type=Path, help="model to encode (.safetensors)")
-    _add_reference(p, "model that the receiver holds too (.safetensors)")
-    _add_output(p, "payload to write")
+    p = add("encode", "encode a model as a payload", commands.encode_command)
+    p.add_argument("new", metavar="NEW", type=Path, help="model to encode")
+    _add_reference(p, "model that the receiver holds too")
+    _add_output(p, "payload to write (.rfd)")
     target = p.add_mutually_exclusive_group()
     target.add_argument(
         "--sparsity",
@@ -173,18 +185,25 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--exclude",
         metavar="PATTERN",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
-        help="code tensors with these names without loss; * and ? are wildcards (quote them)",
+        help="code tensors of this name without loss; * and ? are wildcards (quote them); may be"
+        " given several times",
     )
-    p.add_argument(
+    dense = p.add_mutually_exclusive_group()
+    dense.add_argument(
         "--dense",
         metavar="PATTERN",
-        nargs="*",
-        action="extend",
-        help="send every element of tensors with these names, quantized (default: running"
-        " statistics and similar buffers, by name; --dense without patterns: none)",
+        action="append",
+        help="send every element of tensors of this name, quantized; may be given several times"
+        " (default: running statistics and similar buffers, by name)",
+    )
+    dense.add_argument(
+        "--no-dense",
+        dest="dense",
+        action="store_const",
+        const=[],
+        help="treat running statistics as parameters",
     )
     p.add_argument(
         "--dense-bits",
@@ -196,21 +215,21 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true", help="do not report the size")
     _add_threads(p)
 
-    p = add("decode", "decode a payload into a model", _decode)
-    p.add_argument("payload", metavar="FILE", type=Path, help="payload to decode")
-    _add_reference(p, "model that the payload was encoded against (.safetensors)")
-    _add_output(p, "model to write (.safetensors)")
+    p = add("decode", "decode a payload into a model", commands.decode_command)
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to decode (.rfd)")
+    _add_reference(p, "model that the payload was encoded against")
+    _add_output(p, "model to write: .safetensors; with sharded OLD, any other name is a new folder")
     _add_threads(p)
 
-    p = add("inspect", "show what is in a payload", _inspect)
-    p.add_argument("payload", metavar="FILE", type=Path, help="payload to inspect")
+    p = add("inspect", "show what is in a payload", commands.inspect_command)
+    p.add_argument("payload", metavar="FILE", type=Path, help="payload to inspect (.rfd)")
     p.add_argument(
         "--json",
         action="store_true",
         help="print the fields of resfed_codec.PayloadInfo as a JSON object; sizes in bytes",
     )
 
-    p = add("bench", "measure speed on this machine", _bench)
+    p = add("bench", "measure speed on this machine", commands.bench_command)
     model = p.add_mutually_exclusive_group()
     model.add_argument(
         "--elements",
@@ -224,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NEW", "OLD"),
         nargs=2,
         type=Path,
-        help="the model to encode and its reference (.safetensors)",
+        help="the model to encode and its reference",
     )
     p.add_argument(
         "--like",
@@ -251,8 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_threads(p)
 
-    p = add("demo", "run a small federated training", _demo)
-    p.set_defaults(**_DEMO_DEFAULTS)
+    p = add("demo", "run a small federated training", commands.demo_command)
+    p.set_defaults(**commands.DEMO_DEFAULTS)
     p.add_argument("--rounds", metavar="N", type=int, help="rounds (default: %(default)s)")
     p.add_argument(
         "--clients", metavar="N", type=int, help="clients, 3 to 100 (default: %(default)s)"
@@ -315,112 +334,3 @@ def _set_threads(n: int) -> None:
         rfc.set_num_threads(n)
     except ValueError as error:
         raise ValueError(f"--threads: {error}") from None
-
-
-# The commands. Each returns the text to print; its docstring is its help.
-
-
-def _encode(args: argparse.Namespace) -> str:
-    """Encode the model NEW as a payload that holds its difference from the model OLD.
-
-    Both are .safetensors files with tensors of the same names, shapes and dtypes.
-    Floats of 16, 32 and 64 bits are coded with loss (bfloat16 too, which needs
-    torch or ml_dtypes), integers and bool without loss. Give at most one of
-    --sparsity, --max-bytes and --max-error.
-
-    example:
-      resfed-codec encode new.safetensors --reference old.safetensors \\
-          -o update.rfd --max-error 0.3 --exclude '*.bias'
-    """
-    config = rfc.CodecConfig(
-        sparsity=args.sparsity,
-        max_bytes=args.max_bytes,
-        max_error=args.max_error,
-        step=args.step,
-        bits=args.bits,
-        exclude=tuple(args.exclude),
-        dense=None if args.dense is None else tuple(args.dense),
-        dense_bits=args.dense_bits,
-    )
-    new = load_model(args.new)
-    payload = rfc.encode(new.tensors, load_model(args.reference).tensors, config)
-    write_atomically(args.output, payload)
-    if args.quiet:
-        return ""
-    n_bytes = sum(tensor.nbytes for tensor in new.tensors.values())
-    return (
-        f"{len(payload):,} bytes, {n_bytes / len(payload):.1f} times smaller than the"
-        f" {n_bytes:,} bytes of the tensors"
-    )
-
-
-def _decode(args: argparse.Namespace) -> str:
-    """Decode a payload and write the model as a .safetensors file.
-
-    OLD must be the reference that the payload was encoded against; decoding fails
-    with any other. Metadata in the header of OLD, such as {"format": "pt"}, is
-    copied to the output.
-
-    example:
-      resfed-codec decode update.rfd --reference old.safetensors -o new.safetensors
-    """
-    payload = args.payload.read_bytes()
-    reference = load_model(args.reference)
-    decoded = rfc.decode(payload, reference.tensors)
-    write_atomically(args.output, reference.library.save(decoded, metadata=reference.metadata))
-    return ""
-
-
-def _inspect(args: argparse.Namespace) -> str:
-    """Show the sections of a payload, their sizes and the header's fields. Needs no
-    reference.
-
-    Verifies the checksum and the header; does not decode the coded values.
-
-    example:
-      resfed-codec inspect update.rfd --json
-    """
-    info = rfc.inspect(args.payload.read_bytes())
-    return json.dumps(asdict(info), indent=2, default=_plain) if args.json else str(info)
-
-
-def _plain(numbers: Any) -> Any:
-    """Convert fields of a PayloadInfo that JSON does not support: sequences and mappings."""
-    return dict(numbers) if isinstance(numbers, Mapping) else list(numbers)
-
-
-def _bench(args: argparse.Namespace) -> str:
-    """Measure how long encoding and decoding take on this machine.
-
-    The models are synthetic, with a residual that clusters like that of a trained
-    model, or a pair of .safetensors files. Each turn runs every task once; the
-    table shows the median, minimum and maximum over the turns. The same run times
-    two baselines: a plain copy of the model's memory, and torch.sub of the two
-    models where torch is installed and all tensors are float32.
-
-    example:
-      resfed-codec bench --elements 25000000 --threads 1
-      resfed-codec bench --pair new.safetensors old.safetensors --sparsity 0.95
-    """
-    if args.pair:
-        state, reference = (load_model(path).tensors for path in args.pair)
-    else:
-        state, reference = bench.synthetic_update(args.elements, like=args.like)
-    report = bench.measure(state, reference, sparsity=args.sparsity, turns=args.turns)
-    return json.dumps(asdict(report), indent=2) if args.json else str(report)
-
-
-def _demo(args: argparse.Namespace) -> str:
-    """Train a small classifier with federated averaging, once with the codec and once
-    without, and compare accuracy and bytes sent.
-
-    Needs extra packages: pip install "resfed-codec[demo]".
-
-    example:
-      resfed-codec demo --rounds 10 --sparsity 0.98 --plot accuracy.svg
-    """
-    try:
-        demo.run(**{name: getattr(args, name) for name in _DEMO_DEFAULTS})
-    except SystemExit:  # what rich makes of a broken pipe
-        raise BrokenPipeError from None
-    return ""
