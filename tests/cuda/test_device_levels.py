@@ -143,11 +143,11 @@ def test_levels_beyond_the_largest(shift: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lanes_module, "LOSSY", replace(lanes_module.LOSSY, most=2**64))
     monkeypatch.setattr(lanes_module, "choose_shift", lambda _: shift)
 
-    def error_of(level: int) -> int:
+    def error_of(level: int) -> _native.Code:
         nonzeros = [(i, level) for i in range(6)]
         tables, slices = lanes_module.encode_nonzeros(nonzeros, [Matrix(0, 6, 3)])
         forged = write_frame(replace(f, tables=tables, slices=slices))
-        return decode_everywhere(case, forged[:-4]).error[0]
+        return _native.Code(decode_everywhere(case, forged[:-4]).error[0])
 
     most = 2**23
     assert error_of(most) == error_of(-most) == _native.Code.WRONG_REFERENCE
