@@ -3,9 +3,9 @@
     python -m benchmarks.feedback [--seeds 0 1 2]
 
 The training is that of ``resfed-codec demo``: 40 rounds, 10 clients. The rules of the server are
-those of ``benchmarks/servers.py``. All but "mean" keep an exact model, which still contains what a
+those of ``benchmarks/servers.py``. All but the first two keep an exact model, which still contains what a
 downlink left out, so feedback down counts it twice. "default" is ``error_feedback=None``: the
-session finds out.
+session finds out, from shares of what was left out (docs/predictors.md).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import resfed_codec as rfc
 from benchmarks.common import write_results
 from benchmarks.servers import RULES, Server
 from resfed_codec.cli import demo
+from resfed_codec.session.feedback_watch import ONE
 
 CLIENTS = 10
 FEEDBACK = {"no": False, "yes": True, "default": None}
@@ -31,9 +32,9 @@ FEEDBACK = {"no": False, "yes": True, "default": None}
 
 def train(
     args: argparse.Namespace, seed: int, *, up: bool, down: bool | None, rule: str
-) -> tuple[float, float, bool]:
-    """Mean accuracy of the last five rounds, kB per client in both directions, and whether
-    downlinks have feedback in the end."""
+) -> tuple[float, float, bool, list[float]]:
+    """Mean accuracy of the last five rounds, kB per client in both directions, whether downlinks
+    have feedback in the end, and the shares from the third on."""
     rng = np.random.default_rng(seed)
     data = demo._load_digits(rng)
     shards = demo._split(data.labels, CLIENTS, rng)
@@ -44,7 +45,7 @@ def train(
     sessions = [rfc.ClientSession(model, uplink, downlink) for _ in shards]
     held = [model for _ in shards]
     optimizer = Server(rule, model)
-    n_bytes, accuracies = 0, []
+    n_bytes, accuracies, shares = 0, [], []
     for number in range(1, args.rounds + 1):
         aggregator = server.aggregator()
         for client, shard in enumerate(shards):
@@ -54,12 +55,16 @@ def train(
             n_bytes += len(payload)
             server.receive_into(client, payload, aggregator, weight=len(shard))
         server.update(optimizer.next(aggregator.result(), server.state))
+        watch = server._state.watch
+        if watch is not None and watch.n_shares > 2:
+            shares.append(watch.recent[-1] / ONE)
         for client, session in enumerate(sessions):
             message = server.send(client)
             n_bytes += len(message)
             held[client] = session.receive(message)
         accuracies.append(demo._accuracy(held[0], data))
-    return statistics.mean(accuracies[-5:]), n_bytes / CLIENTS / 1e3, server.error_feedback
+    kilobytes = n_bytes / CLIENTS / 1e3
+    return statistics.mean(accuracies[-5:]), kilobytes, server.error_feedback, shares
 
 
 def main() -> None:
@@ -76,6 +81,7 @@ def main() -> None:
         ):
             found = [train(args, seed, up=up, down=setting, rule=rule) for seed in args.seeds]
             accuracies = [accuracy for accuracy, *_ in found]
+            shares = [share for *_, of_one in found for share in of_one]
             rows.append(
                 {
                     "server passes on": rule,
@@ -84,14 +90,17 @@ def main() -> None:
                     "accuracy": statistics.mean(accuracies),
                     "least": min(accuracies),
                     "greatest": max(accuracies),
-                    "kB per client": statistics.mean(kilobytes for _, kilobytes, _ in found),
-                    "down in the end": f"{sum(ends for *_, ends in found)} of {len(found)}",
+                    "kB per client": statistics.mean(kilobytes for _, kilobytes, *_ in found),
+                    "down in the end": f"{sum(ends for *_, ends, _ in found)} of {len(found)}",
+                    "shares": f"{min(shares):.2f} to {max(shares):.2f}",
                 }
             )
     note = (
         f"Sparsity {args.sparsity:g}, {args.rounds} rounds, seeds {args.seeds}. Accuracy: mean of"
-        " the last five rounds; bytes: both directions, all rounds. Rules of the server:"
-        " benchmarks/servers.py."
+        " the last five rounds; bytes: both directions, all rounds. Down in the end: with how many"
+        " seeds downlinks have feedback after the last round. Shares: of what a downlink left out,"
+        " in the next global model, from the third that was measured until the session stopped."
+        " Rules of the server: benchmarks/servers.py."
     )
     print(write_results("feedback", "Error feedback, digits", rows, note))
 

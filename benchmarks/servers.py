@@ -1,4 +1,4 @@
-"""Rules by which servers make the next global model; their own models are exact."""
+"""Rules by which servers make the next global model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Server:
     The step of a round is the mean of the local models minus the model that clients trained from.
 
     - "mean": the mean itself, as FedAvg passes on; so the new model builds on what clients hold.
+    - "held momentum": what clients hold, plus momentum.
     - "exact": an exact model, to which the server adds the step.
     - "momentum": the same with server momentum (FedAvgM of Hsu et al., arXiv:1909.06335).
     - "adam": the same with Adam (FedAdam of Reddi et al., arXiv:2003.00295), without bias
@@ -44,7 +45,9 @@ class Server:
         if self._rule == "mean":
             return mean
         change = RULES[self._rule]
-        for name, value in self._model.items():
+        base = held if self._rule == "held momentum" else self._model
+        for name in self._model:
+            value = base[name]
             step = mean[name] - held[name]
             moved = value + change(step, self._first[name], self._second[name])
             self._model[name] = moved.astype(value.dtype, copy=False)
@@ -72,6 +75,7 @@ def _adam(step: Array, first: Array, second: Array) -> Array:
 
 RULES: dict[str, Callable[[Array, Array, Array], Array]] = {
     "mean": _exact,
+    "held momentum": _momentum,
     "exact": _exact,
     "momentum": _momentum,
     "adam": _adam,

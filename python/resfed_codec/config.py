@@ -62,7 +62,10 @@ class CodecConfig:
             trained from the received global model, a global model that is the mean of recovered
             local ones. Do not use it if the sender keeps an exact model: the next residual already
             contains what was left out. Default: on for uplinks whose predictor uses only global
-            models, as "global" does; else off. docs/benchmarks.md has the measurement.
+            models, as "global" does; on for downlinks whose predictor does not read clients'
+            models, until the session finds that the server keeps an exact model
+            (:attr:`ServerSession.error_feedback`); else off. docs/predictors.md has the
+            measurement.
 
     Raises:
         TypeError: An argument is of the wrong type.
