@@ -3,9 +3,9 @@
     python -m benchmarks.feedback [--seeds 0 1 2]
 
 The training is that of ``resfed-codec demo``: 40 rounds, 10 clients. The rules of the server are
-those of ``benchmarks/servers.py``. All but the first two keep an exact model, which still contains what a
-downlink left out, so feedback down counts it twice. "default" is ``error_feedback=None``: the
-session finds out, from shares of what was left out (docs/predictors.md).
+those of ``benchmarks/servers.py``. All but the first two keep an exact model, which still contains
+what a downlink left out, so feedback down counts it twice. "default" is ``error_feedback=None``:
+the session finds out, from shares of what was left out (docs/predictors.md).
 """
 
 from __future__ import annotations
