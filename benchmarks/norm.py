@@ -72,7 +72,10 @@ def norm(state: Model, reference: Model) -> float:
         with np.errstate(over="ignore"):
             change = state[name].astype(np.float64) - value.astype(np.float64)
             squares += np.square(change).reshape(-1).tolist()
-    return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
+    try:
+        return math.sqrt(math.fsum(squares))
+    except OverflowError:
+        return math.inf
 
 
 def _of_encode(state: Model, reference: Model, free: dict[str, Any], bound: float) -> Found | None:
