@@ -49,6 +49,7 @@ struct EncodeOptions {
   uint64_t k_vector = 0;
   uint64_t max_bytes = 0;     // 0: no bound
   double max_error = -1.0;    // < 0: no bound
+  double max_norm = 0.0;      // of what is recovered minus the prediction; 0: no bound
   uint64_t vector_share = 1;  // with max_bytes: vectors are sent this many times as densely
   StepRule step;
   unsigned dense_bits = 3;  // of dense tensors: steps are 2^(2 - dense_bits) of their scale

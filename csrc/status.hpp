@@ -31,6 +31,7 @@ enum class Code : uint32_t {
   kModelTooLarge = 44,      // detail: elements of its lossy tensors
   kChangedDuringCall = 45,  // the caller's arrays, by another thread
   kTooSmallChange = 46,     // where: tensor; float32 residuals cannot keep the error bound
+  kLosslessChange = 47,     // where: tensor; its change has no bound
   // What went wrong on a device.
   kCuda = 60,          // where: the run time's number, see cuda::error_text
   kDeviceMemory = 61,  // where: device, detail: bytes asked for

@@ -22,6 +22,8 @@ NAMES = {
 FEEDBACK = {
     (True, True): "feedback both ways",
     (True, False): "feedback up",
+    (True, None): "feedback up, default down",
+    (False, None): "default down",
     (False, True): "feedback down",
     (False, False): "no feedback",
 }

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from benchmarks.federated.config import RunConfig
+from benchmarks.servers import RULES as RULES_OF_SERVERS
 
 DIGITS = RunConfig(data="digits", model="tiny_cnn", rounds=30, lr=0.05, batch=32)
 CIFAR_SUBSET = RunConfig(
@@ -29,6 +30,11 @@ def rules(*sparsities: float) -> list[str]:
     """All of ``RULES`` at each sparsity."""
     return [rule.format(sparsity) for sparsity, rule in product(sparsities, RULES)]
 
+
+SERVERS = [
+    f"codec:sparsity=0.99,up_feedback=True,down_feedback={down},server={rule}"
+    for rule, down in product(RULES_OF_SERVERS, (False, True, None))
+]
 
 SETTINGS = (
     BOTH.format(0.995),
@@ -134,6 +140,7 @@ PAPER_ROW = (
 
 SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
     "quick": (DIGITS, ["uncompressed", *rules(0.95)], [0, 1]),
+    "servers": (DIGITS, SERVERS, [0, 1, 2]),
     "cpu": (
         CIFAR_SUBSET,
         ["uncompressed", *rules(0.95, 0.99), *SETTINGS, *PEERS],

@@ -57,6 +57,7 @@ inline void bind_constants(pybind11::module_& m) {
                    {"MODEL_TOO_LARGE", Code::kModelTooLarge},
                    {"CHANGED_DURING_CALL", Code::kChangedDuringCall},
                    {"TOO_SMALL_CHANGE", Code::kTooSmallChange},
+                   {"LOSSLESS_CHANGE", Code::kLosslessChange},
                    {"CUDA", Code::kCuda},
                    {"DEVICE_MEMORY", Code::kDeviceMemory},
                    {"CAPTURING", Code::kCapturing}});

@@ -158,6 +158,7 @@ PYBIND11_MODULE(_native, m) {
       .def_readwrite("k_vector", &EncodeOptions::k_vector)
       .def_readwrite("max_bytes", &EncodeOptions::max_bytes)
       .def_readwrite("max_error", &EncodeOptions::max_error)
+      .def_readwrite("max_norm", &EncodeOptions::max_norm)
       .def_readwrite("vector_share", &EncodeOptions::vector_share)
       .def_readwrite("step", &EncodeOptions::step)
       .def_readwrite("lane_log2", &EncodeOptions::lane_log2)

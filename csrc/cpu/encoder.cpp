@@ -11,6 +11,7 @@
 
 #include "cpu/crc32c.hpp"
 #include "cpu/float_mode.hpp"
+#include "cpu/norm.hpp"
 #include "cpu/predict.hpp"
 #include "cpu/select.hpp"
 
@@ -252,8 +253,8 @@ class BudgetSearch {
   bool fitted_ = true;  // the last try
 };
 
-// The payload of as many elements as fit into max_bytes.
-std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* state) {
+// Codes as many elements as fit into max_bytes.
+Nonzeros fill_budget(const EncodeOptions& options, EncodeState* state) {
   const Groups& groups = state->groups;
   CachedSelection matrices(groups.matrix), vectors(groups.vector);
   const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
@@ -285,7 +286,7 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, EncodeState* stat
   state->vector = std::move(best_vector);
   recover_group(groups.matrix, &state->matrix, nullptr);
   recover_group(groups.vector, &state->vector, nullptr);
-  return assemble(*state, best);
+  return best;
 }
 
 }  // namespace
@@ -383,21 +384,23 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const DefaultFloatMode mode;
   EncodeState state = begin_encoding(tensors, options);
   const Groups& groups = state.groups;
-  std::vector<uint8_t> payload;
+  Nonzeros coded;
 
   if (options.max_error >= 0) {
     double reached = 0;
     select_top(groups.matrix, 0);  // finds what is not finite, in the order of the tensors
     state.matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
     state.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
-    payload = assemble(state, *code_nonzeros(state));
+    coded = *code_nonzeros(state);
   } else if (options.max_bytes > 0) {
-    payload = fill_budget(options, &state);
+    coded = fill_budget(options, &state);
   } else {
     state.matrix = code_top(groups.matrix, options.k_matrix, options.step);
     state.vector = code_top(groups.vector, options.k_vector, options.step);
-    payload = assemble(state, *code_nonzeros(state));
+    coded = *code_nonzeros(state);
   }
+  if (options.max_norm > 0 && !limit_norm(&state, options.max_norm)) coded = *code_nonzeros(state);
+  const std::vector<uint8_t> payload = assemble(state, coded);
   prepare_results(&state);
   if (before_writing) before_writing(payload);
   write_results(state);

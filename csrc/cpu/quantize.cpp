@@ -146,6 +146,18 @@ void write_recovered(const Group& group, SentSymbols sent, const Recovered& reco
   });
 }
 
+ExactSquares change_squares(const Group& group, SentSymbols sent, const Quantizer& quantizer) {
+  return sum_over<ExactSquares>(n_tasks(sent), [&](size_t task, ExactSquares& own) {
+    for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
+      recover_range(range, sent, quantizer, [&](size_t, uint64_t, auto before, auto after) {
+        const double change = static_cast<double>(wide(after)) - static_cast<double>(wide(before));
+        const uint32_t key = magnitude_key(static_cast<float>(change));
+        if (change != 0) own.add(float_from_bits(key + 1));
+      });
+    });
+  });
+}
+
 ExactSquares residual_squares(const Group& group) {
   return sum_over<ExactSquares>(n_chunks(group), [&](size_t s, ExactSquares& own) {
     for_each_member(group, s, [&](const Member& member, uint64_t first, uint64_t n, uint32_t) {

@@ -127,6 +127,9 @@ Recovered recover_all(const Group& group, SentSymbols sent, const Quantizer& qua
 // Writes to every tensor that has an `out`.
 void write_recovered(const Group& group, SentSymbols sent, const Recovered& recovered);
 
+// Squares of what the sent elements change, each rounded up to float32 before it is squared.
+ExactSquares change_squares(const Group& group, SentSymbols sent, const Quantizer& quantizer);
+
 // Squares of the unscaled residuals: of the whole group, and of a selection.
 ExactSquares residual_squares(const Group& group);
 ExactSquares residual_squares(const Group& group, const CandidateChunks& selected);

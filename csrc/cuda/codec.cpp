@@ -32,7 +32,8 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const DefaultFloatMode mode;
   WorkspaceLease lease(device, stream);
   std::vector<Tensor> staged = tensors;
-  if (options.max_bytes > 0 || options.max_error >= 0 || !has_matrix_elements(tensors)) {
+  if (options.max_bytes > 0 || options.max_error >= 0 || options.max_norm > 0 ||
+      !has_matrix_elements(tensors)) {
     Staging staging(lease, &staged, any);
     staging.wait();
     std::vector<uint8_t> payload = resfed::encode(staged, options, before_writing);

@@ -37,6 +37,12 @@ class CodecConfig:
         max_error: Bound of the relative L2 error, in (0, 1]: for matrices together and for vectors
             together, ``norm(state - decoded) <= max_error * norm(state - reference)``. The
             encoder sends as little as suffices.
+        max_norm: Bound of the L2 norm of what the other end decodes: the recovered model minus the
+            reference, over all tensors, error feedback included. For differential privacy, whose
+            noise is calibrated to such a bound (docs/integrations.md). Where the update would
+            exceed it, all sent values are lowered by one factor; the rest stays in the feedback.
+            Lossless tensors must not change then. It goes with ``sparsity`` or ``max_bytes``, and
+            in sessions with the predictors "global" up and "previous" down. In [2**-100, 2**100].
         step: Quantizer step as the ratio threshold/step, a number in [2**-10, 2**10], or "auto".
         bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
@@ -62,7 +68,10 @@ class CodecConfig:
             trained from the received global model, a global model that is the mean of recovered
             local ones. Do not use it if the sender keeps an exact model: the next residual already
             contains what was left out. Default: on for uplinks whose predictor uses only global
-            models, as "global" does; else off. docs/benchmarks.md has the measurement.
+            models, as "global" does; on for downlinks whose predictor does not read clients'
+            models, until the session finds that the server keeps an exact model
+            (:attr:`ServerSession.error_feedback`); else off. docs/predictors.md has the
+            measurement.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -72,6 +81,7 @@ class CodecConfig:
     sparsity: float | None = None
     max_bytes: int | None = None
     max_error: float | None = None
+    max_norm: float | None = None
     step: float | Literal["auto"] = "auto"
     bits: int | None = None
     exclude: tuple[str, ...] = ()
@@ -98,6 +108,10 @@ class CodecConfig:
                 raise ValueError(
                     "max_error=0: must be above 0; exclude tensors to carry them losslessly"
                 )
+        if self.max_norm is not None:
+            _check_real("max_norm", self.max_norm, 2.0**-100, 2.0**100)
+            if self.max_error is not None:
+                raise ValueError("max_error and max_norm exclude each other: give one")
         if isinstance(self.step, str):
             if self.step != "auto":
                 raise ValueError(f'step={self.step!r}: must be "auto" or a number')

@@ -68,7 +68,12 @@ def native_errors(specs: Sequence[TensorSpec] = (), n_bytes: int = 0) -> Iterato
         ) from None
 
 
-_NAMES_A_TENSOR = {Code.NON_FINITE, Code.SUM_TOO_LARGE, Code.TOO_SMALL_CHANGE}
+_NAMES_A_TENSOR = {
+    Code.NON_FINITE,
+    Code.SUM_TOO_LARGE,
+    Code.TOO_SMALL_CHANGE,
+    Code.LOSSLESS_CHANGE,
+}
 """Codes of which ``where`` is a tensor's place in the call."""
 
 _LINK_PROBLEMS: dict[int, str] = {
@@ -121,6 +126,9 @@ _TEXTS: dict[type[Exception], dict[Code, str]] = {
         Code.TOO_SMALL_CHANGE: "max_error: the changes of tensor {name!r} are so small that"
         " residuals of float32 cannot keep the bound (float64 changes below about 1e-38 are"
         " rounded, below 1e-45 to nothing); exclude it to carry it losslessly",
+        Code.LOSSLESS_CHANGE: "max_norm: tensor {name!r} is carried losslessly and has changed, so"
+        " its change has no bound; leave it out of the model, keep it as it is, or, if it is"
+        " excluded, do not exclude it",
     },
     RuntimeError: {
         Code.CHANGED_DURING_CALL: "state: another thread wrote to the arrays during the call;"

@@ -68,8 +68,8 @@ anything = st.one_of(
     ),
 )
 
-OPTIONS = ["sparsity", "max_bytes", "max_error", "step", "bits", "exclude", "dense", "dense_bits",
-           "predictor", "error_feedback"]  # fmt: skip
+OPTIONS = ["sparsity", "max_bytes", "max_error", "max_norm", "step", "bits", "exclude", "dense",
+           "dense_bits", "predictor", "error_feedback"]  # fmt: skip
 
 FUNCTIONS: dict[str, Callable[..., object]] = {
     "encode": lambda a, b, c: rfc.encode(a, b),

@@ -211,6 +211,7 @@ def test_predictors(up: str) -> None:
         client.receive(server.send(0))
 
 
+@pytest.mark.filterwarnings("ignore:downlink. error_feedback=True")  # models are exact
 def test_feedback_ignores_them() -> None:
     """Feedback would add the residual of a statistic again and again."""
     name = "bn.running_var"

@@ -56,10 +56,13 @@ STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SESSIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "session": ({"error_feedback": False}, {}),
+    "session": ({"error_feedback": False}, {"error_feedback": False}),
     "session_feedback": ({"error_feedback": True}, {"error_feedback": True}),
     "session_res": ({"predictor": "res1"}, {"predictor": "res2"}),
-    "session_adaptive": ({"predictor": "adaptive"}, {"predictor": "adaptive"}),
+    "session_adaptive": (
+        {"predictor": "adaptive"},
+        {"predictor": "adaptive", "error_feedback": False},
+    ),
 }
 
 

@@ -98,7 +98,7 @@ def test_a_grid_counts_what_it_sends(shared_initial: bool, log: Log) -> None:
     first, second = log.of(logging.INFO)
     assert first.startswith("global model 1: 3 messages down of ")
     assert ", 3 messages up of " in first
-    assert first.endswith(f" models, {stats['keyframes_down']} keyframes, feedback up")
+    assert first.endswith(f" models, {stats['keyframes_down']} keyframes, feedback up and down")
     assert second.startswith("global model 1: 3 messages down of ")
     assert " up of " not in second
     grid.reset_stats()

@@ -35,7 +35,9 @@ def prediction_of(payload: bytes, own: History, other: History | None) -> State:
 @pytest.mark.parametrize("exclude", [(), ("w32", "bias")], ids=str)
 def test_sessions(exclude: tuple[str, ...], rng: np.random.Generator) -> None:
     initial = random_model(rng)
-    config = rfc.CodecConfig(sparsity=0.7, predictor="adaptive", exclude=exclude)
+    config = rfc.CodecConfig(
+        sparsity=0.7, predictor="adaptive", exclude=exclude, error_feedback=False
+    )
     server, client = (k(initial, config, config) for k in (rfc.ServerSession, rfc.ClientSession))
     g, l = History("g", initial), History("l", initial)  # noqa: E741
     drift = moved(initial, rng)
@@ -197,7 +199,7 @@ def test_gains_where_the_model_moves_along_its_history(
 def test_small_models(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
     """One tensor or none, a short history, and zero residuals."""
     initial = {n: np.asarray(rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
-    config = rfc.CodecConfig(sparsity=0.5, predictor="adaptive")
+    config = rfc.CodecConfig(sparsity=0.5, predictor="adaptive", error_feedback=False)
     server, client = (k(initial, config, config) for k in (rfc.ServerSession, rfc.ClientSession))
     for t in range(5):
         state = server.state if t in (0, 3) else {k: v + 1 for k, v in server.state.items()}

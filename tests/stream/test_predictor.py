@@ -50,7 +50,7 @@ def check_sessions(
     """Compare a server and two clients with the NumPy model in every round."""
     initial = random_model(rng)
     uplink = rfc.CodecConfig(sparsity=SPARSITY, predictor=up, error_feedback=False)
-    downlink = rfc.CodecConfig(sparsity=SPARSITY, predictor=down)
+    downlink = rfc.CodecConfig(sparsity=SPARSITY, predictor=down, error_feedback=False)
     server = rfc.ServerSession(initial, uplink, downlink)
     clients = [rfc.ClientSession(initial, uplink, downlink) for _ in range(2)]
     g = [History("g", initial) for _ in clients]

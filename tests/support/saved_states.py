@@ -46,6 +46,7 @@ def both_sessions(rules: str, feedback: bool) -> tuple[Federation, rfc.ClientSes
     return fed, client
 
 
+@np.errstate(all="ignore")  # models may hold any bits
 def play_sessions(server: rfc.ServerSession, client: rfc.ClientSession) -> None:
     """Exchanges that use everything that both ends hold."""
     rng = np.random.default_rng(3)

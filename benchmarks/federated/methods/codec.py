@@ -11,6 +11,7 @@ import numpy as np
 
 import resfed_codec as rfc
 from benchmarks.federated.methods.base import STATISTICS, Method, State
+from benchmarks.servers import Server
 from resfed_codec.codec import update as codec
 
 STATISTICS_BY = ("dense", "budget", "float16", "apart", "kept")
@@ -21,8 +22,10 @@ class Codec(Method):
 
     Args:
         up, down: Predictors of the two directions.
-        up_feedback, down_feedback: Error feedback of the two directions. Feedback down is
-            equivalent to a server that keeps the exact model and sends it minus the clients' model.
+        up_feedback, down_feedback: Error feedback of the two directions. None down: the codec's
+            default. With the server "mean", feedback down is equivalent to a server that keeps the
+            exact model and sends it minus the clients' model.
+        server: The server's rule, one of ``benchmarks/servers.py``.
         keyframe: Clients start from another model and get the first one as a keyframe.
         down_sparsity: Sparsity of the downlink, if not ``sparsity``.
         exclude: Patterns of tensors to code without loss.
@@ -45,7 +48,8 @@ class Codec(Method):
         up: str = "global",
         down: str = "previous",
         up_feedback: bool = False,
-        down_feedback: bool = False,
+        down_feedback: bool | None = False,
+        server: str = "mean",
         keyframe: bool = False,
         down_sparsity: float | None = None,
         exclude: tuple[str, ...] = (),
@@ -84,6 +88,7 @@ class Codec(Method):
         self._kept = names if statistics == "kept" else []
         self._round, self._every = 1, statistics_every
         self._keyframe = keyframe
+        self._server = Server(server, initial)
         self._share = codec.VECTOR_SHARE if vector_share is None else vector_share
 
     def begin(self) -> list[int]:
@@ -102,6 +107,7 @@ class Codec(Method):
         return recovered, total
 
     def down(self, mean: State) -> list[int]:
+        mean = self._server.next(mean, self.held[0])
         mean = self._with_statistics(mean, self.held[0])
         self._round += 1
         with vector_share(self._share):

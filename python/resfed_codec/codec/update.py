@@ -176,6 +176,8 @@ def native_options(
         options.max_bytes = config.max_bytes
     if config.max_error is not None:
         options.max_error = config.max_error
+    if config.max_norm is not None:
+        options.max_norm = config.max_norm
     step = _native.StepRule()
     step.automatic = config.step == "auto"
     step.ratio = AUTO_STEP_RATIO if config.step == "auto" else float(config.step)

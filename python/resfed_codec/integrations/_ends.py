@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -181,11 +181,16 @@ def write_setup(
     return json.dumps([tensors, asdict(uplink), asdict(downlink), run, history]).encode()
 
 
-def read_setup(setup: bytes, initial: Initial | None) -> ClientSession:
+def read_setup(
+    setup: bytes, initial: Initial | None, max_norm: float | None = None
+) -> ClientSession:
     """A new session that starts from ``initial()``, or from zeros.
 
+    ``max_norm`` bounds the client's updates, in addition to what the setup says.
+
     Raises:
-        ValueError: The layout of ``initial()`` differs from the server's model.
+        ValueError: The layout of ``initial()`` differs from the server's model, or the other
+            settings do not go with ``max_norm``.
     """
     tensors, uplink, downlink, run, history = json.loads(setup)
     zeros = {name: np.zeros(shape, dtype) for name, dtype, shape in tensors}
@@ -197,7 +202,10 @@ def read_setup(setup: bytes, initial: Initial | None) -> ClientSession:
             where = difference(given, zeros)
             raise ValueError(f"initial: has another layout than the server's model: {where}")
         model = fitted
-    return ClientSession(model, _config(uplink), _config(downlink), run=run, history=history)
+    up, down = _config(uplink), _config(downlink)
+    if max_norm is not None:
+        up = replace(up, max_norm=min(max_norm, up.max_norm or max_norm))
+    return ClientSession(model, up, down, run=run, history=history)
 
 
 def _config(fields: dict[str, Any]) -> CodecConfig:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
 from resfed_codec.integrations._ends import HELD, REQUEST, Model, Parcel, ServerEnd
@@ -13,6 +14,11 @@ from resfed_codec.integrations._flower_records import STATE, WARNED, model_of
 _NO_MOD = (
     "a ClientApp without CodecMod cannot read what CodecGrid sends, and replies uncompressed; give"
     " it ClientApp(mods=[codec_mod])"
+)
+
+_WRONG_ORDER = (
+    "a mod that clips, adds noise or reads models must come after CodecMod, which decodes them:"
+    " ClientApp(mods=[codec_mod, fixedclipping_mod])"
 )
 
 
@@ -66,8 +72,13 @@ class Notices:
         )
 
     def explained(self, error: Error, node_id: int, name: str) -> Error:
-        """The error of a node, with its cause if that is a forgotten CodecMod."""
+        """The error of a node, with its cause if that is a forgotten CodecMod, or one too late."""
         reason = error.reason or ""
+        if error.code == ErrorCode.MOD_FAILED_PRECONDITION and "one ArrayRecord" in reason:
+            if "order" not in self._warned:
+                self._warned.add("order")
+                log(ERROR, "resfed_codec: node %d: %s: %s", node_id, reason, _WRONG_ORDER)
+            return Error(error.code, f"{reason} (resfed_codec: {_WRONG_ORDER})")
         signs = ("ConfigRecord", "'bytes' object", f"'{name}''>")  # the last of a KeyError
         known = self._end.is_introduced(node_id)
         if known or not any(sign in reason for sign in signs):

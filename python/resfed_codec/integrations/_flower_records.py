@@ -13,6 +13,9 @@ STATE, SESSION, WARNED = "resfed_codec", "resfed_codec.session", "resfed_codec.w
 """Names of the records in ``Context.state`` in which clients keep setup and session, and whether
 they have warned of models that come uncompressed."""
 
+_CLIPPING_NORM = "clipping_norm"
+"""Key under which Flower's strategies send clients a norm, to which their updates are clipped."""
+
 
 def kind(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -41,6 +44,15 @@ def name_of_model(content: RecordDict) -> str:
     """The name of the ArrayRecord, if there is exactly one."""
     names = list(content.array_records)
     return names[0] if len(names) == 1 else ""
+
+
+def clipping_norm(content: RecordDict) -> float | None:
+    """The norm to which a client's update must be clipped, if the message has one."""
+    for record in content.config_records.values():
+        norm = record.get(_CLIPPING_NORM)
+        if isinstance(norm, (int, float)):
+            return float(norm)
+    return None
 
 
 def parcel_in(content: RecordDict) -> tuple[str, Parcel]:

@@ -50,6 +50,7 @@ from resfed_codec.integrations._flower_records import (
     SESSION,
     STATE,
     arrays_of,
+    clipping_norm,
     kind,
     like,
     model_of,
@@ -296,6 +297,9 @@ class CodecMod:
     ``Context.state``, which is written only if the app replies without an error. Messages that do
     not come from a :class:`CodecGrid` pass unchanged.
 
+    If a message has a ``clipping_norm``, as Flower's strategies for differential privacy with
+    client-side clipping send it, that bounds what the server decodes, as ``max_norm`` does.
+
     Args:
         initial: For a server with ``shared_initial=True``: a function that makes the server's
             initial model, bit for bit, as a mapping from names to NumPy arrays or torch CPU
@@ -331,7 +335,7 @@ class CodecMod:
         setup = parcel.get(SETUP) or saved.get(SETUP)
         if setup is None:
             return _request(message, NOTHING_HELD)
-        session = read_setup(setup, self._initial)
+        session = read_setup(setup, self._initial, clipping_norm(message.content))
         if saved.get(SETUP) == setup:
             try:
                 session.load_state_dict(model_of(context.state.array_records[SESSION]))

@@ -17,7 +17,13 @@ from resfed_codec.locking import synchronized
 from resfed_codec.session.traffic import Traffic, bytes_text, ratio_text
 from resfed_codec.stream.endpoint import Endpoint, chain_root
 from resfed_codec.stream.link import digest64
-from resfed_codec.stream.predictor import LinearPredictor, Predictor, predictor_of, predictor_text
+from resfed_codec.stream.predictor import (
+    LinearPredictor,
+    Predictor,
+    check_max_norm,
+    predictor_of,
+    predictor_text,
+)
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version
 from resfed_codec.tensors.layout import State, plain_text
@@ -125,6 +131,8 @@ def check_predictors(uplink: CodecConfig, downlink: CodecConfig) -> tuple[Predic
             "downlink: error_feedback needs a predictor that serves all clients alike"
             ' ("previous" or "adaptive")'
         )
+    check_max_norm("uplink", uplink.max_norm, up, "global")
+    check_max_norm("downlink", downlink.max_norm, down, "previous")
     return up, down
 
 

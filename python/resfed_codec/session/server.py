@@ -26,6 +26,7 @@ from resfed_codec.locking import synchronized
 from resfed_codec.notices import warn
 from resfed_codec.session.base import LOW32, ClientId, client_name
 from resfed_codec.session.client_record import ClientRecord
+from resfed_codec.session.feedback_watch import FeedbackWatch, next_feedback
 from resfed_codec.session.server_downlink import Broadcast, Downlink, Unicast
 from resfed_codec.session.server_state import ServerBase, ServerState
 from resfed_codec.session.uplink import PendingUplink, content_of, open_uplink, parse_uplink
@@ -53,7 +54,9 @@ class ServerSession(ServerBase):
             is what the session holds and returns (docs/gpu.md); a client may use another device.
         uplink: The configuration that clients encode with; its predictor ("global" by default) must
             be the same on both ends.
-        downlink: The configuration for global models; its predictor is "previous" by default.
+        downlink: The configuration for global models; its predictor is "previous" by default. Its
+            error feedback is on by default until the global models show that the server keeps an
+            exact model; see :attr:`error_feedback`.
         run: A name for the run; ends with different names refuse each other's messages.
         history: Number of global models kept, for uplinks that were trained from an older one; and,
             with predictors that read a client's own models, of versions kept per client. 1 to 32.
@@ -88,9 +91,10 @@ class ServerSession(ServerBase):
             )
         first = self._first_downlink()
         self._state = ServerState(first, {0: first}, {}, {0: first.digest}, {})
-        if encoder.config.error_feedback:
-            feedback = new_feedback(self._layout, encoder.roles)
-            self._state = self._state._replace(feedback=feedback)
+        if self._broadcast:
+            kept = encoder.config.error_feedback is not False
+            feedback = new_feedback(self._layout, encoder.roles) if kept else None
+            self._state = self._state._replace(feedback=feedback, watch=FeedbackWatch())
         keep = self._keep_down
         self._downlink: Downlink = (
             Broadcast(self._layout, encoder)
@@ -129,12 +133,15 @@ class ServerSession(ServerBase):
             self._log_round(number - 1)
             return b""
         base, out = before.current, self._layout.empty()
+        feedback, watch = next_feedback(
+            self._downlink_encoder, current, base, before.feedback, before.watch
+        )
 
         def commit(payload: bytes) -> Assignments:
             version = Version(base.number + 1, version_digest(payload), out, base)
             version = version.shortened(self._keep_down)
             after = before.after(version, payload, self._history, self._layout.n_bytes)
-            return [(self, "_state", after)]
+            return [(self, "_state", after._replace(feedback=feedback, watch=watch))]
 
         payload = self._downlink_encoder.encode(
             current,
@@ -142,7 +149,7 @@ class ServerSession(ServerBase):
             base=base,
             keep=self._keep_down,
             out=out,
-            feedback=before.feedback,
+            feedback=feedback,
             commit=commit,
         )
         self._log_round(base.number)

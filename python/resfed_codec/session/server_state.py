@@ -14,6 +14,12 @@ from resfed_codec.session.client_record import (
     records_check,
     records_to_fields,
 )
+from resfed_codec.session.feedback_watch import (
+    N_RECENT,
+    N_WATCHED,
+    ONE,
+    FeedbackWatch,
+)
 from resfed_codec.session.traffic import number_of, round_text
 from resfed_codec.stream.link import version_digest
 from resfed_codec.stream.message import MAX_PAYLOADS, VersionId
@@ -23,9 +29,12 @@ from resfed_codec.stream.schema import (
     NUMBER,
     TensorChecks,
     checked_fields,
+    integer,
+    list_of,
     mapping_of,
     optional,
     require,
+    tuple_of,
 )
 from resfed_codec.stream.versions import (
     Feedback,
@@ -54,6 +63,7 @@ class ServerState(NamedTuple):
         target_number: The number of ``target``.
         feedback: What downlinks have left out; the call that replaces the state updates its arrays
             in place, in the same step.
+        watch: While it may turn out whether downlinks need feedback.
     """
 
     current: Version
@@ -64,6 +74,7 @@ class ServerState(NamedTuple):
     target: Model | None = None
     target_number: int = 0
     feedback: Feedback | None = None
+    watch: FeedbackWatch | None = None
 
     def after(self, version: Version, payload: bytes, history: int, n_bytes: int) -> ServerState:
         """The state with a new global version, ``history`` versions and ``n_bytes`` of payloads."""
@@ -119,6 +130,17 @@ class ServerBase(Session):
         return self._layout.state_of(self._layout.copy_of(model))
 
     @property
+    def error_feedback(self) -> bool:
+        """Whether downlinks have error feedback now.
+
+        Unless the configuration says, it is on to begin with, if the downlink's predictor does not
+        read the clients' models. It ends for good once the models given to :meth:`update` contain
+        what downlinks had left out: then the server keeps an exact model, and the next residual
+        makes up for it. That is logged, and part of the saved state.
+        """
+        return self._state.feedback is not None
+
+    @property
     @synchronized
     def clients(self) -> list[ClientId]:
         """The clients that :meth:`send` or :meth:`receive` has been called for."""
@@ -143,7 +165,8 @@ class ServerBase(Session):
         Returns:
             "global": models that all clients share; "clients": models kept for single clients;
             "payloads": payloads and keyframes kept for sending; "feedback": what payloads have left
-            out. Arrays that versions share count once.
+            out, and in the first rounds the last model given to :meth:`update`. Arrays that
+            versions share count once.
         """
         state = self._state
         shared = _sizes(state.target)
@@ -159,7 +182,8 @@ class ServerBase(Session):
             "global": sum(shared.values()),
             "clients": sum(size for array, size in own.items() if array not in shared),
             "payloads": sum(map(len, state.chain.values())) + self._downlink.cached_bytes,
-            "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None),
+            "feedback": sum(f.nbytes for f in state.feedback or [] if f is not None)
+            + sum(_sizes(state.watch and state.watch.last).values()),
         }
 
     def _log_round(self, number: int) -> None:
@@ -201,14 +225,28 @@ class ServerBase(Session):
     def _depends(self) -> dict[str, Any]:
         return {
             **super()._depends(),
-            **self._downlink_encoder.depends(self._state.feedback is not None),
+            **self._downlink_encoder.depends(self._feedback_setting),
         }
+
+    @property
+    def _feedback_setting(self) -> bool | None:
+        """The configuration's; downlinks that read clients' models have none."""
+        return self._downlink_encoder.config.error_feedback if self._broadcast else False
 
     def _fields(self) -> dict[str, Any]:
         clients = records_to_fields(self._state.clients, self._new_record)
         return {**self._state._asdict(), "clients": clients}
 
     def _checked(self, saved: Any, tensors: TensorChecks) -> ServerState:
+        setting = self._feedback_setting
+        feedback = tensors.kept_feedback(self._downlink_encoder.roles, setting is not False)
+        most = 1024 * ONE
+        watch = tuple_of(
+            lambda last, recent, n_shares: FeedbackWatch(last, tuple(recent), n_shares),
+            last=optional(tensors.model),
+            recent=list_of(integer(-most, most), at_most=N_RECENT),
+            n_shares=integer(0, N_WATCHED),
+        )
         fields = checked_fields(
             saved,
             {
@@ -218,9 +256,8 @@ class ServerBase(Session):
                 "digests": mapping_of(NUMBER, BITS64),
                 "target": optional(tensors.model),
                 "target_number": NUMBER,
-                "feedback": tensors.kept_feedback(
-                    self._downlink_encoder.roles, self._state.feedback is not None
-                ),
+                "feedback": optional(feedback) if setting is None else feedback,
+                "watch": optional(watch),
                 "clients": records_check(tensors, self._history, self._new_record),
             },
         )
@@ -239,6 +276,12 @@ class ServerBase(Session):
         require((fields["target"] is not None) == is_newer, "target")
         require(not (self._broadcast and is_newer), "target_number")
         require(self._broadcast or current.number == 0, "current")
+        watched = fields["watch"]
+        require(watched is None or self._broadcast, "watch")
+        if watched is not None:
+            require((watched.last is None) == (current.number == 0), "watch")
+            require(len(watched.recent) == min(watched.n_shares, N_RECENT), "watch")
+            require(setting is not None or fields["feedback"] is not None, "watch")
         try:
             for payload in chain.values():
                 ParsedPayload(payload, self._layout)

@@ -96,6 +96,15 @@ class AdaptivePredictor:
 Predictor: TypeAlias = "LinearPredictor | AdaptivePredictor"
 
 
+def check_max_norm(where: str, max_norm: float | None, predictor: Predictor, wanted: str) -> None:
+    """Raise ValueError if ``max_norm`` would not bound the change of the model held."""
+    if max_norm is not None and predictor != PREDICTORS[wanted]:
+        raise ValueError(
+            f"{where}: max_norm bounds what changes in the model that the update starts from, so it"
+            f' needs predictor="{wanted}"'
+        )
+
+
 def predictor_text(predictor: Predictor) -> str:
     """A text that is equal for predictors that predict the same."""
     if isinstance(predictor, AdaptivePredictor):

@@ -28,7 +28,7 @@ from resfed_codec.stream.message import (
     read_message,
     write_message,
 )
-from resfed_codec.stream.predictor import PREDICTORS, predictor_of
+from resfed_codec.stream.predictor import PREDICTORS, check_max_norm, predictor_of
 from resfed_codec.stream.schema import Check, TensorChecks, checked_fields
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import (
@@ -135,6 +135,7 @@ class Encoder(_Stream):
         config = make_config(config, options)
         super().__init__(initial_state, run=run)
         predictor = predictor_of(config.predictor or "previous")
+        check_max_norm("config", config.max_norm, predictor, "previous")
         self._update_encoder = UpdateEncoder(self._layout, config, predictor, two_way=False)
         self._keep = max(1, self._update_encoder.own_depth)
         self._keyframe_cache: dict[int, bytes] = {}  # keyframes of the current version, by digest

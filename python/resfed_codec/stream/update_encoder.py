@@ -67,14 +67,14 @@ class UpdateEncoder:
         names = [spec.name for spec in layout.specs]
         self._named = [named(names, [pattern], "predictor") for pattern in predictor.tensors]
 
-    def depends(self, with_feedback: bool) -> dict[str, Any]:
-        """Properties that saved feedback depends on, by name: whether there is any, and for which
-        tensors."""
-        if not with_feedback:
+    def depends(self, with_feedback: bool | None) -> dict[str, Any]:
+        """Properties that saved feedback depends on, by name: whether there is any (None: the
+        session finds out), and for which tensors."""
+        if with_feedback is False:
             return {"error_feedback": False}
         names = [spec.name for spec in self.layout.specs]
         return {
-            "error_feedback": True,
+            "error_feedback": with_feedback,
             "exclude": [names[i] for i in self.overrides.exclusions],
             "dense": [names[i] for i in self.overrides.dense],
         }
