@@ -254,7 +254,7 @@ class BudgetSearch {
 };
 
 // Codes as many elements as fit into max_bytes.
-Nonzeros fill_budget(const EncodeOptions& options, EncodeState* state) {
+CodedLanes fill_budget(const EncodeOptions& options, EncodeState* state) {
   const Groups& groups = state->groups;
   CachedSelection matrices(groups.matrix), vectors(groups.vector);
   const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
@@ -384,7 +384,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const DefaultFloatMode mode;
   EncodeState state = begin_encoding(tensors, options);
   const Groups& groups = state.groups;
-  Nonzeros coded;
+  CodedLanes coded;
 
   if (options.max_error >= 0) {
     double reached = 0;

@@ -26,7 +26,7 @@ void lower(Quantizer* quantizer, const Quantizer& whole, double factor) {
 bool limit_norm(EncodeState* state, double max_norm) {
   const Groups& groups = state->groups;
   if (!state->changes.empty()) {
-    const uint64_t element = state->changes.front().index;
+    const uint64_t element = state->changes.front().index();
     throw Failure{Code::kLosslessChange, member_at(groups.lossless, element).ordinal};
   }
   struct Part {

@@ -24,14 +24,14 @@ static void gap_symbols() {
     EXPECT(gap_class(s + 1).first == c.first + (1u << c.n_bits) && c.n_bits <= kPieceBits);
   }
   for (uint64_t gap = 1; gap < 1u << kEscapedGapLog2; ++gap) {
-    const uint32_t symbol = gap_symbol(gap);
+    const uint32_t symbol = gap_symbol(gap).symbol;
     EXPECT(symbol < kGapEscape && gap >= gap_class(symbol).first);
     EXPECT(gap - gap_class(symbol).first < 1u << gap_raw_bits(symbol));
   }
   for (unsigned log2 = kEscapedGapLog2; log2 <= kMostGapLog2; ++log2) {
     EXPECT(log2 < 1u << gap_raw_bits(kGapEscape));
     for (const uint64_t gap : {1ull << log2, (2ull << log2) - 1}) {
-      EXPECT(gap_symbol(gap) == kGapEscape && floor_log2(gap) == log2);
+      EXPECT(gap_symbol(gap).symbol == kGapEscape && floor_log2(gap) == log2);
     }
   }
 }
@@ -112,7 +112,7 @@ static void codes() {
       const uint64_t gap = gap_at(changes.data(), i), level = magnitude(changes[i].level());
       const uint32_t gap_code = code.gap % kSymbols, level_code = code.level % kSymbols;
       const uint32_t symbol = level_code % kSignChanged;
-      EXPECT(gap_code == gap_symbol(gap) && symbol == level_symbol(level, shift));
+      EXPECT(gap_code == gap_symbol(gap).symbol && symbol == level_symbol(level, shift));
       EXPECT(code.raw_gap ==
              (gap_code == kGapEscape ? floor_log2(gap) : gap - gap_class(gap_code).first));
       const bool is_positive = changes[i].level() > 0;

@@ -51,7 +51,7 @@ struct Coding {
       const uint32_t symbol = level_symbol(level, shift);
       const RestOfLevel rest = rest_of_level(level, symbol, shift);
       digest.add(contexts.gap_row());
-      digest.add(gap_symbol(gap));
+      digest.add(gap_symbol(gap).symbol);
       contexts.add_gap(gap, floor_log2(gap));
       digest.add(contexts.level_row());
       digest.add(symbol);
