@@ -77,8 +77,25 @@ def integers(n: int, dtype: str, most: int) -> tuple[State, State]:
     return matrix(values), matrix(np.zeros(n, dtype))
 
 
+def moved_floats(n: int, most: int) -> tuple[State, State]:
+    """Floats to 2^40 of all exponents; their bit patterns change as :func:`integers`."""
+    rng = np.random.default_rng(0)
+    largest = int(np.float32(2**40).view(np.uint32))
+    bits = rng.integers(0, largest - most, n).astype(np.uint32)
+    moved = bits + rng.integers(1, most, n, endpoint=True).astype(np.uint32)
+    return matrix(moved.view(np.float32)), matrix(bits.view(np.float32))
+
+
+def one_change_a_chunk(n: int) -> tuple[State, State]:
+    """The exponents of all elements count for the place of a few."""
+    state, reference = moved_floats(n, 1)
+    few = reference["w"].copy()
+    few.reshape(-1)[::65536] = state["w"].reshape(-1)[::65536]
+    return matrix(few), reference
+
+
 def coded_planes(n: int) -> tuple[State, State]:
-    """Byte planes with two values, one of them rare: coded into very few bytes."""
+    """Byte planes with two values, one of them rare: coded into few bytes."""
     bits = np.zeros(n, np.uint32)
     bits[::4096] = 0x01010101
     return matrix(bits.view(np.float32)), matrix(np.zeros(n, np.float32))
@@ -96,6 +113,7 @@ EXTRAPOLATED = rfc.CodecConfig(
 )
 """A downlink whose history is three models."""
 STEP_1: dict[str, Any] = {"sparsity": 0, "step": 0.99}
+EXCLUDED: dict[str, Any] = {"exclude": "*"}
 
 UPDATES: dict[str, tuple[Make, dict[str, Any]]] = {
     "honest, sparsity 0.99": (honest, {"sparsity": 0.99}),
@@ -104,6 +122,7 @@ UPDATES: dict[str, tuple[Make, dict[str, Any]]] = {
     "every element, level 14": (partial(every_element, level=14), STEP_1),
     "every element, level 2^13": (partial(every_element, level=2**13), STEP_1),
     "every element, level 2^21": (partial(every_element, level=2**21), STEP_1),
+    "every element, levels from 2^18 to 2^23": (partial(any_level, low=18, high=23), STEP_1),
     "every element, levels 1 to 14": (partial(any_level, high=4), STEP_1),
     "every element, levels to 2^21": (any_level, STEP_1),
     "float16, level 1": (partial(every_element, dtype="float16"), FULL),
@@ -116,6 +135,9 @@ UPDATES: dict[str, tuple[Make, dict[str, Any]]] = {
     "int64, each by anything": (partial(integers, dtype="int64", most=2**63 - 1), {}),
     "uint8, each by 1": (partial(integers, dtype="uint8", most=1), {}),
     "uint8, each by anything": (partial(integers, dtype="uint8", most=255), {}),
+    "excluded float32, each by 1": (partial(moved_floats, most=1), EXCLUDED),
+    "excluded float32, each by up to 2^30": (partial(moved_floats, most=2**30), EXCLUDED),
+    "excluded float32, few changes": (one_change_a_chunk, EXCLUDED),
 }
 
 Case = tuple[bytes, State]

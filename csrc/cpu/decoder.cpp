@@ -102,7 +102,9 @@ void finish_update(Update* update) {
       !lies_in(u.sent_dense, u.groups.dense)) {
     throw Failure{Code::kBadSlice, 0, frame.k_matrix};
   }
-  u.changes = in_element_order(u.groups.lossless, decode_changes(u.payload->data, frame));
+  const Group& lossless = u.groups.lossless;
+  u.changes =
+      changes_of(lossless, in_element_order(lossless, decode_changes(u.payload->data, frame)));
   u.restored = restore_changes(u.groups.lossless, u.changes);
 }
 

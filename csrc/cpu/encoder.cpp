@@ -348,7 +348,8 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
   state.changes = find_changes(groups.lossless);
   state.restored = restore_changes(groups.lossless, state.changes);
   state.coded_changes =
-      encode_changes(in_exponent_order(groups.lossless, state.changes), options.lane_log2);
+      encode_changes(in_exponent_order(groups.lossless, levels_of(groups.lossless, state.changes)),
+                     options.lane_log2);
   state.dense = code_dense(groups.dense, options.dense_bits);
   return state;
 }

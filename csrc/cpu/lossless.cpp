@@ -98,9 +98,18 @@ std::vector<ClassCounts> exponent_order(const Group& group) {
   return begins_of(std::move(counts));
 }
 
+bool is_float(const Member& member) { return member.tensor->dtype != DType::kOther; }
 bool has_floats(const Group& group) {
-  return std::any_of(group.members.begin(), group.members.end(),
-                     [](const Member& m) { return m.tensor->dtype != DType::kOther; });
+  return std::any_of(group.members.begin(), group.members.end(), is_float);
+}
+
+// Calls visit(change) for those of integers, in the order of elements.
+template <class Visit>
+void for_each_integer(const Group& group, ChangedElements* changes, Visit visit) {
+  if (std::all_of(group.members.begin(), group.members.end(), is_float)) return;
+  for_each_change(group, *changes, [&](const Member& member, uint64_t, size_t i) {
+    if (!is_float(member)) visit((*changes)[i]);
+  });
 }
 
 }  // namespace
@@ -125,6 +134,20 @@ ChangedElements find_changes(const Group& group) {
     changes.insert(changes.end(), in_chunk.begin(), in_chunk.end());
   }
   return changes;
+}
+
+ChangedElements levels_of(const Group& group, ChangedElements changes) {
+  RepeatedChange repeated;
+  for_each_integer(group, &changes,
+                   [&](ChangedElement& c) { c = {c.index(), repeated.level_of(c.level())}; });
+  return changes;
+}
+
+ChangedElements changes_of(const Group& group, ChangedElements levels) {
+  RepeatedChange repeated;
+  for_each_integer(group, &levels,
+                   [&](ChangedElement& c) { c = {c.index(), repeated.change_of(c.level())}; });
+  return levels;
 }
 
 ChangedElements in_exponent_order(const Group& group, ChangedElements changes) {

@@ -49,6 +49,10 @@ void for_each_change(const Group& group, const ChangedElements& changes, Visit v
 
 ChangedElements find_changes(const Group& group);
 
+// Changes as the levels that are coded, and back.
+ChangedElements levels_of(const Group& group, ChangedElements changes);
+ChangedElements changes_of(const Group& group, ChangedElements levels);
+
 // The same changes with indices in the order of the reference's exponents, and back.
 ChangedElements in_exponent_order(const Group& group, ChangedElements changes);
 ChangedElements in_element_order(const Group& group, ChangedElements changes);

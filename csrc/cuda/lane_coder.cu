@@ -35,7 +35,7 @@ MatrixScan scan_of(const LinePlan& plan, const ScanChoice& choice, const uint32_
 
 void fill_in(const FittedTables& fitted, DeviceFitted* to) {
   std::memset(to, 0, sizeof *to);
-  for (uint32_t f = 0; f < kFamilies; ++f) {
+  for (uint32_t f = 0; f < kLossyFamilies; ++f) {
     if (fitted[f] == nullptr) continue;
     to->starts[f].fill(*fitted[f]);
     for (uint32_t code = 0; code < kRows[f] * kSymbols; ++code) {
@@ -161,11 +161,11 @@ LaneCoder::Found LaneCoder::find(const Stage& stage, const Partition& p,
   }
   Found found;
   for (uint64_t l = 0; l < p.n_parts; ++l) {
-    found.lanes.push_back({lanes[l].block});
+    found.lanes.push_back({lanes[l].block, lanes[l].shift});
     found.costs.push_back(lanes[l].costs);
     found.raw_bits.push_back(lanes[l].raw_bits);
   }
-  for (uint32_t f = 0; f < kFamilies; ++f) {
+  for (uint32_t f = 0; f < kLossyFamilies; ++f) {
     found.counts[f].assign(counts + f * kCodes, counts + (f + 1) * kCodes);
   }
   return found;
@@ -237,9 +237,9 @@ CodedNonzeros LaneCoder::encode(const Stage& stage, const SentSymbol* symbols, u
   order(stage, symbols, n, vector, dense, matrices);
   Found found = find(stage, p, matrices, &tables);
   FittedTables fitted;
-  fit_tables(found.counts, &fitted, &tables);
+  fit_tables(Part::kLossy, found.counts, &fitted, &tables);
   add_fitted_costs(stage, p, fitted, &found.costs);
-  choose_sets(found.costs, fitted, &found.lanes, &tables);
+  choose_sets(Part::kLossy, found.costs, fitted, &found.lanes, &tables);
   const auto rooms = rooms_of(p, found.lanes, found.costs, found.raw_bits);
   const SliceViews slices = write(stage, p, found.lanes, rooms);
   return {tables.finish(), slices};

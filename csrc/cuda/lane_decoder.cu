@@ -10,8 +10,8 @@ constexpr unsigned kThreads = 128;
 static_assert(kLanesOfSlice == kWarp);
 
 // The words of a slice, with zeros behind them. All functions are called by the whole warp,
-// make_ready() before a step or a mantissa. The next words lie in shared memory, those behind them
-// are on their way.
+// make_ready() before a step or pieces. The next words lie in shared memory, those behind them are
+// on their way.
 class WordReader {
  public:
   __device__ WordReader(const uint16_t* words, uint32_t n, uint16_t* ring)
@@ -20,7 +20,7 @@ class WordReader {
     make_ready();
   }
 
-  // Sees to it that more words lie ready than a step takes without mantissas, or a lane's mantissa.
+  // Sees to it that more words lie ready than a step takes without pieces, or a lane's pieces.
   __device__ void make_ready() {
     static_assert(kAtOnce >= 4 * kWarp);
     while (ready_ < at_ + kAtOnce) {
@@ -46,10 +46,9 @@ class WordReader {
     state = refilled(state >> n_bits);
     return value;
   }
-  // Of the lanes that are `escaped`, one after the other, numbers of `n_bits` and a leading one.
-  __device__ uint64_t take_mantissas(uint32_t& state, bool escaped, unsigned n_bits) {
-    uint64_t value = 1;
-    for (unsigned left = __ballot_sync(kAllLanes, escaped); left != 0; left &= left - 1) {
+  // n_bits more of a value, of the lanes that have any, one after the other.
+  __device__ uint64_t take_pieces(uint32_t& state, uint64_t value, unsigned n_bits) {
+    for (unsigned left = __ballot_sync(kAllLanes, n_bits > 0); left != 0; left &= left - 1) {
       const unsigned lane = static_cast<unsigned>(__popc((left & (0u - left)) - 1));
       make_ready();
       if (lane == lane_of_thread()) {
@@ -152,7 +151,7 @@ struct GapClasses {
   __device__ void fill() {
     const uint32_t symbol = lane_of_thread();
     const bool escape = symbol == kGapEscape;
-    const ValueClass values = escape ? ValueClass{0, kGapExponentBits} : gap_class(symbol);
+    const ValueClass values = escape ? ValueClass{0, kExponentBits} : gap_class(symbol);
     first[symbol] = static_cast<uint16_t>(values.first);
     n_bits[symbol] = static_cast<uint16_t>(values.n_bits);
     static_assert(kSymbols == kWarp);
@@ -162,12 +161,12 @@ struct GapClasses {
 // The lane of this thread, in a slice of a warp. Lanes that have ended take part with a state that
 // is never short. Damage shows at the end: until then whatever is decoded stays in bounds.
 template <bool kBlocks>
-__device__ bool decode_lanes(uint32_t state, Block block, const TableStarts& gaps,
+__device__ bool decode_lanes(uint32_t state, const Lane& lane, const TableStarts& gaps,
                              const TableStarts& levels, const GapClasses& gap_classes,
                              WordReader& words, uint32_t length, uint32_t longest, uint64_t n_elems,
                              SentSymbol* out, uint64_t* covered_by_lane) {
   LaneContexts<kBlocks> contexts;
-  contexts.block = block;
+  contexts.block = lane.block;
   bool negative = false, bad = false;
   uint64_t covered = 0;
   for (uint32_t step = 0; step < longest; ++step) {
@@ -177,10 +176,10 @@ __device__ bool decode_lanes(uint32_t state, Block block, const TableStarts& gap
     uint32_t symbol = take_symbol(state, gaps.row(contexts.gap_row()));
     if (!active) state = before, symbol = 0;
     state = words.refilled(state);
-    bool escaped = symbol == kGapEscape;
+    const bool escaped = symbol == kGapEscape;
     uint64_t gap = gap_classes.first[symbol] + words.take_raw(state, gap_classes.n_bits[symbol]);
     if (__ballot_sync(kAllLanes, escaped) != 0) {
-      const uint64_t value = words.take_mantissas(state, escaped, static_cast<unsigned>(gap));
+      const uint64_t value = words.take_pieces(state, 1, escaped ? static_cast<unsigned>(gap) : 0);
       if (escaped) {
         bad |= gap < kEscapedGapLog2 || value > n_elems;
         gap = value > n_elems ? 1 : value;
@@ -196,22 +195,21 @@ __device__ bool decode_lanes(uint32_t state, Block block, const TableStarts& gap
     contexts.add_level(symbol);
     negative = negative != (symbol >= kSignChanged);
     symbol %= kSignChanged;
-    uint32_t level = symbol + 1;
-    const bool large = level > 8;
-    if (__ballot_sync(kAllLanes, large) != 0) {
-      escaped = large && symbol == kLevelEscape;
-      const ValueClass values = !large    ? ValueClass{level, 0}
-                                : escaped ? ValueClass{0, kLevelExponentBits}
-                                          : level_class(symbol);
-      level = values.first + words.take_raw(state, values.n_bits);
-      bad |= large && !escaped && level == 8;  // it has a symbol of its own
-      if (__ballot_sync(kAllLanes, escaped) != 0) {
-        const uint64_t value = words.take_mantissas(state, escaped, level);
-        if (escaped) {
-          bad |= value < kEscapedLevel || value > kMaxLevel;
-          level = static_cast<uint32_t>(min_of<uint64_t>(value, kMaxLevel));
-        }
+    uint64_t level = symbol + 1;
+    const unsigned n_bits = active ? level_raw_bits(symbol, lane.shift) : 0;
+    if (__ballot_sync(kAllLanes, n_bits > 0) != 0) {
+      const bool is_escape = symbol == kLevelEscape;
+      const unsigned n_first = min_of(n_bits, kPieceBits);
+      const uint32_t raw = words.take_raw(state, n_first);
+      const unsigned n_left = is_escape ? raw : n_bits - n_first;
+      level = is_escape ? 1 : raw;
+      if (__ballot_sync(kAllLanes, n_left > 0) != 0) {
+        level = words.take_pieces(state, level, n_left);
       }
+      if (!is_escape) level += first_level(symbol, lane.shift);
+      // Levels have one symbol each.
+      bad |= level > kMaxLevel || level_symbol(level, lane.shift) != symbol;
+      level = min_of<uint64_t>(level, kMaxLevel);
     }
     if (active) {
       const auto magnitude = static_cast<int32_t>(level);
@@ -242,7 +240,8 @@ __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const Lane
   }
   if (__ballot_sync(kAllLanes, state < kLaneStart) != 0) return false;
   const bool blocks = lane.block.size > 0;
-  const Family of_gaps = gap_family(blocks), of_levels = level_family(blocks);
+  const Family of_gaps = gap_family(Part::kLossy, blocks),
+               of_levels = level_family(Part::kLossy, blocks);
   __shared__ StagedTables::Piece table_memory[StagedTables::kPieces];
   __shared__ uint16_t ring[WordReader::kRing];
   StagedTables tables(table_memory);
@@ -255,8 +254,8 @@ __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const Lane
   const auto length = static_cast<uint32_t>(there ? part_begin(p, l + 1) - begin : 0);
   const auto longest = static_cast<uint32_t>(part_begin(p, first + 1) - part_begin(p, first));
   const auto decode = [&](auto with_blocks) {
-    return decode_lanes<with_blocks.value>(state, lane.block, gaps, levels, gap_classes, words,
-                                           length, longest, n_elems, symbols + begin, &covered[l]);
+    return decode_lanes<with_blocks.value>(state, lane, gaps, levels, gap_classes, words, length,
+                                           longest, n_elems, symbols + begin, &covered[l]);
   };
   return __ballot_sync(kAllLanes, there && blocks) != 0 ? decode(std::true_type())
                                                         : decode(std::false_type());

@@ -41,6 +41,13 @@ struct OwnLane {
                     : 0) {}
 };
 
+// Of a nonzero, with the mantissas of escapes.
+__device__ uint32_t n_raw_bits(const NonzeroCode& code, unsigned shift) {
+  const uint32_t gap = code.gap % kSymbols, level = code.level % kSignChanged;
+  return gap_raw_bits(gap) + (gap == kGapEscape ? code.raw_gap : 0) + level_raw_bits(level, shift) +
+         (level == kLevelEscape ? code.raw_level : 0);
+}
+
 // A warp takes a slice, each of its threads a lane.
 __global__ void __launch_bounds__(kWarp)
     find_codes(const SentSymbol* sent, Partition p, MatrixList matrices, NonzeroCode* codes,
@@ -52,18 +59,20 @@ __global__ void __launch_bounds__(kWarp)
     if (own.n_steps == 0) continue;
     const uint64_t begin = own.begin, end = begin + own.n_steps;
     const Block block = choose_block(sent + begin, own.n_steps, matrices.of, matrices.n);
+    const unsigned shift = choose_shift(sent + begin, own.n_steps);
     uint32_t raw_bits = 0;
     NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
     const auto keep = [&](uint64_t i, const NonzeroCode& code) {
       own_codes[(i - begin) * slice.n_lanes] = code;
-      raw_bits += n_raw_bits(code);
+      raw_bits += n_raw_bits(code, shift);
     };
     if (block.size > 0) {
-      for_each_code<true>(sent, begin, end, block, keep);
+      for_each_code<true>(sent, begin, end, block, shift, keep);
     } else {
-      for_each_code<false>(sent, begin, end, block, keep);
+      for_each_code<false>(sent, begin, end, block, shift, keep);
     }
     lanes[own.number].block = block;
+    lanes[own.number].shift = static_cast<uint8_t>(shift);
     lanes[own.number].raw_bits = raw_bits;
   }
 }
@@ -99,7 +108,7 @@ __device__ void add_costs(const uint16_t (*costs)[kTrainedSets], uint32_t n_step
 __global__ void __launch_bounds__(kCostThreads)
     find_costs(const NonzeroCode* codes, Partition p, const DeviceTrained* trained,
                FoundLane* lanes, uint32_t* counts) {
-  __shared__ uint32_t of_block[kFamilies][kCodes];
+  __shared__ uint32_t of_block[kLossyFamilies][kCodes];
   __shared__ uint32_t gap_sums[kTrainedSets][kWarp], level_sums[kTrainedSets][kWarp];
   for (uint32_t i = threadIdx.x; i < kCounts; i += blockDim.x) of_block[i / kCodes][i % kCodes] = 0;
   const unsigned n_warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
@@ -112,7 +121,8 @@ __global__ void __launch_bounds__(kCostThreads)
     const OwnLane own(p, slice);
     const NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
     const bool blocks = lanes[own.number].block.size > 0;
-    const Family gaps = gap_family(blocks), levels = level_family(blocks);
+    const Family gaps = gap_family(Part::kLossy, blocks),
+                 levels = level_family(Part::kLossy, blocks);
     add_costs(
         trained->costs[gaps], own.n_steps, n_warps,
         [&](uint32_t step) {
@@ -155,8 +165,8 @@ __global__ void __launch_bounds__(kCostThreads)
     const OwnLane own(p, slice);
     const NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
     const bool blocks = lanes[own.number].block.size > 0;
-    const auto& gap_costs = fitted->costs[gap_family(blocks)];
-    const auto& level_costs = fitted->costs[level_family(blocks)];
+    const auto& gap_costs = fitted->costs[gap_family(Part::kLossy, blocks)];
+    const auto& level_costs = fitted->costs[level_family(Part::kLossy, blocks)];
     uint32_t gaps = 0, levels = 0;
     for (uint32_t step = threadIdx.x / kWarp; step < own.n_steps; step += blockDim.x / kWarp) {
       const NonzeroCode code = own_codes[step * slice.n_lanes];
@@ -207,18 +217,18 @@ class WordWriter {
   __device__ void put_raw(uint32_t& state, uint32_t value, unsigned n_bits) {  // n_bits <= 16
     state = with_room(state, is_full(state, n_bits)) << n_bits | value;
   }
-  // Of the lanes that are `escaped`, the last one first, the bits below the value's leading one.
-  __device__ void put_mantissas(uint32_t& state, bool escaped, uint64_t value) {
-    for (unsigned left = __ballot_sync(kAllLanes, escaped); left != 0;) {
+  // The lowest n_bits of a value, of the lanes that have any, the last one first.
+  __device__ void put_pieces(uint32_t& state, uint64_t value, unsigned n_bits) {
+    for (unsigned left = __ballot_sync(kAllLanes, n_bits > 0); left != 0;) {
       const unsigned lane = floor_log2(left);
       left ^= 1u << lane;
       if (lane == lane_of_thread()) {
-        for_each_piece_backwards(value, [&](uint32_t piece, unsigned n_bits) {
-          if (is_full(state, n_bits)) {
+        for_each_piece_backwards(value, n_bits, [&](uint32_t piece, unsigned n) {
+          if (is_full(state, n)) {
             words_[--at_] = static_cast<uint16_t>(state);
             state >>= 16;
           }
-          state = state << n_bits | piece;
+          state = state << n | piece;
         });
       }
       at_ = __shfl_sync(kAllLanes, at_, static_cast<int>(lane));
@@ -271,8 +281,8 @@ __global__ void __launch_bounds__(kEncodeThreads)
     const OwnLane own(p, slice);
     const Lane lane = lanes.of[own.number];
     const bool blocks = lane.block.size > 0;
-    const TableStarts& gaps = lanes.tables.at(gap_family(blocks), lane.gap_set);
-    const TableStarts& levels = lanes.tables.at(level_family(blocks), lane.level_set);
+    const TableStarts& gaps = lanes.tables.at(gap_family(Part::kLossy, blocks), lane.gap_set);
+    const TableStarts& levels = lanes.tables.at(level_family(Part::kLossy, blocks), lane.level_set);
     const uint32_t n_tiles = (slice.n_steps + kTile - 1) / kTile;
     // Steps are coded backwards: this is the tile's step i.
     const auto step_of = [&](uint32_t tile, uint32_t i) {
@@ -297,14 +307,15 @@ __global__ void __launch_bounds__(kEncodeThreads)
                code.raw_gap,
                code.raw_level,
                static_cast<uint8_t>(gap_raw_bits(code.gap % kSymbols)),
-               static_cast<uint8_t>(level_raw_bits(code.level % kSymbols)),
-               code.occurs};
+               static_cast<uint8_t>(
+                   min_of(level_raw_bits(code.level % kSymbols, lane.shift), kPieceBits)),
+               static_cast<uint8_t>(code.occurs)};
         }
         ready_steps[tile % 2][i][lane_of_thread()] = r;
         const unsigned any =
             (__ballot_sync(kAllLanes, r.occurs & kGapEscapes) != 0 ? kGapEscapes : 0u) |
             (__ballot_sync(kAllLanes, r.occurs & kRawLevels) != 0 ? kRawLevels : 0u) |
-            (__ballot_sync(kAllLanes, r.occurs & kLevelEscapes) != 0 ? kLevelEscapes : 0u);
+            (__ballot_sync(kAllLanes, r.occurs & kLongLevels) != 0 ? kLongLevels : 0u);
         if (lane_of_thread() == 0) occurs_in[tile % 2][i] = static_cast<uint8_t>(any);
       }
     };
@@ -317,15 +328,20 @@ __global__ void __launch_bounds__(kEncodeThreads)
         const unsigned occurs = occurs_in[tile % 2][i];
         next = ready_steps[tile % 2][min_of(i + 1, n - 1)][lane_of_thread()];
         const uint64_t at = own.begin + step_of(tile, i);
-        if ((occurs & kLevelEscapes) != 0) {
-          const bool escaped = (r.occurs & kLevelEscapes) != 0;
-          out.put_mantissas(state, escaped, escaped ? magnitude(sent[at].level()) : 1);
+        if ((occurs & kLongLevels) != 0) {
+          RestOfLevel rest{0, 0};
+          if ((r.occurs & kLongLevels) != 0) {
+            const uint64_t level = magnitude(sent[at].level());
+            rest = rest_of_level(level, level_symbol(level, lane.shift), lane.shift);
+          }
+          out.put_pieces(state, rest.bits, rest.n_bits);
         }
         if ((occurs & kRawLevels) != 0) out.put_raw(state, r.raw_level, r.level_bits);
         out.put(state, r.level);
         if ((occurs & kGapEscapes) != 0) {
           const bool escaped = (r.occurs & kGapEscapes) != 0;
-          out.put_mantissas(state, escaped, escaped ? gap_at(sent, at) : 1);
+          const uint64_t gap = escaped ? gap_at(sent, at) : 1;
+          out.put_pieces(state, gap, floor_log2(gap));
         }
         out.put_raw(state, r.raw_gap, r.gap_bits);
         out.put(state, r.gap);

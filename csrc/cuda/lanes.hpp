@@ -1,4 +1,5 @@
-// Tables and scan orders of lanes as they lie on a device. Host code and kernels share it.
+// Tables and scan orders of lanes as they lie on a device, whose nonzeros are lossy ones. Host code
+// and kernels share it.
 #pragma once
 
 #include "entropy/lane_symbols.hpp"
@@ -41,15 +42,15 @@ RESFED_HD constexpr uint32_t table_bytes(Family family) {
 
 // The trained sets; a workspace holds them.
 struct DeviceTrained {
-  TableStarts starts[kFamilies][kTrainedSets];
-  uint16_t costs[kFamilies][kCodes][kTrainedSets];  // code lengths in 1/32 bit
+  TableStarts starts[kLossyFamilies][kTrainedSets];
+  uint16_t costs[kLossyFamilies][kCodes][kTrainedSets];  // code lengths in 1/32 bit
 };
-static_assert(sizeof(DeviceTrained::costs) == sizeof(TrainedTables::costs));
+static_assert(sizeof(DeviceTrained::costs) == kLossyFamilies * sizeof(TrainedTables::costs[0]));
 
 // The fitted ones of an encoder; those of families without are zeros.
 struct DeviceFitted {
-  TableStarts starts[kFamilies];
-  uint16_t costs[kFamilies][kCodes];
+  TableStarts starts[kLossyFamilies];
+  uint16_t costs[kLossyFamilies][kCodes];
 };
 
 // The tables of a payload.

@@ -232,7 +232,7 @@ void MatrixDecoder::start() {
   if (frame.n_nonzeros() > 0) {
     BitReader in(frame.tables.data(), frame.tables.size());
     scans = read_scans(in, matrices);
-    lanes = read_tables(in, p.n_parts, &fitted);
+    lanes = read_tables(Part::kLossy, in, p.n_parts, &fitted);
   }
 
   // Everything that goes in, together. First addresses are found, then what they hold is filled in.
@@ -249,7 +249,7 @@ void MatrixDecoder::start() {
     plan.progress = allocator.take<Progress>(1);
     slice_offsets = allocator.take<uint64_t>(n_slices + 1);
     device_lanes = allocator.take<Lane>(p.n_parts);
-    starts = allocator.take<TableStarts>(kFamilies);
+    starts = allocator.take<TableStarts>(kLossyFamilies);
     device_scans = allocator.take<DeviceScan>(matrices.size());
     for (size_t i = 0; i < scans.size(); ++i) {
       arrays[i] = {
@@ -269,7 +269,7 @@ void MatrixDecoder::start() {
   std::memcpy(plan.progress, &begin, sizeof begin);
   std::copy(offsets.begin(), offsets.end(), slice_offsets);
   std::copy(lanes.begin(), lanes.end(), device_lanes);
-  for (uint32_t f = 0; f < kFamilies; ++f) {
+  for (uint32_t f = 0; f < kLossyFamilies; ++f) {
     if (fitted[f] != nullptr) starts[f].fill(*fitted[f]);
   }
   for (size_t i = 0; i < scans.size(); ++i) {

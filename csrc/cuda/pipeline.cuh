@@ -161,6 +161,7 @@ struct LaneTables {
 // Of an encoder's lane.
 struct FoundLane {
   Block block;
+  uint8_t shift;  // of levels
   uint32_t raw_bits;
   LaneCosts costs;  // under the trained sets
 };
@@ -171,9 +172,9 @@ struct MatrixList {
   const MatrixShape* of;
   uint64_t n;
 };
-constexpr uint32_t kCounts = kFamilies * kCodes;
-// The blocks of all lanes, the codes of all nonzeros, what they cost, and how often each occurs, by
-// family.
+constexpr uint32_t kCounts = kLossyFamilies * kCodes;
+// Blocks and shifts of all lanes, the codes of all nonzeros, what they cost, and how often each
+// occurs, by family.
 void find_symbols(const Stage& stage, const SentSymbol* sent, Partition p, MatrixList matrices,
                   const DeviceTrained* trained, NonzeroCode* codes, FoundLane* lanes,
                   uint32_t* counts);

@@ -40,6 +40,7 @@ enum class Part { kLossy, kLossless };
 // The kinds of tables: of gaps and of levels, of lanes without and with blocks, and of changes.
 enum Family : uint32_t { kGaps, kBlockGaps, kLevels, kBlockLevels, kChangeGaps, kChangeLevels };
 constexpr uint32_t kFamilies = 6;
+constexpr uint32_t kLossyFamilies = 4;  // the first ones
 constexpr uint32_t kRows[kFamilies] = {32, 72, 72, 72, 32, 12};
 constexpr uint32_t kMostRows = 72;
 RESFED_HD constexpr Family gap_family(Part part, bool blocks) {

@@ -101,10 +101,11 @@ RESFED_HD unsigned choose_shift(const Nonzero* sent, uint64_t n) {
 
 // Of a nonzero: symbols with their rows, as row * kSymbols + symbol, and raw bits: the place in the
 // symbol's class, of a long one the first piece of it, or an escape's exponent.
-struct NonzeroCode {
-  uint16_t gap, level;
-  uint16_t raw_gap, raw_level;
-  uint8_t occurs;  // what is rare
+// In one word, for a device keeps them.
+struct alignas(8) NonzeroCode {
+  uint16_t gap, level, raw_level;
+  uint16_t raw_gap : 13;  // those of the longest class
+  uint16_t occurs : 3;    // what is rare
 };
 constexpr uint8_t kGapEscapes = 1, kRawLevels = 2, kLongLevels = 4;
 

@@ -19,6 +19,31 @@ RESFED_HD unsigned mantissa_bits_of(DType dtype) {
 
 constexpr uint32_t kExponentClasses = 256;
 
+// Counters change alike. So among the levels of integers, the change that the integer before had is
+// 1 or -1, by its sign; those between 0 and it move up by one to make room.
+struct RepeatedChange {
+  int64_t last = 1;  // never 0
+
+  RESFED_HD int64_t level_of(int64_t change) {
+    const int64_t one = change < 0 ? -1 : 1;
+    const int64_t level = change == last ? one : change + (is_between(change) ? one : 0);
+    last = change;
+    return level;
+  }
+  RESFED_HD int64_t change_of(int64_t level) {
+    const int64_t one = level < 0 ? -1 : 1;
+    if (level == one && (last < 0) == (level < 0)) return last;
+    last = level - (is_between(level - one) ? one : 0);
+    return last;
+  }
+
+ private:
+  // Between 0 and the last change.
+  RESFED_HD bool is_between(int64_t change) const {
+    return last < 0 ? change < 0 && change > last : change > 0 && change < last;
+  }
+};
+
 // The bit patterns of a tensor's elements.
 struct Patterns {
   unsigned n_bits;         // 8, 16, 32 or 64

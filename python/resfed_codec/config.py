@@ -41,7 +41,7 @@ class CodecConfig:
         bits: Instead of ``step``: bits of a sent value, sign included, 1 to 16. Values are
             quantized to ``2**(bits - 1)`` magnitudes between threshold and maximum.
         exclude: Names of tensors to carry losslessly, or patterns of names (:mod:`fnmatch`, e.g.
-            ``"*.bias"``). What is a tensor's name, letter for letter, means that tensor alone, even
+            ``"*.bias"``; ``"*"``: all of them, bit for bit). What is a tensor's name, letter for letter, means that tensor alone, even
             if it looks like a pattern. An encoder refuses a name or pattern that fits no tensor.
             For sequences the names are "0", "1", ...
         dense: Likewise, tensors that are replaced in each round and not added to, such as running

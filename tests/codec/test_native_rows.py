@@ -118,13 +118,24 @@ def test_dtype_and_length_agree_with_the_arrays(call: str, fields: dict[str, Any
         CALLS[call][0](tensors({**in_field("feedback", array(), call), **fields}))
 
 
+def lossless(dtype: DType, **fields: Any) -> dict[str, Any]:
+    return row(role=Role.LOSSLESS, dtype=dtype, **fields)
+
+
 @pytest.mark.parametrize("dtype", [np.complex128, "S3", "V16"])
 def test_lossless_elements_have_a_known_size(dtype: Any) -> None:
     odd = np.zeros(8, dtype)
     with pytest.raises(ValueError, match=r"elements of \d+ bytes, not 8 of 1, 2, 4 or 8"):
-        encode(tensors(row(role=Role.LOSSLESS, current=odd, reference=odd, out=odd)))
-    with pytest.raises(ValueError, match="tensor 0: reference has 8 elements of 4 bytes"):
-        encode(tensors(row(role=Role.LOSSLESS, current=array(8, np.int16))))
+        encode(tensors(lossless(DType.OTHER, current=odd, reference=odd, out=odd)))
+    with pytest.raises(ValueError, match="reference has 8 elements of 4 bytes, not 8 of 2"):
+        encode(tensors(lossless(DType.OTHER, current=array(8, np.int16))))
+    with pytest.raises(ValueError, match="current has 8 elements of 2 bytes, not 8 of 4"):
+        encode(tensors(lossless(DType.FLOAT32, current=array(8, np.int16))))
+
+
+def test_lossy_tensors_are_floats() -> None:
+    with pytest.raises(ValueError, match="tensor 0: no float, but not lossless"):
+        Tensors(roles=[Role.MATRIX], dtypes=[DType.OTHER], n_elems=[8])
 
 
 def test_columns_fit_together() -> None:
@@ -142,8 +153,8 @@ def test_columns_fit_together() -> None:
     for column in ("roles", "dtypes"):
         with pytest.raises(ValueError, match="columns of different lengths"):
             Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: []})  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="4 is not a valid"):
-            Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: [4]})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="5 is not a valid"):
+            Tensors(**{"roles": [0], "dtypes": [0], "n_elems": [8], column: [5]})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tensor 0: rows of 3 elements, of 8"):
         Tensors(roles=[0], dtypes=[0], n_elems=[8], row_lengths=[3])
     with pytest.raises(ValueError, match="tensor 0: terms: one coefficient for each"):

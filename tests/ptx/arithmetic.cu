@@ -7,7 +7,7 @@
 
 #include "cuda/launch.cuh"
 #include "entropy/interleaved_rans.hpp"
-#include "entropy/lane.hpp"
+#include "entropy/lane_symbols.hpp"
 #include "numeric/check.hpp"
 #include "numeric/quantize.hpp"
 #include "numeric/residual.hpp"
@@ -46,13 +46,19 @@ struct Coding {
       const uint64_t next = mix64(random + n);
       const auto low = static_cast<uint32_t>(next);
       const uint64_t gap = (next >> 1 >> low % 63) | 1;
-      const uint32_t level = (static_cast<uint32_t>(next >> 40) >> low % 24) | 1u;
+      const uint64_t level = (mix64(next) >> low % 64) | 1;
+      const unsigned shift = static_cast<uint32_t>(next >> 32) % (kMostShift + 1);
+      const uint32_t symbol = level_symbol(level, shift);
+      const RestOfLevel rest = rest_of_level(level, symbol, shift);
       digest.add(contexts.gap_row());
       digest.add(gap_symbol(gap));
       contexts.add_gap(gap, floor_log2(gap));
       digest.add(contexts.level_row());
-      digest.add(level_symbol(level));
-      contexts.add_level(level_symbol(level) + (low % 3 == 0 ? kSignChanged : 0));
+      digest.add(symbol);
+      if (symbol != kLevelEscape) digest.add(first_level(symbol, shift));
+      for_each_piece_backwards(rest.bits, rest.n_bits,
+                               [&](uint32_t piece, unsigned n) { digest.add(n << 16 | piece); });
+      contexts.add_level(symbol + (low % 3 == 0 ? kSignChanged : 0));
     }
     return digest.value;
   }

@@ -396,6 +396,21 @@ void escapes() {
   model.options.lane_log2 = 7;
   check(model);
 }
+// Lanes of all shifts, with raw numbers of more than 16 bits, and dense tensors behind them.
+void large_levels() {
+  Model model;
+  model.add({1280}, [](size_t i) {
+    const float size = std::ldexp(1.0f + uniform(), static_cast<int>(i / 64));
+    return (generator() & 1) != 0 ? size : -size;
+  });
+  model.add({300, DType::kFloat16, Role::kDense}, usual);
+  model.options.dense.push_back(1);
+  model.options.dense_bits = 12;
+  model.options.k_matrix = 1280;
+  model.options.step.automatic = false;
+  model.options.lane_log2 = CurrentFormat::kMinLaneLog2;
+  check(model);
+}
 // Signs, gaps and levels that repeat, and then change.
 void sure_and_wrong() {
   Model model;
@@ -545,6 +560,7 @@ constexpr Case kCases[] = {
     CASE(too_few_candidates),
     CASE(sure_and_wrong),
     CASE(escapes),
+    CASE(large_levels),
     CASE(not_finite),
     CASE(no_memory),
     CASE(forged_over_zeros),

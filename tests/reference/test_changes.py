@@ -229,9 +229,21 @@ def test_large_shifts(dtype: str, rng: np.random.Generator) -> None:
     assert all(lane.block.size == 0 for lane in lanes_in(payload))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_counters(dtype: str) -> None:
+    """Changes of integers that repeat the last one are levels of 1 or -1, whatever they are."""
+    old = np.zeros(5000, dtype)
+    sizes = []
+    for change in (1, 100, -100):
+        new = old + np.array(change).astype(dtype)
+        new[2500:] -= np.array(7).astype(dtype)
+        sizes.append(len(agree([new], [old])))
+    assert max(sizes) < 200
+
+
 def test_the_largest_shift() -> None:
     old = np.zeros(100, np.int64)
-    payload = agree([old + np.iinfo(np.int64).min], [old])
+    payload = agree([old + np.iinfo(np.int64).min + np.arange(100)], [old])
     assert [lane.shift for lane in lanes_in(payload)] == [57]
 
 

@@ -55,6 +55,28 @@ def moved_by(old: NDArray[Any], levels: NDArray[Any], is_float: bool) -> NDArray
     return new
 
 
+def to_levels(changes: list[int]) -> list[int]:
+    """Of integers, by element number: the change of the one before is 1, or -1 by its sign."""
+    levels, last = [], 1
+    for change in changes:
+        one = -1 if last < 0 else 1
+        between = 0 < change * one < last * one
+        levels.append(one if change == last else change + one if between else change)
+        last = change
+    return levels
+
+
+def to_changes(levels: list[int]) -> list[int]:
+    """The counterpart."""
+    changes, last = [], 1
+    for level in levels:
+        one = -1 if last < 0 else 1
+        between = 0 < (level - one) * one < last * one
+        last = last if level == one else level - one if between else level
+        changes.append(last)
+    return changes
+
+
 # ---- The order of exponents
 
 
@@ -76,22 +98,33 @@ def coding_order(group: list[Tensor]) -> NDArray[np.int64]:
 # ---- Changes
 
 
+def integers(group: list[Tensor]) -> NDArray[np.bool_]:
+    """Which elements are no floats."""
+    kinds = [np.full(t.reference.size, t.dtype not in MANTISSA_BITS) for t in group]
+    return np.concatenate([np.zeros(0, bool), *kinds])
+
+
 def find_changes(group: list[Tensor]) -> Nonzeros:
     moved = [np.zeros(0, object)]
     for t in group:
         assert t.state is not None
         bits = patterns(t.reference), patterns(t.state)
         moved.append(levels_between(*bits, t.dtype in MANTISSA_BITS).astype(object))
-    levels = np.concatenate(moved)[coding_order(group)]
-    return [(i, int(level)) for i, level in enumerate(levels) if level]
+    levels = np.concatenate(moved)
+    changed = integers(group) & (levels != 0)
+    levels[changed] = to_levels(levels[changed].tolist())
+    return [(i, int(level)) for i, level in enumerate(levels[coding_order(group)]) if level]
 
 
 def restore_group(group: list[Tensor], changes: Nonzeros) -> tuple[Writes, int]:
     """(tensor, where, new value) of each changed element, and the group's term of the check."""
-    order = coding_order(group)
+    order, is_integer = coding_order(group), integers(group)
+    levels = {int(order[index]): level for index, level in changes}
+    of_integers = [element for element in sorted(levels) if is_integer[element]]
+    restored = to_changes([levels[element] for element in of_integers])
+    levels |= dict(zip(of_integers, restored, strict=True))
     writes, check = [], 0
-    for index, level in changes:
-        element = int(order[index])
+    for element, level in levels.items():
         t, where = locate(group, element)
         old = patterns(t.reference[where : where + 1])
         limit = 1 << (8 * old.itemsize - 1)
