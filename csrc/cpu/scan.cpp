@@ -5,29 +5,12 @@
 #include <bit>
 #include <numeric>
 
+#include "cpu/divisor.hpp"
 #include "cpu/threads.hpp"
 #include "entropy/scan_order.hpp"
 
 namespace resfed {
 namespace {
-
-// Division of many numbers by one, all below 2^63.
-class Divisor {
- public:
-  explicit Divisor(uint64_t d) : d_(d), reciprocal_(~uint64_t{0} / d) {}
-  struct Result {
-    uint64_t quotient, remainder;
-  };
-  Result divide(uint64_t n) const {
-    const auto q = static_cast<uint64_t>(static_cast<Wide>(n) * reciprocal_ >> 64);
-    const uint64_t r = n - q * d_;  // the quotient is 1 too low at most
-    return r < d_ ? Result{q, r} : Result{q + 1, r - d_};
-  }
-
- private:
-  __extension__ using Wide = unsigned __int128;
-  uint64_t d_, reciprocal_;
-};
 
 // Nonzeros of a matrix, each in one word: from the top its line, its place in the line, its sign
 // and its magnitude - 1. So they are in ascending order.

@@ -4,6 +4,7 @@
 #include <iterator>
 #include <numeric>
 
+#include "cpu/divisor.hpp"
 #include "entropy/tables_v1.hpp"
 
 namespace resfed {
@@ -13,18 +14,32 @@ constexpr unsigned kRatioCountBits = 5, kSourceBits = 4;
 
 // Symbols of a row, for which ratios may pay.
 constexpr uint64_t kLeastFitted = 16;
+// Of a row with ratios: that it is no row of the base, their number, one that is not 0.
+constexpr int64_t kLeastBitsOfRatios = 2 + kRatioCountBits + 3;
 
-// Of a ratio, in bits.
-int64_t ratio_cost(int ratio) {
-  return ratio == 0 ? 1 : 3 + 2 * floor_log2(static_cast<unsigned>(std::abs(ratio)));
-}
-
-// N (2^(ratio / 2) - 1) log2(e) in 1/32 bit, times 256, for N = 1: what the other symbols lose if a
-// symbol's weight grows by the ratio.
-int64_t loss_of_growth(int ratio) {
-  const int64_t growth = static_cast<int64_t>(scaled_weight(1, ratio)) - (int64_t{1} << 23);
-  return growth * 11819 >> 23;  // 32 * 256 * log2(e)
-}
+// By ratio + kMostHalfOctaves.
+struct Ratios {
+  static constexpr int kNumber = 2 * kMostHalfOctaves + 1;
+  uint64_t scale[kNumber] = {};  // of a weight of 1
+  // N (2^(ratio / 2) - 1) log2(e) in 1/32 bit, times 256, for N = 1: what the other symbols lose if
+  // a symbol's weight grows by the ratio.
+  int64_t loss[kNumber] = {};
+  int64_t bits[kNumber] = {};  // of the ratio itself
+};
+constexpr Ratios kRatios = [] {
+  Ratios ratios;
+  for (int i = 0; i < Ratios::kNumber; ++i) {
+    const int ratio = i - kMostHalfOctaves, size = ratio < 0 ? -ratio : ratio;
+    ratios.scale[i] = scaled_weight(1, ratio);
+    const int64_t growth = static_cast<int64_t>(ratios.scale[i]) - (int64_t{1} << 23);
+    ratios.loss[i] = growth * 11819 >> 23;  // 32 * 256 * log2(e)
+    ratios.bits[i] = 1;
+    for (int n = size; n > 0; n /= 2) ratios.bits[i] += 2;
+  }
+  return ratios;
+}();
+uint64_t scale(int ratio) { return kRatios.scale[ratio + kMostHalfOctaves]; }
+int64_t bits_of(int ratio) { return kRatios.bits[ratio + kMostHalfOctaves]; }
 
 uint64_t cost_of(const uint32_t* counts, const Frequencies& row) {
   uint64_t cost = 0;
@@ -36,7 +51,7 @@ uint64_t cost_of(const uint32_t* counts, const Frequencies& row) {
 
 Frequencies row_of(const Frequencies& source, const FittedRow& row) {
   uint64_t weights[kSymbols];
-  for (uint32_t s = 0; s < kSymbols; ++s) weights[s] = scaled_weight(source.of[s], row.ratios[s]);
+  for (uint32_t s = 0; s < kSymbols; ++s) weights[s] = source.of[s] * scale(row.ratios[s]);
   return normalized(weights);
 }
 
@@ -44,6 +59,17 @@ Frequencies row_of(const Frequencies& source, const FittedRow& row) {
 int64_t log2_of(uint64_t value) {
   return value <= kFrequencyOne ? 32 * kFrequencyBits - kCodeLengths.of[value]
                                 : log2_in_32nds(value);
+}
+
+// No frequencies code so many symbols, n together, for less: their entropy. Logarithms and code
+// lengths are rounded, by 1 and by 1/2 at most.
+int64_t least_cost(const uint32_t* counts, uint64_t n) {
+  const int64_t log_n = log2_of(n);
+  int64_t cost = 0;
+  for (uint32_t s = 0; s < kSymbols; ++s) {
+    if (counts[s] > 0) cost += int64_t{counts[s]} * (log_n - log2_of(counts[s]) - 2);
+  }
+  return cost;
 }
 
 // Ratios to the source's row, each of which must pay.
@@ -62,21 +88,23 @@ FittedRow fit_row(const uint32_t* counts, const Frequencies& source) {
   }
   for (int pass = 0; pass < 2; ++pass) {
     uint64_t sum = 0;
-    for (uint32_t s = 0; s < kSymbols; ++s) sum += scaled_weight(source.of[s], row.ratios[s]);
+    for (uint32_t s = 0; s < kSymbols; ++s) sum += source.of[s] * scale(row.ratios[s]);
+    const Divisor of_sum(sum);
     const int64_t log_sum = int64_t{log2_in_32nds(sum)} - 32 * (23 + int64_t{kFrequencyBits});
     for (uint32_t s = 0; s < kSymbols; ++s) {
       const int64_t ratio =
           std::clamp<int64_t>((wanted[s] + log_sum + 8) >> 4, -kMostHalfOctaves, kMostHalfOctaves);
       const int r = static_cast<int>(ratio);
-      const auto share = static_cast<int64_t>((uint64_t{source.of[s]} << 35) / sum);  // in 2^-12
+      // In 2^-12.
+      const auto share = static_cast<int64_t>(of_sum.divide(uint64_t{source.of[s]} << 35).quotient);
       const int64_t gain = static_cast<int64_t>(counts[s] >> shift) * 16 * r -
-                           (scaled_n * share * loss_of_growth(r) >> 20);
-      const bool pays = r != 0 && gain << shift > 32 * (ratio_cost(r) - 1) + 16;
+                           (scaled_n * share * kRatios.loss[r + kMostHalfOctaves] >> 20);
+      const bool pays = gain << shift > 32 * (bits_of(r) - 1) + 16;  // never where r is 0
       row.ratios[s] = static_cast<int8_t>(pays ? r : 0);
     }
-  }
-  for (uint32_t s = 0; s < kSymbols; ++s) {
-    if (row.ratios[s] != 0) row.n_ratios = static_cast<uint8_t>(s + 1);
+    row.n_ratios = kSymbols;
+    while (row.n_ratios > 0 && row.ratios[row.n_ratios - 1] == 0) --row.n_ratios;
+    if (row.n_ratios == 0) break;  // another pass would find the same
   }
   return row;
 }
@@ -146,19 +174,22 @@ std::optional<FittedSet> fit_set(Family family, const Counts& counts) {
     const auto try_row = [&](const FittedRow& row, uint64_t cost) {
       uint64_t bits = 2 + (row.source == fitted.base ? 0 : kSourceBits);
       if (row.n_ratios > 0) bits += kRatioCountBits;
-      for (uint32_t s = 0; s < row.n_ratios; ++s) bits += ratio_cost(row.ratios[s]);
+      for (uint32_t s = 0; s < row.n_ratios; ++s)
+        bits += static_cast<uint64_t>(bits_of(row.ratios[s]));
       if (cost + 32 * bits >= least) return;
       least = cost + 32 * bits;
       fitted.rows[r] = row;
     };
     const uint64_t n = std::accumulate(row_counts, row_counts + kSymbols, uint64_t{0});
     if (n == 0) continue;
+    const bool ratios = n >= kLeastFitted;
+    const int64_t bound = least_cost(row_counts, n) + 32 * kLeastBitsOfRatios;
     for (const uint8_t source : {fitted.base, other}) {
       FittedRow plain;
       plain.source = source;
       if (source != fitted.base) try_row(plain, totals[r][source]);
-      FittedRow row;
-      if (n >= kLeastFitted) row = fit_row(row_counts, trained.sets[family][source].rows[r]);
+      if (!ratios || bound >= static_cast<int64_t>(least)) continue;
+      FittedRow row = fit_row(row_counts, trained.sets[family][source].rows[r]);
       row.source = source;
       if (row.n_ratios > 0) {
         try_row(row, cost_of(row_counts, row_of(trained.sets[family][source].rows[r], row)));

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resfed_codec import _native
-from resfed_codec._native import Payload, Role, Tensors
+from resfed_codec._native import DType, Payload, Role, Tensors
 
 if TYPE_CHECKING:
-    from resfed_codec.tensors.layout import TensorSpec
+    from resfed_codec.tensors.layout import Specs
     from resfed_codec.tensors.memory import Memory
 
 Assignments: TypeAlias = "Sequence[tuple[Any, Any, Any]]"
@@ -27,17 +28,24 @@ PayloadPlan: TypeAlias = "Callable[[bytes], Assignments]"
 
 
 def tensors_of(
-    specs: Sequence[TensorSpec], roles: Sequence[Role], reference: Sequence[Memory], **columns: Any
+    specs: Specs, roles: Sequence[Role], reference: Sequence[Memory], **columns: Any
 ) -> Tensors:
     """The tensors of a native call; ``columns`` are others of :class:`Tensors`."""
+    dtypes, row_lengths = _columns_of(specs)
     return Tensors(
         roles=roles,
-        dtypes=[spec.float_dtype for spec in specs],
+        dtypes=dtypes,
         n_elems=[array.size for array in reference],
-        row_lengths=[spec.row_length for spec in specs],
+        row_lengths=row_lengths,
         reference=reference,
         **columns,
     )
+
+
+@lru_cache(maxsize=16)
+def _columns_of(specs: Specs) -> tuple[list[DType], list[int]]:
+    """Dtypes and lengths of rows."""
+    return [spec.float_dtype for spec in specs], [spec.row_length for spec in specs]
 
 
 def encode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar, overload
 
 from resfed_codec import _native
@@ -155,23 +156,15 @@ def _is_new(layout: int) -> bool:
 def native_options(
     config: CodecConfig,
     specs: Specs,
-    roles: Sequence[Role],
+    roles: tuple[Role, ...],
     overrides: RoleOverrides,
 ) -> _native.EncodeOptions:
     """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
     options = _native.EncodeOptions()
     options.exclusions, options.dense = overrides
     options.dense_bits = config.dense_bits
-    shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
-    options.blocks = block_sizes(list(shapes))
     options.vector_share = VECTOR_SHARE
-    if config.sparsity is not None:
-        n_matrix, n_vector = (
-            sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
-            for wanted in (Role.MATRIX, Role.VECTOR)
-        )
-        options.k_matrix = config.count(n_matrix)
-        options.k_vector = config.count(n_vector, VECTOR_SHARE)
+    options.blocks, options.k_matrix, options.k_vector = _blocks_and_counts(config, specs, roles)
     if config.max_bytes is not None:
         options.max_bytes = config.max_bytes
     if config.max_error is not None:
@@ -184,6 +177,22 @@ def native_options(
     step.bits = config.bits or 0
     options.step = step
     return options
+
+
+@lru_cache(maxsize=16)
+def _blocks_and_counts(
+    config: CodecConfig, specs: Specs, roles: tuple[Role, ...]
+) -> tuple[list[int], int, int]:
+    """Block sizes, and how many elements of matrices and of vectors a sparsity sends."""
+    shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
+    blocks = block_sizes(list(shapes))
+    if config.sparsity is None:
+        return blocks, 0, 0
+    n_matrix, n_vector = (
+        sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
+        for wanted in (Role.MATRIX, Role.VECTOR)
+    )
+    return blocks, config.count(n_matrix), config.count(n_vector, VECTOR_SHARE)
 
 
 Payload: TypeAlias = "bytes | bytearray | memoryview"

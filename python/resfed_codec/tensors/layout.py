@@ -47,6 +47,7 @@ from resfed_codec.tensors.torch_tensors import (
     check_readable,
     is_torch,
     memory_of,
+    plain_array,
     plain_torch,
     tensor_over,
 )
@@ -175,8 +176,13 @@ def view_of(name: str, value: Array, argument: str) -> View:
         ValueError: An array of another library is not C-contiguous.
     """
     if not isinstance(value, (np.ndarray, np.generic)):
-        other = _view_of_torch if is_torch(value) else _view_on_device
-        return other(name, value, f"{argument}: tensor {name!r}")
+        if not is_torch(value):
+            return _view_on_device(name, value, f"{argument}: tensor {name!r}")
+        found = plain_array(value)
+        if found is None:
+            return _view_of_torch(name, value, f"{argument}: tensor {name!r}")
+        array, dtype = found
+        return View(TensorSpec(name, array.shape, dtype), array, False, None, True)
     plain_type = type(value) is np.ndarray
     if not plain_type and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
