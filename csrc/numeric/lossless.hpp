@@ -57,9 +57,9 @@ struct Patterns {
   template <class UInt>
   RESFED_HD uint8_t exponent_class(UInt pattern) const {
     if (mantissa_bits == 0) return 0;
-    const auto unsigned_pattern = static_cast<UInt>(pattern << 1);
-    const auto exponent = static_cast<UInt>(unsigned_pattern >> (mantissa_bits + 1));
-    if (sizeof(UInt) < 8) return static_cast<uint8_t>(exponent);
+    const auto without_sign = static_cast<UInt>(pattern & static_cast<UInt>(mask() >> 1));
+    const auto exponent = static_cast<UInt>(without_sign >> mantissa_bits);
+    if (sizeof(UInt) < 8 || n_bits < 64) return static_cast<uint8_t>(exponent);
     constexpr UInt kBias = static_cast<UInt>(1023 - 127);
     return static_cast<uint8_t>(
         min_of<UInt>(max_of(exponent, kBias) - kBias, kExponentClasses - 1));
