@@ -30,8 +30,8 @@ place, without error feedback; the host's own work is left out. {CLOCK / 1e9} GH
 {WAIT * 1e6:.0f} us for a wait.
 A kernel takes its bytes at that rate or, if that is longer, its cycles of
 [ptx_cycles.md](ptx_cycles.md); where a lane is a chain of steps, cycles per step times {LANE}.
-The simulator takes about 10 cycles from one instruction to the next that needs it, an H200 about
-half. `torch.sub` moves 12 bytes for a parameter."""
+The simulator takes 8 to 10 cycles from an instruction to one that needs it; newer GPUs are said to
+take 4 to 6, and would be faster in chains. `torch.sub` moves 12 bytes for a parameter."""
 
 
 @dataclass
