@@ -48,6 +48,35 @@ __device__ uint32_t n_raw_bits(const NonzeroCode& code, unsigned shift) {
          (level == kLevelEscape ? code.raw_level : 0);
 }
 
+// Calls visit(step, code) for the n nonzeros of a lane. The next few are under way meanwhile.
+template <bool kBlocks, class Visit>
+__device__ void for_each_step(const SentSymbol* sent, uint32_t n, uint64_t before, Block block,
+                              unsigned shift, Visit visit) {
+  constexpr uint32_t kAhead = 4;
+  struct Some {
+    SentSymbol of[kAhead];
+  };
+  const auto load = [&](uint32_t first) {
+    Some some;
+    RESFED_UNROLL
+    for (uint32_t i = 0; i < kAhead; ++i) some.of[i] = sent[min_of(first + i, n - 1)];
+    return some;
+  };
+  CodeFinder<kBlocks, SentSymbol> codes(block, shift);
+  Some next = load(0);
+  for (uint32_t first = 0; first < n; first += kAhead) {
+    const Some now = next;
+    next = load(first + kAhead);
+    RESFED_UNROLL
+    for (uint32_t i = 0; i < kAhead; ++i) {
+      if (first + i >= n) break;
+      const uint64_t index = now.of[i].index();
+      visit(first + i, codes.next(index - before, now.of[i]));
+      before = index;
+    }
+  }
+}
+
 // A warp takes a slice, each of its threads a lane.
 __global__ void __launch_bounds__(kWarp)
     find_codes(const SentSymbol* sent, Partition p, MatrixList matrices, NonzeroCode* codes,
@@ -57,19 +86,20 @@ __global__ void __launch_bounds__(kWarp)
     const SliceOfLanes slice(p, s);
     const OwnLane own(p, slice);
     if (own.n_steps == 0) continue;
-    const uint64_t begin = own.begin, end = begin + own.n_steps;
-    const Block block = choose_block(sent + begin, own.n_steps, matrices.of, matrices.n);
-    const unsigned shift = choose_shift(sent + begin, own.n_steps);
+    const SentSymbol* const symbols = sent + own.begin;
+    const uint64_t before = own.begin == 0 ? ~uint64_t{0} : sent[own.begin - 1].index();
+    const Block block = choose_block(symbols, own.n_steps, matrices.of, matrices.n);
+    const unsigned shift = choose_shift(symbols, own.n_steps);
     uint32_t raw_bits = 0;
     NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
-    const auto keep = [&](uint64_t i, const NonzeroCode& code) {
-      own_codes[(i - begin) * slice.n_lanes] = code;
+    const auto keep = [&](uint32_t step, const NonzeroCode& code) {
+      own_codes[uint64_t{step} * slice.n_lanes] = code;
       raw_bits += n_raw_bits(code, shift);
     };
     if (block.size > 0) {
-      for_each_code<true>(sent, begin, end, block, shift, keep);
+      for_each_step<true>(symbols, own.n_steps, before, block, shift, keep);
     } else {
-      for_each_code<false>(sent, begin, end, block, shift, keep);
+      for_each_step<false>(symbols, own.n_steps, before, block, shift, keep);
     }
     lanes[own.number].block = block;
     lanes[own.number].shift = static_cast<uint8_t>(shift);

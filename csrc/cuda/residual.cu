@@ -1,11 +1,11 @@
 // Stage 1 on the device: the fused pass over model and reference. Every chunk's candidates lie
 // together and in order; the chunks' lie as they come, and a table says where.
-#include "cuda/pipeline.cuh"
+#include "cuda/select.cuh"
 
 namespace resfed::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
+constexpr unsigned kThreads = 256, kSampleThreads = 1024;
 constexpr unsigned kPerLoad = 4;                                  // elements of a thread
 constexpr unsigned kLoads = kChunkElems / (kThreads * kPerLoad);  // by every thread
 constexpr unsigned kPerWarp = kChunkElems / (kThreads / kWarp);   // consecutive elements
@@ -53,16 +53,6 @@ __device__ void load_residuals(const DeviceMember& member, uint64_t first,
   }
 }
 
-// Which elements of a chunk are collected: keys above the least, and those equal to it up to an
-// offset.
-struct Selected {
-  uint32_t key;
-  uint32_t end_of_equal;
-  __device__ bool operator()(uint32_t own, uint32_t offset) const {
-    return own > key || (own == key && offset < end_of_equal);
-  }
-};
-
 // The offset that ends the first `ties` elements of the chunk with this key; by one warp.
 template <class T>
 __device__ uint32_t end_of_ties(const DeviceMember& member, uint64_t first, uint32_t key,
@@ -85,38 +75,65 @@ __device__ uint32_t end_of_ties(const DeviceMember& member, uint64_t first, uint
 
 template <class T>
 __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candidates candidates,
-                              Chunk* chunk, bool exactly, Progress* progress) {
+                              Chunk* chunk, bool exactly, DigitCounts* counts, Progress* progress) {
   __shared__ uint64_t shared_place;
   __shared__ uint32_t shared_end;
   __shared__ unsigned warp_counts[kThreads / kWarp];
   const unsigned warp = threadIdx.x / kWarp;
 
-  Selected selected{progress->min_key, kChunkElems};
-  if (exactly && chunk->ties_to_keep < chunk->n_equal) {
-    if (warp == 0) {
-      const uint32_t end = end_of_ties<T>(member, first, selected.key, chunk->ties_to_keep);
-      if (lane_of_thread() == 0) shared_end = end;
-    }
-    __syncthreads();
-    selected.end_of_equal = shared_end;
+  const uint32_t min_key = progress->min_key;
+  const bool drops_ties = exactly && chunk->ties_to_keep < chunk->n_equal;
+  if (drops_ties && warp == 0) {
+    const uint32_t end = end_of_ties<T>(member, first, min_key, chunk->ties_to_keep);
+    if (lane_of_thread() == 0) shared_end = end;
   }
 
   float residuals[kLoads][kPerLoad];
   load_residuals<T>(member, first, residuals);
-  unsigned hits = 0;  // a bit for each residual
-  RESFED_UNROLL
-  for (unsigned load = 0; load < kLoads; ++load) {
+  const auto for_each = [&](auto visit) {
     RESFED_UNROLL
-    for (unsigned j = 0; j < kPerLoad; ++j) {
-      const uint32_t key = magnitude_key(residuals[load][j]);
-      const uint32_t offset = offset_of(load) + j;
-      if (selected(key, offset)) hits |= 1u << (load * kPerLoad + j);
-      if (!is_finite_key(key)) {
-        lower_atomically(&progress->first_not_finite, member.begin + first + offset);
+    for (unsigned load = 0; load < kLoads; ++load) {
+      RESFED_UNROLL
+      for (unsigned j = 0; j < kPerLoad; ++j) {
+        visit(load * kPerLoad + j, magnitude_key(residuals[load][j]), offset_of(load) + j);
       }
     }
+  };
+  unsigned hits = 0;  // a bit for each residual
+  uint32_t most = 0;
+  for_each([&](unsigned i, uint32_t key, uint32_t) {
+    hits |= (key >= min_key ? 1u : 0u) << i;
+    most = max_of(most, key);
+  });
+  if (!is_finite_key(most)) {
+    for_each([&](unsigned, uint32_t key, uint32_t offset) {
+      if (is_finite_key(key)) return;
+      lower_atomically(&progress->first_not_finite, member.begin + first + offset);
+    });
   }
-  const unsigned n_hits = sum_of_warp(static_cast<unsigned>(__popc(hits)));
+  if (drops_ties) {
+    __syncthreads();
+    for_each([&](unsigned i, uint32_t key, uint32_t offset) {
+      if (key == min_key && offset >= shared_end) hits &= ~(1u << i);
+    });
+  }
+  // How many hits each load has in this lane, a byte for each load; then in the lanes up to it.
+  static_assert(kLoads == 4 && kPerLoad * kWarp < 256);
+  uint32_t own = 0;
+  RESFED_UNROLL
+  for (unsigned load = 0; load < kLoads; ++load) {
+    own |= static_cast<uint32_t>(__popc(hits >> (load * kPerLoad) & ((1u << kPerLoad) - 1)))
+           << 8 * load;
+  }
+  uint32_t through = own;
+  for (unsigned distance = 1; distance < kWarp; distance *= 2) {
+    const uint32_t other = __shfl_up_sync(kAllLanes, through, distance);
+    if (lane_of_thread() >= distance) through += other;
+  }
+  const uint32_t of_warp = __shfl_sync(kAllLanes, through, kWarp - 1);
+  const auto hits_of = [](uint32_t counts, unsigned load) { return counts >> 8 * load & 255u; };
+  const unsigned n_hits =
+      hits_of(of_warp, 0) + hits_of(of_warp, 1) + hits_of(of_warp, 2) + hits_of(of_warp, 3);
   if (lane_of_thread() == 0) warp_counts[warp] = n_hits;
   __syncthreads();
   unsigned before = 0, all = 0;
@@ -135,41 +152,76 @@ __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candid
   uint64_t at = shared_place + before;
   RESFED_UNROLL
   for (unsigned load = 0; load < kLoads; ++load) {
-    const unsigned mine = hits >> (load * kPerLoad) & ((1u << kPerLoad) - 1);
-    unsigned rank = 0, count = 0;  // of this lane's first hit among the warp's of this load
+    uint64_t to = at + hits_of(through - own, load);
     RESFED_UNROLL
     for (unsigned j = 0; j < kPerLoad; ++j) {
-      const unsigned ballot = __ballot_sync(kAllLanes, mine >> j & 1u);
-      rank += static_cast<unsigned>(__popc(ballot & lanes_below()));
-      count += static_cast<unsigned>(__popc(ballot));
+      if ((hits >> (load * kPerLoad + j) & 1u) == 0) continue;
+      candidates.offsets[to] = static_cast<uint16_t>(offset_of(load) + j);
+      candidates.residuals[to] = residuals[load][j];
+      counts->add(magnitude_key(residuals[load][j]), 0);
+      ++to;
     }
-    RESFED_UNROLL
-    for (unsigned j = 0; j < kPerLoad; ++j) {
-      if ((mine >> j & 1u) == 0) continue;
-      candidates.offsets[at + rank] = static_cast<uint16_t>(offset_of(load) + j);
-      candidates.residuals[at + rank] = residuals[load][j];
-      ++rank;
-    }
-    at += count;
+    at += hits_of(of_warp, load);
   }
 }
 
+// Whether there is anything to choose among the candidates, and if so, that they serve.
+__device__ void look_at_candidates(Candidates candidates, const Wanted& wanted,
+                                   Progress* progress) {
+  Progress& p = *progress;
+  const uint64_t n = p.n_found;
+  if (n > candidates.room || (n < wanted.k && !wanted.all_nonzero && !wanted.exactly)) {
+    p.lacks_room = 1;
+    p.n_found = 0;
+  }
+  const bool none = wanted.k == 0 || p.lacks_room != 0;
+  p.key = none ? kAllBits : 0;
+  p.known_bits = none || wanted.exactly || n <= wanted.k ? kAllBits : 0;
+  p.ties = wanted.k;
+}
+
+// The block that ends last also chooses the threshold's first digit.
 __global__ void __launch_bounds__(kThreads)
-    collect_chunks(DeviceGroup group, Candidates candidates, Chunk* chunks, bool exactly,
+    collect_chunks(DeviceGroup group, Candidates candidates, Chunk* chunks, Wanted wanted,
                    Progress* progress) {
+  __shared__ DigitCounts counts;
+  counts.clear();
   for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
     const DeviceMember& member = group.member_of_chunk(t);
     const uint64_t first = (t - member.first_chunk) * kChunkElems;
     with_type(member.dtype, [&]<class T>(T) {
-      collect_chunk<T>(member, first, candidates, &chunks[t], exactly, progress);
+      collect_chunk<T>(member, first, candidates, &chunks[t], wanted.exactly, &counts, progress);
     });
     __syncthreads();  // the next chunk writes what this one shares
   }
+  if (!counts.complete(progress)) return;
+  if (threadIdx.x == 0) look_at_candidates(candidates, wanted, progress);
+  __syncthreads();
+  choose_digit(0, progress);
 }
 
-__global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* samples) {
-  const uint64_t interval = group.n_elems / n_samples;
-  for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < n_samples;
+// The key of this rank (0 is the largest) among samples, by one block.
+__device__ uint32_t key_of_rank(const uint32_t* samples, uint32_t n_samples, uint32_t rank) {
+  __shared__ DigitCounts counts;
+  __shared__ uint32_t key, known_bits;
+  __shared__ uint64_t ties;
+  if (threadIdx.x == 0) key = 0, known_bits = 0, ties = rank + 1;
+  for (unsigned digit = 0; digit < kDigits; ++digit) {
+    counts.clear();
+    for (uint32_t i = threadIdx.x; i < n_samples; i += blockDim.x) {
+      if ((samples[i] & known_bits) == key) counts.add(samples[i], digit);
+    }
+    __syncthreads();
+    choose_digit(counts.of, digit, &key, &known_bits, &ties);
+  }
+  return key;
+}
+
+// The block that ends last also chooses the least key of candidates.
+__global__ void __launch_bounds__(kSampleThreads)
+    sample_keys(DeviceGroup group, SamplePlan plan, uint32_t* samples, Progress* progress) {
+  const uint64_t interval = group.n_elems / plan.n_samples;
+  for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < plan.n_samples;
        j += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
     const uint64_t index = sampled_index(interval, j);
     const DeviceMember& member = group.member_at(index);
@@ -177,18 +229,22 @@ __global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* sam
       samples[j] = magnitude_key(residual_at<T>(member, index - member.begin));
     });
   }
+  if (!is_last_block(progress)) return;
+  const uint32_t key = key_of_rank(samples, plan.n_samples, plan.rank);
+  if (threadIdx.x == 0) progress->min_key = min_of(max_of(key, 1u), kFirstNonFiniteKey);
 }
 
 }  // namespace
 
-void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples) {
-  launch(sample_keys, (n_samples + kThreads - 1) / kThreads, kThreads, stage.stream, stage.group,
-         n_samples, samples);
+void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* samples) {
+  if (plan.n_samples == 0) return;
+  launch(sample_keys, static_cast<unsigned>(n_blocks_of(plan.n_samples, kSampleThreads)),
+         kSampleThreads, stage.stream, stage.group, plan, samples, stage.progress);
 }
 
-void collect(const Stage& stage, Candidates candidates, bool exactly, Chunk* chunks) {
+void collect(const Stage& stage, Candidates candidates, const Wanted& wanted, Chunk* chunks) {
   launch(collect_chunks, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, chunks,
-         exactly, stage.progress);
+         wanted, stage.progress);
 }
 
 }  // namespace resfed::cuda

@@ -56,6 +56,30 @@ constexpr bool has_family(Part part, Family family) {
 // How many of the ascending thresholds a number below 256 reaches.
 template <uint8_t... kThresholds>
 RESFED_HD uint32_t number_class(uint32_t number) {
+#if defined(__CUDA_ARCH__)  // without a table: three thresholds at a time, of ten bits each
+  constexpr uint32_t kHighest = 0x20080200u, kMostWords = 9;
+  constexpr uint32_t kWordsOfAll = (sizeof...(kThresholds) + 2) / 3;
+  struct Words {
+    uint32_t of[kWordsOfAll];
+    constexpr Words() : of() {
+      constexpr uint8_t all[] = {kThresholds...};
+      for (uint32_t i = 0; i < 3 * kWordsOfAll; ++i) {
+        of[i / 3] |= (i < sizeof...(kThresholds) ? all[i] : 511u) << 10 * (i % 3);
+      }
+    }
+  };
+  constexpr Words kWords;
+  const uint32_t numbers = number * 0x00100401u + kHighest;
+  uint32_t n_reached = 0;
+  for (uint32_t first = 0; first < kWordsOfAll; first += kMostWords) {
+    uint32_t reached = 0;
+    for (uint32_t i = 0; i < kMostWords && first + i < kWordsOfAll; ++i) {
+      reached |= ((numbers - kWords.of[first + i]) & kHighest) >> i;
+    }
+    n_reached += static_cast<uint32_t>(__popc(reached));
+  }
+  return n_reached;
+#else
   struct Classes {
     uint8_t of[256];
     constexpr Classes() : of() {
@@ -66,6 +90,7 @@ RESFED_HD uint32_t number_class(uint32_t number) {
   };
   static constexpr Classes kClasses;
   return kClasses.of[number];
+#endif
 }
 
 // Classes of the moving averages below.

@@ -120,46 +120,59 @@ RESFED_HD RestOfLevel rest_of_level(uint64_t level, uint32_t symbol, unsigned sh
   return {level - 1, n_bits - min_of(n_bits, kPieceBits)};
 }
 
-// Calls visit(i, code) for the nonzeros of a lane.
-template <bool kBlocks, class Nonzero, class Visit>
-RESFED_HD void for_each_code(const Nonzero* sent, uint64_t begin, uint64_t end, Block block,
-                             unsigned shift, Visit visit) {
-  auto contexts = contexts_of<kBlocks, Nonzero>(block);
-  uint32_t last_sign = 0;
-  for (uint64_t i = begin; i < end; ++i) {
-    const uint64_t gap = gap_at(sent, i);
+// The codes of a lane, one nonzero after the other.
+template <bool kBlocks, class Nonzero>
+class CodeFinder {
+ public:
+  RESFED_HD CodeFinder(Block block, unsigned shift)
+      : contexts_(contexts_of<kBlocks, Nonzero>(block)), shift_(shift) {}
+
+  RESFED_HD NonzeroCode next(uint64_t gap, Nonzero nonzero) {
     const GapSymbol of_gap = gap_symbol(gap);
     uint32_t symbol = of_gap.symbol;
     NonzeroCode code;
-    code.gap = static_cast<uint16_t>(contexts.gap_row() * kSymbols + symbol);
+    code.gap = static_cast<uint16_t>(contexts_.gap_row() * kSymbols + symbol);
     code.raw_gap =
         static_cast<uint16_t>(symbol == kGapEscape ? of_gap.log2 : gap - gap_class(symbol).first);
     uint32_t occurs = symbol == kGapEscape ? kGapEscapes : 0;
-    contexts.add_gap(gap, of_gap.log2);
+    contexts_.add_gap(gap, of_gap.log2);
 
-    const uint64_t level = magnitude(sent[i].level());
+    const uint64_t level = magnitude(nonzero.level());
     code.raw_level = 0;
     symbol = static_cast<uint32_t>(level) - 1;
-    if (level > 8 || shift > 0) {
-      symbol = level_symbol(level, shift);
-      const unsigned n_bits = level_raw_bits(symbol, shift);
+    if (level > 8 || shift_ > 0) {
+      symbol = level_symbol(level, shift_);
+      const unsigned n_bits = level_raw_bits(symbol, shift_);
       if (symbol == kLevelEscape) {
         code.raw_level = static_cast<uint16_t>(floor_log2(level));
       } else {
-        code.raw_level = static_cast<uint16_t>((level - first_level(symbol, shift)) >>
+        code.raw_level = static_cast<uint16_t>((level - first_level(symbol, shift_)) >>
                                                (n_bits - min_of(n_bits, kPieceBits)));
       }
       occurs |=
           symbol == kLevelEscape || n_bits > kPieceBits ? kRawLevels | kLongLevels : kRawLevels;
     }
-    const uint32_t sign = sent[i].level() < 0 ? kSignChanged : 0;
-    symbol += sign ^ last_sign;
-    last_sign = sign;
-    code.level = static_cast<uint16_t>(contexts.level_row() * kSymbols + symbol);
-    contexts.add_level(symbol);
+    const uint32_t sign = nonzero.level() < 0 ? kSignChanged : 0;
+    symbol += sign ^ last_sign_;
+    last_sign_ = sign;
+    code.level = static_cast<uint16_t>(contexts_.level_row() * kSymbols + symbol);
+    contexts_.add_level(symbol);
     code.occurs = static_cast<uint8_t>(occurs);
-    visit(i, code);
+    return code;
   }
+
+ private:
+  decltype(contexts_of<kBlocks, Nonzero>({})) contexts_;
+  unsigned shift_;
+  uint32_t last_sign_ = 0;
+};
+
+// Calls visit(i, code) for the nonzeros of a lane.
+template <bool kBlocks, class Nonzero, class Visit>
+RESFED_HD void for_each_code(const Nonzero* sent, uint64_t begin, uint64_t end, Block block,
+                             unsigned shift, Visit visit) {
+  CodeFinder<kBlocks, Nonzero> codes(block, shift);
+  for (uint64_t i = begin; i < end; ++i) visit(i, codes.next(gap_at(sent, i), sent[i]));
 }
 
 // Calls visit(piece, n_bits) for the lowest n_bits of a number, the last piece first: a decoder
