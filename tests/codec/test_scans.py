@@ -58,6 +58,7 @@ def updates(draw: st.DrawFn) -> Array:
 @given(st.lists(updates(), max_size=3), st.sampled_from([0.0, 0.5, 0.9, 0.99]))
 @example([np.ones((40, 1), np.float32), np.ones((1, 40), np.float32)], 0.0)
 @example([np.zeros((0, 5), np.float32), np.zeros((5, 0), np.float32)], 0.0)
+@example([outer_product(*shape, 0, 1.0, 0.02) for shape in ((5000, 3), (3, 5000))], 0.5)
 def test_matrices(states: list[Array], sparsity: float) -> None:
     references = [np.zeros_like(state) for state in states]
     payload, recovered = encode_and_recover(states, references, sparsity=sparsity)
