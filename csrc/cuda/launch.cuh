@@ -77,12 +77,17 @@ __device__ inline uint64_t sum_of_lanes_below(uint64_t value) {
 }
 
 // What one thread of a block that deals with all of n takes: consecutive ones.
-struct ThreadRange {
+struct OwnRange {
   uint64_t begin, end;
 };
-__device__ inline ThreadRange range_of_thread(uint64_t n) {
+__device__ inline OwnRange range_of_thread(uint64_t n) {
   const uint64_t each = (n + blockDim.x - 1) / blockDim.x;
   return {min_of(n, threadIdx.x * each), min_of(n, (threadIdx.x + 1) * each)};
+}
+// The same for the blocks of a grid.
+__device__ inline OwnRange range_of_block(uint64_t n) {
+  const uint64_t each = (n + gridDim.x - 1) / gridDim.x;
+  return {min_of(n, blockIdx.x * each), min_of(n, (blockIdx.x + 1) * each)};
 }
 
 // Sum over the threads below this one, and of all, in a block of at most 1,024. Synchronizes.

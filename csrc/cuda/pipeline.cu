@@ -11,6 +11,7 @@ struct MatrixPlan {
   // On the device.
   Progress* progress = nullptr;
   Chunk* chunks = nullptr;
+  ChunkSums* sums = nullptr;
   SentSymbol* symbols = nullptr;
   uint32_t* samples = nullptr;
   Candidates candidates{};
@@ -147,6 +148,7 @@ void MatrixEncoder::prepare() {
     BumpAllocator allocator(memory);
     plan.progress = allocator.take<Progress>(1);
     plan.chunks = allocator.take<Chunk>(plan.stage.group.n_chunks);
+    plan.sums = allocator.take<ChunkSums>(plan.stage.n_blocks);
     plan.symbols = allocator.take<SentSymbol>(plan.k);
     const uint64_t mark = allocator.mark();  // what comes now is not needed at the same time
     plan.samples = allocator.take<uint32_t>(plan.samples_plan.n_samples);
@@ -182,10 +184,9 @@ void MatrixEncoder::select() {
   } else {
     estimate_threshold(plan.stage, plan.samples_plan, plan.samples);
   }
-  collect(plan.stage, plan.candidates, plan.exactly, plan.chunks);
-  select_top(plan.stage, plan.candidates, plan.k, all_nonzero, plan.exactly, options_.step,
-             plan.chunks);
-  quantize_candidates(plan.stage, plan.candidates, plan.chunks, plan.symbols);
+  collect(plan.stage, plan.candidates, {plan.k, all_nonzero, plan.exactly}, plan.chunks);
+  select_top(plan.stage, plan.candidates, options_.step, plan.chunks, plan.sums);
+  quantize_candidates(plan.stage, plan.candidates, plan.chunks, plan.sums, plan.symbols);
 }
 
 MatrixEncoder::Result MatrixEncoder::finish(SentSymbols vector, SentSymbols dense,

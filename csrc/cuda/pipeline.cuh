@@ -45,11 +45,18 @@ struct DeviceGroup {
 // Where a chunk's candidates lie, and what becomes of them.
 struct Chunk {
   uint64_t first_candidate;
-  uint64_t first_sent;  // of its elements among all that are sent
   uint32_t n_candidates;
   uint32_t n_above;       // of them, above the threshold
   uint32_t n_equal;       // ... and equal to it
-  uint32_t ties_to_keep;  // of the equal ones, the first so many
+  uint32_t ties_to_keep;  // of the equal elements, the first so many, in an exact collection
+};
+// How many of a chunk's n_equal are sent, after `before` others.
+__device__ inline uint32_t ties_to_keep(uint64_t ties, uint64_t before, uint32_t n_equal) {
+  return static_cast<uint32_t>(min_of<uint64_t>(ties - min_of(ties, before), n_equal));
+}
+// Of the chunks before those of a block.
+struct ChunkSums {
+  uint64_t n_above, n_equal;
 };
 struct Candidates {
   uint16_t* offsets;  // in the chunk
@@ -130,16 +137,21 @@ struct Stage {
   Stream stream;
 };
 
-void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples);
+// What is to be collected: k candidates, which select_top() chooses, or `exactly` what is sent.
+// `all_nonzero`: all that differ from zero.
+struct Wanted {
+  uint64_t k;
+  bool all_nonzero, exactly;
+};
 void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* samples);
 // The exact threshold of the k among all elements, k <= n_elems, for a collection of just these.
 void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks);
-void collect(const Stage& stage, Candidates candidates, bool exactly, Chunk* chunks);
-// `all_nonzero`: all that differ from zero were to be collected.
-void select_top(const Stage& stage, Candidates candidates, uint64_t k, bool all_nonzero,
-                bool exactly, const StepRule& rule, Chunk* chunks);
+void collect(const Stage& stage, Candidates candidates, const Wanted& wanted, Chunk* chunks);
+// `sums`: one for each of the n_blocks.
+void select_top(const Stage& stage, Candidates candidates, const StepRule& rule, Chunk* chunks,
+                ChunkSums* sums);
 void quantize_candidates(const Stage& stage, Candidates candidates, const Chunk* chunks,
-                         SentSymbol* symbols);
+                         const ChunkSums* sums, SentSymbol* symbols);
 // What the sent elements become, and what is left of them for feedback, where that is not null.
 // Adds to the reference check. `quantizer` and number of symbols are the progress's.
 void recover_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t* bits, float* left);

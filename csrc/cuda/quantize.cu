@@ -8,6 +8,17 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
+// As means.add(), but by sums that lie in registers.
+__device__ void add(Quantized quantized, LevelMeans* means) {
+  RESFED_UNROLL
+  for (unsigned i = 0; i < kMaxOffsets; ++i) {
+    if (quantized.level != i + 1) continue;
+    means->position_sum[i] += quantized.position;
+    ++means->count[i];
+  }
+  means->highest = max_of(means->highest, quantized.level);
+}
+
 __device__ LevelMeans means_of_warp(LevelMeans means) {
   for (unsigned i = 0; i < kMaxOffsets; ++i) {
     means.position_sum[i] = sum_of_warp(means.position_sum[i]);
@@ -19,11 +30,11 @@ __device__ LevelMeans means_of_warp(LevelMeans means) {
   return means;
 }
 
-// A warp takes a chunk's candidates 32 at a time and writes those that are sent, in order.
+// A warp takes a chunk's candidates 32 at a time and writes those that are sent, in order: from
+// `at` on, and so many of those that equal the threshold.
 __device__ void quantize_chunk(const Chunk& chunk, uint64_t first_index, Candidates candidates,
-                               const Progress& progress, SentSymbol* symbols, LevelMeans* means) {
-  uint64_t at = chunk.first_sent;
-  uint32_t ties_left = chunk.ties_to_keep;
+                               const Progress& progress, uint64_t at, uint32_t ties_left,
+                               SentSymbol* symbols, LevelMeans* means) {
   for (uint32_t i = 0; i < chunk.n_candidates; i += kWarp) {
     const uint32_t mine = i + lane_of_thread();
     const bool there = mine < chunk.n_candidates;
@@ -37,7 +48,7 @@ __device__ void quantize_chunk(const Chunk& chunk, uint64_t first_index, Candida
     const unsigned ballot = __ballot_sync(kAllLanes, kept);
     if (kept) {
       const Quantized quantized = quantize(progress.quantizer, float_from_bits(key));
-      means->add(quantized);
+      add(quantized, means);
       const int32_t level = static_cast<int32_t>(quantized.level);
       const uint64_t index = first_index + candidates.offsets[chunk.first_candidate + mine];
       symbols[at + static_cast<unsigned>(__popc(ballot & lanes_below()))] = {
@@ -50,16 +61,34 @@ __device__ void quantize_chunk(const Chunk& chunk, uint64_t first_index, Candida
 
 __global__ void __launch_bounds__(kThreads)
     quantize_chunks(DeviceGroup group, Candidates candidates, const Chunk* chunks,
-                    SentSymbol* symbols, Progress* progress) {
+                    const ChunkSums* sums, SentSymbol* symbols, Progress* progress) {
   __shared__ LevelMeans of_warps[kThreads / kWarp];
+  __shared__ uint64_t places[kThreads];
+  __shared__ uint32_t ties_left[kThreads];
   LevelMeans means{};
-  const uint64_t n_warps = static_cast<uint64_t>(gridDim.x) * (kThreads / kWarp);
-  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < group.n_chunks;
-       t += n_warps) {
-    if (chunks[t].n_above + chunks[t].ties_to_keep == 0) continue;
-    const DeviceMember& member = group.member_of_chunk(t);
-    const uint64_t first_index = member.begin + (t - member.first_chunk) * kChunkElems;
-    quantize_chunk(chunks[t], first_index, candidates, *progress, symbols, &means);
+  const auto [begin, end] = range_of_block(group.n_chunks);
+  const uint64_t ties = progress->ties;
+  ChunkSums before = sums[blockIdx.x];
+  for (uint64_t first = begin; first < end; first += kThreads) {
+    const uint64_t own = first + threadIdx.x;
+    const uint64_t n_above = own < end ? chunks[own].n_above : 0;
+    const uint32_t n_equal = own < end ? chunks[own].n_equal : 0;
+    uint64_t total = 0;  // both in one number
+    const uint64_t below = sum_of_threads_below(n_above << 32 | n_equal, &total);
+    const uint64_t equal_before = before.n_equal + (below & 0xffffffffu);
+    ties_left[threadIdx.x] = ties_to_keep(ties, equal_before, n_equal);
+    places[threadIdx.x] = before.n_above + (below >> 32) + min_of(ties, equal_before);
+    before = {before.n_above + (total >> 32), before.n_equal + (total & 0xffffffffu)};
+    __syncthreads();
+    for (uint64_t t = first + threadIdx.x / kWarp; t < min_of(end, first + kThreads);
+         t += kThreads / kWarp) {
+      if (chunks[t].n_above + ties_left[t - first] == 0) continue;
+      const DeviceMember& member = group.member_of_chunk(t);
+      const uint64_t first_index = member.begin + (t - member.first_chunk) * kChunkElems;
+      quantize_chunk(chunks[t], first_index, candidates, *progress, places[t - first],
+                     ties_left[t - first], symbols, &means);
+    }
+    __syncthreads();
   }
   means = means_of_warp(means);
   if (lane_of_thread() == 0) of_warps[threadIdx.x / kWarp] = means;
@@ -143,9 +172,9 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void quantize_candidates(const Stage& stage, Candidates candidates, const Chunk* chunks,
-                         SentSymbol* symbols) {
+                         const ChunkSums* sums, SentSymbol* symbols) {
   launch(quantize_chunks, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, chunks,
-         symbols, stage.progress);
+         sums, symbols, stage.progress);
 }
 
 void recover_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t* bits, float* left) {

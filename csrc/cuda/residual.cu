@@ -1,11 +1,11 @@
 // Stage 1 on the device: the fused pass over model and reference. Every chunk's candidates lie
 // together and in order; the chunks' lie as they come, and a table says where.
-#include "cuda/pipeline.cuh"
+#include "cuda/select.cuh"
 
 namespace resfed::cuda {
 namespace {
 
-constexpr unsigned kThreads = 256;
+constexpr unsigned kThreads = 256, kSampleThreads = 1024;
 constexpr unsigned kPerLoad = 4;                                  // elements of a thread
 constexpr unsigned kLoads = kChunkElems / (kThreads * kPerLoad);  // by every thread
 constexpr unsigned kPerWarp = kChunkElems / (kThreads / kWarp);   // consecutive elements
@@ -85,7 +85,7 @@ __device__ uint32_t end_of_ties(const DeviceMember& member, uint64_t first, uint
 
 template <class T>
 __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candidates candidates,
-                              Chunk* chunk, bool exactly, Progress* progress) {
+                              Chunk* chunk, bool exactly, DigitCounts* counts, Progress* progress) {
   __shared__ uint64_t shared_place;
   __shared__ uint32_t shared_end;
   __shared__ unsigned warp_counts[kThreads / kWarp];
@@ -148,28 +148,70 @@ __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candid
       if ((mine >> j & 1u) == 0) continue;
       candidates.offsets[at + rank] = static_cast<uint16_t>(offset_of(load) + j);
       candidates.residuals[at + rank] = residuals[load][j];
+      counts->add(magnitude_key(residuals[load][j]), 0);
       ++rank;
     }
     at += count;
   }
 }
 
+// Whether there is anything to choose among the candidates, and if so, that they serve.
+__device__ void look_at_candidates(Candidates candidates, const Wanted& wanted,
+                                   Progress* progress) {
+  Progress& p = *progress;
+  const uint64_t n = p.n_found;
+  if (n > candidates.room || (n < wanted.k && !wanted.all_nonzero && !wanted.exactly)) {
+    p.lacks_room = 1;
+    p.n_found = 0;
+  }
+  const bool none = wanted.k == 0 || p.lacks_room != 0;
+  p.key = none ? kAllBits : 0;
+  p.known_bits = none || wanted.exactly || n <= wanted.k ? kAllBits : 0;
+  p.ties = wanted.k;
+}
+
+// The block that ends last also chooses the threshold's first digit.
 __global__ void __launch_bounds__(kThreads)
-    collect_chunks(DeviceGroup group, Candidates candidates, Chunk* chunks, bool exactly,
+    collect_chunks(DeviceGroup group, Candidates candidates, Chunk* chunks, Wanted wanted,
                    Progress* progress) {
+  __shared__ DigitCounts counts;
+  counts.clear();
   for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
     const DeviceMember& member = group.member_of_chunk(t);
     const uint64_t first = (t - member.first_chunk) * kChunkElems;
     with_type(member.dtype, [&]<class T>(T) {
-      collect_chunk<T>(member, first, candidates, &chunks[t], exactly, progress);
+      collect_chunk<T>(member, first, candidates, &chunks[t], wanted.exactly, &counts, progress);
     });
     __syncthreads();  // the next chunk writes what this one shares
   }
+  if (!counts.complete(progress)) return;
+  if (threadIdx.x == 0) look_at_candidates(candidates, wanted, progress);
+  __syncthreads();
+  choose_digit(0, progress);
 }
 
-__global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* samples) {
-  const uint64_t interval = group.n_elems / n_samples;
-  for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < n_samples;
+// The key of this rank (0 is the largest) among samples, by one block.
+__device__ uint32_t key_of_rank(const uint32_t* samples, uint32_t n_samples, uint32_t rank) {
+  __shared__ DigitCounts counts;
+  __shared__ uint32_t key, known_bits;
+  __shared__ uint64_t ties;
+  if (threadIdx.x == 0) key = 0, known_bits = 0, ties = rank + 1;
+  for (unsigned digit = 0; digit < kDigits; ++digit) {
+    counts.clear();
+    for (uint32_t i = threadIdx.x; i < n_samples; i += blockDim.x) {
+      if ((samples[i] & known_bits) == key) counts.add(samples[i], digit);
+    }
+    __syncthreads();
+    choose_digit(counts.of, digit, &key, &known_bits, &ties);
+  }
+  return key;
+}
+
+// The block that ends last also chooses the least key of candidates.
+__global__ void __launch_bounds__(kSampleThreads)
+    sample_keys(DeviceGroup group, SamplePlan plan, uint32_t* samples, Progress* progress) {
+  const uint64_t interval = group.n_elems / plan.n_samples;
+  for (uint64_t j = blockIdx.x * blockDim.x + threadIdx.x; j < plan.n_samples;
        j += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
     const uint64_t index = sampled_index(interval, j);
     const DeviceMember& member = group.member_at(index);
@@ -177,18 +219,22 @@ __global__ void sample_keys(DeviceGroup group, uint32_t n_samples, uint32_t* sam
       samples[j] = magnitude_key(residual_at<T>(member, index - member.begin));
     });
   }
+  if (!is_last_block(progress)) return;
+  const uint32_t key = key_of_rank(samples, plan.n_samples, plan.rank);
+  if (threadIdx.x == 0) progress->min_key = min_of(max_of(key, 1u), kFirstNonFiniteKey);
 }
 
 }  // namespace
 
-void sample(const Stage& stage, uint32_t n_samples, uint32_t* samples) {
-  launch(sample_keys, (n_samples + kThreads - 1) / kThreads, kThreads, stage.stream, stage.group,
-         n_samples, samples);
+void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* samples) {
+  if (plan.n_samples == 0) return;
+  launch(sample_keys, static_cast<unsigned>(n_blocks_of(plan.n_samples, kSampleThreads)),
+         kSampleThreads, stage.stream, stage.group, plan, samples, stage.progress);
 }
 
-void collect(const Stage& stage, Candidates candidates, bool exactly, Chunk* chunks) {
+void collect(const Stage& stage, Candidates candidates, const Wanted& wanted, Chunk* chunks) {
   launch(collect_chunks, stage.n_blocks, kThreads, stage.stream, stage.group, candidates, chunks,
-         exactly, stage.progress);
+         wanted, stage.progress);
 }
 
 }  // namespace resfed::cuda

@@ -1,6 +1,6 @@
 // Stage 2 on the device: exact top-k by radix selection, the highest digit of the keys first, and
 // what threshold and step follow from it. Ties are counted by chunk, so that the lower index wins.
-#include "cuda/pipeline.cuh"
+#include "cuda/select.cuh"
 
 namespace resfed::cuda {
 namespace {
@@ -8,64 +8,18 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr unsigned kScanThreads = 1024;
 
-// One digit of the k-th largest key, from how often each occurs: by a whole block of kBins / 2
-// threads at most. `ties` are the k of what is left, before and after.
-__device__ void choose_digit(const unsigned* histogram, unsigned digit, uint32_t* key,
-                             uint32_t* known_bits, uint64_t* ties) {
-  if (threadIdx.x == 0) {
-    unsigned bin = kBins - 1;
-    uint64_t k = *ties;
-    for (; bin > 0 && histogram[bin] < k; --bin) k -= histogram[bin];
-    *ties = k;
-    *key |= bin << digit_shift(digit);
-    *known_bits = ~0u << digit_shift(digit);
-  }
-  __syncthreads();
-}
-
-// The key of this rank (0 is the largest) among samples, by one block.
-__global__ void __launch_bounds__(kScanThreads)
-    choose_min_key(const uint32_t* samples, uint32_t n_samples, uint32_t rank, Progress* progress) {
-  __shared__ unsigned histogram[kBins];
-  __shared__ uint32_t key, known_bits;
-  __shared__ uint64_t ties;
-  if (threadIdx.x == 0) key = 0, known_bits = 0, ties = rank + 1;
-  for (unsigned digit = 0; digit < kDigits; ++digit) {
-    for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) histogram[bin] = 0;
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < n_samples; i += blockDim.x) {
-      if ((samples[i] & known_bits) == key) atomicAdd(&histogram[digit_of(samples[i], digit)], 1u);
-    }
-    __syncthreads();
-    choose_digit(histogram, digit, &key, &known_bits, &ties);
-  }
-  if (threadIdx.x == 0) progress->min_key = min_of(max_of(key, 1u), kFirstNonFiniteKey);
-}
-
-// Adds a block's histogram to the progress's; the last block chooses the digit.
-__device__ void finish_histogram(unsigned* histogram, unsigned digit, Progress* progress) {
-  __syncthreads();
-  for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) {
-    if (histogram[bin] != 0) atomicAdd(&progress->histogram[bin], histogram[bin]);
-  }
-  if (!is_last_block(progress)) return;
-  choose_digit(progress->histogram, digit, &progress->key, &progress->known_bits, &progress->ties);
-  for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) progress->histogram[bin] = 0;
-}
-
 __global__ void __launch_bounds__(kThreads)
     count_digits(Candidates candidates, unsigned digit, Progress* progress) {
-  __shared__ unsigned histogram[kBins];
+  __shared__ DigitCounts counts;
   if (progress->known_bits == kAllBits) return;  // all candidates are sent, or none
-  for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) histogram[bin] = 0;
-  __syncthreads();
+  counts.clear();
   const uint32_t known_bits = progress->known_bits, known = progress->key;
   for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
        i < progress->n_found; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
     const uint32_t key = magnitude_key(candidates.residuals[i]);
-    if ((key & known_bits) == known) atomicAdd(&histogram[digit_of(key, digit)], 1u);
+    if ((key & known_bits) == known) counts.add(key, digit);
   }
-  finish_histogram(histogram, digit, progress);
+  if (counts.complete(progress)) choose_digit(digit, progress);
 }
 
 // Calls visit(key) for all elements of a chunk.
@@ -84,16 +38,15 @@ __device__ void for_each_key(const DeviceGroup& group, uint64_t t, Visit visit) 
 // The same digits among all elements.
 __global__ void __launch_bounds__(kThreads)
     count_all_digits(DeviceGroup group, unsigned digit, Progress* progress) {
-  __shared__ unsigned histogram[kBins];
-  for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) histogram[bin] = 0;
-  __syncthreads();
+  __shared__ DigitCounts counts;
+  counts.clear();
   const uint32_t known_bits = progress->known_bits, known = progress->key;
   for (uint64_t t = blockIdx.x; t < group.n_chunks; t += gridDim.x) {
     for_each_key(group, t, [&](uint32_t key) {
-      if ((key & known_bits) == known) atomicAdd(&histogram[digit_of(key, digit)], 1u);
+      if ((key & known_bits) == known) counts.add(key, digit);
     });
   }
-  finish_histogram(histogram, digit, progress);
+  if (counts.complete(progress)) choose_digit(digit, progress);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -108,56 +61,61 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Deals the ties to the chunks in order; by one block.
-__device__ void deal_ties(Chunk* chunks, uint64_t n, uint64_t ties) {
-  const ThreadRange mine = range_of_thread(n);
+__global__ void __launch_bounds__(kScanThreads)
+    deal_all_ties(Chunk* chunks, uint64_t n, uint64_t k, Progress* progress) {
+  const uint64_t ties = progress->key == 0 ? k : progress->ties;  // 0: all that differ from zero
+  const OwnRange mine = range_of_thread(n);
   uint64_t n_equal = 0, total = 0;
   for (uint64_t t = mine.begin; t < mine.end; ++t) n_equal += chunks[t].n_equal;
   uint64_t before = sum_of_threads_below(n_equal, &total);
   for (uint64_t t = mine.begin; t < mine.end; ++t) {
-    const uint64_t left = ties - min_of(ties, before);
-    chunks[t].ties_to_keep = static_cast<uint32_t>(min_of<uint64_t>(left, chunks[t].n_equal));
+    chunks[t].ties_to_keep = ties_to_keep(ties, before, chunks[t].n_equal);
     before += chunks[t].n_equal;
   }
+  if (threadIdx.x != 0) return;
+  progress->min_key = max_of(progress->key, 1u);
+  progress->n_found = 0;
 }
 
-__global__ void __launch_bounds__(kScanThreads)
-    deal_all_ties(Chunk* chunks, uint64_t n, uint64_t k, Progress* progress) {
-  __shared__ uint64_t ties;
-  if (threadIdx.x == 0) {
-    if (progress->key == 0) progress->ties = k;  // all that differ from zero
-    progress->min_key = max_of(progress->key, 1u);
-    progress->n_found = 0;
-    ties = progress->ties;
+// What is sent of the chunks before each block's, and of all; by the block that ends last.
+__device__ void place_blocks(ChunkSums* sums, Progress* progress) {
+  const OwnRange mine = range_of_thread(gridDim.x);
+  uint64_t n_above = 0, n_equal = 0, all_above = 0, all_equal = 0;
+  for (uint64_t b = mine.begin; b < mine.end; ++b) {
+    n_above += sums[b].n_above;
+    n_equal += sums[b].n_equal;
   }
-  __syncthreads();
-  deal_ties(chunks, n, ties);
-}
-
-// Whether there is anything to choose among the candidates, and if so, that they serve.
-__global__ void look_at_candidates(Candidates candidates, uint64_t k, bool all_nonzero,
-                                   bool exactly, Progress* progress) {
+  ChunkSums before{sum_of_threads_below(n_above, &all_above),
+                   sum_of_threads_below(n_equal, &all_equal)};
+  for (uint64_t b = mine.begin; b < mine.end; ++b) {
+    const ChunkSums own = sums[b];
+    sums[b] = before;
+    before = {before.n_above + own.n_above, before.n_equal + own.n_equal};
+  }
+  if (threadIdx.x != 0) return;
   Progress& p = *progress;
-  const uint64_t n = p.n_found;
-  if (n > candidates.room || (n < k && !all_nonzero && !exactly)) {
-    p.lacks_room = 1;
-    p.n_found = 0;
+  p.ties = min_of(p.ties, all_equal);
+  p.n_sent = all_above + p.ties;
+  if (p.ties > 0) {
+    const double value = float_from_bits(p.key);
+    p.least = min_of(p.least, p.key);
+    p.most = max_of(p.most, p.key);
+    p.squares += static_cast<double>(p.ties) * value * value;
   }
-  p.key = 0;
-  p.known_bits = 0;
-  p.ties = k;
-  if (k == 0 || p.lacks_room != 0) p.key = kAllBits;
-  if (k == 0 || p.lacks_room != 0 || exactly || n <= k) p.known_bits = kAllBits;
 }
 
 // Of each chunk, by a warp: how many candidates lie above the threshold and on it.
 __global__ void __launch_bounds__(kThreads)
-    count_sent(Candidates candidates, Chunk* chunks, uint64_t n_chunks, Progress* progress) {
-  const uint64_t n_warps = static_cast<uint64_t>(gridDim.x) * (kThreads / kWarp);
+    count_sent(Candidates candidates, Chunk* chunks, uint64_t n_chunks, ChunkSums* sums,
+               Progress* progress) {
+  __shared__ ChunkSums of_warps[kThreads / kWarp];
+  const unsigned warp = threadIdx.x / kWarp;
+  const auto [begin, end] = range_of_block(n_chunks);
   const uint32_t threshold = progress->key;
   uint32_t least = kFirstNonFiniteKey, most = 0;
   double squares = 0;
-  for (uint64_t t = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp; t < n_chunks;
-       t += n_warps) {
+  ChunkSums all{0, 0};
+  for (uint64_t t = begin + warp; t < end; t += kThreads / kWarp) {
     Chunk& chunk = chunks[t];
     uint32_t n_above = 0, n_equal = 0;
     for (uint32_t i = lane_of_thread(); i < chunk.n_candidates; i += kWarp) {
@@ -173,46 +131,29 @@ __global__ void __launch_bounds__(kThreads)
     n_above = sum_of_warp(n_above);
     n_equal = sum_of_warp(n_equal);
     if (lane_of_thread() == 0) chunk.n_above = n_above, chunk.n_equal = n_equal;
+    all = {all.n_above + n_above, all.n_equal + n_equal};
   }
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     least = min_of(least, __shfl_xor_sync(kAllLanes, least, distance));
     most = max_of(most, __shfl_xor_sync(kAllLanes, most, distance));
     squares += __shfl_xor_sync(kAllLanes, squares, distance);
   }
-  if (lane_of_thread() == 0 && most > 0) {
-    atomicMin(&progress->least, least);
-    atomicMax(&progress->most, most);
-    atomicAdd(&progress->squares, squares);
+  if (lane_of_thread() == 0) {
+    of_warps[warp] = all;
+    if (most > 0) {
+      atomicMin(&progress->least, least);
+      atomicMax(&progress->most, most);
+      atomicAdd(&progress->squares, squares);
+    }
   }
-}
-
-// Where each chunk's elements go, and how many are sent; by one block.
-__global__ void __launch_bounds__(kScanThreads)
-    place_chunks(Chunk* chunks, uint64_t n, Progress* progress) {
-  const uint64_t ties = progress->ties;
-  deal_ties(chunks, n, ties);
-  const ThreadRange mine = range_of_thread(n);
-  uint64_t n_sent = 0, n_equal = 0, total = 0, total_equal = 0;
-  for (uint64_t t = mine.begin; t < mine.end; ++t) {
-    n_equal += chunks[t].ties_to_keep;
-    n_sent += chunks[t].n_above + chunks[t].ties_to_keep;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (unsigned w = 1; w < kThreads / kWarp; ++w) {
+      all = {all.n_above + of_warps[w].n_above, all.n_equal + of_warps[w].n_equal};
+    }
+    sums[blockIdx.x] = all;
   }
-  uint64_t before = sum_of_threads_below(n_sent, &total);
-  sum_of_threads_below(n_equal, &total_equal);
-  for (uint64_t t = mine.begin; t < mine.end; ++t) {
-    chunks[t].first_sent = before;
-    before += chunks[t].n_above + chunks[t].ties_to_keep;
-  }
-  if (threadIdx.x != 0) return;
-  Progress& p = *progress;
-  p.n_sent = total;
-  p.ties = total_equal;
-  if (total_equal > 0) {
-    const double value = float_from_bits(p.key);
-    p.least = min_of(p.least, p.key);
-    p.most = max_of(p.most, p.key);
-    p.squares += static_cast<double>(total_equal) * value * value;
-  }
+  if (is_last_block(progress)) place_blocks(sums, progress);
 }
 
 // The exact sum of squares of what is sent, if it may matter; then threshold and step.
@@ -254,13 +195,6 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* samples) {
-  if (plan.n_samples == 0) return;
-  sample(stage, plan.n_samples, samples);
-  launch(choose_min_key, 1, kScanThreads, stage.stream, samples, plan.n_samples, plan.rank,
-         stage.progress);
-}
-
 void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks) {
   const auto& [group, progress, n_blocks, stream] = stage;
   for (unsigned digit = 0; digit < kDigits; ++digit) {
@@ -270,15 +204,14 @@ void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks) {
   launch(deal_all_ties, 1, kScanThreads, stream, chunks, group.n_chunks, k, progress);
 }
 
-void select_top(const Stage& stage, Candidates candidates, uint64_t k, bool all_nonzero,
-                bool exactly, const StepRule& rule, Chunk* chunks) {
+void select_top(const Stage& stage, Candidates candidates, const StepRule& rule, Chunk* chunks,
+                ChunkSums* sums) {
   const auto& [group, progress, n_blocks, stream] = stage;
-  launch(look_at_candidates, 1, 1, stream, candidates, k, all_nonzero, exactly, progress);
-  for (unsigned digit = 0; digit < kDigits; ++digit) {
+  for (unsigned digit = 1; digit < kDigits; ++digit) {
     launch(count_digits, n_blocks, kThreads, stream, candidates, digit, progress);
   }
-  launch(count_sent, n_blocks, kThreads, stream, candidates, chunks, group.n_chunks, progress);
-  launch(place_chunks, 1, kScanThreads, stream, chunks, group.n_chunks, progress);
+  launch(count_sent, n_blocks, kThreads, stream, candidates, chunks, group.n_chunks, sums,
+         progress);
   launch(fit_step, n_blocks, kThreads, stream, candidates, rule, progress);
 }
 
