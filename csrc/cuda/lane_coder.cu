@@ -89,6 +89,7 @@ void LaneCoder::take(BumpAllocator& allocator, uint64_t most_symbols) {
   scan_.any_columns = allocator.take<uint32_t>(1);
   const uint64_t n_counts = scan_.n_lines > 0 ? n_sort_tiles(most_symbols) << kMostDigitBits : 0;
   scan_.histograms = allocator.take<uint32_t>(n_counts);
+  scan_.digit_counts = allocator.take<uint32_t>(1u << kMostDigitBits);
   codes_ = allocator.take<NonzeroCode>(most_symbols);
   found_ = allocator.take<FoundLane>(n_lanes);
   counts_ = allocator.take<uint32_t>(kCounts);

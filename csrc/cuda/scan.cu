@@ -69,19 +69,8 @@ __device__ void mark(uint32_t* occurs, uint64_t line) {
   if ((occurs[line / 32] & bit) == 0) atomicOr(&occurs[line / 32], bit);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    mark_lines(const SentSymbol* symbols, uint64_t n, ScanBuffers b) {
-  for_each_scanned(symbols, n, b, [&](uint64_t, SentSymbol symbol, uint64_t matrix) {
-    if (matrix == kNone) return;
-    const MatrixShape& m = b.matrices[matrix];
-    const Place place = divide(symbol.index() - m.begin, m.row_length);
-    mark(b.occurs, b.plans[matrix].first_row + place.quotient);
-    mark(b.occurs, b.plans[matrix].first_col + place.remainder);
-  });
-}
-
 // By one block.
-__global__ void __launch_bounds__(kScanThreads) count_lines(ScanBuffers b) {
+__device__ void count_lines(const ScanBuffers& b) {
   const auto [begin, end] = range_of_thread(b.n_lines / 32);
   uint64_t mine = 0, total = 0;
   for (uint64_t w = begin; w < end; ++w) mine += static_cast<unsigned>(__popc(b.occurs[w]));
@@ -90,6 +79,7 @@ __global__ void __launch_bounds__(kScanThreads) count_lines(ScanBuffers b) {
     b.before[w] = static_cast<uint32_t>(before);
     before += static_cast<unsigned>(__popc(b.occurs[w]));
   }
+  __syncthreads();
 }
 
 // How many lines from `first` to before `line` are sent to.
@@ -98,22 +88,34 @@ __device__ uint32_t kept_before(const ScanBuffers& b, uint64_t first, uint64_t l
   return b.before[line / 32] - b.before[first / 32] + static_cast<uint32_t>(__popc(below));
 }
 
-// Which matrices leave out rows and columns.
-__global__ void __launch_bounds__(kThreads) choose_lines(ScanBuffers b) {
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < b.n_matrices;
-       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    const LinePlan& plan = b.plans[i];
-    ScanChoice& choice = b.choices[i];
-    if (plan.n_rows == 0 || choice.n == 0) continue;
-    const auto keep = [&](uint64_t first, uint64_t n_lines, uint64_t* n, bool* keeps) {
-      const uint64_t last = first + n_lines - 1;
-      const uint64_t n_kept = kept_before(b, first, last) + (b.occurs[last / 32] >> last % 32 & 1u);
-      *keeps = leaving_out_pays(n_lines, n_kept, choice.n);
-      if (*keeps) *n = n_kept;
-    };
-    keep(plan.first_row, plan.n_rows, &choice.n_rows, &choice.keeps_rows);
-    keep(plan.first_col, plan.n_cols, &choice.n_cols, &choice.keeps_cols);
-  }
+// Whether a matrix leaves out rows and columns.
+__device__ void choose_lines(const ScanBuffers& b, uint64_t matrix) {
+  const LinePlan& plan = b.plans[matrix];
+  ScanChoice& choice = b.choices[matrix];
+  if (plan.n_rows == 0 || choice.n == 0) return;
+  const auto keep = [&](uint64_t first, uint64_t n_lines, uint64_t* n, bool* keeps) {
+    const uint64_t last = first + n_lines - 1;
+    const uint64_t n_kept = kept_before(b, first, last) + (b.occurs[last / 32] >> last % 32 & 1u);
+    *keeps = leaving_out_pays(n_lines, n_kept, choice.n);
+    if (*keeps) *n = n_kept;
+  };
+  keep(plan.first_row, plan.n_rows, &choice.n_rows, &choice.keeps_rows);
+  keep(plan.first_col, plan.n_cols, &choice.n_cols, &choice.keeps_cols);
+}
+
+// The block that ends last chooses the lines of all matrices.
+__global__ void __launch_bounds__(kThreads)
+    mark_lines(const SentSymbol* symbols, uint64_t n, ScanBuffers b, Progress* progress) {
+  for_each_scanned(symbols, n, b, [&](uint64_t, SentSymbol symbol, uint64_t matrix) {
+    if (matrix == kNone) return;
+    const MatrixShape& m = b.matrices[matrix];
+    const Place place = divide(symbol.index() - m.begin, m.row_length);
+    mark(b.occurs, b.plans[matrix].first_row + place.quotient);
+    mark(b.occurs, b.plans[matrix].first_col + place.remainder);
+  });
+  if (!is_last_block(progress)) return;
+  count_lines(b);
+  for (uint64_t i = threadIdx.x; i < b.n_matrices; i += blockDim.x) choose_lines(b, i);
 }
 
 // To the rows and columns that are kept; the order stays.
@@ -140,9 +142,18 @@ __global__ void __launch_bounds__(kThreads)
 
 __device__ bool same_sign(SentSymbol a, SentSymbol b) { return (a.level() > 0) == (b.level() > 0); }
 
-// Whether nonzeros resemble the one above them more often than the one to their left.
+__device__ void choose_columns(const ScanBuffers& b, uint64_t matrix) {
+  ScanChoice& choice = b.choices[matrix];
+  if (b.plans[matrix].n_rows == 0) return;
+  choice.columns = columns_pay(static_cast<int64_t>(choice.votes), choice.n);
+  if (choice.columns) *b.any_columns = 1;
+  if (choice.columns || choice.keeps_cols) b.matrices[matrix].block = 0;
+}
+
+// Whether nonzeros resemble the one above them more often than the one to their left. The block
+// that ends last chooses.
 __global__ void __launch_bounds__(kThreads)
-    vote(const SentSymbol* sent, uint64_t n, ScanBuffers b) {
+    vote(const SentSymbol* sent, uint64_t n, ScanBuffers b, Progress* progress) {
   for_each_scanned(sent, n, b, [&](uint64_t i, SentSymbol symbol, uint64_t matrix) {
     int64_t votes = 0;
     if (matrix != kNone) {
@@ -175,29 +186,17 @@ __global__ void __launch_bounds__(kThreads)
       add_atomically(&b.choices[matrix].votes, sum);
     }
   });
+  if (!is_last_block(progress)) return;
+  for (uint64_t i = threadIdx.x; i < b.n_matrices; i += blockDim.x) choose_columns(b, i);
 }
 
-__global__ void __launch_bounds__(kThreads) choose_columns(ScanBuffers b) {
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < b.n_matrices;
-       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    ScanChoice& choice = b.choices[i];
-    if (b.plans[i].n_rows == 0) continue;
-    choice.columns = columns_pay(static_cast<int64_t>(choice.votes), choice.n);
-    if (choice.columns) *b.any_columns = 1;
-    if (choice.columns || choice.keeps_cols) b.matrices[i].block = 0;
-  }
-}
-
-// To indices in the transposed matrices.
-__global__ void __launch_bounds__(kThreads) transpose(uint64_t n, ScanBuffers b, SentSymbol* sent) {
-  if (*b.any_columns == 0) return;
-  for_each_scanned(sent, n, b, [&](uint64_t i, SentSymbol symbol, uint64_t matrix) {
-    if (matrix == kNone || !b.choices[matrix].columns) return;
-    const ScanChoice& choice = b.choices[matrix];
-    const uint64_t begin = b.matrices[matrix].begin;
-    const Place place = divide(symbol.index() - begin, choice.n_cols);
-    sent[i] = {begin + place.remainder * choice.n_rows + place.quotient, symbol.level()};
-  });
+// To an index in the transposed matrix, where the matrix is one.
+__device__ SentSymbol transposed(SentSymbol symbol, const ScanBuffers& b) {
+  const MatrixShape* const m = matrix_at(b.matrices, b.n_matrices, symbol.index());
+  if (m == nullptr || !b.choices[m - b.matrices].columns) return symbol;
+  const ScanChoice& choice = b.choices[m - b.matrices];
+  const Place place = divide(symbol.index() - m->begin, choice.n_cols);
+  return {m->begin + place.remainder * choice.n_rows + place.quotient, symbol.level()};
 }
 
 // ---- a radix sort by index; each pass by a digit, and stable. A block takes a tile, each of its
@@ -212,17 +211,20 @@ struct Digits {
   }
 };
 
+// `transposes`: takes the symbols to the transposed matrices before.
 __global__ void __launch_bounds__(kSortThreads)
-    count_by_digit(const SentSymbol* from, uint64_t n, Digits digits, ScanBuffers b) {
+    count_by_digit(SentSymbol* from, uint64_t n, Digits digits, bool transposes, ScanBuffers b) {
   __shared__ uint32_t counts[1u << kMostDigitBits];
   if (*b.any_columns == 0) return;
-  const uint64_t n_tiles = (n + kSortTile - 1) / kSortTile;
+  const uint64_t n_tiles = n_sort_tiles(n);
   for (uint64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
     for (unsigned d = threadIdx.x; d < 1u << digits.n_bits; d += blockDim.x) counts[d] = 0;
     __syncthreads();
     const uint64_t end = min_of(n, (tile + 1) * kSortTile);
     for (uint64_t i = tile * kSortTile + threadIdx.x; i < end; i += blockDim.x) {
-      atomicAdd(&counts[digits.of(from[i])], 1u);
+      SentSymbol symbol = from[i];
+      if (transposes) symbol = from[i] = transposed(symbol, b);
+      atomicAdd(&counts[digits.of(symbol)], 1u);
     }
     __syncthreads();
     for (unsigned d = threadIdx.x; d < 1u << digits.n_bits; d += blockDim.x) {
@@ -232,27 +234,41 @@ __global__ void __launch_bounds__(kSortThreads)
   }
 }
 
-// By one block.
-__global__ void __launch_bounds__(kScanThreads) place_digits(uint64_t n, ScanBuffers b) {
+// A warp takes a digit: how many symbols with it lie in the tiles before, and in all.
+__global__ void __launch_bounds__(kSortThreads)
+    sum_over_tiles(uint64_t n_tiles, Digits digits, ScanBuffers b) {
   if (*b.any_columns == 0) return;
-  const auto [begin, end] = range_of_thread(n);
-  uint64_t mine = 0, total = 0;
-  for (uint64_t i = begin; i < end; ++i) mine += b.histograms[i];
-  uint64_t before = sum_of_threads_below(mine, &total);
-  for (uint64_t i = begin; i < end; ++i) {
-    const uint32_t count = b.histograms[i];
-    b.histograms[i] = static_cast<uint32_t>(before);
-    before += count;
+  const unsigned digit = blockIdx.x * kSortWarps + threadIdx.x / kWarp;
+  if (digit >= 1u << digits.n_bits) return;
+  uint32_t* const counts = b.histograms + digit * n_tiles;
+  uint64_t before = 0;
+  for (uint64_t first = 0; first < n_tiles; first += kWarp) {
+    const uint64_t tile = first + lane_of_thread();
+    const uint64_t count = tile < n_tiles ? counts[tile] : 0;
+    const uint64_t below = sum_of_lanes_below(count);
+    if (tile < n_tiles) counts[tile] = static_cast<uint32_t>(before + below);
+    before += __shfl_sync(kAllLanes, below + count, kWarp - 1);
   }
+  if (lane_of_thread() == 0) b.digit_counts[digit] = static_cast<uint32_t>(before);
 }
 
 __global__ void __launch_bounds__(kSortThreads)
     move_by_digit(const SentSymbol* from, uint64_t n, Digits digits, ScanBuffers b,
                   SentSymbol* to) {
   __shared__ uint32_t places[kSortWarps][1u << kMostDigitBits];  // of the warp's next symbol
+  __shared__ uint32_t begins[1u << kMostDigitBits];              // of the digits
   if (*b.any_columns == 0) return;
-  const uint64_t n_tiles = (n + kSortTile - 1) / kSortTile;
+  const uint64_t n_tiles = n_sort_tiles(n);
   const unsigned warp = threadIdx.x / kWarp, n_digits = 1u << digits.n_bits;
+  const auto [first_digit, last_digit] = range_of_thread(n_digits);
+  uint64_t mine = 0, total = 0;
+  for (uint64_t d = first_digit; d < last_digit; ++d) mine += b.digit_counts[d];
+  uint64_t before = sum_of_threads_below(mine, &total);
+  for (uint64_t d = first_digit; d < last_digit; ++d) {
+    begins[d] = static_cast<uint32_t>(before);
+    before += b.digit_counts[d];
+  }
+  __syncthreads();
   for (uint64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
     for (unsigned d = lane_of_thread(); d < n_digits; d += kWarp) places[warp][d] = 0;
     __syncwarp();
@@ -263,7 +279,7 @@ __global__ void __launch_bounds__(kSortThreads)
     }
     __syncthreads();
     for (unsigned d = threadIdx.x; d < n_digits; d += blockDim.x) {
-      uint32_t place = b.histograms[d * n_tiles + tile];
+      uint32_t place = begins[d] + b.histograms[d * n_tiles + tile];
       for (unsigned w = 0; w < kSortWarps; ++w) {
         const uint32_t count = places[w][d];
         places[w][d] = place;
@@ -303,8 +319,9 @@ void sort(const Stage& stage, uint64_t n, const ScanBuffers& b, SentSymbol* sent
   const auto n_blocks = static_cast<unsigned>(min_of<uint64_t>(n_tiles, stage.n_blocks));
   for (unsigned pass = 0; pass < n_passes; ++pass) {
     const Digits digits{pass * n_digit_bits, n_digit_bits};
-    launch(count_by_digit, n_blocks, kSortThreads, stage.stream, sent, n, digits, b);
-    launch(place_digits, 1, kScanThreads, stage.stream, n_tiles << n_digit_bits, b);
+    launch(count_by_digit, n_blocks, kSortThreads, stage.stream, sent, n, digits, pass == 0, b);
+    launch(sum_over_tiles, static_cast<unsigned>(n_blocks_of(1u << n_digit_bits, kSortWarps)),
+           kSortThreads, stage.stream, n_tiles, digits, b);
     launch(move_by_digit, n_blocks, kSortThreads, stage.stream, sent, n, digits, b, other);
     std::swap(sent, other);
   }
@@ -367,18 +384,12 @@ __global__ void __launch_bounds__(kThreads) flip(uint64_t n, ScanBuffers b, Sent
 void scan_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t n, const ScanBuffers& b,
                   SentSymbol* sent, SentSymbol* other) {
   const auto& [group, progress, n_blocks, stream] = stage;
-  const auto n_small =
-      static_cast<unsigned>(min_of<uint64_t>((b.n_matrices + kThreads - 1) / kThreads, n_blocks));
   const auto each =
       static_cast<unsigned>(min_of<uint64_t>((n + kThreads - 1) / kThreads, n_blocks));
   launch(begin_scan, n_blocks, kThreads, stream, symbols, n, b);
-  launch(mark_lines, each, kThreads, stream, symbols, n, b);
-  launch(count_lines, 1, kScanThreads, stream, b);
-  launch(choose_lines, n_small, kThreads, stream, b);
+  launch(mark_lines, each, kThreads, stream, symbols, n, b, progress);
   launch(compact, each, kThreads, stream, symbols, n, b, sent);
-  launch(vote, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b);
-  launch(choose_columns, n_small, kThreads, stream, b);
-  launch(transpose, each, kThreads, stream, n, b, sent);
+  launch(vote, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b, progress);
   sort(stage, n, b, sent, other);
   launch(compare_neighbors, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b);
   launch(choose_flips, static_cast<unsigned>(min_of<uint64_t>(b.n_matrices, n_blocks)),

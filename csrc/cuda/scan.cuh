@@ -25,7 +25,7 @@ struct ScanChoice {
 constexpr unsigned kSortThreads = 256;
 constexpr uint64_t kSortTile = 32 * kSortThreads;  // symbols
 constexpr unsigned kMostDigitBits = 10;
-inline uint64_t n_sort_tiles(uint64_t n) { return (n + kSortTile - 1) / kSortTile; }
+RESFED_HD uint64_t n_sort_tiles(uint64_t n) { return (n + kSortTile - 1) / kSortTile; }
 
 // Memory on the device.
 struct ScanBuffers {
@@ -38,7 +38,8 @@ struct ScanBuffers {
   int32_t* agree;    // by place in a line, from the matrix's first row on
   uint8_t* flips;    // the same
   uint32_t* any_columns;
-  uint32_t* histograms;  // of the sort: a count for each digit and tile
+  uint32_t* histograms;    // of the sort: a count for each digit and tile
+  uint32_t* digit_counts;  // and for each digit
 };
 
 // Writes n symbols, which are ascending, to `sent` in scan order. Takes the blocks away from
