@@ -53,16 +53,6 @@ __device__ void load_residuals(const DeviceMember& member, uint64_t first,
   }
 }
 
-// Which elements of a chunk are collected: keys above the least, and those equal to it up to an
-// offset.
-struct Selected {
-  uint32_t key;
-  uint32_t end_of_equal;
-  __device__ bool operator()(uint32_t own, uint32_t offset) const {
-    return own > key || (own == key && offset < end_of_equal);
-  }
-};
-
 // The offset that ends the first `ties` elements of the chunk with this key; by one warp.
 template <class T>
 __device__ uint32_t end_of_ties(const DeviceMember& member, uint64_t first, uint32_t key,
@@ -91,32 +81,59 @@ __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candid
   __shared__ unsigned warp_counts[kThreads / kWarp];
   const unsigned warp = threadIdx.x / kWarp;
 
-  Selected selected{progress->min_key, kChunkElems};
-  if (exactly && chunk->ties_to_keep < chunk->n_equal) {
-    if (warp == 0) {
-      const uint32_t end = end_of_ties<T>(member, first, selected.key, chunk->ties_to_keep);
-      if (lane_of_thread() == 0) shared_end = end;
-    }
-    __syncthreads();
-    selected.end_of_equal = shared_end;
+  const uint32_t min_key = progress->min_key;
+  const bool drops_ties = exactly && chunk->ties_to_keep < chunk->n_equal;
+  if (drops_ties && warp == 0) {
+    const uint32_t end = end_of_ties<T>(member, first, min_key, chunk->ties_to_keep);
+    if (lane_of_thread() == 0) shared_end = end;
   }
 
   float residuals[kLoads][kPerLoad];
   load_residuals<T>(member, first, residuals);
-  unsigned hits = 0;  // a bit for each residual
-  RESFED_UNROLL
-  for (unsigned load = 0; load < kLoads; ++load) {
+  const auto for_each = [&](auto visit) {
     RESFED_UNROLL
-    for (unsigned j = 0; j < kPerLoad; ++j) {
-      const uint32_t key = magnitude_key(residuals[load][j]);
-      const uint32_t offset = offset_of(load) + j;
-      if (selected(key, offset)) hits |= 1u << (load * kPerLoad + j);
-      if (!is_finite_key(key)) {
-        lower_atomically(&progress->first_not_finite, member.begin + first + offset);
+    for (unsigned load = 0; load < kLoads; ++load) {
+      RESFED_UNROLL
+      for (unsigned j = 0; j < kPerLoad; ++j) {
+        visit(load * kPerLoad + j, magnitude_key(residuals[load][j]), offset_of(load) + j);
       }
     }
+  };
+  unsigned hits = 0;  // a bit for each residual
+  uint32_t most = 0;
+  for_each([&](unsigned i, uint32_t key, uint32_t) {
+    hits |= (key >= min_key ? 1u : 0u) << i;
+    most = max_of(most, key);
+  });
+  if (!is_finite_key(most)) {
+    for_each([&](unsigned, uint32_t key, uint32_t offset) {
+      if (is_finite_key(key)) return;
+      lower_atomically(&progress->first_not_finite, member.begin + first + offset);
+    });
   }
-  const unsigned n_hits = sum_of_warp(static_cast<unsigned>(__popc(hits)));
+  if (drops_ties) {
+    __syncthreads();
+    for_each([&](unsigned i, uint32_t key, uint32_t offset) {
+      if (key == min_key && offset >= shared_end) hits &= ~(1u << i);
+    });
+  }
+  // How many hits each load has in this lane, a byte for each load; then in the lanes up to it.
+  static_assert(kLoads == 4 && kPerLoad * kWarp < 256);
+  uint32_t own = 0;
+  RESFED_UNROLL
+  for (unsigned load = 0; load < kLoads; ++load) {
+    own |= static_cast<uint32_t>(__popc(hits >> (load * kPerLoad) & ((1u << kPerLoad) - 1)))
+           << 8 * load;
+  }
+  uint32_t through = own;
+  for (unsigned distance = 1; distance < kWarp; distance *= 2) {
+    const uint32_t other = __shfl_up_sync(kAllLanes, through, distance);
+    if (lane_of_thread() >= distance) through += other;
+  }
+  const uint32_t of_warp = __shfl_sync(kAllLanes, through, kWarp - 1);
+  const auto hits_of = [](uint32_t counts, unsigned load) { return counts >> 8 * load & 255u; };
+  const unsigned n_hits =
+      hits_of(of_warp, 0) + hits_of(of_warp, 1) + hits_of(of_warp, 2) + hits_of(of_warp, 3);
   if (lane_of_thread() == 0) warp_counts[warp] = n_hits;
   __syncthreads();
   unsigned before = 0, all = 0;
@@ -135,23 +152,16 @@ __device__ void collect_chunk(const DeviceMember& member, uint64_t first, Candid
   uint64_t at = shared_place + before;
   RESFED_UNROLL
   for (unsigned load = 0; load < kLoads; ++load) {
-    const unsigned mine = hits >> (load * kPerLoad) & ((1u << kPerLoad) - 1);
-    unsigned rank = 0, count = 0;  // of this lane's first hit among the warp's of this load
+    uint64_t to = at + hits_of(through - own, load);
     RESFED_UNROLL
     for (unsigned j = 0; j < kPerLoad; ++j) {
-      const unsigned ballot = __ballot_sync(kAllLanes, mine >> j & 1u);
-      rank += static_cast<unsigned>(__popc(ballot & lanes_below()));
-      count += static_cast<unsigned>(__popc(ballot));
-    }
-    RESFED_UNROLL
-    for (unsigned j = 0; j < kPerLoad; ++j) {
-      if ((mine >> j & 1u) == 0) continue;
-      candidates.offsets[at + rank] = static_cast<uint16_t>(offset_of(load) + j);
-      candidates.residuals[at + rank] = residuals[load][j];
+      if ((hits >> (load * kPerLoad + j) & 1u) == 0) continue;
+      candidates.offsets[to] = static_cast<uint16_t>(offset_of(load) + j);
+      candidates.residuals[to] = residuals[load][j];
       counts->add(magnitude_key(residuals[load][j]), 0);
-      ++rank;
+      ++to;
     }
-    at += count;
+    at += hits_of(of_warp, load);
   }
 }
 
