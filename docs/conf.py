@@ -43,7 +43,7 @@ python_maximum_signature_line_length = 88
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|fnmatch|numpy|flwr|nvflare|torch)\b.*"),
-    ("py:class", r"(resfed_codec\.codec\.)?(ArrayT|OutT)"),
+    ("py:class", r"(resfed_codec\.[a-z.]+\.)?(ArrayT|OutT|StateT|ConfigOptions)"),
     ("py:class", "|".join(autodoc_type_aliases)),
     ("py:class", "(resfed_codec\\._native\\.)?DeviceArray"),
 ]

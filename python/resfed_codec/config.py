@@ -7,10 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from resfed_codec.codec.numbers import as_float, checked_integer
 from resfed_codec.stream.predictor import Predictor, predictor_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AUTO_STEP_RATIO = 0.55
 """Threshold over step of ``step="auto"``; docs/design.md has the measurement behind it."""
@@ -19,6 +22,22 @@ DEFAULT_SPARSITY = 0.99
 
 DEFAULT_DENSE_BITS = 3
 """docs/design.md has the measurement behind it."""
+
+
+class ConfigOptions(TypedDict, total=False):
+    """The fields of :class:`CodecConfig` as keyword arguments, for type checkers."""
+
+    sparsity: float | None
+    max_bytes: int | None
+    max_error: float | None
+    max_norm: float | None
+    step: float | Literal["auto"]
+    bits: int | None
+    exclude: Iterable[str]
+    dense: Iterable[str] | None
+    dense_bits: int
+    predictor: str | Predictor | None
+    error_feedback: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +108,10 @@ class CodecConfig:
     dense_bits: int = DEFAULT_DENSE_BITS
     predictor: str | Predictor | None = None
     error_feedback: bool | None = None
+
+    if TYPE_CHECKING:  # the fields as they may be given
+
+        def __init__(self, **options: Unpack[ConfigOptions]) -> None: ...
 
     def __post_init__(self) -> None:
         targets = [

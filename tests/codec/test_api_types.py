@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import resfed_codec as rfc
 from models import cnn_pair
+from resfed_codec.config import ConfigOptions
 from snapshots import snapshot
 
 STATE, REFERENCE = cnn_pair(np.random.default_rng(5))
@@ -70,6 +72,12 @@ anything = st.one_of(
 
 OPTIONS = ["sparsity", "max_bytes", "max_error", "max_norm", "step", "bits", "exclude", "dense",
            "dense_bits", "predictor", "error_feedback"]  # fmt: skip
+
+
+def test_options_for_type_checkers_are_the_fields() -> None:
+    assert list(ConfigOptions.__annotations__) == [field.name for field in fields(rfc.CodecConfig)]
+    assert set(ConfigOptions.__annotations__) == set(OPTIONS)
+
 
 FUNCTIONS: dict[str, Callable[..., object]] = {
     "encode": lambda a, b, c: rfc.encode(a, b),

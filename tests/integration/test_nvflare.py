@@ -413,9 +413,9 @@ def test_a_line_for_each_round(caplog: pytest.LogCaptureFixture) -> None:
     lines = [text for text in texts if text.startswith("global model")]
     assert [re.sub(r"of [\d.]+ k?B|[\d.]+x", "_", line) for line in lines] == [
         "global model 1: 2 messages down _, 2 messages up _, _ less than models, 2 keyframes,"
-        " feedback up",
+        " feedback up and down",
         "global model 2: 2 messages down _, 2 messages up _, _ less than models, 0 keyframes,"
-        " feedback up",
+        " feedback up and down",
     ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy as copy_of
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias, overload
 
 import numpy as np
 
@@ -17,7 +17,15 @@ from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
 from resfed_codec.errors import native_errors
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
-from resfed_codec.tensors.layout import Specs, State, check_same_layout, read_model, roles_of
+from resfed_codec.tensors.layout import (
+    ArrayT,
+    Specs,
+    State,
+    StateT,
+    check_same_layout,
+    read_model,
+    roles_of,
+)
 from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -27,7 +35,7 @@ MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
 _WEIGHT_UNITS = 2.0**92  # a float64 of at least 2^-40 is a multiple of 2^-92
 
 
-class Aggregator:
+class Aggregator(Generic[StateT]):
     """The mean of models, weighted, as ``reference + sum(w * (model - reference)) / sum(w)``.
 
     Models come as payloads, which cost what they changed and not what the model holds, or as they
@@ -73,6 +81,10 @@ class Aggregator:
             and integers of 8 bits and fewer that NumPy lacks have no mean here.
     """
 
+    @overload
+    def __init__(self: Aggregator[dict[str, ArrayT]], reference: Mapping[str, ArrayT]) -> None: ...
+    @overload
+    def __init__(self: Aggregator[list[ArrayT]], reference: Sequence[ArrayT]) -> None: ...
     @untraced
     def __init__(self, reference: State) -> None:
         sums = _Sums(reference)
@@ -124,7 +136,7 @@ class Aggregator:
         add_from(self, None, source, source, _checked_weight(weight))
 
     @untraced
-    def result(self) -> Any:
+    def result(self) -> StateT:
         """The mean of what was added; more can be added afterwards.
 
         Returns:
@@ -142,7 +154,8 @@ class Aggregator:
             model = sums.layout.empty()
             arrays = [staging(memory) for memory in model]
             sums.native.result(arrays, self.total_weight)
-        return sums.layout.state_of(filled(model, arrays))
+        state: StateT = sums.layout.state_of(filled(model, arrays))
+        return state
 
     @untraced
     def reset(self, reference: State | None = None) -> None:
@@ -192,7 +205,7 @@ class Aggregator:
         return lambda: [(self, "_state", after), *also]
 
 
-def aggregator_of(reference: State, version: int | None) -> Aggregator:
+def aggregator_of(reference: Any, version: int | None) -> Aggregator[Any]:
     """An empty aggregator; ``version`` is the digest of the version that its reference is."""
     aggregator = Aggregator(reference)
     aggregator._state = aggregator._state._replace(version=version)

@@ -10,9 +10,11 @@ from resfed_codec._native import MAX_MANTISSA_BITS
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.numbers import checked_integer
 from resfed_codec.codec.payload import KEYFRAME, as_bytes
-from resfed_codec.codec.update import ArrayT, OutT, Payload, copy_into, writable_views
+from resfed_codec.codec.update import Payload, copy_into, writable_views
 from resfed_codec.errors import native_errors
 from resfed_codec.tensors.layout import (
+    ArrayT,
+    OutT,
     State,
     layout_digest,
     read_model,

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from resfed_codec import _native
 from resfed_codec._native import DeviceArray, Role
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
-from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig, check_config
+from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig, ConfigOptions, check_config
 from resfed_codec.errors import StateMismatchError, native_errors
 from resfed_codec.notices import warn
 from resfed_codec.stream.link import link_from
 from resfed_codec.tensors.layout import (
-    Array,
+    ArrayT,
     Layout,
+    OutT,
     RoleOverrides,
     Specs,
     State,
@@ -39,6 +40,9 @@ from resfed_codec.tensors.memory import Memory, filled, on_host, publish
 from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 from resfed_codec.tensors.torch_tensors import untraced
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _LAYOUTS = 1024
 """At most this many layouts are looked at in a process."""
 
@@ -48,7 +52,10 @@ VECTOR_SHARE = 10
 
 @untraced
 def encode(
-    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+    state: State,
+    reference: State,
+    config: CodecConfig | None = None,
+    **options: Unpack[ConfigOptions],
 ) -> bytes:
     """Encode ``state`` as a payload that :func:`decode` turns back with the same ``reference``.
 
@@ -88,7 +95,7 @@ def encode(
     return _encode(state, reference, make_config(config, options), None)
 
 
-def make_config(config: CodecConfig | None, options: Mapping[str, Any]) -> CodecConfig:
+def make_config(config: CodecConfig | None, options: ConfigOptions) -> CodecConfig:
     """The one way in which keyword options and ``config`` become a CodecConfig."""
     if config is not None and options:
         raise TypeError(f"give config or options, not both (config and {', '.join(options)})")
@@ -96,7 +103,10 @@ def make_config(config: CodecConfig | None, options: Mapping[str, Any]) -> Codec
 
 
 def encode_and_recover(
-    state: State, reference: State, config: CodecConfig | None = None, **options: Any
+    state: State,
+    reference: State,
+    config: CodecConfig | None = None,
+    **options: Unpack[ConfigOptions],
 ) -> tuple[bytes, State]:
     """:func:`encode`, and the model that :func:`decode` will return: payload, recovered model.
 
@@ -196,8 +206,6 @@ def _blocks_and_counts(
 
 
 Payload: TypeAlias = "bytes | bytearray | memoryview"
-ArrayT = TypeVar("ArrayT", bound="Array")
-OutT = TypeVar("OutT", bound="MutableMapping[str, Any] | Sequence[Any]")
 
 
 @overload

@@ -116,7 +116,7 @@ class CodecGrid(Grid):
 
         The keys are those of :attr:`ServerSession.stats <resfed_codec.ServerSession.stats>`, and
         "plain_messages" and "plain_bytes": models that were sent or came uncompressed. After each
-        :meth:`send_and_receive` Flower's log has a line on it.
+        ``send_and_receive`` Flower's log has a line on it.
         """
         return {**self._end.stats, **self._notices.plain}
 

@@ -26,14 +26,14 @@ from resfed_codec.stream.predictor import (
 )
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Version
-from resfed_codec.tensors.layout import State, plain_text
+from resfed_codec.tensors.layout import State, StateT, plain_text
 
 ClientId: TypeAlias = "str | int"
 
 LOW32 = 0xFFFFFFFF
 
 
-class Session(Endpoint):
+class Session(Endpoint[StateT]):
     """Base of both sessions: the encoders of both directions and the depths of history.
 
     If the downlink's predictor reads the client's models, each client has a downlink of its own.

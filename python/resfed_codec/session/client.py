@@ -5,16 +5,16 @@ client_state.py has what it holds, and which of its uplinks have arrived.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from resfed_codec.codec.keyframe import encode_keyframe
 from resfed_codec.codec.native_call import Assignments, Plan
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
-from resfed_codec.codec.update import same_memory
+from resfed_codec.codec.update import Payload, same_memory
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
@@ -35,7 +35,7 @@ from resfed_codec.stream.message import (
 from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.stream import open_keyframes
 from resfed_codec.stream.versions import OWN, Model, ParsedPayload, Version, model_of, new_feedback
-from resfed_codec.tensors.layout import State
+from resfed_codec.tensors.layout import ArrayT, Out, OutT, State, StateT
 from resfed_codec.tensors.torch_tensors import untraced
 
 
@@ -54,7 +54,7 @@ class PendingDownlink(NamedTuple):
     finish: Callable[[Plan], None]
 
 
-class ClientSession(ClientBase):
+class ClientSession(ClientBase[StateT]):
     """A client: receives global models and sends local models.
 
     Args:
@@ -79,6 +79,28 @@ class ClientSession(ClientBase):
         TypeError, ValueError: As :class:`ServerSession`.
     """
 
+    @overload
+    def __init__(
+        self: ClientSession[dict[str, ArrayT]],
+        initial_state: Mapping[str, ArrayT],
+        uplink: CodecConfig | None = ...,
+        downlink: CodecConfig | None = ...,
+        *,
+        run: str = ...,
+        history: int = ...,
+        client_id: ClientId | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ClientSession[list[ArrayT]],
+        initial_state: Sequence[ArrayT],
+        uplink: CodecConfig | None = ...,
+        downlink: CodecConfig | None = ...,
+        *,
+        run: str = ...,
+        history: int = ...,
+        client_id: ClientId | None = ...,
+    ) -> None: ...
     @untraced
     def __init__(
         self,
@@ -105,8 +127,12 @@ class ClientSession(ClientBase):
 
     # ---- downlink
 
-    @synchronized
-    def receive(self, message: bytes, *, copy: bool = True, out: Any = None) -> Any:
+    @overload
+    def receive(self, message: Payload, *, out: OutT) -> OutT: ...
+    @overload
+    def receive(self, message: Payload, *, copy: bool = ...) -> StateT: ...
+    @synchronized  # type: ignore[misc]  # mypy does not match decorated overloads
+    def receive(self, message: Payload, *, copy: bool = True, out: Out | None = None) -> Any:
         """The recovered global model, after a message of :meth:`ServerSession.send`.
 
         If the message has nothing new, the result is the current model.

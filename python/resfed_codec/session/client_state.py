@@ -32,6 +32,7 @@ from resfed_codec.stream.versions import (
     sum_of,
     with_payload_values,
 )
+from resfed_codec.tensors.layout import StateT
 
 MIN_PENDING_BYTES = 1 << 16
 """A client with error feedback keeps payloads of unacknowledged uplinks up to the model's size in
@@ -93,7 +94,7 @@ class ClientState(NamedTuple):
         return self._replace(number=number, sent={**self.sent, number: sent})
 
 
-class ClientBase(Session):
+class ClientBase(Session[StateT]):
     """Base of ClientSession: what it holds, which uplinks have arrived, and how that is saved."""
 
     _state: ClientState
@@ -114,9 +115,11 @@ class ClientBase(Session):
 
     @property
     @synchronized
-    def state(self) -> Any:
+    def state(self) -> StateT:
         """A copy of the recovered global model, of the initial state's kind."""
-        return self._layout.state_of(self._layout.copy_of(model_of(self._state.down)))
+        model = self._layout.copy_of(model_of(self._state.down))
+        state: StateT = self._layout.state_of(model)
+        return state
 
     # ---- which uplinks have arrived
 

@@ -6,7 +6,8 @@ checks uplinks.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 from resfed_codec.codec.aggregate import (
     Aggregator,
@@ -20,6 +21,7 @@ from resfed_codec.codec.aggregate import (
 )
 from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
+from resfed_codec.codec.update import Payload
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
@@ -42,11 +44,11 @@ from resfed_codec.stream.versions import (
     model_of,
     new_feedback,
 )
-from resfed_codec.tensors.layout import State, check_same_layout
+from resfed_codec.tensors.layout import ArrayT, Out, OutT, State, StateT, check_same_layout
 from resfed_codec.tensors.torch_tensors import untraced
 
 
-class ServerSession(ServerBase):
+class ServerSession(ServerBase[StateT]):
     """The server: sends global models to all clients and receives their local models.
 
     Args:
@@ -71,6 +73,26 @@ class ServerSession(ServerBase):
             models, or in ``downlink`` one that reads clients' models.
     """
 
+    @overload
+    def __init__(
+        self: ServerSession[dict[str, ArrayT]],
+        initial_state: Mapping[str, ArrayT],
+        uplink: CodecConfig | None = ...,
+        downlink: CodecConfig | None = ...,
+        *,
+        run: str = ...,
+        history: int = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: ServerSession[list[ArrayT]],
+        initial_state: Sequence[ArrayT],
+        uplink: CodecConfig | None = ...,
+        downlink: CodecConfig | None = ...,
+        *,
+        run: str = ...,
+        history: int = ...,
+    ) -> None: ...
     @untraced
     def __init__(
         self,
@@ -256,8 +278,12 @@ class ServerSession(ServerBase):
 
     # ---- uplink
 
-    @synchronized
-    def receive(self, client_id: ClientId, payload: bytes, *, out: Any = None) -> Any:
+    @overload
+    def receive(self, client_id: ClientId, payload: Payload) -> StateT: ...
+    @overload
+    def receive(self, client_id: ClientId, payload: Payload, *, out: OutT) -> OutT: ...
+    @synchronized  # type: ignore[misc]  # mypy does not match decorated overloads
+    def receive(self, client_id: ClientId, payload: Payload, *, out: Out | None = None) -> Any:
         """The recovered local model, after a payload of :meth:`ClientSession.send`.
 
         If the newest payload of a client comes again, the result is the same model again, as long
@@ -295,7 +321,7 @@ class ServerSession(ServerBase):
         self._traffic.add("up", len(uplink), keyframe=isinstance(content, Keyframe))
 
     @synchronized
-    def aggregator(self) -> Aggregator:
+    def aggregator(self) -> Aggregator[StateT]:
         """An empty :class:`Aggregator` whose reference is the global model."""
         # With _keep_up local models are decoded anyway, to be kept.
         return aggregator_of(self.state, None if self._keep_up else self._state.current.digest)
@@ -304,8 +330,8 @@ class ServerSession(ServerBase):
     def receive_into(
         self,
         client_id: ClientId,
-        payload: bytes,
-        aggregator: Aggregator,
+        payload: Payload,
+        aggregator: Aggregator[Any],
         weight: float = 1.0,
         *,
         repeated: Literal["replace", "add"] = "replace",

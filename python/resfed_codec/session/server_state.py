@@ -44,6 +44,7 @@ from resfed_codec.stream.versions import (
     keep_newest,
     model_of,
 )
+from resfed_codec.tensors.layout import StateT
 
 logger = logging.getLogger("resfed_codec")
 
@@ -100,7 +101,7 @@ class ServerState(NamedTuple):
         return [self.chain[n] for n in range(known.version + 1, self.current.number + 1)]
 
 
-class ServerBase(Session):
+class ServerBase(Session[StateT]):
     """Base of ServerSession: what it holds and how that is saved."""
 
     _state: ServerState
@@ -120,14 +121,15 @@ class ServerBase(Session):
 
     @property
     @synchronized
-    def state(self) -> Any:
+    def state(self) -> StateT:
         """A copy of the global model, as all clients recover it.
 
         If each client has its own downlink, it is the model given to :meth:`update`.
         """
         target = self._state.target
         model = model_of(self._state.current) if target is None else target
-        return self._layout.state_of(self._layout.copy_of(model))
+        state: StateT = self._layout.state_of(self._layout.copy_of(model))
+        return state
 
     @property
     def error_feedback(self) -> bool:

@@ -7,7 +7,7 @@ state. All that changes of an endpoint is its ``_state``, which calls replace by
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic
 
 from resfed_codec.codec.payload import REQUEST, as_bytes
 from resfed_codec.codec.update import copy_into, writable_views
@@ -19,7 +19,7 @@ from resfed_codec.stream.message import Message, read_message
 from resfed_codec.stream.schema import TensorChecks
 from resfed_codec.stream.snapshot import layout_of, read_snapshot, write_snapshot
 from resfed_codec.stream.versions import Model, Version, initial_version, run_digest, run_name
-from resfed_codec.tensors.layout import State, read_model
+from resfed_codec.tensors.layout import State, StateT, read_model
 from resfed_codec.tensors.memory import filled
 
 
@@ -28,7 +28,7 @@ def chain_root(direction: str, initial: Version) -> int:
     return digest64(direction.encode(), initial.digest.to_bytes(8, "little"))
 
 
-class Endpoint(Synchronized):
+class Endpoint(Synchronized, Generic[StateT]):
     """Base of streams and sessions; ``initial_state`` is copied."""
 
     _state: Any

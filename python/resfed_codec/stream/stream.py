@@ -7,14 +7,14 @@ threads may call the methods of one object; a lock serializes the calls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.codec.native_call import Assignments
 from resfed_codec.codec.payload import MESSAGE, UPDATE, as_bytes
-from resfed_codec.codec.update import make_config
-from resfed_codec.config import CodecConfig
+from resfed_codec.codec.update import Payload, make_config
+from resfed_codec.config import CodecConfig, ConfigOptions
 from resfed_codec.errors import PayloadError, StateMismatchError
 from resfed_codec.locking import synchronized
 from resfed_codec.stream.endpoint import Endpoint, chain_root
@@ -40,8 +40,11 @@ from resfed_codec.stream.versions import (
     model_of,
     new_feedback,
 )
-from resfed_codec.tensors.layout import Layout, State
+from resfed_codec.tensors.layout import ArrayT, Layout, Out, OutT, State, StateT
 from resfed_codec.tensors.torch_tensors import untraced
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class StreamState(NamedTuple):
@@ -66,13 +69,12 @@ class StreamState(NamedTuple):
         return self._replace(current=version.shortened(keep), spare=spare)
 
 
-class _Stream(Endpoint):
+class _Stream(Endpoint[StateT]):
     """Base of both ends: the newest version, and its saved form."""
 
     _state: StreamState
 
-    @untraced
-    def __init__(self, initial_state: State, *, run: str = "") -> None:
+    def __init__(self, initial_state: State, run: str) -> None:
         super().__init__(initial_state, run)
         self._root = chain_root("stream", self._initial)
         self._state = StreamState(Version(0, self._root, self._initial.model))
@@ -85,9 +87,11 @@ class _Stream(Endpoint):
 
     @property
     @synchronized
-    def state(self) -> Any:
+    def state(self) -> StateT:
         """A copy of the recovered model, of the initial state's kind."""
-        return self._layout.state_of(self._layout.copy_of(model_of(self._state.current)))
+        model = self._layout.copy_of(model_of(self._state.current))
+        state: StateT = self._layout.state_of(model)
+        return state
 
     def _depends(self) -> dict[str, Any]:
         return {**super()._depends(), "initial_state": self._root}
@@ -103,7 +107,7 @@ class _Stream(Endpoint):
         return StreamState(**checked_fields(saved, self._schema(tensors)))
 
 
-class Encoder(_Stream):
+class Encoder(_Stream[StateT]):
     """The sending end of one direction.
 
     Each payload builds on the one before, so the channel must deliver all of them in order. For
@@ -123,6 +127,24 @@ class Encoder(_Stream):
             direction.
     """
 
+    @overload
+    def __init__(
+        self: Encoder[dict[str, ArrayT]],
+        initial_state: Mapping[str, ArrayT],
+        config: CodecConfig | None = ...,
+        *,
+        run: str = ...,
+        **options: Unpack[ConfigOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Encoder[list[ArrayT]],
+        initial_state: Sequence[ArrayT],
+        config: CodecConfig | None = ...,
+        *,
+        run: str = ...,
+        **options: Unpack[ConfigOptions],
+    ) -> None: ...
     @untraced
     def __init__(
         self,
@@ -130,10 +152,10 @@ class Encoder(_Stream):
         config: CodecConfig | None = None,
         *,
         run: str = "",
-        **options: Any,
+        **options: Unpack[ConfigOptions],
     ) -> None:
         config = make_config(config, options)
-        super().__init__(initial_state, run=run)
+        super().__init__(initial_state, run)
         predictor = predictor_of(config.predictor or "previous")
         check_max_norm("config", config.max_norm, predictor, "previous")
         self._update_encoder = UpdateEncoder(self._layout, config, predictor, two_way=False)
@@ -217,7 +239,7 @@ class Encoder(_Stream):
         return {**super()._schema(tensors), "feedback": feedback}
 
 
-class Decoder(_Stream):
+class Decoder(_Stream[StateT]):
     """The receiving end of one direction. Payloads say how they are predicted.
 
     Args:
@@ -226,8 +248,30 @@ class Decoder(_Stream):
         run: The encoder's ``run``.
     """
 
-    @synchronized
-    def decode(self, payload: bytes, *, copy: bool = True, out: Any = None) -> Any:
+    @overload
+    def __init__(
+        self: Decoder[dict[str, ArrayT]],
+        initial_state: Mapping[str, ArrayT],
+        *,
+        run: str = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Decoder[list[ArrayT]],
+        initial_state: Sequence[ArrayT],
+        *,
+        run: str = ...,
+    ) -> None: ...
+    @untraced
+    def __init__(self, initial_state: State, *, run: str = "") -> None:
+        super().__init__(initial_state, run)
+
+    @overload
+    def decode(self, payload: Payload, *, out: OutT) -> OutT: ...
+    @overload
+    def decode(self, payload: Payload, *, copy: bool = ...) -> StateT: ...
+    @synchronized  # type: ignore[misc]  # mypy does not match decorated overloads
+    def decode(self, payload: Payload, *, copy: bool = True, out: Out | None = None) -> Any:
         """The model after this payload.
 
         If the payload of the current version comes again, the result is the same model again.

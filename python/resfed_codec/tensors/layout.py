@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,17 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "NDArray[Any] | torch.Tensor | SupportsDLPack"
 State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
+
+ArrayT = TypeVar("ArrayT", bound="Array")
+Out: TypeAlias = "MutableMapping[str, Any] | Sequence[Any]"
+OutT = TypeVar("OutT", bound=Out)
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    StateT = TypeVarWithDefault("StateT", default=Any)
+    """What an object returns as a state: a dict or a list of the arrays that it was made from."""
+else:
+    StateT = TypeVar("StateT")
 
 
 class TensorSpec(NamedTuple):
