@@ -37,7 +37,7 @@ void fill_in(const FittedTables& fitted, DeviceFitted* to) {
   std::memset(to, 0, sizeof *to);
   for (uint32_t f = 0; f < kLossyFamilies; ++f) {
     if (fitted[f] == nullptr) continue;
-    to->starts[f].fill(*fitted[f]);
+    to->starts[f].fill(*fitted[f], static_cast<Family>(f));
     for (uint32_t code = 0; code < kRows[f] * kSymbols; ++code) {
       to->costs[f][code] = kCodeLengths.of[fitted[f]->slots[code].freq];
     }

@@ -21,14 +21,14 @@ struct alignas(16) TableStarts {
     const uint16_t* const start = row(code / kSymbols) + kGroups + code % kSymbols;
     return {start[0], static_cast<uint16_t>((start[1] - start[0]) & (kFrequencyOne - 1))};
   }
-  void fill(const Table& table) {
-    for (uint32_t r = 0; r < kMostRows; ++r) {
+  void fill(const Table& table, Family family) {
+    *this = {};  // what lies behind a table's rows is undefined
+    for (uint32_t r = 0; r < kRows[family]; ++r) {
       for (uint32_t s = 0; s < kSymbols; ++s) {
         of[r * kRowStarts + kGroups + s] = table.starts[r][s];
         if (s % kGroup == 0) of[r * kRowStarts + s / kGroup] = table.starts[r][s];
       }
     }
-    for (uint32_t i = 0; i < kGroups; ++i) of[kMostRows * kRowStarts + i] = 0;
   }
 };
 // Of a family's rows, with the zeros behind them.

@@ -271,7 +271,7 @@ void MatrixDecoder::start() {
   std::copy(offsets.begin(), offsets.end(), slice_offsets);
   std::copy(lanes.begin(), lanes.end(), device_lanes);
   for (uint32_t f = 0; f < kLossyFamilies; ++f) {
-    if (fitted[f] != nullptr) starts[f].fill(*fitted[f]);
+    if (fitted[f] != nullptr) starts[f].fill(*fitted[f], static_cast<Family>(f));
   }
   for (size_t i = 0; i < scans.size(); ++i) {
     std::copy(scans[i].rows.begin(), scans[i].rows.end(), arrays[i].rows);

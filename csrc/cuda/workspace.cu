@@ -56,7 +56,7 @@ struct Workspace {
     const auto tables = std::make_unique<DeviceTrained>();
     for (uint32_t f = 0; f < kLossyFamilies; ++f) {
       for (uint32_t set = 0; set < kTrainedSets; ++set) {
-        tables->starts[f][set].fill(resfed::trained_tables().sets[f][set]);
+        tables->starts[f][set].fill(resfed::trained_tables().sets[f][set], static_cast<Family>(f));
       }
     }
     std::memcpy(tables->costs, resfed::trained_tables().costs, sizeof tables->costs);

@@ -1,8 +1,11 @@
 // The plain functions that say how large things are and who works on what on a CUDA device.
 #include "cuda/geometry.hpp"
 
+#include <cstring>
+#include <memory>
 #include <vector>
 
+#include "cuda/lanes.hpp"
 #include "entropy/lane_symbols.hpp"
 #include "expect.hpp"
 
@@ -95,7 +98,31 @@ static void words() {
   }
 }
 
+// Whatever lies behind a table's rows, where nobody writes.
+static void tables() {
+  const auto table = std::make_unique<Table>();
+  const auto on_device = std::make_unique<TableStarts>();
+  for (const Family family : {kGaps, kBlockGaps, kLevels, kBlockLevels}) {
+    std::memset(table.get(), 0xa5, sizeof(Table));
+    std::memset(on_device.get(), 0xa5, sizeof(TableStarts));
+    for (uint32_t r = 0; r < kRows[family]; ++r) {
+      for (uint32_t s = 0; s < kSymbols; ++s) {
+        table->starts[r][s] = static_cast<uint16_t>(s * (r + 1));
+      }
+    }
+    on_device->fill(*table, family);
+    for (uint32_t code = 0; code < kRows[family] * kSymbols; ++code) {
+      const uint32_t r = code / kSymbols, s = code % kSymbols;
+      const Slots slots = on_device->slots_of(code);
+      EXPECT(slots.start == s * (r + 1));
+      EXPECT(slots.freq == (s + 1 < kSymbols ? r + 1 : kFrequencyOne - s * (r + 1)));
+      EXPECT(on_device->row(r)[s / kGroup] == s / kGroup * kGroup * (r + 1));
+    }
+  }
+}
+
 int main() {
+  tables();
   words();
   chunks();
   samples();
