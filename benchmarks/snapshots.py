@@ -113,6 +113,8 @@ def runs(data: Path | None) -> dict[str, Run]:
         "transformer_sgd": text(0.1, 0.9, 8),
         "transformer_adam_loop_0.99": text(1e-3, None, 8, sparsity=0.99),
         "transformer_adam_loop_0.95": text(1e-3, None, 8, sparsity=0.95),
+        # 64 of 4,096 elements, the density of SparseLoCo (arXiv:2508.15706).
+        "transformer_adam_loop_0.984375": text(1e-3, None, 8, sparsity=0.984375),
         "transformer_sgd_loop_0.99": text(0.1, 0.9, 8, sparsity=0.99),
     }
     if data is not None:
