@@ -31,7 +31,7 @@ struct Tensor {
   const void* reference = nullptr;  // the prediction, unless `prediction` has terms
   void* out = nullptr;              // receives the recovered tensor; may be null
   uint64_t n_elems = 0;
-  uint32_t elem_bytes = 4;        // 1, 2, 4 or 8
+  uint32_t elem_bytes = 4;  // 1, 2, 4 or 8
   DType dtype = DType::kFloat32;
   Role role = Role::kMatrix;
   uint64_t row_length = 0;    // of a tensor of two dimensions; 0: of any other
