@@ -3,11 +3,11 @@
     python -m benchmarks.coder fedavg_cnn.npz transformer_sgd.npz
     python -m benchmarks.coder *.npz --against OTHER_CHECKOUT/python
 
-Writes ``results/coder.md``. Each payload is a whole update: at several sparsities, or at that of
-the codec in the loop that a file was recorded in (``NAME_loop_SPARSITY.npz``). ``--against`` runs
-the same with the package of another checkout that is built in place, in turn with this one, and
-shows the ratios. Selection and quantization are the same in all versions of the codec, so ratios of
-bytes are those of the coders.
+Writes ``results/coder.md``, or another file of that folder with ``--name``. Each payload is a whole
+update: at several sparsities, or at that of the codec in the loop that a file was recorded in
+(``NAME_loop_SPARSITY.npz``). ``--against`` runs the same with the package of another checkout that
+is built in place, in turn with this one, and shows the ratios. Selection and quantization are the
+same in all versions of the codec, so ratios of bytes are those of the coders.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("snapshots", type=Path, nargs="+")
     parser.add_argument("--against", type=Path, help="folder with another version's package")
+    parser.add_argument("--name", default="coder", help="of the file of results")
     parser.add_argument("--json", action="store_true", help="print what one process measures")
     args = parser.parse_args()
     if args.json:
@@ -114,7 +115,7 @@ def main() -> None:
         command = ["git", "-C", str(args.against), "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         note += f" Bytes against, and ratios to, those of commit {commit}, run in turn."
-    print(write_results("coder", "Entropy coder", rows, note))
+    print(write_results(args.name, "Entropy coder", rows, note))
 
 
 if __name__ == "__main__":
