@@ -174,7 +174,9 @@ def native_options(
     options.exclusions, options.dense = overrides
     options.dense_bits = config.dense_bits
     options.vector_share = VECTOR_SHARE
-    options.blocks, options.k_matrix, options.k_vector = _blocks_and_counts(config, specs, roles)
+    options.blocks, options.k_matrix, options.k_vector = _blocks_and_counts(
+        config, specs, roles, VECTOR_SHARE
+    )
     if config.max_bytes is not None:
         options.max_bytes = config.max_bytes
     if config.max_error is not None:
@@ -191,7 +193,7 @@ def native_options(
 
 @lru_cache(maxsize=16)
 def _blocks_and_counts(
-    config: CodecConfig, specs: Specs, roles: tuple[Role, ...]
+    config: CodecConfig, specs: Specs, roles: tuple[Role, ...], vector_share: int
 ) -> tuple[list[int], int, int]:
     """Block sizes, and how many elements of matrices and of vectors a sparsity sends."""
     shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
@@ -202,7 +204,7 @@ def _blocks_and_counts(
         sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
         for wanted in (Role.MATRIX, Role.VECTOR)
     )
-    return blocks, config.count(n_matrix), config.count(n_vector, VECTOR_SHARE)
+    return blocks, config.count(n_matrix), config.count(n_vector, vector_share)
 
 
 Payload: TypeAlias = "bytes | bytearray | memoryview"
