@@ -29,37 +29,38 @@ bool limit_norm(EncodeState* state, double max_norm) {
     const uint64_t element = state->changes.front().index();
     throw Failure{Code::kLosslessChange, member_at(groups.lossless, element).ordinal};
   }
-  struct Part {
+  struct Limited {
     const Group& group;
     EncodedGroup* coded;
     Quantizer whole;
   };
-  std::vector<Part> parts;
+  std::vector<Limited> groups_sent;
   for (const auto& [group, coded] :
        {std::pair(&groups.matrix, &state->matrix), std::pair(&groups.vector, &state->vector),
         std::pair(&groups.dense, &state->dense)}) {
-    if (coded->k > 0) parts.push_back({*group, coded, coded->quantizer});
+    if (coded->k > 0) groups_sent.push_back({*group, coded, coded->quantizer});
   }
   const double limit = max_norm * max_norm * (1 - kRounding);
   double factor = 1;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     ExactSquares squares;
-    for (const Part& part : parts) {
-      squares.add(change_squares(part.group, part.coded->sent, part.coded->quantizer));
+    for (const Limited& limited : groups_sent) {
+      squares.add(change_squares(limited.group, limited.coded->sent, limited.coded->quantizer));
     }
     const double sum = squares.value();
     if (sum <= limit) {
       if (attempt == 0) return true;
-      for (const Part& part : parts) {
-        part.coded->recovered =
-            recover_all(part.group, part.coded->sent, part.coded->quantizer, nullptr);
+      for (const Limited& limited : groups_sent) {
+        limited.coded->recovered =
+            recover_all(limited.group, limited.coded->sent, limited.coded->quantizer, nullptr);
       }
       return true;
     }
     factor *= std::sqrt(limit / sum) * (1 - std::ldexp(kRoom, attempt));
-    for (const Part& part : parts) lower(&part.coded->quantizer, part.whole, factor);
+    for (const Limited& limited : groups_sent)
+      lower(&limited.coded->quantizer, limited.whole, factor);
   }
-  for (const Part& part : parts) *part.coded = {};
+  for (const Limited& limited : groups_sent) *limited.coded = {};
   return false;
 }
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from typing import NamedTuple
 
 from resfed_codec import _native
 from resfed_codec._native import Role
 from resfed_codec.codec.native_call import tensors_of
+from resfed_codec.notices import warn
 from resfed_codec.stream.update_encoder import UpdateEncoder
 from resfed_codec.stream.versions import Feedback, Model, Version, model_of
 from resfed_codec.tensors.memory import on_host
@@ -150,11 +150,7 @@ def next_feedback(
             f" left out (shares: {shares}), which costs accuracy"
         )
     if problem:
-        warnings.warn(
-            f"downlink: error_feedback={setting}, but {problem}. Leave error_feedback out",
-            UserWarning,
-            stacklevel=5,
-        )
+        warn(f"downlink: error_feedback={setting}, but {problem}. Leave error_feedback out")
     if problem or watch.is_over:
         return feedback, None
     return feedback, watch._replace(last=encoder.layout.copy_of(current))
