@@ -160,7 +160,7 @@ def test_only_a_refused_uplink_is_requested_again() -> None:
     grid = CodecGrid(nodes, fine)
     list(grid.send_and_receive(messages_for(nodes, first_model(), 1)))
     (message_id,) = grid.push_messages(messages_for(nodes, first_model(), 2))
-    forgetful = rfc.ServerSession(first_model(), fine, run=grid._end._run)
+    forgetful = rfc.ServerSession(first_model(), fine, run=grid.session._run)
     forgetful.update(first_model())
     grid.session.load_state_dict(forgetful.state_dict())
     assert list(grid.pull_messages([message_id])) == []

@@ -9,15 +9,8 @@ import pytest
 
 import resfed_codec as rfc
 from models import assert_same, cnn_pair
-from resfed_codec.integrations._ends import (
-    HELD,
-    MESSAGE,
-    NOTHING_HELD,
-    SETUP,
-    Parcel,
-    ServerEnd,
-    read_setup,
-)
+from resfed_codec.integrations._ends import HELD, MESSAGE, NOTHING_HELD, SETUP, Parcel, ServerEnd
+from resfed_codec.integrations._setup import read_setup
 
 LATER, FIRST = cnn_pair(np.random.default_rng(7))
 

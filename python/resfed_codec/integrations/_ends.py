@@ -1,4 +1,4 @@
-"""What the integrations share: the setup of sessions, and what server and clients exchange.
+"""What the integrations share: the server's end, and what server and clients exchange.
 
 They exchange *parcels*, small mappings from names to bytes that any framework can carry:
 
@@ -6,35 +6,42 @@ They exchange *parcels*, small mappings from names to bytes that any framework c
 - ``SETUP``: layout and configurations, for a client that may not have them yet;
 - ``REQUEST``: from an end that refused a message: what it holds;
 - ``HELD``: in a reply without a model: what the client holds now.
-
-A client takes everything it needs from the setup, so only the server is configured. A client that
-does not have the server's initial model starts from zeros, and its first message is a keyframe.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.config import CodecConfig, check_config
+from resfed_codec.integrations._setup import Model, Setup, difference, fit
 from resfed_codec.session.base import ClientId, check_predictors
-from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
 from resfed_codec.session.traffic import Traffic
 from resfed_codec.stream.message import Message, VersionId, write_message
-from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
+from resfed_codec.stream.schema import (
+    BITS64,
+    BYTES,
+    TensorChecks,
+    checked_fields,
+    client_name,
+    instance,
+    list_of,
+    optional,
+    require,
+)
+from resfed_codec.stream.snapshot import read_snapshot, write_snapshot
+from resfed_codec.stream.versions import Version
 
-Model: TypeAlias = "dict[str, NDArray[Any]]"
 Parcel: TypeAlias = "dict[str, bytes]"
-Initial: TypeAlias = "Callable[[], Mapping[str, Any]]"
 
 MESSAGE, SETUP, REQUEST, HELD = "resfed.message", "resfed.setup", "resfed.request", "resfed.held"
+
+_KIND = "server of an integration"
 
 _NOTHING = Message(0, is_request=True, head=VersionId(0, 0))
 
@@ -49,6 +56,9 @@ class ServerEnd:
         uplink, downlink, history: Arguments of the ServerSession.
         shared_initial: Whether clients make the first model themselves, so that it is not sent. A
             client that does not have it asks for it and gets a keyframe.
+
+    Attributes:
+        source: What the integration saves with the state.
     """
 
     def __init__(
@@ -63,11 +73,59 @@ class ServerEnd:
         self._downlink = check_config("downlink", downlink)
         check_predictors(self._uplink, self._downlink)
         self._history, self.shared_initial = history, shared_initial
-        self._run = secrets.token_hex(8)
         self._session: ServerSession | None = None
         self._like: Model = {}
         self._setup = b""
         self._introduced: set[ClientId] = set()
+        self.source = b""
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Everything that changes, as plain arrays; RuntimeError before the first model."""
+        session = self.session
+        initial, saved = session._initial, session.state_dict()
+        fields = {
+            "setup": self._setup,
+            "source": self.source,
+            "introduced": sorted(self._introduced, key=str),
+            "initial": initial.digest,
+            "initial_model": initial.model,
+            "names": list(saved),
+            "arrays": list(saved.values()),
+        }
+        return write_snapshot(_KIND, {}, fields, as_torch=False)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Continue from what :meth:`state_dict` returned, in an end of the same arguments.
+
+        Raises:
+            ValueError: As :meth:`ServerSession.load_state_dict`; nothing has changed then.
+        """
+        saved = checked_fields(
+            read_snapshot(_KIND, {}, state_dict),
+            {
+                "setup": BYTES,
+                "source": BYTES,
+                "introduced": list_of(client_name),
+                "initial": BITS64,
+                "initial_model": optional(lambda value, where: value),
+                "names": list_of(instance(str)),
+                "arrays": list_of(instance(np.ndarray)),
+            },
+        )
+        try:
+            setup = Setup.read(saved["setup"])
+            session = self._new_session(setup.like, setup.run)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict: setup: {error}") from error
+        if saved["initial_model"] is None:
+            session._begin_with(Version(0, saved["initial"], session._initial.model))
+        else:
+            model = TensorChecks(session._layout).model(saved["initial_model"], "initial_model")
+            session = self._new_session(session._layout.state_of(model), setup.run)
+        require(len(saved["names"]) == len(saved["arrays"]), "names")
+        session.load_state_dict(dict(zip(saved["names"], saved["arrays"], strict=True)))
+        self._session, self._like, self._setup = session, setup.like, saved["setup"]
+        self._introduced, self.source = set(saved["introduced"]), saved["source"]
 
     @property
     def stats(self) -> dict[str, int]:
@@ -102,18 +160,22 @@ class ServerEnd:
     def update(self, model: Mapping[str, NDArray[Any]]) -> bool:
         """Set the global model; False if its names or shapes differ from the first one's."""
         if self._session is None:
-            options = self._uplink, self._downlink
-            session = ServerSession(model, *options, run=self._run, history=self._history)
-            session._logs_rounds = False
+            run = secrets.token_hex(8)
+            session = self._new_session(model, run)
             session.update(model)  # a keyframe must be newer than a client's zeros
-            self._like = {name: np.empty_like(array) for name, array in model.items()}
-            self._setup = write_setup(self._like, *options, self._run, self._history)
-            self._session = session
+            like = {name: np.empty_like(array) for name, array in model.items()}
+            setup = Setup(like, self._uplink, self._downlink, run, self._history)
+            self._session, self._like, self._setup = session, like, setup.written()
             return True
         fitted = fit(model, self._like)
         if fitted is not None:
             self._session.update(fitted)
         return fitted is not None
+
+    def _new_session(self, model: Mapping[str, Any], run: str) -> ServerSession:
+        session = ServerSession(model, self._uplink, self._downlink, run=run, history=self._history)
+        session._logs_rounds = False
+        return session
 
     def send(self, client_id: ClientId) -> Parcel:
         """The parcel that brings the client to the newest global model."""
@@ -144,72 +206,3 @@ class ServerEnd:
             self.session.acknowledged(client_id, parcel[HELD])
         self._introduced.add(client_id)
         return model
-
-
-def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> str:
-    """The first tensor in which names or shapes differ; empty if in none."""
-    for name, array in like.items():
-        if name not in model:
-            return f"tensor {name!r} is missing"
-        if model[name].shape != array.shape:
-            shapes = f"{list(model[name].shape)} instead of {list(array.shape)}"
-            return f"tensor {name!r} has shape {shapes}"
-    extra = next((name for name in model if name not in like), None)
-    return "" if extra is None else f"tensor {extra!r} is new"
-
-
-def fit(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> Model | None:
-    """``model`` with the dtypes of ``like``; None if names or shapes differ.
-
-    Frameworks average integers in float64; this function rounds them to integers again.
-    """
-    if difference(model, like):
-        return None
-    return {name: _cast(model[name], like[name].dtype) for name in like}
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if array.dtype.kind == "f" and dtype.kind in "iu":
-        array = np.rint(array)
-    return array.astype(dtype, copy=False)
-
-
-def write_setup(
-    like: Model, uplink: CodecConfig, downlink: CodecConfig, run: str, history: int
-) -> bytes:
-    tensors = [[name, array.dtype.name, array.shape] for name, array in like.items()]
-    return json.dumps([tensors, asdict(uplink), asdict(downlink), run, history]).encode()
-
-
-def read_setup(
-    setup: bytes, initial: Initial | None, max_norm: float | None = None
-) -> ClientSession:
-    """A new session that starts from ``initial()``, or from zeros.
-
-    ``max_norm`` bounds the client's updates, in addition to what the setup says.
-
-    Raises:
-        ValueError: The layout of ``initial()`` differs from the server's model, or the other
-            settings do not go with ``max_norm``.
-    """
-    tensors, uplink, downlink, run, history = json.loads(setup)
-    zeros = {name: np.zeros(shape, dtype) for name, dtype, shape in tensors}
-    model = zeros
-    if initial is not None:
-        given = {name: np.asarray(value) for name, value in initial().items()}
-        fitted = fit(given, zeros)
-        if fitted is None:
-            where = difference(given, zeros)
-            raise ValueError(f"initial: has another layout than the server's model: {where}")
-        model = fitted
-    up, down = _config(uplink), _config(downlink)
-    if max_norm is not None:
-        up = replace(up, max_norm=min(max_norm, up.max_norm or max_norm))
-    return ClientSession(model, up, down, run=run, history=history)
-
-
-def _config(fields: dict[str, Any]) -> CodecConfig:
-    predictor = fields["predictor"]
-    if isinstance(predictor, dict):
-        predictor = LinearPredictor(**predictor) if predictor else AdaptivePredictor()
-    return CodecConfig(**{**fields, "predictor": predictor})

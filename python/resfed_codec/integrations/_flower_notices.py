@@ -8,8 +8,9 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
-from resfed_codec.integrations._ends import HELD, REQUEST, Model, Parcel, ServerEnd
+from resfed_codec.integrations._ends import HELD, REQUEST, Parcel, ServerEnd
 from resfed_codec.integrations._flower_records import STATE, WARNED, model_of
+from resfed_codec.integrations._setup import Model
 
 _NO_MOD = (
     "a ClientApp without CodecMod cannot read what CodecGrid sends, and replies uncompressed; give"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, Model, Parcel
+from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, Parcel
+from resfed_codec.integrations._setup import Model
 
 STATE, SESSION, WARNED = "resfed_codec", "resfed_codec.session", "resfed_codec.warned"
 """Names of the records in ``Context.state`` in which clients keep setup and session, and whether

@@ -15,10 +15,13 @@ docs/integrations.md has the rest.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
 
 try:
     from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -38,12 +41,8 @@ from resfed_codec.integrations._ends import (
     NOTHING_HELD,
     REQUEST,
     SETUP,
-    Initial,
-    Model,
     Parcel,
     ServerEnd,
-    fit,
-    read_setup,
 )
 from resfed_codec.integrations._flower_notices import Notices, warn_of_no_grid
 from resfed_codec.integrations._flower_records import (
@@ -60,8 +59,12 @@ from resfed_codec.integrations._flower_records import (
     record_of,
     replaced,
 )
+from resfed_codec.integrations._setup import Initial, Model, fit, read_setup
 from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
+
+_Contents: TypeAlias = "Mapping[str, tuple[str, tuple[int, ...], bytes]]"
+"""Dtypes, shapes and data of a model's arrays, as they are in messages."""
 
 POLL_SECONDS = 1.0
 MAX_MESSAGES = 4
@@ -105,7 +108,7 @@ class CodecGrid(Grid):
                 " strategy.start(grid=CodecGrid(grid), ...)"
             )
         self._end = ServerEnd(uplink, downlink, history=history, shared_initial=shared_initial)
-        self._current: dict[str, Any] = {}
+        self._current: _Contents = {}
         self._waiting: dict[str, _Waiting] = {}
         self._asked_as: dict[str, str] = {}
         self._notices = Notices(self._end)
@@ -133,6 +136,27 @@ class CodecGrid(Grid):
             RuntimeError: No model has been sent yet.
         """
         return self._end.session
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Everything that a restarted ServerApp needs to go on with its nodes, as plain arrays.
+
+        Save it where you save the model.
+
+        Raises:
+            RuntimeError: No model has been sent yet.
+        """
+        self._end.source = _digest(self._current) if self._current else self._end.source
+        return self._end.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned, in a grid of the same arguments.
+
+        Raises:
+            ValueError: As :meth:`~resfed_codec.ServerSession.load_state_dict`: damaged, or saved
+                with other settings than targets and steps. Nothing has changed then.
+        """
+        self._end.load_state_dict(state_dict)
+        self._current, self._waiting, self._asked_as = {}, {}, {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Encode the models in messages, and send them.
@@ -189,8 +213,11 @@ class CodecGrid(Grid):
 
     def _update(self, arrays: ArrayRecord) -> bool:
         """Set the global model to ``arrays``, unless it is that already."""
-        contents = {name: (a.dtype, tuple(a.shape), a.data) for name, a in arrays.items()}
-        if contents == self._current:
+        contents = {name: (a.dtype, (*a.shape,), a.data) for name, a in arrays.items()}
+        source = "" if self._current else self._end.source
+        is_loaded = source and source == _digest(contents)
+        if is_loaded or contents == self._current:
+            self._current = contents
             return True
         self._notices.log_round()
         model = model_of(arrays)
@@ -377,6 +404,15 @@ def _with_local_model(content: RecordDict, session: ClientSession, like: Model) 
 
 def _request(message: Message, request: bytes) -> Message:
     return Message(RecordDict({STATE: record_of({REQUEST: request})}), reply_to=message)
+
+
+def _digest(contents: _Contents) -> bytes:
+    """A digest of a model's arrays as they are in messages."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, (dtype, shape, data) in contents.items():
+        digest.update(f"{len(name)}:{name} {dtype} {shape}\n".encode())
+        digest.update(data)
+    return digest.digest()
 
 
 def _failed(waiting: _Waiting, why: object) -> Message:

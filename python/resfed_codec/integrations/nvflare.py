@@ -33,18 +33,8 @@ except ImportError as error:
 
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import StateMismatchError
-from resfed_codec.integrations._ends import (
-    MESSAGE,
-    NOTHING_HELD,
-    REQUEST,
-    SETUP,
-    Model,
-    Parcel,
-    ServerEnd,
-    difference,
-    fit,
-    read_setup,
-)
+from resfed_codec.integrations._ends import MESSAGE, NOTHING_HELD, REQUEST, SETUP, Parcel, ServerEnd
+from resfed_codec.integrations._setup import Model, difference, fit, read_setup
 from resfed_codec.session.client import ClientSession
 
 END = "resfed_codec.end"

@@ -61,11 +61,20 @@ class Session(Endpoint[StateT]):
         # Number of models that each direction's history keeps; an uplink may need none.
         self._keep_down = max(1, self._downlink_encoder.own_depth, self._uplink_encoder.other_depth)
         self._keep_up = max(self._uplink_encoder.own_depth, self._downlink_encoder.other_depth)
-        self._down_root = chain_root("downlink", self._initial)
-        self._up_root = chain_root("uplink", self._initial)
+        self._begin_with(self._initial)
         self._traffic = Traffic(self._layout.n_bytes)
         wanted = uplink.error_feedback
         self._feeds_back_up = self._uplink_encoder.own_depth == 0 if wanted is None else wanted
+
+    def _begin_with(self, initial: Version) -> None:
+        """Let both chains begin with another version 0 than that of the model given.
+
+        A session that is to load the state of another one needs that one's initial model only if
+        it keeps models of version 0, and else its digest.
+        """
+        self._initial = initial
+        self._down_root = chain_root("downlink", initial)
+        self._up_root = chain_root("uplink", initial)
 
     @property
     @synchronized

@@ -1,0 +1,134 @@
+"""The setup of sessions that a server sends its clients: layout, configurations, run.
+
+A client takes everything it needs from the setup, so only the server is configured. A client that
+does not have the server's initial model starts from zeros, and its first message is a keyframe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resfed_codec.config import CodecConfig
+from resfed_codec.session.client import ClientSession
+from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
+
+Model: TypeAlias = "dict[str, NDArray[Any]]"
+Initial: TypeAlias = "Callable[[], Mapping[str, Any]]"
+
+_DEFAULT = asdict(CodecConfig())
+
+
+class Setup(NamedTuple):
+    """What both ends of a run must have in common.
+
+    Attributes:
+        like: A model of the run's layout; its values are of no importance.
+        uplink, downlink, run, history: Arguments of the sessions.
+    """
+
+    like: Model
+    uplink: CodecConfig
+    downlink: CodecConfig
+    run: str
+    history: int
+
+    def written(self) -> bytes:
+        return json.dumps(
+            {
+                "tensors": [[n, a.dtype.name, a.shape] for n, a in self.like.items()],
+                "uplink": _plain(self.uplink),
+                "downlink": _plain(self.downlink),
+                "run": self.run,
+                "history": self.history,
+            }
+        ).encode()
+
+    @classmethod
+    def read(cls, setup: bytes) -> Setup:
+        """The setup in what :meth:`written` returned; raises some exception for anything else."""
+        saved = json.loads(setup)
+        return cls(
+            {name: np.zeros(shape, dtype) for name, dtype, shape in saved["tensors"]},
+            _config(saved["uplink"]),
+            _config(saved["downlink"]),
+            saved["run"],
+            saved["history"],
+        )
+
+    def client_session(
+        self, initial: Initial | None, max_norm: float | None = None
+    ) -> ClientSession:
+        """A new session that starts from ``initial()``, or from zeros.
+
+        ``max_norm`` bounds the client's updates, in addition to what the setup says.
+
+        Raises:
+            ValueError: The layout of ``initial()`` differs from the server's model, or the other
+                settings do not go with ``max_norm``.
+        """
+        model = self.like
+        if initial is not None:
+            given = {name: np.asarray(value) for name, value in initial().items()}
+            fitted = fit(given, model)
+            if fitted is None:
+                where = difference(given, model)
+                raise ValueError(f"initial: has another layout than the server's model: {where}")
+            model = fitted
+        up = self.uplink
+        if max_norm is not None:
+            up = replace(up, max_norm=min(max_norm, up.max_norm or max_norm))
+        return ClientSession(model, up, self.downlink, run=self.run, history=self.history)
+
+
+def read_setup(
+    setup: bytes, initial: Initial | None, max_norm: float | None = None
+) -> ClientSession:
+    """The client's session, see :meth:`Setup.client_session`."""
+    return Setup.read(setup).client_session(initial, max_norm)
+
+
+def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> str:
+    """The first tensor in which names or shapes differ; empty if in none."""
+    for name, array in like.items():
+        if name not in model:
+            return f"tensor {name!r} is missing"
+        if model[name].shape != array.shape:
+            shapes = f"{list(model[name].shape)} instead of {list(array.shape)}"
+            return f"tensor {name!r} has shape {shapes}"
+    extra = next((name for name in model if name not in like), None)
+    return "" if extra is None else f"tensor {extra!r} is new"
+
+
+def fit(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> Model | None:
+    """``model`` with the dtypes of ``like``; None if names or shapes differ.
+
+    Frameworks average integers in float64; this function rounds them to integers again.
+    """
+    if difference(model, like):
+        return None
+    return {name: _cast(model[name], like[name].dtype) for name in like}
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if array.dtype.kind == "f" and dtype.kind in "iu":
+        array = np.rint(array)
+    return array.astype(dtype, copy=False)
+
+
+def _plain(config: CodecConfig) -> dict[str, Any]:
+    """The fields that differ from their defaults, in the types of JSON."""
+    return {name: value for name, value in asdict(config).items() if value != _DEFAULT[name]}
+
+
+def _config(plain: dict[str, Any]) -> CodecConfig:
+    """The configuration that :func:`_plain` was given."""
+    predictor = plain.get("predictor")
+    if isinstance(predictor, dict):
+        predictor = LinearPredictor(**predictor) if predictor else AdaptivePredictor()
+    return CodecConfig(**{**plain, "predictor": predictor})
