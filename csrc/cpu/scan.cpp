@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cstdlib>
 #include <numeric>
 
 #include "cpu/divisor.hpp"
@@ -119,15 +120,18 @@ int64_t agreements(Cells cells, const Lines& lines) {
 std::vector<bool> choose_flips(Cells cells, const Lines& lines) {
   if (2 * cells.size() <= lines.length) return {};  // too few to pay
   std::vector<int32_t> agree(lines.length, 0);
+  uint64_t n_pairs = 0;
   for (size_t i = 1; i < cells.size(); ++i) {
     const uint64_t step = (cells[i] >> kLevelBits) - (cells[i - 1] >> kLevelBits);
     const int32_t changed = negative(cells[i] ^ cells[i - 1]);
-    agree[lines.place(cells[i])] += int32_t{step == 1} * (1 - 2 * changed);
+    const uint64_t place = lines.place(cells[i]);
+    const bool pair = step == 1 && place != 0;  // place 0 is in another line than the one before
+    agree[place] += int32_t{pair} * (1 - 2 * changed);
+    n_pairs += uint64_t{pair};
   }
-  agree[0] = 0;  // the place before lies in another line
-  uint64_t saved = 0;
-  for (const int32_t a : agree) saved += a < 0 ? static_cast<uint64_t>(-a) : 0;
-  if (!flips_pay(saved, lines.length)) return {};
+  uint64_t n_more = 0, n_less = 0;
+  for (const int32_t a : agree) (a < 0 ? n_less : n_more) += static_cast<uint64_t>(std::abs(a));
+  if (!flips_pay(n_more, n_less, n_pairs, lines.length)) return {};
   std::vector<bool> flips(lines.length);
   bool flipped = false;
   for (uint64_t i = 0; i < lines.length; ++i) flips[i] = flipped ^= agree[i] < 0;

@@ -84,7 +84,7 @@ void LaneCoder::take(BumpAllocator& allocator, uint64_t most_symbols) {
   scan_.choices = allocator.take<ScanChoice>(scan_.n_matrices);
   scan_.occurs = allocator.take<uint32_t>(scan_.n_lines / kWordBits);
   scan_.before = allocator.take<uint32_t>(scan_.n_lines / kWordBits);
-  scan_.agree = allocator.take<int32_t>(scan_.n_lines);
+  scan_.agree = allocator.take<unsigned long long>(scan_.n_lines);
   scan_.flips = allocator.take<uint8_t>(scan_.n_lines);
   scan_.any_columns = allocator.take<uint32_t>(1);
   const uint64_t n_counts = scan_.n_lines > 0 ? n_sort_tiles(most_symbols) << kMostDigitBits : 0;

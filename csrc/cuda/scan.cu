@@ -329,6 +329,13 @@ void sort(const Stage& stage, uint64_t n, const ScanBuffers& b, SentSymbol* sent
 
 // ---- signs
 
+// Pairs of neighbours by their place in a line: those that agree in sign, and in the low half those
+// that do not. There are fewer than 2^32 of each, for so many lines there are at most.
+constexpr unsigned long long kOneDiffers = 1, kOneAgrees = 1ull << 32;
+__device__ int64_t agreements(uint64_t pairs) {
+  return static_cast<int64_t>(pairs >> 32) - static_cast<int64_t>(static_cast<uint32_t>(pairs));
+}
+
 __global__ void __launch_bounds__(kThreads)
     compare_neighbors(const SentSymbol* sent, uint64_t n, ScanBuffers b) {
   for_each_scanned(sent, n, b, [&](uint64_t i, SentSymbol symbol, uint64_t matrix) {
@@ -337,7 +344,8 @@ __global__ void __launch_bounds__(kThreads)
     const uint64_t length = choice.columns ? choice.n_rows : choice.n_cols;
     const uint64_t place = divide(symbol.index() - b.matrices[matrix].begin, length).remainder;
     if (place == 0) return;
-    atomicAdd(&b.agree[b.plans[matrix].first_row + place], same_sign(sent[i - 1], symbol) ? 1 : -1);
+    atomicAdd(&b.agree[b.plans[matrix].first_row + place],
+              same_sign(sent[i - 1], symbol) ? kOneAgrees : kOneDiffers);
   });
 }
 
@@ -348,22 +356,26 @@ __global__ void __launch_bounds__(kScanThreads) choose_flips(ScanBuffers b) {
     ScanChoice& choice = b.choices[i];
     if (plan.n_rows == 0) continue;
     const uint64_t length = choice.columns ? choice.n_rows : choice.n_cols;
-    const int32_t* const agree = b.agree + plan.first_row;
+    const unsigned long long* const agree = b.agree + plan.first_row;
     uint8_t* const flips = b.flips + plan.first_row;
     const auto [begin, end] = range_of_thread(length);
-    uint64_t n_changes = 0, saved = 0, total = 0;
+    uint64_t n_changes = 0, more = 0, less = 0, pairs = 0;
     for (uint64_t p = begin; p < end; ++p) {
-      if (agree[p] >= 0) continue;
-      ++n_changes;
-      saved += static_cast<uint64_t>(-agree[p]);
+      const int64_t here = agreements(agree[p]);
+      pairs += (agree[p] >> 32) + static_cast<uint32_t>(agree[p]);
+      n_changes += here < 0 ? 1 : 0;
+      (here < 0 ? less : more) += static_cast<uint64_t>(here < 0 ? -here : here);
     }
-    uint64_t before = sum_of_threads_below(n_changes, &total);
-    sum_of_threads_below(saved, &total);
+    uint64_t n_more = 0, n_less = 0, n_pairs = 0, unused = 0;
+    sum_of_threads_below(more, &n_more);
+    sum_of_threads_below(less, &n_less);
+    sum_of_threads_below(pairs, &n_pairs);
+    uint64_t before = sum_of_threads_below(n_changes, &unused);
     for (uint64_t p = begin; p < end; ++p) {
-      before += agree[p] < 0 ? 1 : 0;
+      before += agreements(agree[p]) < 0 ? 1 : 0;
       flips[p] = static_cast<uint8_t>(before & 1u);
     }
-    if (threadIdx.x == 0) choice.flips = flips_pay(total, length);
+    if (threadIdx.x == 0) choice.flips = flips_pay(n_more, n_less, n_pairs, length);
   }
 }
 

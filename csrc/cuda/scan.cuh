@@ -33,10 +33,10 @@ struct ScanBuffers {
   LinePlan* plans;  // one for each matrix
   uint64_t n_matrices, n_lines;
   ScanChoice* choices;
-  uint32_t* occurs;  // bitmap of the lines where something is sent
-  uint32_t* before;  // lines in the words before, where something is sent
-  int32_t* agree;    // by place in a line, from the matrix's first row on
-  uint8_t* flips;    // the same
+  uint32_t* occurs;           // bitmap of the lines where something is sent
+  uint32_t* before;           // lines in the words before, where something is sent
+  unsigned long long* agree;  // by place in a line, from the matrix's first row on
+  uint8_t* flips;             // the same
   uint32_t* any_columns;
   uint32_t* histograms;    // of the sort: a count for each digit and tile
   uint32_t* digit_counts;  // and for each digit

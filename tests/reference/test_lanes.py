@@ -128,6 +128,14 @@ def test_scans_save_bytes(rng: np.random.Generator) -> None:
     assert len(scanned) < 0.85 * len(rfc.encode(flat_state, flat, sparsity=0.9))
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.9, 0.99])
+def test_signs_without_a_pattern_are_not_flipped(sparsity: float, rng: np.random.Generator) -> None:
+    update = {"w": rng.standard_normal((400, 50)), "x": rng.standard_normal((2000, 10))}
+    state, reference = pair_of(update, rng)
+    scans = tables_in(rfc.encode(state, reference, sparsity=sparsity), reference).scans
+    assert [s.flips for s in scans] == [None, None]
+
+
 # ---- Blocks
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.bits import BitReader, BitWriter
 from resfed_codec.reference.symbols import Nonzeros
-from resfed_codec.reference.tables import log2_in_32nds
+from resfed_codec.reference.tables import log2_in_32nds as lg
 
 
 @dataclass
@@ -91,20 +91,17 @@ class Scan:
 
 def kept_numbers(numbers: set[int], n: int, n_nonzeros: int) -> list[int] | None:
     """The rows or columns in which something is sent, if leaving out the others pays."""
-    saved = n_nonzeros * (log2_in_32nds(n) - log2_in_32nds(len(numbers)))
+    saved = n_nonzeros * (lg(n) - lg(len(numbers)))
     return sorted(numbers) if saved > 32 * n and n <= 2**32 else None
 
 
-def agreement(cells: Cells, down: int, right: int) -> dict[int, int]:
-    """By column, how many nonzeros have the sign of a neighbour, less those that have the other.
-
-    The neighbour lies so many rows above and columns to the left, and must be sent.
-    """
-    out: dict[int, int] = {}
-    for (row, col), level in cells.items():
-        neighbour = cells.get((row - down, col - right))
-        if neighbour is not None:
-            out[col] = out.get(col, 0) + (1 if (neighbour > 0) == (level > 0) else -1)
+def agreement(cells: Cells) -> dict[int, list[int]]:
+    """By place in a line, how many nonzeros have the sign of the one before and how many not."""
+    out: dict[int, list[int]] = {}
+    for (line, place), level in cells.items():
+        before = cells.get((line, place - 1))
+        if before is not None:
+            out.setdefault(place, [0, 0])[(before > 0) != (level > 0)] += 1
     return out
 
 
@@ -119,12 +116,17 @@ def same_sign(cells: Cells, down: int, right: int) -> int:
 
 def choose_flips(cells: Cells, length: int) -> list[bool] | None:
     """Flips that make the signs of neighbours in a line agree, if they pay."""
-    agree = agreement(cells, 0, 1)
+    agree = agreement(cells)
+    sums = {place: same - other for place, (same, other) in agree.items()}
+    more = sum(a for a in sums.values() if a > 0)
+    less = sum(-a for a in sums.values() if a < 0)
+    pairs = sum(map(sum, agree.values()))
+    if not more * less or lg(more) + lg(less) + 64 <= lg(pairs) + lg(length):
+        return None
     flips = [False] * length
     for place in range(1, length):
-        flips[place] = flips[place - 1] != (agree.get(place, 0) < 0)
-    saved = sum(-a for a in agree.values() if a < 0)
-    return flips if 2 * saved > length else None
+        flips[place] = flips[place - 1] != (sums.get(place, 0) < 0)
+    return flips
 
 
 def choose_scan(cells: Cells, shape: tuple[int, int]) -> Scan:
