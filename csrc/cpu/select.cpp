@@ -136,11 +136,14 @@ class Sample {
     parallel_for((plan_.n_samples + kPerTask - 1) / kPerTask,
                  [&](size_t task) {
                    const uint64_t end = std::min<uint64_t>(plan_.n_samples, (task + 1) * kPerTask);
-                   for (uint64_t j = task * kPerTask; j < end; ++j) {
-                     const uint64_t index = sampled_index(interval, j);
-                     const Member& member = member_at(group, index);
-                     with_elements(*member.tensor, index - member.begin, [&](const auto& elements) {
-                       keys_[j] = magnitude_key(elements.residual_at(0) * member.scale);
+                   for (uint64_t j = task * kPerTask; j < end;) {
+                     const Member& member = member_at(group, sampled_index(interval, j));
+                     with_elements(*member.tensor, 0, [&](const auto& elements) {
+                       for (; j < end; ++j) {
+                         const uint64_t element = sampled_index(interval, j) - member.begin;
+                         if (element >= member.tensor->n_elems) break;
+                         keys_[j] = magnitude_key(elements.residual_at(element) * member.scale);
+                       }
                      });
                    }
                  },
