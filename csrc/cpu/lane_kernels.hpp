@@ -52,8 +52,11 @@ using EncodeLanes = uint16_t*(LaneCodes* lanes, const uint8_t* steps, uint64_t f
 constexpr size_t kMostWordsOfPlainNonzero = 4;
 
 #if defined(RESFED_X86)
-DecodeLanes decode_lanes_avx512;
-EncodeLanes encode_lanes_avx512;
+DecodeLanes decode_lanes_avx2, decode_lanes_avx512;
+EncodeLanes encode_lanes_avx2, encode_lanes_avx512;
+#elif defined(RESFED_NEON)
+DecodeLanes decode_lanes_neon;
+EncodeLanes encode_lanes_neon;
 #endif
 
 // For so many lanes, on this processor, by the kernels that were chosen; null: the scalar one.

@@ -23,6 +23,7 @@ SOURCE_FLAGS = {
         "-Wno-maybe-uninitialized",
         "-Wno-unknown-warning-option",
     ),
+    "lanes_avx2": ("-mavx2", "-mpopcnt"),
     "residual_avx2": ("-mavx2", "-mf16c"),
     "residual_avx512": ("-mavx512f", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
 }
