@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, stamp
+from benchmarks.federated.batchnorm import CHOICES
 from benchmarks.federated.chart import OVER, draw
 from benchmarks.federated.config import RunConfig, parse_method
 from benchmarks.federated.jobs import run_all
@@ -68,6 +69,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     for name in ("model", "split"):
         settings.add_argument(f"--{name}")
     settings.add_argument("--precision", choices=PRECISIONS, help="bf16: torch.autocast")
+    settings.add_argument("--statistics", choices=CHOICES, help="those of BatchNorm that are sent")
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +102,7 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
         base = replace(base, data="cifar10", model="groupnorm_cnn")
     if not args.suite:
         methods, seeds = ["codec"], [0]
-    names = (*NUMBERS, "lr", "momentum", "model", "split", "precision")
+    names = (*NUMBERS, "lr", "momentum", "model", "split", "precision", "statistics")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     configs = []
     for seed in args.seeds or seeds:

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.federated.batchnorm import Statistics
 from benchmarks.federated.config import RunConfig
 from benchmarks.federated.data import Data
 from benchmarks.federated.language import TextClients
-from benchmarks.federated.methods.base import STATISTICS, State
+from benchmarks.federated.methods.base import State
 from benchmarks.federated.models import build
 from benchmarks.federated.splits import split
 from benchmarks.federated.text import Text
@@ -49,6 +50,8 @@ def make_clients(config: RunConfig, data: Data | Text, device: str, threads: int
             this data.
     """
     if isinstance(data, Text):
+        if config.statistics != "trained":
+            raise ValueError("text: statistics must be trained")
         return TextClients(config, data, device=device, threads=threads)
     return ImageClients(config, data, device=device, threads=threads)
 
@@ -74,25 +77,26 @@ class ImageClients:
             precision=config.precision,
             threads=threads,
         )
+        self._statistics = Statistics(config.statistics, self._trainer, self._shards, self.weights)
 
     def about(self) -> dict[str, Any]:
         return {}
 
     def state(self) -> State:
-        return self._trainer.state()
+        return self._statistics.first(self._trainer.state())
 
     def train(self, number: int, held: Sequence[State]) -> Iterator[State]:
         rngs = [np.random.default_rng([self._seed, number, i]) for i in range(len(held))]
-        return self._trainer.train_all(held, self._shards, rngs)
+        trained = self._trainer.train_all(held, self._shards, rngs)
+        return self._statistics.sent(held, trained)
 
     def test(self, state: State) -> dict[str, float]:
         found = {"accuracy": self._trainer.accuracy(state)}
-        if any(STATISTICS in name for name in state):
-            found["accuracy_recomputed"] = self._trainer.accuracy(self._trainer.recomputed(state))
-        return found
+        readings = self._statistics.readings(state).items()
+        return found | {f"accuracy_{name}": self._trainer.accuracy(s) for name, s in readings}
 
-    def memory(self) -> None:
-        return None
+    def memory(self) -> Any:
+        return self._statistics.own, self._statistics.asked
 
-    def remember(self, memory: None) -> None:
-        pass
+    def remember(self, memory: Any) -> None:
+        self._statistics.own, self._statistics.asked = memory

@@ -17,7 +17,8 @@ class RunConfig:
 
     With text instead of images these two count bytes, and a client trains ``steps`` steps in a
     round, not ``epochs``. ``precision`` is that of training and testing, float32 or bf16; models
-    are sent as float32.
+    are sent as float32. ``statistics`` says which of BatchNorm's clients send
+    (:class:`~benchmarks.federated.batchnorm.Statistics`).
     """
 
     method: str = "codec"
@@ -36,6 +37,7 @@ class RunConfig:
     steps: int = 0
     optimizer: str = "sgd"
     precision: str = "float32"
+    statistics: str = "trained"
     seed: int = 0
 
     @property

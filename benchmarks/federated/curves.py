@@ -112,9 +112,9 @@ def mean(values: Iterable[float]) -> float:
 def _readings(lines: list[Line]) -> dict[str, list[Line]]:
     """The lines, and the lines with another score or byte count, by the suffix of their label."""
     readings = {"": lines}
-    if "accuracy_recomputed" in lines[0]:
-        readings[", statistics recomputed"] = [
-            {**line, "accuracy": line["accuracy_recomputed"]} for line in lines
+    for name in [name for name in lines[0] if name.startswith("accuracy_")]:
+        readings[f", statistics {name.removeprefix('accuracy_')}"] = [
+            {**line, "accuracy": line[name]} for line in lines
         ]
     if "up_packed" in lines[0]:
         readings[", as packed"] = [

@@ -153,6 +153,18 @@ SUITES: dict[str, tuple[RunConfig, list[str], list[int]]] = {
         [*BATCHNORM],
         [0, 1, 2],
     ),
+    "batchnorm-steps": (
+        replace(
+            PAPER,
+            model="batchnorm_cnn",
+            rounds=12,
+            test_images=2000,
+            precision="bf16",
+            statistics="both",
+        ),
+        [BOTH.format(0.99)],
+        [0, 1, 2],
+    ),
     "selection": (CIFAR_SUBSET, [*SELECTION], [0, 1, 2]),
     "paper-cpu": (
         replace(PAPER, rounds=40, images=1000, test_images=1000, batch=20),

@@ -19,9 +19,6 @@ State = dict[str, NDArray[np.float32]]
 Indices = NDArray[np.int64]
 
 TEST_BATCH = 500
-STATISTICS_IMAGES = 2000
-"""Training images from which :meth:`Trainer.recomputed` takes BatchNorm's statistics."""
-
 PRECISIONS = ("float32", "bf16")
 
 
@@ -75,6 +72,11 @@ class Trainer:
     def _put(self, array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
 
+    @property
+    def n_images(self) -> int:
+        """Number of training images."""
+        return len(self._labels)
+
     def state(self) -> State:
         """The first model: parameters and any running statistics."""
         return {name: value.copy() for name, value in self._first.items()}
@@ -99,9 +101,15 @@ class Trainer:
             output: torch.Tensor = model(images)
         return output.float()
 
-    def train(self, state: State, indices: Indices, rng: np.random.Generator) -> State:
-        """The model after SGD with momentum (which starts at 0) over the images ``indices``."""
+    def train(
+        self, state: State, indices: Indices, rng: np.random.Generator, *, pull: float = 0.0
+    ) -> State:
+        """The model after SGD with momentum (which starts at 0) over the images ``indices``.
+
+        ``pull`` is FedProx's mu: the weight of half the squared distance from ``state``.
+        """
         with self._model(state, training=True) as model:
+            start = [p.detach().clone() for p in model.parameters()] if pull else []
             optimizer = torch.optim.SGD(model.parameters(), self._lr, self._momentum)
             for _ in range(self._epochs):
                 order = torch.from_numpy(rng.permutation(indices)).to(self._device)
@@ -110,6 +118,9 @@ class Trainer:
                     output = self._output(model, self._images[chosen])
                     loss = nn.functional.cross_entropy(output, self._labels[chosen])
                     loss.backward()  # type: ignore[no-untyped-call]
+                    for parameter, first in zip(model.parameters(), start, strict=bool(start)):
+                        assert parameter.grad is not None
+                        parameter.grad += pull * (parameter.detach() - first)
                     optimizer.step()
             return _state_of(model)
 
@@ -135,13 +146,12 @@ class Trainer:
             found = self._output(model, self._test_images[part]).argmax(dim=1)
             return int((found == self._test_labels[part]).sum())
 
-    def recomputed(self, state: State) -> State:
-        """The same parameters with BatchNorm's statistics recomputed from training images.
+    def recomputed(self, state: State, indices: Indices) -> State:
+        """The same parameters with BatchNorm's statistics recomputed from the images ``indices``.
 
-        The statistics are means over batches of ``TEST_BATCH`` of the first ``STATISTICS_IMAGES``
-        images, in the random order of :meth:`Data.subset`, so they include all clients.
+        The statistics are means over batches of ``TEST_BATCH``, as those of torch's ``update_bn``.
         """
-        images = self._images[:STATISTICS_IMAGES]
+        images = self._images[torch.from_numpy(indices).to(self._device)]
         with self._model(state, training=True) as model, torch.no_grad():
             norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
             momenta = [norm.momentum for norm in norms]

@@ -218,7 +218,7 @@ def test_recomputed_statistics_are_those_of_the_images() -> None:
     trainer = Trainer(model, data, lr=0.05, batch=16, epochs=3)
     state = trainer.train(trainer.state(), np.arange(400), np.random.default_rng(0))
     spoilt = {name: v * (100 if "running" in name else 1) for name, v in state.items()}
-    mended = trainer.recomputed(spoilt)
+    mended = trainer.recomputed(spoilt, np.arange(trainer.n_images))
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(torch.from_numpy(state[name]))
