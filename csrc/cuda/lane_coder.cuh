@@ -3,8 +3,7 @@
 #pragma once
 
 #include "cpu/encoder.hpp"
-#include "cuda/scan.cuh"
-#include "cuda/workspace.hpp"
+#include "cuda/scan_coder.hpp"
 
 namespace resfed::cuda {
 
@@ -13,21 +12,22 @@ struct CodedNonzeros {
   SliceViews slices;  // until the workspace is leased again
 };
 
+template <class Nonzero>
 class LaneCoder {
  public:
-  LaneCoder(WorkspaceLease& lease, const Group& group, unsigned lane_log2);
+  LaneCoder(WorkspaceLease& lease, unsigned lane_log2) : lease_(lease), lane_log2_(lane_log2) {}
 
   // Takes its memory on the device.
-  void take(BumpAllocator& allocator, uint64_t most_symbols);
+  void take(BumpAllocator& allocator, uint64_t most_nonzeros);
+  // Some of it, for that many words of 64 bits; encode() writes there.
+  void* room() const { return codes_; }
 
-  // Codes n symbols of the matrices, which lie on the device, and those of the other groups behind
-  // them. What uses the lease's pinned memory must have ended.
-  CodedNonzeros encode(const Stage& stage, const SentSymbol* symbols, uint64_t n,
-                       SentSymbols vector, SentSymbols dense, const MatrixShapes& matrices);
+  // Codes n nonzeros, which lie on the device in coding order. `scans` is what brought them there;
+  // null for changes. What uses the lease's pinned memory must have ended.
+  CodedNonzeros encode(const Stage& stage, const Nonzero* sent, uint64_t n, ScanCoder* scans);
 
  private:
-  void order(const Stage& stage, const SentSymbol* symbols, uint64_t n, SentSymbols vector,
-             SentSymbols dense, const MatrixShapes& matrices);
+  static constexpr Part kPart = part_of<Nonzero>;
   struct Found {
     std::vector<Lane> lanes;
     std::vector<LaneCosts> costs;
@@ -35,19 +35,16 @@ class LaneCoder {
     std::array<Counts, kFamilies> counts;
   };
   // Writes the scan orders, too.
-  Found find(const Stage& stage, const Partition& p, const MatrixShapes& matrices,
+  Found find(const Stage& stage, const Nonzero* sent, const Partition& p, ScanCoder* scans,
              BitWriter* tables);
   void add_fitted_costs(const Stage& stage, const Partition& p, const FittedTables& fitted,
                         std::vector<LaneCosts>* costs);
-  SliceViews write(const Stage& stage, const Partition& p, const std::vector<Lane>& lanes,
-                   const std::vector<uint64_t>& rooms);
+  SliceViews write(const Stage& stage, const Nonzero* sent, const Partition& p,
+                   const std::vector<Lane>& lanes, const std::vector<uint64_t>& rooms);
 
   WorkspaceLease& lease_;
   unsigned lane_log2_;
-  std::vector<LinePlan> plans_;  // one for each matrix
   // On the device.
-  SentSymbol* sent_ = nullptr;  // in scan order
-  ScanBuffers scan_{};
   NonzeroCode* codes_ = nullptr;
   FoundLane* found_ = nullptr;
   uint32_t* counts_ = nullptr;

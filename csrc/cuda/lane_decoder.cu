@@ -160,13 +160,12 @@ struct GapClasses {
 
 // The lane of this thread, in a slice of a warp. Lanes that have ended take part with a state that
 // is never short. Damage shows at the end: until then whatever is decoded stays in bounds.
-template <bool kBlocks>
-__device__ bool decode_lanes(uint32_t state, const Lane& lane, const TableStarts& gaps,
+template <bool kBlocks, class Nonzero>
+__device__ bool decode_steps(uint32_t state, const Lane& lane, const TableStarts& gaps,
                              const TableStarts& levels, const GapClasses& gap_classes,
                              WordReader& words, uint32_t length, uint32_t longest, uint64_t n_elems,
-                             SentSymbol* out, uint64_t* covered_by_lane) {
-  LaneContexts<kBlocks> contexts;
-  contexts.block = lane.block;
+                             Nonzero* out, uint64_t* covered_by_lane) {
+  auto contexts = contexts_of<kBlocks, Nonzero>(lane.block);
   bool negative = false, bad = false;
   uint64_t covered = 0;
   for (uint32_t step = 0; step < longest; ++step) {
@@ -208,12 +207,13 @@ __device__ bool decode_lanes(uint32_t state, const Lane& lane, const TableStarts
       }
       if (!is_escape) level += first_level(symbol, lane.shift);
       // Levels have one symbol each.
-      bad |= level > kMaxLevel || level_symbol(level, lane.shift) != symbol;
-      level = min_of<uint64_t>(level, kMaxLevel);
+      bad |= level > kMostLevel<Nonzero> || level_symbol(level, lane.shift) != symbol;
+      bad |= !negative && level >> 63 != 0;  // 2^63 is legal as -2^63 alone
+      level = min_of<uint64_t>(level, kMostLevel<Nonzero>);
     }
     if (active) {
-      const auto magnitude = static_cast<int32_t>(level);
-      *out++ = {covered - 1, negative ? -magnitude : magnitude};
+      using Level = decltype(out->level());
+      *out++ = {covered - 1, static_cast<Level>(negative ? 0 - level : level)};
     }
   }
   if (length > 0) {
@@ -224,8 +224,9 @@ __device__ bool decode_lanes(uint32_t state, const Lane& lane, const TableStarts
 }
 
 // Indices relative to the end of the lane before.
+template <class Nonzero>
 __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const LaneTables& lanes,
-                             uint64_t first, uint64_t n_elems, SentSymbol* symbols,
+                             uint64_t first, uint64_t n_elems, Nonzero* nonzeros,
                              uint64_t* covered) {
   const Partition& p = lanes.partition;
   const uint64_t n_lanes = min_of<uint64_t>(p.n_parts - first, kLanesOfSlice);
@@ -240,8 +241,8 @@ __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const Lane
   }
   if (__ballot_sync(kAllLanes, state < kLaneStart) != 0) return false;
   const bool blocks = lane.block.size > 0;
-  const Family of_gaps = gap_family(Part::kLossy, blocks),
-               of_levels = level_family(Part::kLossy, blocks);
+  constexpr Part kPart = part_of<Nonzero>;
+  const Family of_gaps = gap_family(kPart, blocks), of_levels = level_family(kPart, blocks);
   __shared__ StagedTables::Piece table_memory[StagedTables::kPieces];
   __shared__ uint16_t ring[WordReader::kRing];
   StagedTables tables(table_memory);
@@ -254,21 +255,23 @@ __device__ bool decode_slice(const uint16_t* slice, uint64_t n_bytes, const Lane
   const auto length = static_cast<uint32_t>(there ? part_begin(p, l + 1) - begin : 0);
   const auto longest = static_cast<uint32_t>(part_begin(p, first + 1) - part_begin(p, first));
   const auto decode = [&](auto with_blocks) {
-    return decode_lanes<with_blocks.value>(state, lane, gaps, levels, gap_classes, words, length,
-                                           longest, n_elems, symbols + begin, &covered[l]);
+    return decode_steps<with_blocks.value>(state, lane, gaps, levels, gap_classes, words, length,
+                                           longest, n_elems, nonzeros + begin, &covered[l]);
   };
+  if constexpr (kPart == Part::kLossless) return decode(std::false_type());
   return __ballot_sync(kAllLanes, there && blocks) != 0 ? decode(std::true_type())
                                                         : decode(std::false_type());
 }
 
+template <class Nonzero>
 __global__ void __launch_bounds__(kWarp)
     decode_each(const uint8_t* slices, const uint64_t* offsets, LaneTables lanes, uint64_t n_elems,
-                SentSymbol* symbols, uint64_t* covered, Progress* progress) {
+                Nonzero* nonzeros, uint64_t* covered, Progress* progress) {
   const uint64_t n_slices = slices_of(lanes.partition.n_parts);
   for (uint64_t s = blockIdx.x; s < n_slices; s += gridDim.x) {
     const auto* const slice = reinterpret_cast<const uint16_t*>(slices + offsets[s]);
     const bool sound = decode_slice(slice, offsets[s + 1] - offsets[s], lanes, s * kLanesOfSlice,
-                                    n_elems, symbols, covered);
+                                    n_elems, nonzeros, covered);
     if (!sound && lane_of_thread() == 0) lower_atomically(&progress->bad_slice, s);
     __syncwarp();  // the next slice writes where this one reads
   }
@@ -291,38 +294,49 @@ __global__ void __launch_bounds__(kScanThreads)
 }
 
 // To indices among all elements, and out of the scan order.
+template <class Nonzero>
 __global__ void __launch_bounds__(kThreads)
-    place_symbols(DeviceGroup group, Partition p, const uint64_t* begins, const DeviceScan* scans,
-                  SentSymbol* symbols, Progress* progress) {
+    place_nonzeros(DeviceGroup group, Partition p, const uint64_t* begins, const DeviceScan* scans,
+                   Nonzero* nonzeros, Progress* progress) {
   if (progress->is_damaged()) return;
   for (uint64_t l = blockIdx.x; l < p.n_parts; l += gridDim.x) {
     const uint64_t end = part_begin(p, l + 1);
     for (uint64_t i = part_begin(p, l) + threadIdx.x; i < end; i += blockDim.x) {
-      SentSymbol symbol = symbols[i];
-      symbol.move_up(begins[l]);
-      if (symbol.index() < group.n_elems) {
-        const DeviceMember& member = group.member_at(symbol.index());
-        const DeviceScan& scan = scans[&member - group.members];
-        if (scan.row_length > 0 && !scan.undo(member.begin, &symbol)) progress->outside = 1;
+      Nonzero nonzero = nonzeros[i];
+      nonzero.move_up(begins[l]);
+      if constexpr (part_of<Nonzero> == Part::kLossy) {
+        if (nonzero.index() < group.n_elems) {
+          const DeviceMember& member = group.member_at(nonzero.index());
+          const DeviceScan& scan = scans[&member - group.members];
+          if (scan.row_length > 0 && !scan.undo(member.begin, &nonzero)) progress->outside = 1;
+        }
       }
-      symbols[i] = symbol;
+      nonzeros[i] = nonzero;
     }
   }
 }
 
 }  // namespace
 
+template <class Nonzero>
 void decode_lanes(const Stage& stage, const uint8_t* slices, const uint64_t* offsets,
                   const LaneTables& lanes, const DeviceScan* scans, uint64_t n_elems,
-                  uint64_t* begins, SentSymbol* symbols) {
+                  uint64_t* begins, Nonzero* nonzeros) {
   const auto& [group, progress, n_blocks, stream] = stage;
   const uint64_t n_lanes = lanes.partition.n_parts;
   const auto n_slices = static_cast<unsigned>(min_of<uint64_t>(slices_of(n_lanes), 1u << 20));
-  launch(decode_each, n_slices, kWarp, stream, slices, offsets, lanes, n_elems, symbols, begins,
-         progress);
+  launch(decode_each<Nonzero>, n_slices, kWarp, stream, slices, offsets, lanes, n_elems, nonzeros,
+         begins, progress);
   launch(place_lanes, 1, kScanThreads, stream, n_lanes, n_elems, begins, progress);
-  launch(place_symbols, static_cast<unsigned>(min_of<uint64_t>(n_lanes, n_blocks)), kThreads,
-         stream, group, lanes.partition, begins, scans, symbols, progress);
+  launch(place_nonzeros<Nonzero>, static_cast<unsigned>(min_of<uint64_t>(n_lanes, n_blocks)),
+         kThreads, stream, group, lanes.partition, begins, scans, nonzeros, progress);
 }
+
+#define RESFED_INSTANTIATE(Nonzero)                                                            \
+  template void decode_lanes(const Stage&, const uint8_t*, const uint64_t*, const LaneTables&, \
+                             const DeviceScan*, uint64_t, uint64_t*, Nonzero*);
+RESFED_INSTANTIATE(SentSymbol)
+RESFED_INSTANTIATE(ChangedElement)
+#undef RESFED_INSTANTIATE
 
 }  // namespace resfed::cuda

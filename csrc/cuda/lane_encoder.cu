@@ -1,45 +1,15 @@
-// Stage 4 on the device, encoding: symbols of lanes, what they cost under the sets of tables, and
-// then words. Between the kernels the host chooses sets, see lane_coder.cu.
-#include "cuda/pipeline.cuh"
+// Stage 4 on the device, encoding: symbols of lanes, and then words. Between the kernels the host
+// chooses sets of tables, see lane_coder.cu; lane_costs.cu has what the symbols cost.
+#include "cuda/slices.cuh"
 #include "entropy/interleaved_rans.hpp"
 
 namespace resfed::cuda {
 namespace {
 
-constexpr unsigned kCostThreads = 512;
-static_assert(kLanesOfSlice == kWarp);
-
 __device__ uint64_t thread_of_grid() {
   return blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
 }
 __device__ uint64_t threads_of_grid() { return static_cast<uint64_t>(gridDim.x) * blockDim.x; }
-
-// Codes of a slice lie by step, those of a step by lane: neighbors read neighbors.
-struct SliceOfLanes {
-  uint64_t first, begin;      // of its lanes, of its nonzeros
-  uint32_t n_lanes, n_steps;  // the longer lanes come first
-
-  __device__ SliceOfLanes(const Partition& p, uint64_t slice)
-      : first(slice * kLanesOfSlice),
-        begin(part_begin(p, first)),
-        n_lanes(static_cast<uint32_t>(min_of<uint64_t>(p.n_parts - first, kLanesOfSlice))),
-        n_steps(static_cast<uint32_t>(part_begin(p, first + 1) - begin)) {}
-  __device__ uint64_t code_at(uint32_t step, uint32_t lane) const {
-    return begin + uint64_t{step} * n_lanes + lane;
-  }
-};
-// The lane of this thread, where there is one.
-struct OwnLane {
-  uint64_t number, begin;
-  uint32_t n_steps;
-
-  __device__ OwnLane(const Partition& p, const SliceOfLanes& slice)
-      : number(slice.first + min_of(lane_of_thread(), slice.n_lanes - 1)),
-        begin(part_begin(p, number)),
-        n_steps(lane_of_thread() < slice.n_lanes
-                    ? static_cast<uint32_t>(part_begin(p, number + 1) - begin)
-                    : 0) {}
-};
 
 // Of a nonzero, with the mantissas of escapes.
 __device__ uint32_t n_raw_bits(const NonzeroCode& code, unsigned shift) {
@@ -49,12 +19,12 @@ __device__ uint32_t n_raw_bits(const NonzeroCode& code, unsigned shift) {
 }
 
 // Calls visit(step, code) for the n nonzeros of a lane. The next few are under way meanwhile.
-template <bool kBlocks, class Visit>
-__device__ void for_each_step(const SentSymbol* sent, uint32_t n, uint64_t before, Block block,
+template <bool kBlocks, class Nonzero, class Visit>
+__device__ void for_each_step(const Nonzero* sent, uint32_t n, uint64_t before, Block block,
                               unsigned shift, Visit visit) {
   constexpr uint32_t kAhead = 4;
   struct Some {
-    SentSymbol of[kAhead];
+    Nonzero of[kAhead];
   };
   const auto load = [&](uint32_t first) {
     Some some;
@@ -62,7 +32,7 @@ __device__ void for_each_step(const SentSymbol* sent, uint32_t n, uint64_t befor
     for (uint32_t i = 0; i < kAhead; ++i) some.of[i] = sent[min_of(first + i, n - 1)];
     return some;
   };
-  CodeFinder<kBlocks, SentSymbol> codes(block, shift);
+  CodeFinder<kBlocks, Nonzero> codes(block, shift);
   Some next = load(0);
   for (uint32_t first = 0; first < n; first += kAhead) {
     const Some now = next;
@@ -78,15 +48,16 @@ __device__ void for_each_step(const SentSymbol* sent, uint32_t n, uint64_t befor
 }
 
 // A warp takes a slice, each of its threads a lane.
+template <class Nonzero>
 __global__ void __launch_bounds__(kWarp)
-    find_codes(const SentSymbol* sent, Partition p, MatrixList matrices, NonzeroCode* codes,
+    find_codes(const Nonzero* sent, Partition p, MatrixList matrices, NonzeroCode* codes,
                FoundLane* lanes, uint32_t* counts) {
   for (uint64_t i = thread_of_grid(); i < kCounts; i += threads_of_grid()) counts[i] = 0;
   for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
     const SliceOfLanes slice(p, s);
     const OwnLane own(p, slice);
     if (own.n_steps == 0) continue;
-    const SentSymbol* const symbols = sent + own.begin;
+    const Nonzero* const symbols = sent + own.begin;
     const uint64_t before = own.begin == 0 ? ~uint64_t{0} : sent[own.begin - 1].index();
     const Block block = choose_block(symbols, own.n_steps, matrices.of, matrices.n);
     const unsigned shift = choose_shift(symbols, own.n_steps);
@@ -104,112 +75,6 @@ __global__ void __launch_bounds__(kWarp)
     lanes[own.number].block = block;
     lanes[own.number].shift = static_cast<uint8_t>(shift);
     lanes[own.number].raw_bits = raw_bits;
-  }
-}
-
-// Code lengths of a code under the trained sets, two of them in a number.
-constexpr uint32_t kPairs = kTrainedSets / 2;
-struct alignas(16) SetPairs {
-  uint32_t of[kPairs];
-};
-static_assert(sizeof(SetPairs) == sizeof(DeviceTrained::costs[0][0]));
-
-// The lane's code lengths under the trained sets of a family, of every n_warps'th code.
-template <class CodeAt>
-__device__ void add_costs(const uint16_t (*costs)[kTrainedSets], uint32_t n_steps, unsigned n_warps,
-                          CodeAt code_at, uint32_t (*sums)[kWarp]) {
-  constexpr uint32_t kWithoutOverflow = 128;  // codes; none costs more than 384
-  for (uint32_t step = threadIdx.x / kWarp; step < n_steps;) {
-    SetPairs some{};
-    for (uint32_t n = 0; n < kWithoutOverflow && step < n_steps; ++n, step += n_warps) {
-      const SetPairs of_code = *reinterpret_cast<const SetPairs*>(&costs[code_at(step)]);
-      RESFED_UNROLL
-      for (uint32_t i = 0; i < kPairs; ++i) some.of[i] += of_code.of[i];
-    }
-    for (uint32_t i = 0; i < kPairs; ++i) {
-      atomicAdd(&sums[2 * i][lane_of_thread()], some.of[i] & 0xffffu);
-      atomicAdd(&sums[2 * i + 1][lane_of_thread()], some.of[i] >> 16);
-    }
-  }
-}
-
-// What lanes cost under the trained sets, and how often each symbol occurs. A block takes a slice,
-// and of each of its warps the threads take a lane.
-__global__ void __launch_bounds__(kCostThreads)
-    find_costs(const NonzeroCode* codes, Partition p, const DeviceTrained* trained,
-               FoundLane* lanes, uint32_t* counts) {
-  __shared__ uint32_t of_block[kLossyFamilies][kCodes];
-  __shared__ uint32_t gap_sums[kTrainedSets][kWarp], level_sums[kTrainedSets][kWarp];
-  for (uint32_t i = threadIdx.x; i < kCounts; i += blockDim.x) of_block[i / kCodes][i % kCodes] = 0;
-  const unsigned n_warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
-  for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
-    for (uint32_t set = warp; set < kTrainedSets; set += n_warps) {
-      gap_sums[set][lane_of_thread()] = level_sums[set][lane_of_thread()] = 0;
-    }
-    __syncthreads();
-    const SliceOfLanes slice(p, s);
-    const OwnLane own(p, slice);
-    const NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
-    const bool blocks = lanes[own.number].block.size > 0;
-    const Family gaps = gap_family(Part::kLossy, blocks),
-                 levels = level_family(Part::kLossy, blocks);
-    add_costs(
-        trained->costs[gaps], own.n_steps, n_warps,
-        [&](uint32_t step) {
-          const uint16_t code = own_codes[step * slice.n_lanes].gap;
-          atomicAdd(&of_block[gaps][code], 1u);
-          return code;
-        },
-        gap_sums);
-    add_costs(
-        trained->costs[levels], own.n_steps, n_warps,
-        [&](uint32_t step) {
-          const uint16_t code = own_codes[step * slice.n_lanes].level;
-          atomicAdd(&of_block[levels][code], 1u);
-          return code;
-        },
-        level_sums);
-    __syncthreads();
-    for (uint32_t set = warp; set < kTrainedSets && own.n_steps > 0; set += n_warps) {
-      lanes[own.number].costs.gaps[set] = gap_sums[set][lane_of_thread()];
-      lanes[own.number].costs.levels[set] = level_sums[set][lane_of_thread()];
-    }
-    __syncthreads();  // the next slice's sums begin
-  }
-  __syncthreads();
-  for (uint32_t i = threadIdx.x; i < kCounts; i += blockDim.x) {
-    const uint32_t count = of_block[i / kCodes][i % kCodes];
-    if (count != 0) atomicAdd(&counts[i], count);
-  }
-}
-
-// The same under the fitted sets.
-__global__ void __launch_bounds__(kCostThreads)
-    sum_fitted_costs(const NonzeroCode* codes, Partition p, const DeviceFitted* fitted,
-                     const FoundLane* lanes, FittedCosts* sums) {
-  __shared__ uint32_t gap_sums[kWarp], level_sums[kWarp];
-  for (uint64_t s = blockIdx.x; s < slices_of(p.n_parts); s += gridDim.x) {
-    if (threadIdx.x < kWarp) gap_sums[threadIdx.x] = level_sums[threadIdx.x] = 0;
-    __syncthreads();
-    const SliceOfLanes slice(p, s);
-    const OwnLane own(p, slice);
-    const NonzeroCode* const own_codes = codes + slice.code_at(0, lane_of_thread());
-    const bool blocks = lanes[own.number].block.size > 0;
-    const auto& gap_costs = fitted->costs[gap_family(Part::kLossy, blocks)];
-    const auto& level_costs = fitted->costs[level_family(Part::kLossy, blocks)];
-    uint32_t gaps = 0, levels = 0;
-    for (uint32_t step = threadIdx.x / kWarp; step < own.n_steps; step += blockDim.x / kWarp) {
-      const NonzeroCode code = own_codes[step * slice.n_lanes];
-      gaps += gap_costs[code.gap];
-      levels += level_costs[code.level];
-    }
-    atomicAdd(&gap_sums[lane_of_thread()], gaps);
-    atomicAdd(&level_sums[lane_of_thread()], levels);
-    __syncthreads();
-    if (threadIdx.x < slice.n_lanes) {
-      sums[slice.first + threadIdx.x] = {gap_sums[threadIdx.x], level_sums[threadIdx.x]};
-    }
-    __syncthreads();
   }
 }
 
@@ -299,8 +164,9 @@ constexpr unsigned kTile = 16;
 constexpr unsigned kReadyWarps = 4;
 constexpr unsigned kEncodeThreads = (1 + kReadyWarps) * kWarp;
 
+template <class Nonzero>
 __global__ void __launch_bounds__(kEncodeThreads)
-    encode_each(const SentSymbol* sent, const NonzeroCode* codes, LaneTables lanes,
+    encode_each(const Nonzero* sent, const NonzeroCode* codes, LaneTables lanes,
                 const uint64_t* rooms, uint16_t* words, uint64_t* places) {
   __shared__ ReadyStep ready_steps[2][kTile][kWarp];
   __shared__ uint8_t occurs_in[2][kTile];  // in any lane
@@ -311,8 +177,9 @@ __global__ void __launch_bounds__(kEncodeThreads)
     const OwnLane own(p, slice);
     const Lane lane = lanes.of[own.number];
     const bool blocks = lane.block.size > 0;
-    const TableStarts& gaps = lanes.tables.at(gap_family(Part::kLossy, blocks), lane.gap_set);
-    const TableStarts& levels = lanes.tables.at(level_family(Part::kLossy, blocks), lane.level_set);
+    constexpr Part kPart = part_of<Nonzero>;
+    const TableStarts& gaps = lanes.tables.at(gap_family(kPart, blocks), lane.gap_set);
+    const TableStarts& levels = lanes.tables.at(level_family(kPart, blocks), lane.level_set);
     const uint32_t n_tiles = (slice.n_steps + kTile - 1) / kTile;
     // Steps are coded backwards: this is the tile's step i.
     const auto step_of = [&](uint32_t tile, uint32_t i) {
@@ -390,33 +257,30 @@ __global__ void __launch_bounds__(kEncodeThreads)
   }
 }
 
-unsigned at_most(uint64_t n, unsigned most) {
-  return static_cast<unsigned>(min_of<uint64_t>(n, most));
-}
-
 }  // namespace
 
-void find_symbols(const Stage& stage, const SentSymbol* sent, Partition p, MatrixList matrices,
-                  const DeviceTrained* trained, NonzeroCode* codes, FoundLane* lanes,
-                  uint32_t* counts) {
-  const auto& [group, progress, n_blocks, stream] = stage;
-  launch(find_codes, at_most(slices_of(p.n_parts), 1u << 20), kWarp, stream, sent, p, matrices,
-         codes, lanes, counts);
-  launch(find_costs, at_most(slices_of(p.n_parts), n_blocks), kCostThreads, stream, codes, p,
-         trained, lanes, counts);
+template <class Nonzero>
+void find_symbols(const Stage& stage, const Nonzero* sent, Partition p, MatrixList matrices,
+                  NonzeroCode* codes, FoundLane* lanes, uint32_t* counts) {
+  launch(find_codes<Nonzero>, blocks_for(p), kWarp, stage.stream, sent, p, matrices, codes, lanes,
+         counts);
 }
 
-void find_fitted_costs(const Stage& stage, const NonzeroCode* codes, Partition p,
-                       const DeviceFitted* fitted, const FoundLane* lanes, FittedCosts* costs) {
-  launch(sum_fitted_costs, at_most(slices_of(p.n_parts), stage.n_blocks), kCostThreads,
-         stage.stream, codes, p, fitted, lanes, costs);
-}
-
-void encode_lanes(const Stage& stage, const SentSymbol* sent, const NonzeroCode* codes,
+template <class Nonzero>
+void encode_lanes(const Stage& stage, const Nonzero* sent, const NonzeroCode* codes,
                   const LaneTables& lanes, const uint64_t* rooms, uint16_t* words,
                   uint64_t* places) {
-  launch(encode_each, at_most(slices_of(lanes.partition.n_parts), 1u << 20), kEncodeThreads,
-         stage.stream, sent, codes, lanes, rooms, words, places);
+  launch(encode_each<Nonzero>, blocks_for(lanes.partition), kEncodeThreads, stage.stream, sent,
+         codes, lanes, rooms, words, places);
 }
+
+#define RESFED_INSTANTIATE(Nonzero)                                                               \
+  template void find_symbols(const Stage&, const Nonzero*, Partition, MatrixList, NonzeroCode*,   \
+                             FoundLane*, uint32_t*);                                              \
+  template void encode_lanes(const Stage&, const Nonzero*, const NonzeroCode*, const LaneTables&, \
+                             const uint64_t*, uint16_t*, uint64_t*);
+RESFED_INSTANTIATE(SentSymbol)
+RESFED_INSTANTIATE(ChangedElement)
+#undef RESFED_INSTANTIATE
 
 }  // namespace resfed::cuda

@@ -1,5 +1,4 @@
-// Tables and scan orders of lanes as they lie on a device, whose nonzeros are lossy ones. Host code
-// and kernels share it.
+// Tables and scan orders of lanes as they lie on a device. Host code and kernels share it.
 #pragma once
 
 #include "entropy/lane_symbols.hpp"
@@ -34,23 +33,25 @@ struct alignas(16) TableStarts {
 // Of a family's rows, with the zeros behind them.
 RESFED_HD constexpr uint32_t table_bytes(Family family) {
   static_assert(kRows[kBlockGaps] == kMostRows && kRows[kLevels] == kMostRows &&
-                kRows[kBlockLevels] == kMostRows);
-  constexpr uint32_t kRowsOfGaps = kRows[kGaps];
-  const uint32_t n_rows = family == kGaps ? kRowsOfGaps : kMostRows;
+                kRows[kBlockLevels] == kMostRows && kRows[kChangeGaps] == kRows[kGaps]);
+  constexpr uint32_t kRowsOfGaps = kRows[kGaps], kRowsOfChangeLevels = kRows[kChangeLevels];
+  const uint32_t n_rows = family == kGaps || family == kChangeGaps ? kRowsOfGaps
+                          : family == kChangeLevels                ? kRowsOfChangeLevels
+                                                                   : kMostRows;
   return (n_rows * kRowStarts + kGroups) * sizeof(uint16_t);
 }
 
 // The trained sets; a workspace holds them.
 struct DeviceTrained {
-  TableStarts starts[kLossyFamilies][kTrainedSets];
-  uint16_t costs[kLossyFamilies][kCodes][kTrainedSets];  // code lengths in 1/32 bit
+  TableStarts starts[kFamilies][kTrainedSets];
+  uint16_t costs[kFamilies][kCodes][kTrainedSets];  // code lengths in 1/32 bit
 };
-static_assert(sizeof(DeviceTrained::costs) == kLossyFamilies * sizeof(TrainedTables::costs[0]));
+static_assert(sizeof(DeviceTrained::costs) == sizeof(TrainedTables::costs));
 
 // The fitted ones of an encoder; those of families without are zeros.
 struct DeviceFitted {
-  TableStarts starts[kLossyFamilies];
-  uint16_t costs[kLossyFamilies][kCodes];
+  TableStarts starts[kFamilies];
+  uint16_t costs[kFamilies][kCodes];
 };
 
 // The tables of a payload.

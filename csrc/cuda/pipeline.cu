@@ -22,7 +22,9 @@ struct MatrixPlan {
   SamplePlan samples_plan;
   bool exactly = false;
   bool wants_feedback = false, wants_bits = false;
-  std::optional<LaneCoder> coder;  // of an encoder
+  // Of an encoder.
+  std::optional<ScanCoder> scans;
+  std::optional<LaneCoder<SentSymbol>> lanes;
 };
 
 namespace {
@@ -117,7 +119,8 @@ void write(const MatrixPlan& plan, const Group& group) {
 MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
                              const EncodeOptions& options)
     : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {
-  plan_->coder.emplace(lease, group, options.lane_log2);
+  plan_->scans.emplace(lease, group);
+  plan_->lanes.emplace(lease, options.lane_log2);
 }
 MatrixEncoder::~MatrixEncoder() = default;
 
@@ -157,7 +160,8 @@ void MatrixEncoder::prepare() {
     allocator.rewind(mark);
     plan.bits = plan.wants_bits ? allocator.take<uint64_t>(plan.k) : nullptr;
     plan.left = plan.wants_feedback ? allocator.take<float>(plan.k) : nullptr;
-    plan.coder->take(allocator, plan.k + plan.most_others);
+    plan.scans->take(allocator, plan.k + plan.most_others);
+    plan.lanes->take(allocator, plan.k + plan.most_others);
     return allocator.n_bytes();
   };
   carve(lease_.scratch(carve(nullptr)));
@@ -207,8 +211,14 @@ MatrixEncoder::Result MatrixEncoder::finish(SentSymbols vector, SentSymbols dens
     plan.exactly = true;
     select();
   }
-  auto coded =
-      plan.coder->encode(plan.stage, plan.symbols, progress.n_sent, vector, dense, matrices);
+  const uint64_t n = progress.n_sent + vector.size() + dense.size();
+  CodedNonzeros coded;
+  if (n > 0) {
+    static_assert(sizeof(SentSymbol) == sizeof(uint64_t));
+    plan.scans->order(plan.stage, plan.symbols, progress.n_sent, vector, dense, matrices,
+                      static_cast<SentSymbol*>(plan.lanes->room()));
+    coded = plan.lanes->encode(plan.stage, plan.scans->sent(), n, &*plan.scans);
+  }
   return {progress.n_sent, progress.quantizer, progress.check, std::move(coded.tables),
           std::move(coded.slices)};
 }
@@ -250,7 +260,7 @@ void MatrixDecoder::start() {
     plan.progress = allocator.take<Progress>(1);
     slice_offsets = allocator.take<uint64_t>(n_slices + 1);
     device_lanes = allocator.take<Lane>(p.n_parts);
-    starts = allocator.take<TableStarts>(kLossyFamilies);
+    starts = allocator.take<TableStarts>(kFamilies);
     device_scans = allocator.take<DeviceScan>(matrices.size());
     for (size_t i = 0; i < scans.size(); ++i) {
       arrays[i] = {
@@ -270,7 +280,7 @@ void MatrixDecoder::start() {
   std::memcpy(plan.progress, &begin, sizeof begin);
   std::copy(offsets.begin(), offsets.end(), slice_offsets);
   std::copy(lanes.begin(), lanes.end(), device_lanes);
-  for (uint32_t f = 0; f < kLossyFamilies; ++f) {
+  for (uint32_t f = 0; f < kFamilies; ++f) {
     if (fitted[f] != nullptr) starts[f].fill(*fitted[f], static_cast<Family>(f));
   }
   for (size_t i = 0; i < scans.size(); ++i) {

@@ -184,24 +184,28 @@ struct MatrixList {
   const MatrixShape* of;
   uint64_t n;
 };
-constexpr uint32_t kCounts = kLossyFamilies * kCodes;
-// Blocks and shifts of all lanes, the codes of all nonzeros, what they cost, and how often each
-// occurs, by family.
-void find_symbols(const Stage& stage, const SentSymbol* sent, Partition p, MatrixList matrices,
-                  const DeviceTrained* trained, NonzeroCode* codes, FoundLane* lanes,
-                  uint32_t* counts);
-void find_fitted_costs(const Stage& stage, const NonzeroCode* codes, Partition p,
+constexpr uint32_t kCounts = kFamilies * kCodes;
+// Blocks and shifts of all lanes, the codes and raw bits of all nonzeros. Clears the counts.
+template <class Nonzero>
+void find_symbols(const Stage& stage, const Nonzero* sent, Partition p, MatrixList matrices,
+                  NonzeroCode* codes, FoundLane* lanes, uint32_t* counts);
+// What the lanes cost, and how often each code occurs, by family.
+void find_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
+                const DeviceTrained* trained, FoundLane* lanes, uint32_t* counts);
+void find_fitted_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
                        const DeviceFitted* fitted, const FoundLane* lanes, FittedCosts* costs);
 // Each slice ends where the room of the next begins, and begins at its place.
-void encode_lanes(const Stage& stage, const SentSymbol* sent, const NonzeroCode* codes,
+template <class Nonzero>
+void encode_lanes(const Stage& stage, const Nonzero* sent, const NonzeroCode* codes,
                   const LaneTables& lanes, const uint64_t* rooms, uint16_t* words,
                   uint64_t* places);
 
-// Symbols with their indices among n_elems. `offsets` has one more entry than there are slices,
-// `scans` one for each matrix, with row_length 0 where it was not scanned in another order;
-// `begins` one for each lane, for the stage's own use.
+// Nonzeros with their indices among n_elems. `offsets` has one more entry than there are slices;
+// `scans`, of sent symbols, one for each matrix, with row_length 0 where it was not scanned in
+// another order; `begins` one for each lane, for the stage's own use.
+template <class Nonzero>
 void decode_lanes(const Stage& stage, const uint8_t* slices, const uint64_t* offsets,
                   const LaneTables& lanes, const DeviceScan* scans, uint64_t n_elems,
-                  uint64_t* begins, SentSymbol* symbols);
+                  uint64_t* begins, Nonzero* nonzeros);
 
 }  // namespace resfed::cuda

@@ -54,7 +54,7 @@ struct Workspace {
     check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device));
     n_blocks = 8 * static_cast<unsigned>(n_processors);
     const auto tables = std::make_unique<DeviceTrained>();
-    for (uint32_t f = 0; f < kLossyFamilies; ++f) {
+    for (uint32_t f = 0; f < kFamilies; ++f) {
       for (uint32_t set = 0; set < kTrainedSets; ++set) {
         tables->starts[f][set].fill(resfed::trained_tables().sets[f][set], static_cast<Family>(f));
       }
