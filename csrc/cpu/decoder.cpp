@@ -95,30 +95,37 @@ void open_update(const Payload& payload, uint64_t digest, const std::vector<Tens
   if (frame.k_dense > 0) apply_exponents(groups.dense, frame.dense_exponents);
 }
 
-void finish_update(Update* update) {
+void read_nonzeros(Update* update) {
   Update& u = *update;
   const Frame& frame = u.payload->frame;
-  if (!lies_in(u.sent_matrix, u.groups.matrix) || !lies_in(u.sent_vector, u.groups.vector) ||
-      !lies_in(u.sent_dense, u.groups.dense)) {
-    throw Failure{Code::kBadSlice, 0, frame.k_matrix};
-  }
-  const Group& lossless = u.groups.lossless;
-  u.changes =
-      changes_of(lossless, in_element_order(lossless, decode_changes(u.payload->data, frame)));
-  u.restored = restore_changes(u.groups.lossless, u.changes);
-}
-
-void read_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
-                 Update* update) {
-  Update& u = *update;
-  open_update(payload, digest, tensors, &u);
-  const Frame& frame = payload.frame;
-  decode_nonzeros(payload.data, frame, shapes_of(u.groups.matrix), &u.symbols);
+  decode_nonzeros(u.payload->data, frame, shapes_of(u.groups.matrix), &u.symbols);
   const SentSymbols symbols(u.symbols);
   u.sent_matrix = symbols.first(frame.k_matrix);
   u.sent_vector = symbols.subspan(frame.k_matrix, frame.k_vector);
   u.sent_dense = symbols.last(frame.k_dense);
-  finish_update(&u);
+}
+
+void check_nonzeros(const Update& u) {
+  if (!lies_in(u.sent_matrix, u.groups.matrix) || !lies_in(u.sent_vector, u.groups.vector) ||
+      !lies_in(u.sent_dense, u.groups.dense)) {
+    throw Failure{Code::kBadSlice, 0, u.payload->frame.k_matrix};
+  }
+}
+
+void read_changes(Update* update) {
+  Update& u = *update;
+  const Group& group = u.groups.lossless;
+  u.changes =
+      changes_of(group, in_element_order(group, decode_changes(u.payload->data, u.payload->frame)));
+  u.restored = restore_changes(group, u.changes);
+}
+
+void read_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
+                 Update* update) {
+  open_update(payload, digest, tensors, update);
+  read_nonzeros(update);
+  check_nonzeros(*update);
+  read_changes(update);
 }
 
 void Update::verify(uint32_t recovered_check) const {

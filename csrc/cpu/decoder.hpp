@@ -25,10 +25,12 @@ struct Update {
 void read_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
                  Update* update);
 
-// The same in two steps: tensors and groups; and, once the lossy symbols stand in the sent_
-// members, everything else.
+// The same in steps: tensors and groups; nonzeros of the lossy groups, to the sent_ members; and
+// when these are known, the changes of the lossless one.
 void open_update(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors,
                  Update* update);
-void finish_update(Update* update);
+void read_nonzeros(Update* update);
+void check_nonzeros(const Update& update);
+void read_changes(Update* update);
 
 }  // namespace resfed

@@ -18,11 +18,6 @@
 namespace resfed {
 namespace {
 
-// Of nonzeros that the CPU has coded.
-std::vector<uint8_t> assemble(const EncodeState& state, const CodedLanes& nonzeros) {
-  return assemble(state, nonzeros.tables, {nonzeros.slices.begin(), nonzeros.slices.end()});
-}
-
 // All but what is recovered.
 EncodedGroup quantize_group(const Group& group, const CandidateChunks& selected,
                             const StepRule& rule) {
@@ -305,14 +300,14 @@ std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_
   frame.vector = state.vector.quantizer;
   frame.k_dense = state.dense.k;
   frame.dense = state.dense.quantizer;
-  frame.n_changed = state.changes.size();
+  frame.n_changed = state.lossless.n;
   frame.reference_check = state.matrix.recovered.check + state.vector.recovered.check +
-                          state.dense.recovered.check + state.restored.check;
+                          state.dense.recovered.check + state.lossless.check;
 
   frame.tables = tables;
   for (const auto& slice : slices) frame.slice_bytes.push_back(slice.size());
-  frame.change_tables = state.coded_changes.tables;
-  const std::vector<Slice>& lossless_slices = state.coded_changes.slices;
+  frame.change_tables = state.lossless.coded.tables;
+  const std::vector<Slice>& lossless_slices = state.lossless.coded.slices;
   for (const Slice& slice : lossless_slices) frame.slice_bytes.push_back(slice.size());
 
   ByteWriter out;
@@ -324,6 +319,10 @@ std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_
   }
   out.fixed(crc32c(bytes.data(), bytes.size()));
   return std::move(bytes);
+}
+
+std::vector<uint8_t> assemble(const EncodeState& state, const CodedLanes& nonzeros) {
+  return assemble(state, nonzeros.tables, {nonzeros.slices.begin(), nonzeros.slices.end()});
 }
 
 EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options) {
@@ -346,13 +345,17 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
   apply_exponents(groups.dense, frame.dense_exponents);
 
   state.matrices = shapes_of(groups.matrix, options.blocks);
-  state.changes = find_changes(groups.lossless);
-  state.restored = restore_changes(groups.lossless, state.changes);
-  state.coded_changes =
-      encode_changes(in_exponent_order(groups.lossless, levels_of(groups.lossless, state.changes)),
-                     options.lane_log2);
   state.dense = code_dense(groups.dense, options.dense_bits);
   return state;
+}
+
+void code_lossless(EncodeState* state) {
+  const Group& group = state->groups.lossless;
+  state->changes = find_changes(group);
+  state->restored = restore_changes(group, state->changes);
+  const ChangedElements levels = in_exponent_order(group, levels_of(group, state->changes));
+  state->lossless = {levels.size(), state->restored.check,
+                     encode_changes(levels, state->frame.lane_log2)};
 }
 
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule) {
@@ -383,6 +386,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
                             const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
   EncodeState state = begin_encoding(tensors, options);
+  code_lossless(&state);
   const Groups& groups = state.groups;
   CodedLanes coded;
 

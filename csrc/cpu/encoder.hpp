@@ -18,18 +18,27 @@ struct EncodedGroup {
   Scratch<float> left;  // of sent residuals; see prepare_results
 };
 
+// The lossless group likewise.
+struct EncodedChanges {
+  uint64_t n = 0;
+  uint32_t check = 0;
+  CodedLanes coded;
+};
+
 struct EncodeState {
   Groups groups;  // point into the tensors of the call
-  Frame frame;    // without what the lossy groups send
+  Frame frame;    // without what the groups send
   MatrixShapes matrices;
-  ChangedElements changes;
-  RestoredElements restored;
-  CodedLanes coded_changes;
+  EncodedChanges lossless;
+  ChangedElements changes;    // of the lossless group, as the CPU has found them
+  RestoredElements restored;  // the same
   EncodedGroup matrix, vector, dense;
 };
 
-// Everything but matrices and vectors. Throws Failure.
+// Everything but matrices, vectors and lossless tensors. Throws Failure.
 EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptions& options);
+
+void code_lossless(EncodeState* state);
 
 // The group's best k elements, coded. Throws Failure.
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
@@ -41,6 +50,7 @@ std::optional<CodedLanes> code_nonzeros(const EncodeState& state,
 using SliceViews = std::vector<std::span<const uint8_t>>;
 std::vector<uint8_t> assemble(const EncodeState& state, const std::vector<uint8_t>& tables,
                               const SliceViews& slices);
+std::vector<uint8_t> assemble(const EncodeState& state, const CodedLanes& nonzeros);
 
 // What is left to compute; after it nothing can fail.
 void prepare_results(EncodeState* state);

@@ -12,10 +12,6 @@
 namespace resfed {
 namespace {
 
-Patterns patterns_of(const Tensor& t) {
-  return {8 * t.elem_bytes, t.dtype == DType::kOther ? 0 : mantissa_bits_of(t.dtype)};
-}
-
 template <class UInt>
 UInt load(const void* elements, uint64_t i) {
   UInt element;

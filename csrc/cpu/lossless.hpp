@@ -14,6 +14,10 @@ using ChangedElements = std::vector<ChangedElement>;  // their indices ascend
 
 static_assert(std::endian::native == std::endian::little, "elements are copied as they lie");
 
+inline Patterns patterns_of(const Tensor& t) {
+  return {8 * t.elem_bytes, t.dtype == DType::kOther ? 0 : mantissa_bits_of(t.dtype)};
+}
+
 // The element as it lies in memory, zero-extended.
 inline uint64_t load_element(const void* data, uint64_t element, uint32_t elem_bytes) {
   uint64_t bits = 0;

@@ -24,6 +24,20 @@ RESFED_HD uint64_t last_at_most(uint64_t n, uint64_t wanted, At at) {
   return low;
 }
 
+// The first in [low, high) of ascending numbers that is at least `wanted`; high if none is.
+template <class At>
+RESFED_HD uint64_t first_at_least(uint64_t low, uint64_t high, uint64_t wanted, At at) {
+  while (low < high) {
+    const uint64_t middle = (low + high) / 2;
+    if (at(middle) < wanted) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // Room for candidates: as many as lie above the estimate, three deviations more, and all of a small
 // model.
 inline uint64_t candidate_room(uint64_t n_elems, const SamplePlan& plan) {

@@ -53,7 +53,7 @@ auto LaneCoder<Nonzero>::find(const Stage& stage, const Nonzero* sent, const Par
                               ScanCoder* scans, BitWriter* tables) -> Found {
   const MatrixList matrices = scans != nullptr ? scans->matrices() : MatrixList{nullptr, 0};
   find_symbols(stage, sent, p, matrices, codes_, found_, counts_);
-  find_costs(stage, kPart, codes_, p, lease_.trained_tables(), found_, counts_);
+  find_lane_costs(stage, kPart, codes_, p, lease_.trained_tables(), found_, counts_);
   FoundLane* lanes = nullptr;
   uint32_t* counts = nullptr;
   const auto carve = [&](void* memory) {

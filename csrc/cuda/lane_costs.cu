@@ -37,8 +37,8 @@ __device__ void add_costs(const uint16_t (*costs)[kTrainedSets], uint32_t n_step
 // and of each of its warps the threads take a lane.
 template <Part kPart>
 __global__ void __launch_bounds__(kThreads)
-    find_costs_of(const NonzeroCode* codes, Partition p, const DeviceTrained* trained,
-                  FoundLane* lanes, uint32_t* counts) {
+    find_costs(const NonzeroCode* codes, Partition p, const DeviceTrained* trained,
+               FoundLane* lanes, uint32_t* counts) {
   constexpr uint32_t kFirst = kPart == Part::kLossy ? 0 : kLossyFamilies;
   constexpr uint32_t kHere = kPart == Part::kLossy ? kLossyFamilies : kFamilies - kLossyFamilies;
   __shared__ uint32_t of_block[kHere][kCodes];
@@ -126,10 +126,9 @@ unsigned blocks_of(const Stage& stage, const Partition& p) {
 
 }  // namespace
 
-void find_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
-                const DeviceTrained* trained, FoundLane* lanes, uint32_t* counts) {
-  const auto kernel =
-      part == Part::kLossy ? find_costs_of<Part::kLossy> : find_costs_of<Part::kLossless>;
+void find_lane_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
+                     const DeviceTrained* trained, FoundLane* lanes, uint32_t* counts) {
+  const auto kernel = part == Part::kLossy ? find_costs<Part::kLossy> : find_costs<Part::kLossless>;
   launch(kernel, blocks_of(stage, p), kThreads, stage.stream, codes, p, trained, lanes, counts);
 }
 

@@ -296,8 +296,8 @@ __global__ void __launch_bounds__(kScanThreads)
 // To indices among all elements, and out of the scan order.
 template <class Nonzero>
 __global__ void __launch_bounds__(kThreads)
-    place_nonzeros(DeviceGroup group, Partition p, const uint64_t* begins, const DeviceScan* scans,
-                   Nonzero* nonzeros, Progress* progress) {
+    place_symbols(DeviceGroup group, Partition p, const uint64_t* begins, const DeviceScan* scans,
+                  Nonzero* nonzeros, Progress* progress) {
   if (progress->is_damaged()) return;
   for (uint64_t l = blockIdx.x; l < p.n_parts; l += gridDim.x) {
     const uint64_t end = part_begin(p, l + 1);
@@ -328,7 +328,7 @@ void decode_lanes(const Stage& stage, const uint8_t* slices, const uint64_t* off
   launch(decode_each<Nonzero>, n_slices, kWarp, stream, slices, offsets, lanes, n_elems, nonzeros,
          begins, progress);
   launch(place_lanes, 1, kScanThreads, stream, n_lanes, n_elems, begins, progress);
-  launch(place_nonzeros<Nonzero>, static_cast<unsigned>(min_of<uint64_t>(n_lanes, n_blocks)),
+  launch(place_symbols<Nonzero>, static_cast<unsigned>(min_of<uint64_t>(n_lanes, n_blocks)),
          kThreads, stream, group, lanes.partition, begins, scans, nonzeros, progress);
 }
 

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cuda/lane_coder.cuh"
+#include "cuda/payload_lanes.hpp"
 #include "cuda/pipeline.hpp"
 
 namespace resfed::cuda {
@@ -28,37 +29,6 @@ struct MatrixPlan {
 };
 
 namespace {
-
-// A multiple of the largest type's size, as Four in residual.cu is aligned.
-bool is_aligned(const void* address, size_t elem_bytes) {
-  return reinterpret_cast<uintptr_t>(address) % std::min<size_t>(16, 4 * elem_bytes) == 0;
-}
-
-bool writes_prediction(const Tensor& t) {
-  return t.out != nullptr && (t.prediction.n_terms > 0 || t.out != t.reference);
-}
-
-// The group as kernels see it, when what is filled in at `members` has been copied to `device`.
-DeviceGroup fill_in(const Group& group, DeviceMember* members, const DeviceMember* device) {
-  uint64_t n = 0, chunk = 0;
-  for (const Member& member : group.members) {
-    const Tensor& t = *member.tensor;
-    members[n++] = {t.current,
-                    t.reference,
-                    t.out,
-                    t.feedback,
-                    t.prediction,
-                    member.begin,
-                    t.n_elems,
-                    chunk,
-                    t.dtype,
-                    t.plain(),
-                    is_aligned(t.current, t.elem_bytes) && is_aligned(t.reference, t.elem_bytes),
-                    writes_prediction(t)};
-    chunk += n_chunks(t.n_elems);
-  }
-  return {device, n, group.n_elems, chunk};
-}
 
 // What a scan order lists, on the device; null where it lists nothing.
 struct ScanArrays {
@@ -134,8 +104,8 @@ void MatrixEncoder::start(uint64_t most_others) {
   const size_t n_bytes = group_.members.size() * sizeof(DeviceMember);
   void* const host = lease_.host_tables(n_bytes + sizeof(Progress));
   void* const tables = lease_.tables(n_bytes);
-  plan.stage.group =
-      fill_in(group_, static_cast<DeviceMember*>(host), static_cast<const DeviceMember*>(tables));
+  plan.stage.group = fill_in(group_, kChunkElems, static_cast<DeviceMember*>(host),
+                             static_cast<const DeviceMember*>(tables));
   lease_.copy_in(tables, host, n_bytes);
   plan.stage.n_blocks = lease_.n_blocks();
   plan.stage.stream = lease_.stream();
@@ -232,42 +202,27 @@ MatrixDecoder::~MatrixDecoder() = default;
 void MatrixDecoder::start() {
   MatrixPlan& plan = *plan_;
   const Frame& frame = payload_.frame;
-  const Partition p = frame.lanes();
-  const uint64_t n_slices = frame.n_lossy_slices();
-  std::vector<uint64_t> offsets(n_slices + 1, 0);
-  for (uint64_t s = 0; s < n_slices; ++s) offsets[s + 1] = offsets[s] + frame.slice_bytes[s];
   const MatrixShapes matrices = shapes_of(group_);
   std::vector<MatrixScan> scans;
-  std::vector<Lane> lanes;
-  FittedTables fitted;
-  if (frame.n_nonzeros() > 0) {
-    BitReader in(frame.tables.data(), frame.tables.size());
-    scans = read_scans(in, matrices);
-    lanes = read_tables(Part::kLossy, in, p.n_parts, &fitted);
-  }
+  BitReader in(frame.tables.data(), frame.tables.size());
+  if (frame.n_nonzeros() > 0) scans = read_scans(in, matrices);
+  PayloadLanes lanes(payload_, Part::kLossy, in);
 
   // Everything that goes in, together. First addresses are found, then what they hold is filled in.
   DeviceMember* members = nullptr;
-  uint64_t* slice_offsets = nullptr;
-  Lane* device_lanes = nullptr;
-  TableStarts* starts = nullptr;
   DeviceScan* device_scans = nullptr;
   std::vector<ScanArrays> arrays(scans.size());
-  uint8_t* slices = nullptr;
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
     members = allocator.take<DeviceMember>(group_.members.size());
     plan.progress = allocator.take<Progress>(1);
-    slice_offsets = allocator.take<uint64_t>(n_slices + 1);
-    device_lanes = allocator.take<Lane>(p.n_parts);
-    starts = allocator.take<TableStarts>(kFamilies);
     device_scans = allocator.take<DeviceScan>(matrices.size());
     for (size_t i = 0; i < scans.size(); ++i) {
       arrays[i] = {
           take_if_any(allocator, scans[i].rows), take_if_any(allocator, scans[i].cols),
           scans[i].flips.empty() ? nullptr : allocator.take<uint8_t>(scans[i].flips.size())};
     }
-    slices = allocator.take<uint8_t>(offsets.back());
+    lanes.take(allocator);
     return allocator.n_bytes();
   };
   const size_t tables_bytes = carve(nullptr);
@@ -278,21 +233,16 @@ void MatrixDecoder::start() {
   begin.n_sent = frame.k_matrix;
   begin.quantizer = frame.matrix;
   std::memcpy(plan.progress, &begin, sizeof begin);
-  std::copy(offsets.begin(), offsets.end(), slice_offsets);
-  std::copy(lanes.begin(), lanes.end(), device_lanes);
-  for (uint32_t f = 0; f < kFamilies; ++f) {
-    if (fitted[f] != nullptr) starts[f].fill(*fitted[f], static_cast<Family>(f));
-  }
   for (size_t i = 0; i < scans.size(); ++i) {
     std::copy(scans[i].rows.begin(), scans[i].rows.end(), arrays[i].rows);
     std::copy(scans[i].cols.begin(), scans[i].cols.end(), arrays[i].cols);
     std::copy(scans[i].flips.begin(), scans[i].flips.end(), arrays[i].flips);
   }
-  std::memcpy(slices, payload_.slices(), offsets.back());
+  lanes.fill_in();
   DeviceMember* const host_members = members;
   DeviceScan* const host_scans = device_scans;
   carve(tables);
-  plan.stage.group = fill_in(group_, host_members, members);
+  plan.stage.group = fill_in(group_, kChunkElems, host_members, members);
   fill_in(matrices, scans, arrays, host_scans);
   lease_.copy_in(tables, host, tables_bytes);
   plan.stage.progress = plan.progress;
@@ -300,6 +250,7 @@ void MatrixDecoder::start() {
   plan.stage.stream = lease_.stream();
 
   uint64_t* begins = nullptr;
+  const Partition& p = lanes.partition();
   const auto carve_scratch = [&](void* memory) {
     BumpAllocator allocator(memory);
     plan.symbols = allocator.take<SentSymbol>(p.n_symbols);
@@ -308,9 +259,8 @@ void MatrixDecoder::start() {
     return allocator.n_bytes();
   };
   carve_scratch(lease_.scratch(carve_scratch(nullptr)));
-  decode_lanes(plan.stage, slices, slice_offsets,
-               {p, device_lanes, {lease_.trained_tables(), starts}}, device_scans, frame.n_lossy(),
-               begins, plan.symbols);
+  decode_lanes(plan.stage, lanes.slices(), lanes.offsets(), lanes.tables(lease_.trained_tables()),
+               device_scans, frame.n_lossy(), begins, plan.symbols);
   recover_symbols(plan.stage, plan.symbols, plan.bits, nullptr);
 }
 

@@ -2,7 +2,7 @@
 // memory through which stages pass results without the host.
 #pragma once
 
-#include "cuda/geometry.hpp"
+#include "cuda/group.cuh"
 #include "cuda/lanes.hpp"
 #include "cuda/launch.cuh"
 #include "numeric/exact_sum.hpp"
@@ -10,37 +10,6 @@
 #include "numeric/select.hpp"
 
 namespace resfed::cuda {
-
-// A tensor of the group, as kernels see it.
-struct DeviceMember {
-  const void* current;
-  const void* reference;
-  void* out;
-  float* feedback;
-  Prediction prediction;
-  uint64_t begin;        // index of its first element in the group
-  uint64_t n_elems;      // >= 1
-  uint64_t first_chunk;  // among all chunks of the group
-  DType dtype;
-  bool plain;    // neither terms nor feedback
-  bool aligned;  // four elements together can be loaded
-  bool writes_prediction;
-};
-struct DeviceGroup {
-  const DeviceMember* members;
-  uint64_t n_members;
-  uint64_t n_elems;
-  uint64_t n_chunks;
-
-  __device__ const DeviceMember& member_of_chunk(uint64_t chunk) const {
-    const DeviceMember* const p = members;
-    return p[last_at_most(n_members, chunk, [=](uint64_t i) { return p[i].first_chunk; })];
-  }
-  __device__ const DeviceMember& member_at(uint64_t index) const {
-    const DeviceMember* const p = members;
-    return p[last_at_most(n_members, index, [=](uint64_t i) { return p[i].begin; })];
-  }
-};
 
 // Where a chunk's candidates lie, and what becomes of them.
 struct Chunk {
@@ -89,6 +58,7 @@ struct Progress {
   uint64_t bad_slice = kNone;  // the first
   uint32_t outside = 0;        // 1: there are symbols that no encoder makes
   uint32_t lacks_room = 0;     // 1: candidates are too many, or too few
+  uint32_t unsteady = 0;       // 1: the model was written to while it was read
 
   // Whether there is a slice that could not be decoded: nobody has written its symbols.
   __device__ bool is_damaged() const { return bad_slice != kNone; }
@@ -127,6 +97,21 @@ __device__ void with_type(DType dtype, Visit visit) {
       return visit(double{});
     case DType::kOther:
       break;  // never lossy
+  }
+}
+
+// Calls visit(UInt{}) for the unsigned type of so many bits.
+template <class Visit>
+__device__ void with_bits(unsigned n_bits, Visit visit) {
+  switch (n_bits) {
+    case 8:
+      return visit(uint8_t{});
+    case 16:
+      return visit(uint16_t{});
+    case 32:
+      return visit(uint32_t{});
+    default:
+      return visit(uint64_t{});
   }
 }
 
@@ -190,8 +175,8 @@ template <class Nonzero>
 void find_symbols(const Stage& stage, const Nonzero* sent, Partition p, MatrixList matrices,
                   NonzeroCode* codes, FoundLane* lanes, uint32_t* counts);
 // What the lanes cost, and how often each code occurs, by family.
-void find_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
-                const DeviceTrained* trained, FoundLane* lanes, uint32_t* counts);
+void find_lane_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
+                     const DeviceTrained* trained, FoundLane* lanes, uint32_t* counts);
 void find_fitted_costs(const Stage& stage, Part part, const NonzeroCode* codes, Partition p,
                        const DeviceFitted* fitted, const FoundLane* lanes, FittedCosts* costs);
 // Each slice ends where the room of the next begins, and begins at its place.

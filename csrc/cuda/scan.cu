@@ -46,19 +46,9 @@ __global__ void __launch_bounds__(kThreads)
   for (uint64_t i = first; i < b.n_lines; i += step) b.agree[i] = 0;
   for (uint64_t i = first; i < b.n_matrices; i += step) {
     const MatrixShape& m = b.matrices[i];
-    const auto first_from = [&](uint64_t index) {
-      uint64_t low = 0, high = n;
-      while (low < high) {
-        const uint64_t middle = (low + high) / 2;
-        if (symbols[middle].index() < index) {
-          low = middle + 1;
-        } else {
-          high = middle;
-        }
-      }
-      return low;
-    };
-    const uint64_t begin = first_from(m.begin), end = first_from(m.begin + m.n_elems);
+    const auto index_of = [=](uint64_t which) { return symbols[which].index(); };
+    const uint64_t begin = first_at_least(0, n, m.begin, index_of);
+    const uint64_t end = first_at_least(begin, n, m.begin + m.n_elems, index_of);
     b.choices[i] = {begin, end - begin, b.plans[i].n_rows, b.plans[i].n_cols, 0, false, false,
                     false, false};
   }
@@ -165,16 +155,12 @@ __global__ void __launch_bounds__(kThreads)
       }
       if (index - begin >= choice.n_cols) {
         const uint64_t above = index - choice.n_cols;
-        uint64_t low = max_of(choice.first, i - min_of(i, choice.n_cols)), high = i;
-        while (low < high) {
-          const uint64_t middle = (low + high) / 2;
-          if (sent[middle].index() < above) {
-            low = middle + 1;
-          } else {
-            high = middle;
-          }
+        const uint64_t found =
+            first_at_least(max_of(choice.first, i - min_of(i, choice.n_cols)), i, above,
+                           [=](uint64_t which) { return sent[which].index(); });
+        if (found < i && sent[found].index() == above) {
+          votes += same_sign(sent[found], symbol) ? 1 : 0;
         }
-        if (low < i && sent[low].index() == above) votes += same_sign(sent[low], symbol) ? 1 : 0;
       }
     }
     // As a rule, all of a warp lie in one matrix.

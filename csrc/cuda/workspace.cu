@@ -68,7 +68,7 @@ struct Workspace {
 
   std::mutex mutex;
   unsigned n_blocks = 0;
-  CachedAllocation trained, scratch, coded, tables, staged;
+  CachedAllocation trained, scratch, coded, tables, staged, lossless, changes;
   PinnedMemory host_tables, host_staged, host_results;
   cudaEvent_t idle = nullptr;
 };
@@ -147,6 +147,12 @@ void* WorkspaceLease::scratch(size_t n_bytes) {
 void* WorkspaceLease::coded(size_t n_bytes) { return grown(workspace_->coded, n_bytes, device_); }
 void* WorkspaceLease::tables(size_t n_bytes) { return grown(workspace_->tables, n_bytes, device_); }
 void* WorkspaceLease::staged(size_t n_bytes) { return grown(workspace_->staged, n_bytes, device_); }
+void* WorkspaceLease::lossless(size_t n_bytes) {
+  return grown(workspace_->lossless, n_bytes, device_);
+}
+void* WorkspaceLease::changes(size_t n_bytes) {
+  return grown(workspace_->changes, n_bytes, device_);
+}
 void* WorkspaceLease::host_tables(size_t n_bytes) {
   return grown(workspace_->host_tables, n_bytes);
 }

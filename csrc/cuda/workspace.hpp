@@ -54,6 +54,8 @@ class WorkspaceLease {
   void* coded(size_t n_bytes);         // on the device
   void* tables(size_t n_bytes);        // on the device
   void* staged(size_t n_bytes);        // on the device
+  void* lossless(size_t n_bytes);      // on the device
+  void* changes(size_t n_bytes);       // on the device
   void* host_tables(size_t n_bytes);   // pinned
   void* host_staged(size_t n_bytes);   // pinned
   void* host_results(size_t n_bytes);  // pinned

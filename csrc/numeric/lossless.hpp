@@ -44,6 +44,53 @@ struct RepeatedChange {
   }
 };
 
+// What some changes, one after the other, make of the last change before them: for a device, which
+// combines runs of changes and does not wait for each.
+class LastChange {
+ public:
+  LastChange() = default;
+  RESFED_HD static LastChange any() { return {Kind::kAny, false, 0, 0, 0}; }  // after no change
+  RESFED_HD static LastChange is(int64_t change) {
+    return {Kind::kTwo, change < 0, 0, change, change};
+  }
+  // After the change of a level, which depends on the one before.
+  RESFED_HD static LastChange after(int64_t level) {
+    const int64_t one = level < 0 ? -1 : 1;
+    if (level == one) return {Kind::kKept, level < 0, 1, 0, one};
+    return {Kind::kTwo, level < 0, magnitude(level), level - one, level};
+  }
+
+  RESFED_HD int64_t of(int64_t last) const {
+    if (kind_ == Kind::kAny) return last;
+    const bool reaches = (last < 0) == negative_ && magnitude(last) >= least_;
+    return !reaches ? near_ : kind_ == Kind::kKept ? last : far_;
+  }
+  RESFED_HD LastChange then(const LastChange& next) const {
+    if (kind_ == Kind::kAny) return next;
+    if (next.kind_ == Kind::kAny) return *this;
+    if (kind_ == Kind::kTwo) {
+      return {Kind::kTwo, negative_, least_, next.of(far_), next.of(near_)};
+    }
+    // Any number with this one's sign: a level of 1 or -1 keeps it.
+    return next.negative_ == negative_ && next.least_ > 0 ? next : is(next.near_);
+  }
+
+ private:
+  // Any last change stays; or those of a sign and a least magnitude do, and others become `near`;
+  // or the former become `far`.
+  enum class Kind : uint8_t { kAny, kKept, kTwo };
+  RESFED_HD LastChange(Kind kind, bool negative, uint64_t least, int64_t far, int64_t near)
+      : kind_(kind), negative_(negative), least_(least), far_(far), near_(near) {}
+  RESFED_HD static uint64_t magnitude(int64_t change) {
+    return change < 0 ? 0 - static_cast<uint64_t>(change) : static_cast<uint64_t>(change);
+  }
+
+  Kind kind_;
+  bool negative_;
+  uint64_t least_;
+  int64_t far_, near_;
+};
+
 // The bit patterns of a tensor's elements.
 struct Patterns {
   unsigned n_bits;         // 8, 16, 32 or 64

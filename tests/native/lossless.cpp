@@ -88,6 +88,41 @@ static void exponent_classes() {
   }
 }
 
+// ---- Integers that change alike
+
+static void last_changes() {
+  std::mt19937_64 random(5);
+  const int64_t special[] = {1, -1, 2, -2, 3, -3, 7, -7, INT64_MAX, INT64_MIN, INT64_MIN + 1};
+  const auto any = [&] {
+    const uint64_t number = random();
+    return number % 8 == 0 ? static_cast<int64_t>(random() | 1) : special[number % 11];
+  };
+  for (int round = 0; round < 20'000; ++round) {
+    // Runs of levels, and of changes, and runs of those.
+    LastChange levels = LastChange::any(), changes = levels, runs = levels;
+    const int64_t before = any();
+    RepeatedChange decoded{before}, encoded{before}, last{before};
+    const int n_runs = static_cast<int>(random() % 4);
+    for (int r = 0; r < n_runs; ++r) {
+      LastChange run = LastChange::any();
+      const int n = static_cast<int>(random() % 5);
+      for (int i = 0; i < n; ++i) {
+        const int64_t number = any();
+        levels = levels.then(LastChange::after(number));
+        run = run.then(LastChange::after(number));
+        changes = changes.then(LastChange::is(number));
+        decoded.change_of(number);
+        encoded.level_of(number);
+      }
+      runs = runs.then(run);
+      EXPECT(run.of(last.last) == decoded.last);
+      last.last = decoded.last;
+    }
+    EXPECT(levels.of(before) == decoded.last && runs.of(before) == decoded.last);
+    EXPECT(changes.of(before) == encoded.last);
+  }
+}
+
 // ---- The order of exponents
 
 struct Model {
@@ -258,6 +293,7 @@ static void damaged_planes() {
 int main() {
   patterns();
   exponent_classes();
+  last_changes();
   exponent_order();
   planes();
   damaged_planes();

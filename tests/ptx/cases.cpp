@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <utility>
 
 #include "api.hpp"
 #include "cpu/crc32c.hpp"
@@ -85,7 +86,9 @@ struct Model {
       feedback[i] = 0.001f * normal();
       current[i] = reference[i] + residual(i - spec.shift);
     }
-    if (spec.role == Role::kLossless) current = reference, current[n / 2] += 1.0f;
+    if (spec.role == Role::kLossless) {  // few changes
+      for (size_t i = 0; i < n; ++i) current[i] = i % 7 == 0 ? current[i] : reference[i];
+    }
     memory.push_back({stored(current, spec.dtype), stored(reference, spec.dtype),
                       stored(older, spec.dtype), Bytes(n * dtype_size(spec.dtype), 0x5a),
                       feedback});
@@ -441,6 +444,24 @@ void no_memory() {
   check(model);
 }
 
+// So many elements that the device codes them.
+Model lossless_model() {
+  Model model;
+  model.add({300}, usual);
+  for (const DType dtype : kDTypes) model.add({900, dtype, Role::kLossless}, usual);
+  // 16-bit patterns as integers, some of which change alike.
+  model.add({1200, DType::kOther, Role::kLossless, false, false, true}, usual);
+  auto& integers = model.memory.back();
+  for (size_t i = 0; i < integers.current.size(); i += 2) {
+    integers.current[i] = static_cast<uint8_t>(integers.reference[i] + (i < 900 ? 3 : 0));
+  }
+  for (uint64_t i = 1; i < model.specs.size() - 1; ++i) model.options.exclusions.push_back(i);
+  model.options.k_matrix = 100;
+  model.options.lane_log2 = CurrentFormat::kMinLaneLog2;
+  return model;
+}
+void lossless() { check(lossless_model()); }
+
 void seal(Bytes& payload) {
   const size_t n = payload.size() - kChecksumBytes;
   store_le(payload.data() + n, crc32c(payload.data(), n));
@@ -448,13 +469,12 @@ void seal(Bytes& payload) {
 
 // Corrupt slices with a valid checksum. Memory after the damage stays unwritten: it holds the data
 // of an earlier call, or fresh memory filled with a byte.
-void forged_with(int fill) {
-  ptx::fill_fresh_memory(fill);
-  const Model model = all_roles();
+void forge(const Model& model, Part part) {
   const Bytes sound = check(model);
   const Frame frame = open_payload(sound.data(), sound.size(), model.specs.size()).frame;
-  size_t end = frame.slices_offset;
+  size_t begin = frame.slices_offset, end = begin;
   for (uint64_t s = 0; s < frame.n_lossy_slices(); ++s) end += frame.slice_bytes[s];
+  if (part == Part::kLossless) begin = std::exchange(end, sound.size() - kChecksumBytes);
   size_t n_bad = 0, n_all = 0;
   const auto decode_damaged = [&](const std::function<void(Bytes&)>& damage) {
     Bytes forged = sound;
@@ -464,29 +484,31 @@ void forged_with(int fill) {
     const Outcome outcome = check_decode(model, forged);
     return outcome && outcome->code == Code::kBadSlice;
   };
-  const auto place = [&] {
-    return frame.slices_offset + generator() % (end - frame.slices_offset);
-  };
+  const auto place = [&] { return begin + generator() % (end - begin); };
   for (int turn = 0; turn < 5; ++turn) {
     n_bad += decode_damaged([&](Bytes& b) { b[place()] ^= 1u << generator() % 8; });
     n_bad += decode_damaged([&](Bytes& b) {  // zeros from some position on
-      const size_t begin = place();
-      std::fill(b.begin() + begin, b.begin() + end, 0);
+      std::fill(b.begin() + place(), b.begin() + end, 0);
     });
     n_bad += decode_damaged([&](Bytes& b) {  // random words from some position on
       for (size_t i = place(); i < end; ++i) b[i] = static_cast<uint8_t>(generator());
     });
     n_bad += decode_damaged([&](Bytes& b) {  // an invalid state in the first slice
       const uint32_t state = turn % 2 == 0 ? 0 : kLaneStart - 1;
-      store_le(b.data() + frame.slices_offset, state);
+      store_le(b.data() + begin, state);
     });
   }
   std::printf("SAYS: %zu of %zu forged payloads stopped in a slice\n", n_bad, n_all);
   expect(n_bad >= n_all / 2, "forged: most stop in a slice");
   expect(!check_decode(model, sound), "forged: a sound payload is taken afterwards");
 }
+void forged_with(int fill) {
+  ptx::fill_fresh_memory(fill);
+  forge(all_roles(), Part::kLossy);
+}
 void forged_over_zeros() { forged_with(0x00); }
 void forged_over_ones() { forged_with(0xff); }
+void forged_changes() { forge(lossless_model(), Part::kLossless); }
 
 // More matrix symbols than the header counts: their indices lie beyond all matrices.
 void forged_counts() {
@@ -561,10 +583,12 @@ constexpr Case kCases[] = {
     CASE(sure_and_wrong),
     CASE(escapes),
     CASE(large_levels),
+    CASE(lossless),
     CASE(not_finite),
     CASE(no_memory),
     CASE(forged_over_zeros),
     CASE(forged_over_ones),
+    CASE(forged_changes),
     CASE(forged_counts),
     CASE(timing),
     CASE(timing_of_slice),
