@@ -126,7 +126,8 @@ def count_bytes(message: Message) -> int:
 
 
 def damage(message: Message) -> None:
-    for record in message.content.config_records.values() if message.has_content() else ():
-        for key, value in record.items():
-            if isinstance(value, bytes):
-                record[key] = value[:-1] + bytes([value[-1] ^ 1])
+    """Change the last byte of the codec's message; in a parcel that is in the checksum."""
+    for record in message.content.array_records.values() if message.has_content() else ():
+        for array in record.values():
+            if array.stype.startswith("resfed_codec"):
+                array.data = array.data[:-1] + bytes([array.data[-1] ^ 1])

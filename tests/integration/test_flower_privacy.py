@@ -144,9 +144,11 @@ def test_the_wrong_order_is_an_error_that_says_so(
     grid = run(app_with(mod, codec_mod), wrapper)
     assert not grid.norms
     assert len(grid.errors) == N_NODES * ROUNDS
-    assert all("must come after CodecMod" in error for error in grid.errors)
+    assert all(
+        "comes before it: ClientApp(mods=[codec_mod, ...])" in error for error in grid.errors
+    )
     (error,) = [text for level, text in logged if level == ERROR]
-    assert "ClientApp(mods=[codec_mod, fixedclipping_mod])" in error
+    assert "reads a model that is still encoded" in error
 
 
 def test_settings_that_cannot_keep_the_norm_are_refused() -> None:

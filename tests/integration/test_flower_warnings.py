@@ -137,9 +137,9 @@ def without_mod(use: Any) -> ClientApp:
 @pytest.mark.parametrize(
     ("use", "error"),
     [
-        (lambda content: model_of(content["arrays"]), "'bytes' object has no attribute 'numpy'"),
-        (lambda content: content["arrays"].to_torch_state_dict(), "'ConfigRecord' object has no"),
-        (lambda content: model_of(content.array_records["arrays"]), "KeyError"),
+        (lambda content: model_of(content["arrays"]), "'resfed_codec.1'"),
+        (lambda content: content["arrays"].to_numpy_ndarrays(), "'resfed_codec.1'"),
+        (lambda content: content["arrays"]["a.weight"].numpy(), "'a.weight'"),
     ],
 )
 def test_a_forgotten_mod(use: Any, error: str, log: Log) -> None:
@@ -148,9 +148,11 @@ def test_a_forgotten_mod(use: Any, error: str, log: Log) -> None:
     for number in (1, 2):
         for reply in exchange(grid, nodes, number):
             assert error in reply.error.reason
-            assert "give it ClientApp(mods=[codec_mod])" in reply.error.reason
-    (warning,) = log.warnings
-    assert "does not answer as CodecMod does" in warning
+            assert "it has no CodecMod, or a mod that " in reply.error.reason
+            assert "ClientApp(mods=[codec_mod, ...])" in reply.error.reason
+    (text,) = log.of(logging.ERROR)
+    assert "reads a model that is still encoded" in text
+    assert log.warnings == []
 
 
 def test_a_forgotten_mod_of_an_app_that_needs_no_model(log: Log) -> None:

@@ -146,6 +146,10 @@ class ServerEnd:
         """Whether the client has answered, other than by a request."""
         return client_id in self._introduced
 
+    def is_tensor(self, name: str) -> bool:
+        """Whether the first model has a tensor of this name."""
+        return name in self._like
+
     def difference(self, model: Mapping[str, NDArray[Any]]) -> str:
         """The first tensor in which a model differs from the first one; empty if in none."""
         return difference(model, self._like)

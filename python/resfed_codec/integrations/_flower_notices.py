@@ -5,11 +5,16 @@ from __future__ import annotations
 from logging import ERROR, INFO, WARNING
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.supercore import log
 
 from resfed_codec.integrations._ends import HELD, REQUEST, Parcel, ServerEnd
-from resfed_codec.integrations._flower_records import STATE, WARNED, model_of
+from resfed_codec.integrations._flower_records import (
+    PARCEL_STYPE,
+    STATE,
+    WARNED,
+    model_of,
+    models_in,
+)
 from resfed_codec.integrations._setup import Model
 
 _NO_MOD = (
@@ -17,9 +22,9 @@ _NO_MOD = (
     " it ClientApp(mods=[codec_mod])"
 )
 
-_WRONG_ORDER = (
-    "a mod that clips, adds noise or reads models must come after CodecMod, which decodes them:"
-    " ClientApp(mods=[codec_mod, fixedclipping_mod])"
+_UNREAD = (
+    "the ClientApp reads a model that is still encoded: it has no CodecMod, or a mod that clips,"
+    " adds noise or reads models comes before it: ClientApp(mods=[codec_mod, ...])"
 )
 
 
@@ -51,7 +56,7 @@ class Notices:
 
     def name_of_model(self, content: RecordDict, what: str) -> str:
         """The name of the model, if there is exactly one; warns if there are several."""
-        names = list(content.array_records)
+        names = list(models_in(content))
         if len(names) > 1:
             self._warn(
                 f"{what}: several",
@@ -61,7 +66,7 @@ class Notices:
         return names[0] if len(names) == 1 else ""
 
     def count_plain(self, content: RecordDict) -> None:
-        records = content.array_records.values()
+        records = models_in(content).values()
         self.plain["plain_messages"] += len(records) > 0
         self.plain["plain_bytes"] += sum(len(a.data) for r in records for a in r.values())
 
@@ -72,28 +77,24 @@ class Notices:
             *(what, self._end.difference(model)),
         )
 
-    def explained(self, error: Error, node_id: int, name: str) -> Error:
+    def explained(self, error: Error, node_id: int) -> Error:
         """The error of a node, with its cause if that is a forgotten CodecMod, or one too late."""
         reason = error.reason or ""
-        if error.code == ErrorCode.MOD_FAILED_PRECONDITION and "one ArrayRecord" in reason:
-            if "order" not in self._warned:
-                self._warned.add("order")
-                log(ERROR, "resfed_codec: node %d: %s: %s", node_id, reason, _WRONG_ORDER)
-            return Error(error.code, f"{reason} (resfed_codec: {_WRONG_ORDER})")
-        signs = ("ConfigRecord", "'bytes' object", f"'{name}''>")  # the last of a KeyError
-        known = self._end.is_introduced(node_id)
-        if known or not any(sign in reason for sign in signs):
+        looks_for = reason.partition("<class 'KeyError'>:<'")[2].removesuffix("'>")
+        is_unread = PARCEL_STYPE in reason or self._end.is_tensor(looks_for.strip("'\""))
+        if self._end.is_introduced(node_id) or not is_unread:
             return error
-        self._warn_of_no_mod(node_id)
-        return Error(error.code, f"{reason} (resfed_codec: {_NO_MOD})")
-
-    def _warn_of_no_mod(self, node_id: int) -> None:
-        self._warn("no CodecMod", "node %d does not answer as CodecMod does: %s", node_id, _NO_MOD)
+        if "unread" not in self._warned:
+            self._warned.add("unread")
+            log(ERROR, "resfed_codec: node %d: %s: %s", node_id, reason, _UNREAD)
+        return Error(error.code, f"{reason} (resfed_codec: {_UNREAD})")
 
     def check_reply(self, node_id: int, content: RecordDict, parcel: Parcel) -> None:
         """Warn of models that come uncompressed, or go so without need."""
         if not parcel:
-            self._warn_of_no_mod(node_id)
+            self._warn(
+                "no CodecMod", "node %d does not answer as CodecMod does: %s", node_id, _NO_MOD
+            )
         elif REQUEST in parcel and self._end.shared_initial:
             if not self._end.is_introduced(node_id):
                 self._warn(
@@ -106,7 +107,7 @@ class Notices:
         elif HELD in parcel:
             name = self.name_of_model(content, "a reply")
             if name:
-                self.warn_of_layout("a reply", model_of(content.array_records[name]))
+                self.warn_of_layout("a reply", model_of(models_in(content)[name]))
         self.count_plain(content)
 
 
@@ -121,7 +122,7 @@ def warn_of_no_grid(message: Message, context: Context) -> None:
     """
     global _warned_of_no_grid
     seen = any(name in context.state.config_records for name in (STATE, WARNED))
-    if _warned_of_no_grid or seen or not message.content.array_records:
+    if _warned_of_no_grid or seen or not models_in(message.content):
         return
     _warned_of_no_grid = True
     context.state[WARNED] = ConfigRecord({"no CodecGrid": True})

@@ -5,14 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, Parcel
+from resfed_codec.errors import PayloadError
+from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, SETUP, Parcel
 from resfed_codec.integrations._setup import Model
+from resfed_codec.stream.wire import WireReader, varint
 
 STATE, SESSION, WARNED = "resfed_codec", "resfed_codec.session", "resfed_codec.warned"
 """Names of the records in ``Context.state`` in which clients keep setup and session, and whether
 they have warned of models that come uncompressed."""
+
+_STYPE = "resfed_codec."
+PARCEL_STYPE = f"{_STYPE}1"
+"""How a parcel's array is serialized: Flower refuses, with this name, to read it as an array."""
+
+_KEY = "resfed_codec"
+_KINDS = {MESSAGE: 1, SETUP: 2, REQUEST: 3, HELD: 4}
 
 _CLIPPING_NORM = "clipping_norm"
 """Key under which Flower's strategies send clients a norm, to which their updates are clipped."""
@@ -42,8 +51,8 @@ def replaced(content: RecordDict, name: str, record: Any) -> RecordDict:
 
 
 def name_of_model(content: RecordDict) -> str:
-    """The name of the ArrayRecord, if there is exactly one."""
-    names = list(content.array_records)
+    """The name of the model, if there is exactly one."""
+    names = list(models_in(content))
     return names[0] if len(names) == 1 else ""
 
 
@@ -56,21 +65,59 @@ def clipping_norm(content: RecordDict) -> float | None:
     return None
 
 
+def is_parcel(record: object) -> bool:
+    """Whether a record holds a parcel, of whatever version."""
+    if not isinstance(record, ArrayRecord) or len(record) != 1:
+        return False
+    (array,) = record.values()
+    return str(array.stype).startswith(_STYPE)
+
+
+def models_in(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The ArrayRecords in a message that are models."""
+    return {n: record for n, record in content.array_records.items() if not is_parcel(record)}
+
+
 def parcel_in(content: RecordDict) -> tuple[str, Parcel]:
-    """The parcel in a message and the name of its record, or an empty name and parcel."""
-    for name, record in content.config_records.items():
-        parcel = parcel_of(record)
-        if any(key in parcel for key in (MESSAGE, REQUEST, HELD)):
-            return name, parcel
+    """The parcel in a message and the name of its record, or an empty name and parcel.
+
+    Raises:
+        PayloadError: It is damaged, or of another version.
+    """
+    for name, record in content.array_records.items():
+        if is_parcel(record):
+            (array,) = record.values()
+            if array.stype != PARCEL_STYPE:
+                raise PayloadError(
+                    f"payload: a record of type {array.stype!r:.50}, of another version of"
+                    f" resfed_codec; this one reads {PARCEL_STYPE!r}"
+                )
+            return name, _parcel_from(array.data)
     return "", {}
 
 
-def parcel_of(record: ConfigRecord) -> Parcel:
-    return {key: value for key, value in record.items() if isinstance(value, bytes)}
+def record_of(parcel: Parcel) -> ArrayRecord:
+    """A parcel as one array, whose type of serialization has the version of what it holds."""
+    data = b"".join(
+        part
+        for kind, content in parcel.items()
+        for part in (bytes([_KINDS[kind]]), varint(len(content)), content)
+    )
+    return ArrayRecord({_KEY: Array("uint8", (len(data),), PARCEL_STYPE, data)})
 
 
-def record_of(parcel: Parcel) -> ConfigRecord:
-    return ConfigRecord({**parcel})
+def _parcel_from(data: bytes) -> Parcel:
+    parcel: Parcel = {}
+    reader = WireReader(data, "record")
+    while not reader.at_end:
+        number = reader.byte()
+        kind = next((name for name, n in _KINDS.items() if n == number), "")
+        if not kind or kind in parcel:
+            raise reader.error(f"holds an unknown entry {number}, or the same twice")
+        parcel[kind] = reader.take(reader.varint())
+    if len(parcel.keys() & {MESSAGE, REQUEST, HELD}) != 1:
+        raise reader.error("holds neither a message nor what its sender holds, or both")
+    return parcel
 
 
 def model_of(arrays: ArrayRecord) -> Model:

@@ -8,9 +8,9 @@ and on the client::
 
     app = ClientApp(mods=[codec_mod])
 
-Strategy, training and evaluation do not change. The ArrayRecord of a message is sent as a
-ConfigRecord of the same name that holds a few byte strings; other records do not change.
-docs/integrations.md has the rest.
+Strategy, training and evaluation do not change. The ArrayRecord of a message is sent as one of the
+same name that holds a single array of bytes; other records do not change. docs/integrations.md has
+the rest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ from resfed_codec.integrations._flower_records import (
     model_of,
     name_of_model,
     parcel_in,
-    parcel_of,
     record_of,
     replaced,
 )
@@ -236,12 +235,14 @@ class CodecGrid(Grid):
             return reply
         self._asked_as.pop(waiting.message.metadata.message_id, None)
         if reply.has_error():
-            error = self._notices.explained(reply.error, waiting.node_id, waiting.name)
+            error = self._notices.explained(reply.error, waiting.node_id)
             return Message(error, reply_to=waiting.message)
-        _, parcel = parcel_in(reply.content)
-        self._notices.check_reply(waiting.node_id, reply.content, parcel)
         content = waiting.reply or reply.content
         try:
+            name, parcel = parcel_in(content)
+            if waiting.reply is not None:
+                parcel = parcel_in(reply.content)[1]
+            self._notices.check_reply(waiting.node_id, reply.content, parcel)
             if REQUEST in parcel:
                 waiting.reply = None
                 self._update(waiting.message.content.array_records[waiting.name])
@@ -255,7 +256,7 @@ class CodecGrid(Grid):
         except CodecError as error:
             return _failed(waiting, error)
         record = None if model is None else arrays_of(model)
-        content = replaced(content, parcel_in(content)[0], record)
+        content = replaced(content, name, record)
         return Message(content, reply_to=waiting.message)
 
     def _ask(self, waiting: _Waiting, parcel: Parcel) -> Message | None:
@@ -358,12 +359,12 @@ class CodecMod:
         if not parcel:
             warn_of_no_grid(message, context)
             return call_next(message, context)
-        saved = parcel_of(context.state.config_records.get(STATE, ConfigRecord()))
-        setup = parcel.get(SETUP) or saved.get(SETUP)
-        if setup is None:
+        saved = context.state.config_records.get(STATE, {}).get(SETUP)
+        setup = parcel.get(SETUP, saved)
+        if not isinstance(setup, bytes):
             return _request(message, NOTHING_HELD)
         session = read_setup(setup, self._initial, clipping_norm(message.content))
-        if saved.get(SETUP) == setup:
+        if saved == setup:
             try:
                 session.load_state_dict(model_of(context.state.array_records[SESSION]))
             except ValueError as error:
