@@ -34,7 +34,15 @@ from resfed_codec.stream.message import (
 )
 from resfed_codec.stream.predictor import PREDICTORS
 from resfed_codec.stream.stream import open_keyframes
-from resfed_codec.stream.versions import OWN, Model, ParsedPayload, Version, model_of, new_feedback
+from resfed_codec.stream.versions import (
+    OWN,
+    Model,
+    ParsedPayload,
+    Part,
+    Version,
+    model_of,
+    new_feedback,
+)
 from resfed_codec.tensors.layout import ArrayT, Out, OutT, State, StateT
 from resfed_codec.tensors.torch_tensors import untraced
 
@@ -311,6 +319,17 @@ class ClientSession(ClientBase[StateT]):
         """
         current = self._layout.model_of(local_state, "local_state")
         self._warn_if_own(current)
+        return self._send(current)
+
+    @synchronized
+    def _send_part(self, local_state: Mapping[str, Any]) -> bytes:
+        """As :meth:`send` of a model that lacks tensors: the global model's take their place.
+
+        Their error feedback stays as it is.
+        """
+        return self._send(self._layout.part_of(local_state, "local_state"))
+
+    def _send(self, current: Part) -> bytes:
         before = self._with_room(self._state)
         number, base, keep = before.number + 1, before.acknowledged, self._keep_up
         out = self._layout.empty() if keep or self._needs_models else None

@@ -39,7 +39,9 @@ from resfed_codec.stream.versions import (
     OTHER,
     Model,
     ParsedPayload,
+    Part,
     Version,
+    completed,
     keep_newest,
     model_of,
     new_feedback,
@@ -143,10 +145,21 @@ class ServerSession(ServerBase[StateT]):
         Raises:
             TypeError, ValueError: As :func:`resfed_codec.encode`; nothing has changed then.
         """
-        current = self._layout.model_of(global_state, "global_state")
+        return self._update(self._layout.model_of(global_state, "global_state"))
+
+    @synchronized
+    def _update_part(self, global_state: Mapping[str, Any]) -> bytes:
+        """As :meth:`update` of a model that lacks tensors: those of the last one stay as they are.
+
+        Their error feedback does, too.
+        """
+        return self._update(self._layout.part_of(global_state, "global_state"))
+
+    def _update(self, current: Part) -> bytes:
         before = self._state
         if not self._broadcast:
-            target = self._layout.copy_of(current)
+            last = before.target or model_of(self._initial)
+            target = self._layout.copy_of(completed(current, last))
             number = before.target_number + 1
             clients = {
                 name: self._without_old(client, number) for name, client in before.clients.items()
@@ -156,7 +169,11 @@ class ServerSession(ServerBase[StateT]):
             return b""
         base, out = before.current, self._layout.empty()
         feedback, watch = next_feedback(
-            self._downlink_encoder, current, base, before.feedback, before.watch
+            self._downlink_encoder,
+            completed(current, model_of(base)),
+            base,
+            before.feedback,
+            before.watch,
         )
 
         def commit(payload: bytes) -> Assignments:

@@ -25,12 +25,15 @@ from resfed_codec.stream.versions import (
     OWN,
     Feedback,
     Model,
+    Part,
     Version,
     at_place,
+    completed,
     model_of,
+    new_feedback,
     prediction_tensors,
 )
-from resfed_codec.tensors.layout import Layout, named, role_overrides, roles_of
+from resfed_codec.tensors.layout import NO_OVERRIDES, Layout, named, role_overrides, roles_of
 from resfed_codec.tensors.memory import on_host
 from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 
@@ -81,7 +84,7 @@ class UpdateEncoder:
 
     def encode(
         self,
-        current: Model,
+        current: Part,
         *,
         number: int,
         base: Version | None,
@@ -95,14 +98,25 @@ class UpdateEncoder:
         """The payload of version ``number``; on success ``out`` and ``feedback`` are filled.
 
         ``tag`` identifies the client (0: a payload for all). ``commit`` returns the assignments to
-        make in one step with the filling.
+        make in one step with the filling. A tensor that ``current`` lacks is the newest version's
+        of ``other``, or else of ``base``: nothing of it is sent, and its feedback does not change.
         """
         reference = base or other
-        if number <= CHECKED and reference is not None and reference.model is not None:
-            warn_of_suspects(self.layout.specs, self.roles, current, reference.model)
         own = base.lineage(max(1, self.own_depth)) if base else []
         others = other.lineage(max(1, self.other_depth)) if other else []
-        coef_log2, terms, per_tensor = self._terms(current, own, others, feedback)
+        absent = [i for i, array in enumerate(current) if array is None]
+        whole = [array for array in current if array is not None]
+        if absent:
+            whole = completed(current, model_of((others or own)[0]))
+        if number <= CHECKED and reference is not None and reference.model is not None:
+            warn_of_suspects(self.layout.specs, self.roles, whole, reference.model)
+        coef_log2, terms, per_tensor = self._terms(whole, own, others, feedback)
+        if absent:
+            alone = tuple(n << coef_log2 for n in unit_terms(OTHER if others else OWN))
+            per_tensor = {i: t for i, t in per_tensor.items() if i not in absent}
+            if terms != alone:
+                lossy = [i for i in absent if self.roles[i] != Role.LOSSLESS]
+                per_tensor |= dict.fromkeys(lossy, alone)
         link = Link(
             version=number,
             base=base.number if base else None,
@@ -114,14 +128,38 @@ class UpdateEncoder:
             terms=terms,
             per_tensor=per_tensor,
         )
-        options = native_options(self.config, self.layout.specs, self.roles, self.overrides)
+        options = self._options(absent)
         options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
         options.link = write_link(link)
+        if absent and feedback is not None:
+            feedback = self._without(feedback, absent)
         tensors = prediction_tensors(
             self.layout, self.roles, link, own, others, current, out, feedback
         )
         with native_errors(self.layout.specs):
             return native_call.encode(tensors, options, self.layout.device, commit)
+
+    def _options(self, absent: Sequence[int]) -> _native.EncodeOptions:
+        """A sparsity counts the elements of the tensors that are there."""
+        specs, roles = self.layout.specs, self.roles
+        options = native_options(self.config, specs, roles, self.overrides)
+        if absent:
+            held = [i for i in range(len(specs)) if i not in absent]
+            of_held = native_options(
+                self.config,
+                tuple(specs[i] for i in held),
+                tuple(roles[i] for i in held),
+                NO_OVERRIDES,
+            )
+            options.k_matrix, options.k_vector = of_held.k_matrix, of_held.k_vector
+        return options
+
+    def _without(self, feedback: Feedback, absent: Sequence[int]) -> Feedback:
+        """The feedback, with zeros that are thrown away for the tensors that are absent."""
+        zeros = new_feedback(self.layout, self.roles, absent)
+        return [
+            z if i in absent else f for i, (f, z) in enumerate(zip(feedback, zeros, strict=True))
+        ]
 
     def _terms(
         self,

@@ -34,6 +34,9 @@ from resfed_codec.tensors.layout import Layout, RoleOverrides, TensorSpec, plain
 from resfed_codec.tensors.memory import Memory, device_of, on_host, placed
 
 Model = list[Memory]
+Part = Sequence["Memory | None"]
+"""A model of which some tensors are missing."""
+
 Feedback = list["Memory | None"]
 
 OWN, OTHER = 0, MAX_DEPTH
@@ -99,14 +102,21 @@ def initial_version(layout: Layout, model: Model, run: str) -> Version:
     return Version(0, digest, model)
 
 
-def new_feedback(layout: Layout, roles: Sequence[Role]) -> Feedback:
-    """Zeros for matrices and vectors, None for other tensors."""
+def new_feedback(
+    layout: Layout, roles: Sequence[Role], only: Sequence[int] | None = None
+) -> Feedback:
+    """Zeros for matrices and vectors, None for other tensors; ``only`` has ordinals of tensors."""
     return [
         None
-        if role in (Role.LOSSLESS, Role.DENSE)
+        if role in (Role.LOSSLESS, Role.DENSE) or (only is not None and i not in only)
         else placed(np.zeros(spec.shape, np.float32), layout.device)
-        for spec, role in zip(layout.specs, roles, strict=True)
+        for i, (spec, role) in enumerate(zip(layout.specs, roles, strict=True))
     ]
+
+
+def completed(part: Part, model: Sequence[Memory]) -> Model:
+    """``part`` with the tensors of ``model`` where it has none."""
+    return [there if array is None else array for array, there in zip(part, model, strict=True)]
 
 
 def keep_newest(
@@ -150,11 +160,14 @@ def prediction_tensors(
     link: Link,
     own: list[Version],
     others: list[Version],
-    current: Model | None,
+    current: Part | None,
     out: Model | None,
     feedback: Feedback | None,
 ) -> Tensors:
-    """The tensors of a native call that predicts as ``link`` says; ``current`` None: it decodes."""
+    """The tensors of a native call that predicts as ``link`` says; ``current`` None: it decodes.
+
+    A tensor that ``current`` lacks is as predicted: its prediction must be a version, unchanged.
+    """
     common = _combination(link.terms, link.coef_log2, own, others)
     of_tensor = {
         i: _combination(terms, link.coef_log2, own, others) for i, terms in link.per_tensor.items()
@@ -172,7 +185,7 @@ def prediction_tensors(
         layout.specs,
         roles,
         reference,
-        current=current,
+        current=None if current is None else completed(current, reference),
         out=out,
         feedback=feedback,
         terms=terms,

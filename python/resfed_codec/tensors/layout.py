@@ -380,6 +380,17 @@ class Layout:
         check_same_device(views, self.device, argument)
         return arrays_of(views)
 
+    def part_of(self, state: State, argument: str) -> list[Memory | None]:
+        """As :meth:`model_of` of a mapping that may lack tensors: None in the places of these."""
+        views = views_of(state, argument)
+        given = {view.spec.name: view for view in views}
+        held = [spec for spec in self.specs if spec.name in given]
+        extra = [v.spec for v in views if v.spec.name not in {spec.name for spec in held}]
+        ours = tuple(given[spec.name].spec for spec in held)
+        check_same_layout((*ours, *extra), tuple(held), argument)
+        check_same_device(views, self.device, argument)
+        return [given[s.name].array if s.name in given else None for s in self.specs]
+
     def empty(self) -> list[Memory]:
         """A new model, not filled."""
         pairs = zip(self.specs, self.origins, strict=True)
