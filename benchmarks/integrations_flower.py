@@ -26,7 +26,7 @@ IDLE_SECONDS = 30.0
 KINDS = ("train, down", "train, up", "evaluate, down", "evaluate, up")
 
 
-def keyframe_copy(folder: Path) -> Path:
+def keyframe_copy(folder: Path, options: str = "") -> Path:
     """A copy of the app whose clients do not make the first model themselves."""
     app: Path = run_local.plain_copy(folder)
     for name in ("client_app.py", "server_app.py"):
@@ -34,7 +34,7 @@ def keyframe_copy(folder: Path) -> Path:
         for old, new in (
             ("CodecMod(task.first_model)", "codec_mod"),
             ("import CodecMod", "import codec_mod"),
-            (", shared_initial=True", ""),
+            (", shared_initial=True", options),
         ):
             text = text.replace(old, new)
         (app / "digits" / name).write_text(text)
@@ -73,15 +73,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain_app = run_local.plain_copy(Path(folder) / "plain")
         keyframe_app = keyframe_copy(Path(folder) / "keyframe")
+        rounded_app = keyframe_copy(Path(folder) / "rounded", ", initial_bits=7")
         reports = {
             "plain": run_local.run(plain_app),
             "codec": run_local.run(),
             "codec, first model sent": run_local.run(keyframe_app),
+            "codec, first model sent with initial_bits=7": run_local.run(rounded_app),
             "codec, a SuperNode killed": run_local.run(kill=KILL),
         }
     alone = {
         "codec": one_process.run(),
         "codec, first model sent": one_process.run(),
+        "codec, first model sent with initial_bits=7": one_process.run(initial_bits=7),
         "codec, a SuperNode killed": one_process.run(lost={KILL}),
     }
     idle = idle_bytes_per_second()

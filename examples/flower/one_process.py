@@ -21,11 +21,16 @@ from digits import task
 N_CLIENTS = 3
 
 
-def run(n_rounds: int = 5, lost: Collection[tuple[int, int]] = ()) -> dict[str, Any]:
+def run(
+    n_rounds: int = 5,
+    lost: Collection[tuple[int, int]] = (),
+    initial_bits: int | None = None,
+) -> dict[str, Any]:
     """Federated averaging.
 
     Args:
         n_rounds: Rounds.
+        initial_bits: Mantissa bits to which the first model is rounded, if not None.
         lost: Pairs of a client and a round, from 1, in which it is killed before it replies. It
             restarts under another name, with only the first model.
 
@@ -33,11 +38,17 @@ def run(n_rounds: int = 5, lost: Collection[tuple[int, int]] = ()) -> dict[str, 
         ``accuracies`` by round, and ``model``, a digest of the last one.
     """
     with threadpool_limits(1, "blas"):  # as in the app: sums depend on the number of threads
-        return _run(n_rounds, lost)
+        return _run(n_rounds, lost, first_model(initial_bits))
 
 
-def _run(n_rounds: int, lost: Collection[tuple[int, int]]) -> dict[str, Any]:
+def first_model(initial_bits: int | None) -> task.Model:
     model = task.first_model()
+    rounded = rfc.encode_keyframe(model, mantissa_bits=initial_bits)
+    return rfc.decode_keyframe(rounded, model)
+
+
+def _run(n_rounds: int, lost: Collection[tuple[int, int]], first: task.Model) -> dict[str, Any]:
+    model = dict(first)
     server = rfc.ServerSession(model)
     clients = {i: rfc.ClientSession(model) for i in range(N_CLIENTS)}
     names = dict.fromkeys(clients, 0)
@@ -50,7 +61,7 @@ def _run(n_rounds: int, lost: Collection[tuple[int, int]]) -> dict[str, Any]:
             shared = client.receive(server.send(f"client {i}.{names[i]}"))
             images, labels, _, _ = data[i]
             if (i, number) in lost:
-                clients[i], names[i] = rfc.ClientSession(task.first_model()), names[i] + 1
+                clients[i], names[i] = rfc.ClientSession(first), names[i] + 1
                 continue
             payload = client.send(task.train(shared, images, labels, 1000 * number + i))
             locals_.append((server.receive(f"client {i}.{names[i]}", payload), len(labels)))

@@ -20,7 +20,9 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from local_app import App, Clock, first_model, local_model, messages_for, model_of, record_of, same
 from local_grid import LocalGrid, count_bytes
 from resfed_codec.integrations import flower
+from resfed_codec.integrations._ends import NOTHING_HELD
 from resfed_codec.integrations._flower_records import PARCEL_STYPE
+from resfed_codec.integrations._flower_records import record_of as record_of_parcel
 from resfed_codec.integrations.flower import CodecGrid, CodecMod, codec_mod
 
 pytestmark = pytest.mark.integration
@@ -182,7 +184,7 @@ def test_a_node_that_never_recovers_fails() -> None:
     list(grid.send_and_receive(messages_for(nodes, first_model(), 1)))
 
     def refuses(message: Message, context: Context) -> Message:
-        parcel = flower.record_of({"resfed.request": flower.NOTHING_HELD})
+        parcel = record_of_parcel({"resfed.request": NOTHING_HELD})
         return Message(RecordDict({"resfed_codec": parcel}), reply_to=message)
 
     nodes.app = refuses  # type: ignore[assignment]
@@ -199,10 +201,10 @@ def raw(data: bytes, stype: str = PARCEL_STYPE) -> ArrayRecord:
 @pytest.mark.parametrize(
     ("record", "why"),
     [
-        (flower.record_of({"resfed.message": b"no message"}), "payload: "),
-        (flower.record_of({"resfed.request": b"no request"}), "payload: "),
-        (flower.record_of({"resfed.held": b"nothing"}), "payload: "),
-        (flower.record_of({"resfed.held": flower.NOTHING_HELD[:-1] + b"x"}), "payload: "),
+        (record_of_parcel({"resfed.message": b"no message"}), "payload: "),
+        (record_of_parcel({"resfed.request": b"no request"}), "payload: "),
+        (record_of_parcel({"resfed.held": b"nothing"}), "payload: "),
+        (record_of_parcel({"resfed.held": NOTHING_HELD[:-1] + b"x"}), "payload: "),
         (raw(b""), "holds neither a message nor"),
         (raw(b"\1\5abc"), "the record is truncated"),
         (raw(b"\1\0\1\0"), "holds an unknown entry 1, or the same twice"),
@@ -358,13 +360,14 @@ def test_clear_errors() -> None:
     assert len(list(grid.send_and_receive(messages_for(nodes, first_model(), 2)))) == 1
 
     nodes = LocalGrid(App(CodecMod(lambda: {"x": np.zeros(3)})).app, 1)
-    (reply,) = CodecGrid(nodes).send_and_receive(messages_for(nodes, first_model(), 1))
+    grid = CodecGrid(nodes, shared_initial=True)
+    (reply,) = grid.send_and_receive(messages_for(nodes, first_model(), 1))
     assert "initial: has another layout" in reply.error.reason
     assert "tensor 'z.weight' is missing" in reply.error.reason
 
     seeds = iter(range(9))
     nodes = LocalGrid(App(CodecMod(lambda: local_model(first_model(), 0, next(seeds)))).app, 1)
-    grid = CodecGrid(nodes)
+    grid = CodecGrid(nodes, shared_initial=True)
     assert not next(iter(grid.send_and_receive(messages_for(nodes, first_model(), 1)))).has_error()
     (reply,) = grid.send_and_receive(messages_for(nodes, first_model(), 2))
     assert "must make the same model every time" in reply.error.reason

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import (
 )
 
 from local_grid import LocalGrid
-from resfed_codec.integrations import _flower_notices, flower
+from resfed_codec.integrations import _flower_mod, _flower_notices
 from resfed_codec.integrations._flower_records import clipping_norm
 from resfed_codec.integrations.flower import CodecGrid, codec_mod
 
@@ -120,7 +120,7 @@ def test_a_norm_of_ones_own_bounds_it_too() -> None:
 
 def test_without_a_norm_feedback_exceeds_what_was_clipped(monkeypatch: Any) -> None:
     """What the bound is for."""
-    monkeypatch.setattr(flower, "clipping_norm", lambda content: None)
+    monkeypatch.setattr(_flower_mod, "clipping_norm", lambda content: None)
     grid = run(app_with(codec_mod, fixedclipping_mod), fixed)
     assert max(grid.norms) > 1.2 * NORM
 

@@ -32,11 +32,12 @@ class Notices:
     """What a CodecGrid counts of models that travel uncompressed, and what it logs.
 
     Attributes:
+        end: The grid's end.
         plain: Messages and bytes of such models.
     """
 
     def __init__(self, end: ServerEnd) -> None:
-        self._end = end
+        self.end = end
         self._warned: set[str] = set()
         self.reset()
 
@@ -44,7 +45,7 @@ class Notices:
         self.plain = {"plain_messages": 0, "plain_bytes": 0}
 
     def log_round(self) -> None:
-        text = self._end.end_round()
+        text = self.end.end_round()
         if text:
             log(INFO, "resfed_codec: %s", text)
 
@@ -74,15 +75,23 @@ class Notices:
         self._warn(
             f"{what}: layout",
             "%s has another layout than the first model and is sent uncompressed: %s",
-            *(what, self._end.difference(model)),
+            *(what, self.end.difference(model)),
+        )
+
+    def warn_of_change(self, model: Model) -> None:
+        text = self.end.difference(model)
+        self._warn(
+            f"change: {text}",
+            "the model has changed, so every node gets it whole, once: %s",
+            text,
         )
 
     def explained(self, error: Error, node_id: int) -> Error:
         """The error of a node, with its cause if that is a forgotten CodecMod, or one too late."""
         reason = error.reason or ""
         looks_for = reason.partition("<class 'KeyError'>:<'")[2].removesuffix("'>")
-        is_unread = PARCEL_STYPE in reason or self._end.is_tensor(looks_for.strip("'\""))
-        if self._end.is_introduced(node_id) or not is_unread:
+        is_unread = PARCEL_STYPE in reason or self.end.is_tensor(looks_for.strip("'\""))
+        if self.end.is_introduced(node_id) or not is_unread:
             return error
         if "unread" not in self._warned:
             self._warned.add("unread")
@@ -95,8 +104,8 @@ class Notices:
             self._warn(
                 "no CodecMod", "node %d does not answer as CodecMod does: %s", node_id, _NO_MOD
             )
-        elif REQUEST in parcel and self._end.shared_initial:
-            if not self._end.is_introduced(node_id):
+        elif REQUEST in parcel and self.end.shared_initial:
+            if not self.end.is_introduced(node_id):
                 self._warn(
                     "shared_initial",
                     "shared_initial=True, but node %d does not hold the first model, so that is"

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from resfed_codec.errors import PayloadError
-from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, SETUP, Parcel
+from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, SETUP, TENSORS, UPLINK, Parcel
 from resfed_codec.integrations._setup import Model
 from resfed_codec.stream.wire import WireReader, varint
 
@@ -21,7 +21,7 @@ PARCEL_STYPE = f"{_STYPE}1"
 """How a parcel's array is serialized: Flower refuses, with this name, to read it as an array."""
 
 _KEY = "resfed_codec"
-_KINDS = {MESSAGE: 1, SETUP: 2, REQUEST: 3, HELD: 4}
+_KINDS = {MESSAGE: 1, SETUP: 2, REQUEST: 3, HELD: 4, TENSORS: 5, UPLINK: 6}
 
 _CLIPPING_NORM = "clipping_norm"
 """Key under which Flower's strategies send clients a norm, to which their updates are clipped."""

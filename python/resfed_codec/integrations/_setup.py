@@ -7,7 +7,7 @@ does not have the server's initial model starts from zeros, and its first messag
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resfed_codec.config import CodecConfig
+from resfed_codec.errors import PayloadError
 from resfed_codec.session.client import ClientSession
 from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
 
@@ -30,6 +31,7 @@ class Setup(NamedTuple):
     Attributes:
         like: A model of the run's layout; its values are of no importance.
         uplink, downlink, run, history: Arguments of the sessions.
+        shares_initial: Whether clients make the server's initial model themselves.
     """
 
     like: Model
@@ -37,6 +39,7 @@ class Setup(NamedTuple):
     downlink: CodecConfig
     run: str
     history: int
+    shares_initial: bool
 
     def written(self) -> bytes:
         return json.dumps(
@@ -46,6 +49,7 @@ class Setup(NamedTuple):
                 "downlink": _plain(self.downlink),
                 "run": self.run,
                 "history": self.history,
+                "shares_initial": self.shares_initial,
             }
         ).encode()
 
@@ -59,38 +63,60 @@ class Setup(NamedTuple):
             _config(saved["downlink"]),
             saved["run"],
             saved["history"],
+            saved["shares_initial"],
         )
 
     def client_session(
-        self, initial: Initial | None, max_norm: float | None = None
+        self,
+        initial: Initial | None,
+        uplink: CodecConfig | None = None,
+        max_norm: float | None = None,
     ) -> ClientSession:
-        """A new session that starts from ``initial()``, or from zeros.
+        """A new session that starts from ``initial()`` if the server does, and else from zeros.
 
-        ``max_norm`` bounds the client's updates, in addition to what the setup says.
+        ``uplink`` replaces the setup's. ``max_norm`` bounds the client's updates, in addition to
+        what the settings say.
 
         Raises:
             ValueError: The layout of ``initial()`` differs from the server's model, or the other
                 settings do not go with ``max_norm``.
         """
         model = self.like
-        if initial is not None:
+        if initial is not None and self.shares_initial:
             given = {name: np.asarray(value) for name, value in initial().items()}
             fitted = fit(given, model)
             if fitted is None:
                 where = difference(given, model)
                 raise ValueError(f"initial: has another layout than the server's model: {where}")
             model = fitted
-        up = self.uplink
+        up = uplink or self.uplink
         if max_norm is not None:
             up = replace(up, max_norm=min(max_norm, up.max_norm or max_norm))
         return ClientSession(model, up, self.downlink, run=self.run, history=self.history)
 
 
-def read_setup(
-    setup: bytes, initial: Initial | None, max_norm: float | None = None
-) -> ClientSession:
+def read_setup(setup: bytes, initial: Initial | None) -> ClientSession:
     """The client's session, see :meth:`Setup.client_session`."""
-    return Setup.read(setup).client_session(initial, max_norm)
+    return Setup.read(setup).client_session(initial)
+
+
+def write_config(config: CodecConfig) -> bytes:
+    return json.dumps(_plain(config)).encode()
+
+
+def read_config(data: bytes) -> CodecConfig:
+    return _config(json.loads(data))
+
+
+def check_fixed(config: CodecConfig, first: CodecConfig) -> None:
+    """Raise ValueError if a setting of uplinks has changed that sessions are made with."""
+    for name in ("predictor", "error_feedback", "exclude", "dense"):
+        now, then = getattr(config, name), getattr(first, name)
+        if now != then:
+            raise ValueError(
+                f"uplink: {name}={now!r}: must stay as in the first message, {then!r}; only targets"
+                " and steps may change"
+            )
 
 
 def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> str:
@@ -105,14 +131,41 @@ def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any
     return "" if extra is None else f"tensor {extra!r} is new"
 
 
-def fit(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> Model | None:
+def fit(
+    model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]], *, partial: bool = False
+) -> Model | None:
     """``model`` with the dtypes of ``like``; None if names or shapes differ.
 
-    Frameworks average integers in float64; this function rounds them to integers again.
+    With ``partial`` it may lack tensors, but not all. Frameworks average integers in float64; this
+    function rounds them to integers again.
     """
-    if difference(model, like):
+    if partial:
+        like = {name: array for name, array in like.items() if name in model}
+    if not like or difference(model, like):
         return None
     return {name: _cast(model[name], like[name].dtype) for name in like}
+
+
+def write_names(names: Collection[str], like: Mapping[str, Any]) -> bytes:
+    """One bit for each tensor of a layout, in its order, from the low bit of the first byte on."""
+    return np.packbits([name in names for name in like], bitorder="little").tobytes()
+
+
+def part_of(model: Model, names: bytes) -> Model:
+    """The tensors of ``model`` that :func:`write_names` was given.
+
+    Raises:
+        PayloadError: ``names`` is of another number of tensors, or of none.
+    """
+    bits = np.unpackbits(np.frombuffer(names, np.uint8), bitorder="little").tolist()
+    n = len(model)
+    if len(bits) != -(-n // 8) * 8 or any(bits[n:]) or not any(bits):
+        raise PayloadError(f"payload: {len(names)} bytes do not name tensors of {n}")
+    return {
+        name: array
+        for (name, array), is_held in zip(model.items(), bits[:n], strict=True)
+        if is_held
+    }
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

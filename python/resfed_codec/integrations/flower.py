@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
 try:
-    from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-    from flwr.clientapp.typing import ClientAppCallable
+    from flwr.app import ArrayRecord, Error, Message, RecordDict
     from flwr.common.constant import ErrorCode
     from flwr.serverapp import Grid
 except ImportError as error:
@@ -35,21 +35,11 @@ except ImportError as error:
 
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import CodecError, StateMismatchError
-from resfed_codec.integrations._ends import (
-    HELD,
-    MESSAGE,
-    NOTHING_HELD,
-    REQUEST,
-    SETUP,
-    Parcel,
-    ServerEnd,
-)
-from resfed_codec.integrations._flower_notices import Notices, warn_of_no_grid
+from resfed_codec.integrations._ends import NOTHING_HELD, REQUEST, TENSORS, Parcel, ServerEnd
+from resfed_codec.integrations._flower_mod import CodecMod, codec_mod
+from resfed_codec.integrations._flower_notices import Notices
 from resfed_codec.integrations._flower_records import (
-    SESSION,
-    STATE,
     arrays_of,
-    clipping_norm,
     kind,
     like,
     model_of,
@@ -58,9 +48,10 @@ from resfed_codec.integrations._flower_records import (
     record_of,
     replaced,
 )
-from resfed_codec.integrations._setup import Initial, Model, fit, read_setup
-from resfed_codec.session.client import ClientSession
 from resfed_codec.session.server import ServerSession
+from resfed_codec.session.traffic import Traffic
+
+__all__ = ["CodecGrid", "CodecMod", "codec_mod"]
 
 _Contents: TypeAlias = "Mapping[str, tuple[str, tuple[int, ...], bytes]]"
 """Dtypes, shapes and data of a model's arrays, as they are in messages."""
@@ -74,31 +65,40 @@ class CodecGrid(Grid):
     """A Grid that encodes the models it sends and decodes those it receives.
 
     Give it to a strategy instead of the Grid. The first model that is sent sets names, shapes and
-    dtypes. A message with another model, without a model or with several is sent unchanged. If a
-    node refuses a message (it is new, was restarted, or has missed rounds), the grid brings it up
-    to date at once, and the strategy sees only its reply. If a reply still cannot be decoded, the
-    strategy gets an error reply.
+    dtypes. Messages and replies may lack tensors of it, and then only hold the others. If the model
+    changes in another way, the grid begins anew with what is then the first model. A message
+    without a model, with several, or with no tensor of the first model's names is sent unchanged.
+    If a node refuses a message (it is new, was restarted, or has missed rounds), the grid brings it
+    up to date at once, and the strategy sees only its reply. If a reply still cannot be decoded,
+    the strategy gets an error reply.
 
     Args:
         grid: The Grid of the ServerApp.
-        uplink, downlink, history: Arguments of the :class:`~resfed_codec.ServerSession`; clients
-            get them from the server. With a PyTorch model, use
+        uplink: How clients encode their replies; they get it from the server. Or a function that
+            returns that for each message, such as ``lambda message: slow if
+            message.metadata.dst_node_id in slow_nodes else fast``. Only targets and steps may
+            differ between messages. With a PyTorch model, use
             ``dense=resfed_codec.buffer_names(model)`` for tensors that a round replaces.
+        downlink, history: Arguments of the :class:`~resfed_codec.ServerSession`.
         shared_initial: True if clients make the first model themselves, with
             ``CodecMod(initial)``, so that it is not sent.
+        initial_bits: To how many explicit mantissa bits the first model is rounded, so that it
+            takes fewer bytes; the training starts from the rounded one. Default: not at all.
 
     Raises:
         TypeError: ``grid`` is not a Grid, or ``uplink`` or ``downlink`` is not a CodecConfig.
+        ValueError: ``initial_bits`` is out of range, or ``shared_initial`` is given, too.
     """
 
     def __init__(
         self,
         grid: Grid,
-        uplink: CodecConfig | None = None,
+        uplink: CodecConfig | Callable[[Message], CodecConfig] | None = None,
         downlink: CodecConfig | None = None,
         *,
         history: int = 4,
         shared_initial: bool = False,
+        initial_bits: int | None = None,
     ) -> None:
         self._grid = grid
         if not isinstance(grid, Grid):
@@ -106,11 +106,34 @@ class CodecGrid(Grid):
                 f"grid: must be the ServerApp's Grid, not {kind(grid)}; as in"
                 " strategy.start(grid=CodecGrid(grid), ...)"
             )
-        self._end = ServerEnd(uplink, downlink, history=history, shared_initial=shared_initial)
+        self._uplink, self._downlink, self._history = uplink, downlink, history
+        self._first: dict[str, Any] = {
+            "shared_initial": shared_initial,
+            "initial_bits": initial_bits,
+        }
+        self._end = self._new_end(None if callable(uplink) else uplink, **self._first)
+        self._traffics: list[Traffic] = []
         self._current: _Contents = {}
         self._waiting: dict[str, _Waiting] = {}
         self._asked_as: dict[str, str] = {}
         self._notices = Notices(self._end)
+
+    def _new_end(
+        self,
+        uplink: CodecConfig | None,
+        *,
+        shared_initial: bool = False,
+        initial_bits: int | None = None,
+    ) -> ServerEnd:
+        end = ServerEnd(
+            uplink,
+            self._downlink,
+            history=self._history,
+            shared_initial=shared_initial,
+            initial_bits=initial_bits,
+        )
+        end.takes_uplink = callable(self._uplink)
+        return end
 
     @property
     def stats(self) -> dict[str, int]:
@@ -120,12 +143,16 @@ class CodecGrid(Grid):
         "plain_messages" and "plain_bytes": models that were sent or came uncompressed. After each
         ``send_and_receive`` Flower's log has a line on it.
         """
-        return {**self._end.stats, **self._notices.plain}
+        counts = Counter(Traffic(0).total)
+        for traffic in self._traffics:
+            counts.update(traffic.total)
+        return {**counts, **self._notices.plain}
 
     def reset_stats(self) -> None:
         """Let :attr:`stats` count from zero."""
         self._notices.reset()
-        self._end.reset_stats()
+        for traffic in self._traffics:
+            traffic.reset()
 
     @property
     def session(self) -> ServerSession:
@@ -154,8 +181,15 @@ class CodecGrid(Grid):
             ValueError: As :meth:`~resfed_codec.ServerSession.load_state_dict`: damaged, or saved
                 with other settings than targets and steps. Nothing has changed then.
         """
-        self._end.load_state_dict(state_dict)
+        end = self._new_end(None if callable(self._uplink) else self._uplink, **self._first)
+        end.load_state_dict(state_dict)
+        self._take(end)
         self._current, self._waiting, self._asked_as = {}, {}, {}
+
+    def _take(self, end: ServerEnd) -> None:
+        """Use an end that has a session."""
+        self._end = self._notices.end = end
+        self._traffics.append(end.traffic)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Encode the models in messages, and send them.
@@ -169,12 +203,12 @@ class CodecGrid(Grid):
         """
         given = list(messages)
         sent = [self._encoded(message) for message in given]
-        ids = list(self._grid.push_messages(sent))
-        for original, message in zip(given, sent, strict=True):
+        ids = list(self._grid.push_messages([message for message, _ in sent]))
+        for original, (message, waiting) in zip(given, sent, strict=True):
             message_id = message.metadata.message_id
-            if message is not original and message_id in ids:
+            if waiting is not None and message_id in ids:
                 original.metadata.__dict__["_message_id"] = message_id  # as Grids do
-                self._waiting[message_id] = _Waiting(original)
+                self._waiting[message_id] = waiting
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -201,16 +235,29 @@ class CodecGrid(Grid):
         self._notices.log_round()
         return replies
 
-    def _encoded(self, message: Message) -> Message:
-        """The message to send; ``message`` itself if it has no model for the codec."""
+    def _encoded(self, message: Message) -> tuple[Message, _Waiting | None]:
+        """What to send, and what waits for the reply; None if there is no model for the codec."""
         name = self._notices.name_of_model(message.content, "a message")
-        if not name or not self._update(message.content.array_records[name]):
+        uplink = self._uplink_for(message) if name else None
+        if not name or not self._update(message.content.array_records[name], uplink):
             self._notices.count_plain(message.content)
-            return message
-        parcel = self._end.send(message.metadata.dst_node_id)
-        return like(message, replaced(message.content, name, record_of(parcel)))
+            return message, None
+        parcel = self._end.send(message.metadata.dst_node_id, uplink)
+        encoded = like(message, replaced(message.content, name, record_of(parcel)))
+        return encoded, _Waiting(message, self._end, uplink)
 
-    def _update(self, arrays: ArrayRecord) -> bool:
+    def _uplink_for(self, message: Message) -> CodecConfig | None:
+        if not callable(self._uplink):
+            return self._uplink
+        uplink = self._uplink(message)
+        if not isinstance(uplink, CodecConfig):
+            node_id = message.metadata.dst_node_id
+            raise TypeError(
+                f"uplink: returned {kind(uplink)} for node {node_id}: must return a CodecConfig"
+            )
+        return uplink
+
+    def _update(self, arrays: ArrayRecord, uplink: CodecConfig | None) -> bool:
         """Set the global model to ``arrays``, unless it is that already."""
         contents = {name: (a.dtype, (*a.shape,), a.data) for name, a in arrays.items()}
         source = "" if self._current else self._end.source
@@ -219,10 +266,18 @@ class CodecGrid(Grid):
             self._current = contents
             return True
         self._notices.log_round()
-        model = model_of(arrays)
-        if not self._end.update(model):
-            self._notices.warn_of_layout("a message", model)
-            return False
+        model, end = model_of(arrays), self._end
+        if not end.has_session:
+            end = self._new_end(uplink, **self._first)
+        if not end.update(model, partial=True):
+            if not end.resembles(model):
+                self._notices.warn_of_layout("a message", model)
+                return False
+            self._notices.warn_of_change(model)
+            end = self._new_end(uplink)
+            end.update(model)
+        if end is not self._end:
+            self._take(end)
         self._current = contents
         return True
 
@@ -239,15 +294,15 @@ class CodecGrid(Grid):
             return Message(error, reply_to=waiting.message)
         content = waiting.reply or reply.content
         try:
-            name, parcel = parcel_in(content)
-            if waiting.reply is not None:
-                parcel = parcel_in(reply.content)[1]
+            name, parcel = parcel_in(reply.content)
+            if waiting.reply is not None:  # only its model was sent again
+                name, first = parcel_in(content)
+                parcel = {k: first[k] for k in (TENSORS,) if k in first} | parcel
             self._notices.check_reply(waiting.node_id, reply.content, parcel)
             if REQUEST in parcel:
                 waiting.reply = None
-                self._update(waiting.message.content.array_records[waiting.name])
-                return self._ask(waiting, self._end.answer(waiting.node_id, parcel[REQUEST]))
-            model = self._end.receive(waiting.node_id, parcel) if parcel else None
+                return self._ask(waiting, self._answer(waiting, parcel[REQUEST]))
+            model = waiting.end.receive(waiting.node_id, parcel) if parcel else None
         except StateMismatchError as error:
             if error.request:
                 waiting.reply = content
@@ -258,6 +313,13 @@ class CodecGrid(Grid):
         record = None if model is None else arrays_of(model)
         content = replaced(content, name, record)
         return Message(content, reply_to=waiting.message)
+
+    def _answer(self, waiting: _Waiting, request: bytes) -> Parcel:
+        """The model again, for a node that refused it; raises CodecError."""
+        self._update(waiting.message.content.array_records[waiting.name], waiting.uplink)
+        if waiting.end is not self._end:  # the model has another layout than the last one sent
+            waiting.end, request = self._end, NOTHING_HELD
+        return self._end.answer(waiting.node_id, request, waiting.uplink)
 
     def _ask(self, waiting: _Waiting, parcel: Parcel) -> Message | None:
         """Send the node another message for the one that is waiting."""
@@ -299,10 +361,16 @@ class CodecGrid(Grid):
 class _Waiting:
     """A message of the strategy that waits for its reply.
 
-    ``reply`` is the reply that came, while the node is asked to send only its model again.
+    Attributes:
+        end: The end that encoded the message.
+        uplink: How the reply is to be encoded.
+        reply: The reply that came, while the node is asked to send only its model again.
+        n_messages: Messages that the node got.
     """
 
     message: Message
+    end: ServerEnd
+    uplink: CodecConfig | None
     reply: RecordDict | None = None
     n_messages: int = 1
 
@@ -315,96 +383,6 @@ class _Waiting:
     def name(self) -> str:
         """Name of the record that holds the model."""
         return name_of_model(self.message.content)
-
-
-class CodecMod:
-    """A client's mod that decodes received models and encodes models in replies.
-
-    ``ClientApp(mods=[codec_mod])``: mods before it see encoded messages, mods after it and the app
-    see models. The settings come from the server. Between messages the session is stored in
-    ``Context.state``, which is written only if the app replies without an error. Messages that do
-    not come from a :class:`CodecGrid` pass unchanged.
-
-    If a message has a ``clipping_norm``, as Flower's strategies for differential privacy with
-    client-side clipping send it, that bounds what the server decodes, as ``max_norm`` does.
-
-    Args:
-        initial: For a server with ``shared_initial=True``: a function that makes the server's
-            initial model, bit for bit, as a mapping from names to NumPy arrays or torch CPU
-            tensors.
-
-    Raises:
-        PayloadError: A message is damaged. The error is raised in the app's process, so the server
-            gets an error reply.
-        TypeError: ``initial`` is not a function.
-        ValueError: ``initial()`` has other names or shapes than the server's model, or is another
-            model than before. The server gets an error reply, too.
-    """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> CodecMod:
-        if args and isinstance(args[0], Message):  # the class was called as a mod is
-            raise TypeError("mods=[CodecMod]: must be an instance: mods=[codec_mod]")
-        return super().__new__(cls)
-
-    def __init__(self, initial: Initial | None = None) -> None:
-        if initial is not None and (not callable(initial) or hasattr(initial, "state_dict")):
-            raise TypeError(
-                f"initial: must be a function that makes the model, not {kind(initial)}; as in"
-                " CodecMod(lambda: model)"
-            )
-        self._initial = initial
-
-    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        name, parcel = parcel_in(message.content)
-        if not parcel:
-            warn_of_no_grid(message, context)
-            return call_next(message, context)
-        saved = context.state.config_records.get(STATE, {}).get(SETUP)
-        setup = parcel.get(SETUP, saved)
-        if not isinstance(setup, bytes):
-            return _request(message, NOTHING_HELD)
-        session = read_setup(setup, self._initial, clipping_norm(message.content))
-        if saved == setup:
-            try:
-                session.load_state_dict(model_of(context.state.array_records[SESSION]))
-            except ValueError as error:
-                raise ValueError(
-                    "Context.state: the session in it cannot be loaded; if CodecMod was given an"
-                    " initial, that must make the same model every time"
-                ) from error
-        if REQUEST in parcel:
-            parcel = {MESSAGE: session.answer(parcel[REQUEST])}
-            reply = Message(RecordDict({name: record_of(parcel)}), reply_to=message)
-        else:
-            try:
-                model = session.receive(parcel[MESSAGE], copy=False)
-            except StateMismatchError as error:
-                return _request(message, error.request or NOTHING_HELD)
-            message.content = replaced(message.content, name, arrays_of(model))
-            reply = call_next(message, context)
-            if reply.has_error():
-                return reply
-            reply.content = _with_local_model(reply.content, session, model)
-        context.state[STATE] = ConfigRecord({SETUP: setup})
-        context.state[SESSION] = arrays_of(session.state_dict())
-        return reply
-
-
-codec_mod = CodecMod()
-"""The mod for ``ClientApp(mods=[codec_mod])``."""
-
-
-def _with_local_model(content: RecordDict, session: ClientSession, like: Model) -> RecordDict:
-    """The app's reply with an encoded model; a model of another layout stays unchanged."""
-    name = name_of_model(content)
-    local = None if not name else fit(model_of(content.array_records[name]), like)
-    if local is None:
-        return RecordDict({**content, STATE: record_of({HELD: session.acknowledge()})})
-    return replaced(content, name, record_of({MESSAGE: session.send(local)}))
-
-
-def _request(message: Message, request: bytes) -> Message:
-    return Message(RecordDict({STATE: record_of({REQUEST: request})}), reply_to=message)
 
 
 def _digest(contents: _Contents) -> bytes:
