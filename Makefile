@@ -99,7 +99,7 @@ format: .venv-test/installed
 .venv-integration/installed: $(SOURCES)
 	@test -d .venv-integration || $(PYTHON) -m venv .venv-integration
 	@.venv-integration/bin/python $(PIP_INSTALL) $(BUILD_SETTINGS) \
-		'.[flower,nvflare]' hypothesis pytest scikit-learn
+		'.[flower,nvflare]' 'flwr[simulation]' hypothesis pytest scikit-learn
 	@touch $@
 
 # Builds the release: an sdist and, from it, a wheel without CUDA. Tests the wheel in an environment

@@ -69,17 +69,19 @@ def message_rows(name: str, report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.parse_args()
+    parser.add_argument("--timeout", type=float, default=30, help="seconds to wait for replies")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         plain_app = run_local.plain_copy(Path(folder) / "plain")
         keyframe_app = keyframe_copy(Path(folder) / "keyframe")
         rounded_app = keyframe_copy(Path(folder) / "rounded", ", initial_bits=7")
+        limits = {"timeout_s": args.timeout, "limit_s": 60 * args.timeout}
         reports = {
-            "plain": run_local.run(plain_app),
-            "codec": run_local.run(),
-            "codec, first model sent": run_local.run(keyframe_app),
-            "codec, first model sent with initial_bits=7": run_local.run(rounded_app),
-            "codec, a SuperNode killed": run_local.run(kill=KILL),
+            "plain": run_local.run(plain_app, **limits),
+            "codec": run_local.run(**limits),
+            "codec, first model sent": run_local.run(keyframe_app, **limits),
+            "codec, first model sent with initial_bits=7": run_local.run(rounded_app, **limits),
+            "codec, a SuperNode killed": run_local.run(kill=KILL, **limits),
         }
     alone = {
         "codec": one_process.run(),

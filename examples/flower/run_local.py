@@ -64,7 +64,7 @@ def run(
     with engine() as link:
         start = time.monotonic()
         nodes = [link.start_node(i) for i in range(N_CLIENTS)]
-        config = f"num-rounds={n_rounds} timeout={timeout_s}"
+        config = f"num-clients={N_CLIENTS} num-rounds={n_rounds} timeout={timeout_s}"
         command = "flwr", "run", str(app), "loop", "--stream", "--run-config", config
         flwr_run = link.start("run", *command)
         if kill is not None:
@@ -145,10 +145,7 @@ def engine() -> Iterator[Link]:
         (home / "config.toml").write_text(
             f'[superlink.loop]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        command = (
-            *("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)),
-            "--disable-runtime-dependency-installation",
-        )
+        command = "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)
         stack.enter_context(started(home, home / "superlink.log", *command))
         wait_for_port(port)
         yield Link(home, stack, stack.enter_context(CountingProxy(port)))

@@ -29,6 +29,7 @@ from resfed_codec.integrations._flower_records import (
     parcel_in,
     record_of,
     replaced,
+    shared_arrays_of,
 )
 from resfed_codec.integrations._setup import (
     Initial,
@@ -114,7 +115,7 @@ class CodecMod:
                 return reply
             reply.content = _with_local_model(reply.content, session, model)
         context.state[STATE] = ConfigRecord({SETUP: setup})
-        context.state[SESSION] = arrays_of(session.state_dict())
+        context.state[SESSION] = shared_arrays_of(session.state_dict())
         return reply
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -118,6 +120,35 @@ def _parcel_from(data: bytes) -> Parcel:
     if len(parcel.keys() & {MESSAGE, REQUEST, HELD}) != 1:
         raise reader.error("holds neither a message nor what its sender holds, or both")
     return parcel
+
+
+class _SharedArray(Array):
+    """An Array that a process keeps once, however often it unpickles one of the same contents.
+
+    In the simulation engine one process holds the contexts of all nodes, and these hold the same
+    global model.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if "_digest" not in self.__dict__:
+            self.__dict__["_digest"] = hashlib.blake2b(self.data, digest_size=16).digest()
+        return _shared, (self.__dict__["_digest"], self.dtype, self.shape, self.stype, self.data)
+
+
+_shared_arrays: WeakValueDictionary[Any, Array] = WeakValueDictionary()
+
+
+def _shared(digest: bytes, dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:
+    key = digest, dtype, shape, stype
+    return _shared_arrays.setdefault(key, _SharedArray(dtype, shape, stype, data))
+
+
+def shared_arrays_of(state: Model) -> ArrayRecord:
+    """A record for ``Context.state``."""
+    record = ArrayRecord()
+    for name, array in arrays_of(state).items():
+        record[name] = _SharedArray(array.dtype, array.shape, array.stype, array.data)
+    return record
 
 
 def model_of(arrays: ArrayRecord) -> Model:
