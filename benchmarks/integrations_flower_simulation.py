@@ -102,7 +102,7 @@ def train(message: Message, context: Context) -> Message:
 def measure(n_nodes: int) -> tuple[float, float]:
     """Megabytes of arrays in all contexts, after two rounds in which all nodes take part.
 
-    The first number counts each array of each context, the second one those in the same memory once.
+    The first number counts all arrays; the second one, once those that are the same object.
     """
     engine = Engine(n_nodes)
     grid = CodecGrid(engine)
