@@ -206,16 +206,23 @@ Outcome outcome_of(const Call& call) {
 
 constexpr size_t kCheckOffset = 14;  // in a payload
 
-// Decodes into new memory and in place, with one, two and three threads and several kernels. All
-// must agree, and a failed call must write nothing. `tensors(out)` makes the call's tensors.
+// By number of threads, from 1 on. Where a processor has none of these, those before stay in use.
+constexpr const char* kKernels[] = {"scalar", "avx2", "avx512", "neon"};
+constexpr int kThreads = 4;
+inline void use_threads_and_kernels(int threads) {
+  set_num_threads(threads);
+  choose_kernels(kKernels[threads - 1]);
+}
+
+// Decodes into new memory and in place, with one to four threads and all kernels. All must agree,
+// and a failed call must write nothing. `tensors(out)` makes the call's tensors.
 template <class Tensors>
 Outcome decode_everywhere(const Bytes& payload, uint64_t digest, const Memory& like,
                           const Tensors& tensors, Memory* result) {
   const Memory before = filled_like(like, 0xa5);
   Outcome first;
-  for (int threads = 1; threads <= 3; ++threads) {
-    set_num_threads(threads);
-    choose_kernels(threads == 2 ? "avx512" : "scalar");
+  for (int threads = 1; threads <= kThreads; ++threads) {
+    use_threads_and_kernels(threads);
     Memory out = before;
     const Outcome outcome = outcome_of(
         [&] { decode(open_payload(payload.data(), payload.size()), digest, tensors(&out)); });

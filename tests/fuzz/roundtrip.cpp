@@ -7,8 +7,6 @@ using namespace fuzz;
 
 namespace {
 
-constexpr const char* kKernels[] = {"scalar", "avx2", "avx512", "neon"};
-
 Layout layout_from(Input& in) {
   Layout layout;
   const uint64_t n_tensors = in.number(5);

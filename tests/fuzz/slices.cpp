@@ -115,8 +115,6 @@ Bytes any_tables(Input& in, Part part, const MatrixShapes& matrices, uint64_t n_
 
 // ---- Nonzeros alone
 
-constexpr const char* kVectors = "avx512";
-
 struct Coded {
   Frame frame;  // without a quantizer
   Bytes slices;
@@ -187,9 +185,8 @@ bool equal(const std::vector<Nonzero>& these, const std::vector<Nonzero>& those)
 template <class Nonzero>
 Outcome decode(const Coded& coded, const MatrixShapes& matrices, std::vector<Nonzero>* nonzeros) {
   Outcome first;
-  for (int threads = 1; threads <= 3; ++threads) {
-    set_num_threads(threads);
-    choose_kernels(threads == 2 ? kVectors : "scalar");
+  for (int threads = 1; threads <= kThreads; ++threads) {
+    use_threads_and_kernels(threads);
     std::vector<Nonzero> own;
     const Outcome outcome = outcome_of([&] { decode_into(coded, matrices, &own); });
     if (threads > 1) check(same(outcome, first), "kernels and threads come to the same");
@@ -286,11 +283,10 @@ void alone(Input& in, const MatrixShapes& matrices, uint64_t n_elems) {
   const unsigned lane_log2 = CurrentFormat::kMinLaneLog2 + static_cast<unsigned>(in.number(6));
   constexpr auto kTables = Fields<Nonzero>::kTables;
   Coded coded;
-  for (int threads = 1; threads <= 2; ++threads) {
-    set_num_threads(threads);
-    choose_kernels(threads == 2 ? kVectors : "scalar");
+  for (int threads = 1; threads <= kThreads; ++threads) {
+    use_threads_and_kernels(threads);
     const Coded own = encode(sent, matrices, n_elems, lane_log2);
-    if (threads == 2) {
+    if (threads > 1) {
       check(own.frame.*kTables == coded.frame.*kTables && own.slices == coded.slices,
             "kernels and threads make the same bytes");
     }
