@@ -10,10 +10,11 @@
 namespace resfed {
 
 // Elements [i, n) without vector instructions: the definition of the result. Each candidate is
-// written before it is known whether it counts.
+// written before it is known whether it counts. Static: the copy of one instruction set must not
+// become that of all.
 template <class T>
-size_t collect_one_by_one(const T* x, const T* p, size_t i, size_t n, float scale, uint32_t base,
-                          uint32_t min_key, Candidates out) {
+static size_t collect_one_by_one(const T* x, const T* p, size_t i, size_t n, float scale,
+                                 uint32_t base, uint32_t min_key, Candidates out) {
   size_t n_out = 0;
   for (; i < n; ++i) {
     const float r = difference(x[i], p[i]) * scale;

@@ -6,21 +6,24 @@
 
 namespace resfed {
 
-// Lanes between two nonzeros: an array for each number of LaneContexts.
+// Lanes between two nonzeros: an array for each number of LaneContexts. Vectors take lanes along
+// that do not exist: these numbers are 0.
 struct LaneArrays {
   size_t n = 0;  // lanes
-  alignas(64) uint32_t state[kLanesOfSlice];
-  alignas(64) uint32_t shift[kLanesOfSlice];  // of levels, at most kMostVectorShift
-  alignas(64) uint32_t activity[kLanesOfSlice], gap_log2[kLanesOfSlice], level[kLanesOfSlice],
-      changes[kLanesOfSlice], sign[kLanesOfSlice];
+  alignas(64) uint32_t state[kLanesOfSlice] = {};
+  alignas(64) uint32_t shift[kLanesOfSlice] = {};  // of levels, at most kMostVectorShift
+  alignas(64) uint32_t activity[kLanesOfSlice] = {}, gap_log2[kLanesOfSlice] = {},
+                       level[kLanesOfSlice] = {}, changes[kLanesOfSlice] = {},
+                       sign[kLanesOfSlice] = {};
   // Of lanes with blocks; the size of others is 0. `first_left` is what is left after the first
   // nonzero; crossed and whole are 0 or 1.
-  alignas(64) uint32_t block_size[kLanesOfSlice],
-      first_left[kLanesOfSlice], left[kLanesOfSlice], crossed[kLanesOfSlice], whole[kLanesOfSlice];
-  alignas(64) uint64_t covered[kLanesOfSlice];
-  alignas(64) SentSymbol* out[kLanesOfSlice];
-  const Table* gaps[kLanesOfSlice];
-  const Table* levels[kLanesOfSlice];
+  alignas(64) uint32_t block_size[kLanesOfSlice] = {},
+                       first_left[kLanesOfSlice] = {}, left[kLanesOfSlice] = {},
+                       crossed[kLanesOfSlice] = {}, whole[kLanesOfSlice] = {};
+  alignas(64) uint64_t covered[kLanesOfSlice] = {};
+  alignas(64) SentSymbol* out[kLanesOfSlice] = {};
+  const Table* gaps[kLanesOfSlice] = {};
+  const Table* levels[kLanesOfSlice] = {};
 };
 
 // A level's raw bits are one piece.
@@ -35,14 +38,14 @@ using DecodeLanes = const uint16_t*(LaneArrays* lanes, uint64_t n_steps, uint64_
 // nonzero on, and its tables.
 struct LaneCodes {
   size_t n = 0;  // lanes
-  alignas(64) uint32_t state[kLanesOfSlice];
-  alignas(64) uint32_t shift[kLanesOfSlice];
-  const uint16_t* gaps[kLanesOfSlice];
-  const uint16_t* raw_gaps[kLanesOfSlice];
-  const uint16_t* levels[kLanesOfSlice];
-  const uint16_t* raw_levels[kLanesOfSlice];
-  const Slots* gap_slots[kLanesOfSlice];
-  const Slots* level_slots[kLanesOfSlice];
+  alignas(64) uint32_t state[kLanesOfSlice] = {};
+  alignas(64) uint32_t shift[kLanesOfSlice] = {};
+  const uint16_t* gaps[kLanesOfSlice] = {};
+  const uint16_t* raw_gaps[kLanesOfSlice] = {};
+  const uint16_t* levels[kLanesOfSlice] = {};
+  const uint16_t* raw_levels[kLanesOfSlice] = {};
+  const Slots* gap_slots[kLanesOfSlice] = {};
+  const Slots* level_slots[kLanesOfSlice] = {};
 };
 
 // Encodes the nonzeros [first, last) of each lane, backwards. What occurs in their steps is

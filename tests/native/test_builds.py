@@ -20,7 +20,7 @@ import pytest
 
 import make
 import resfed_codec as rfc
-from programs import ROOT, Library, find, find_clang
+from programs import DEFINITIONS, FLAGS, ROOT, SOURCE_FLAGS, Library, find, find_clang, run
 from resfed_codec import _native
 from resfed_codec.codec.update import encode_and_recover
 from resfed_codec.tensors.layout import views_of
@@ -149,3 +149,18 @@ def test_same_bytes(name: str, calls: dict[str, Call], tmp_path: Path) -> None:
             assert out.read_bytes() == call.expected, f"{case}, {kernels}"
             out.unlink()
     assert ran >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [find("g++"), find_clang()], ids=["gcc", "clang"])
+def test_vector_objects_share_no_functions(compiler: str | None, tmp_path: Path) -> None:
+    """A linker keeps one copy of a shared inline function: older processors must not get theirs."""
+    nm = find("nm")
+    if compiler is None or nm is None or platform.machine() != "x86_64":
+        pytest.skip("needs the compiler, nm and an x86-64 processor")
+    command = [compiler, *FLAGS, "-O3", DEFINITIONS["x86_64"], "-I", ROOT / "csrc", "-c"]
+    for name, flags in SOURCE_FLAGS.items():
+        target = tmp_path / f"{name}.o"
+        run([*command, *flags, ROOT / f"csrc/cpu/{name}.cpp", "-o", target])
+        symbols = subprocess.run([nm, target], check=True, capture_output=True, text=True).stdout
+        assert not [line for line in symbols.splitlines() if line.split()[-2] == "W"], name
