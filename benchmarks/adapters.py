@@ -1,17 +1,19 @@
-"""A LoRA adapter of 8,500 parameters in a federated training: what a sparsity costs.
+"""Little to train: LoRA adapters, and a head on a frozen network. What a sparsity costs them.
 
     python -m benchmarks.adapters [--seeds 0 1 2]
 
-A network of two hidden layers is trained on handwritten digits and frozen. Then ten clients train
-low-rank updates of its three matrices (LoRA, Hu et al., arXiv:2106.09685) on digits that are turned
-by 90 degrees, five classes each. Only the adapter is sent, by sessions whose settings are the
-defaults but for the sparsity.
+A network of two hidden layers is trained on handwritten digits. Then ten clients adapt it to digits
+that are turned by 90 degrees, five classes each. Either they train low-rank updates of its three
+matrices (LoRA, Hu et al., arXiv:2106.09685), and only these are sent; or they train the last layer
+anew, and the whole network is sent, whose other layers are frozen. The settings of the sessions are
+the defaults but for the sparsity.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,11 @@ from tqdm import tqdm
 import resfed_codec as rfc
 from benchmarks.common import write_results
 
-CLIENTS, CLASSES, HIDDEN, RANK = 10, 5, 512, 4
+CLIENTS, CLASSES, HIDDEN = 10, 5, 512
 LEARNING_RATE = 0.05
-SPARSITIES = (0.99, 0.97, 0.94, 0.88, 0.75, 0.5, 0.0)
+RANKS = (1, 4, 16)
+ELEMENTS = (256, 512, 2048)
+"""Of an update, between a hundredth and all."""
 
 Model = dict[str, Any]
 
@@ -33,12 +37,12 @@ Model = dict[str, Any]
 class LoRA(nn.Module):
     """A frozen linear layer plus the product of two small matrices."""
 
-    def __init__(self, layer: nn.Linear, generator: torch.Generator) -> None:
+    def __init__(self, layer: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(False)
-        down = torch.randn(RANK, layer.in_features, generator=generator)
+        down = torch.randn(rank, layer.in_features, generator=generator)
         self.down = nn.Parameter(down / layer.in_features**0.5)
-        self.up = nn.Parameter(torch.zeros(layer.out_features, RANK))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.layer(x) + x @ self.down.T @ self.up.T
@@ -46,9 +50,9 @@ class LoRA(nn.Module):
 
 
 class Task:
-    """A base network, and a training of adapters to it."""
+    """A base network, and a training of adapters to it, or of its head (``rank`` None)."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rank: int | None) -> None:
         torch.manual_seed(seed)
         digits = load_digits()
         images = torch.tensor(digits.images / 16, dtype=torch.float32)
@@ -64,10 +68,16 @@ class Task:
         self.images, self.labels = other[train], labels[train]
         self.test_images, self.test_labels = other[test], labels[test]
         generator = torch.Generator().manual_seed(seed)
-        self.net = nn.Sequential(
-            *(LoRA(m, generator) if isinstance(m, nn.Linear) else m for m in base)
-        )
-        self.first = self.adapter()
+        if rank is None:
+            self.net = base.requires_grad_(False)
+            base[-1].requires_grad_(True)
+        else:
+            self.net = nn.Sequential(
+                *(LoRA(m, rank, generator) if isinstance(m, nn.Linear) else m for m in base)
+            )
+        self._frozen = ("layer.weight", "layer.bias")  # not sent with adapters
+        self.first = self.model()
+        self.n_trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
         rng = np.random.default_rng(seed)
         classes = [rng.permutation(10)[:CLASSES] for _ in range(CLIENTS)]
         self.shards = [
@@ -75,20 +85,19 @@ class Task:
             for i, own in enumerate(classes)
         ]
 
-    def adapter(self) -> Model:
+    def model(self) -> Model:
+        """What is sent."""
         state = self.net.state_dict()
-        return {n: v.numpy().copy() for n, v in state.items() if not n.endswith(("weight", "bias"))}
+        return {n: v.numpy().copy() for n, v in state.items() if not n.endswith(self._frozen)}
 
-    def _load(self, adapter: Model) -> None:
-        with torch.no_grad():
-            for name, parameter in self.net.named_parameters():
-                if name in adapter:
-                    parameter.copy_(torch.from_numpy(adapter[name]))
+    def _load(self, model: Model) -> None:
+        state = {name: torch.from_numpy(value) for name, value in model.items()}
+        self.net.load_state_dict(state, strict=False)
 
-    def train(self, adapter: Model, shard: Any) -> Model:
-        self._load(adapter)
+    def train(self, model: Model, shard: Any) -> Model:
+        self._load(model)
         self._fit(self.net, self.images[shard], self.labels[shard], epochs=2, lr=LEARNING_RATE)
-        return self.adapter()
+        return self.model()
 
     @staticmethod
     def _fit(
@@ -103,9 +112,9 @@ class Task:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
-    def test(self, adapter: Model) -> tuple[float, float]:
+    def test(self, model: Model) -> tuple[float, float]:
         """Loss and accuracy."""
-        self._load(adapter)
+        self._load(model)
         with torch.inference_mode():
             output = self.net(self.test_images)
             loss = nn.functional.cross_entropy(output, self.test_labels)
@@ -113,13 +122,22 @@ class Task:
         return float(loss), float(right.float().mean())
 
 
-def run(task: Task, rounds: int, sparsity: float | None) -> tuple[float, float, float]:
-    """Loss and accuracy, means of the last five rounds; bytes of an update. None: no codec."""
+@dataclass(frozen=True)
+class Result:
+    """Loss and accuracy, means of the last five rounds; elements and bytes of an update."""
+
+    loss: float
+    accuracy: float
+    n_elements: float
+    n_bytes: float
+
+
+def run(task: Task, rounds: int, config: rfc.CodecConfig | None) -> Result:
+    """A federated training. None: no codec."""
     torch.manual_seed(0)
-    config = None if sparsity is None else rfc.CodecConfig(sparsity=sparsity)
     server = rfc.ServerSession(task.first, config, config)
     clients = [rfc.ClientSession(task.first, config, config) for _ in task.shards]
-    n_bytes, results, model = 0, [], task.first
+    elements, sizes, results, model = [], [], [], task.first
     for _ in range(rounds):
         server.update(model)
         mean = server.aggregator() if config else rfc.Aggregator(model)
@@ -128,15 +146,35 @@ def run(task: Task, rounds: int, sparsity: float | None) -> tuple[float, float, 
             local = task.train(held, shard)
             if not config:
                 mean.add_state(local, len(shard))
-                n_bytes += sum(value.nbytes for value in local.values())
+                sizes.append(sum(value.nbytes for value in local.values()))
+                elements.append(sizes[-1] // 4)
                 continue
             payload = client.send(local)
-            n_bytes += len(payload)
+            elements.append(rfc.inspect(payload).n_nonzero)
+            sizes.append(len(payload))
             server.receive_into(i, payload, mean, len(shard))
         model = mean.result()
         results.append(task.test(model))
     loss, accuracy = (statistics.mean(column) for column in zip(*results[-5:], strict=True))
-    return loss, accuracy, n_bytes / rounds / len(clients)
+    return Result(loss, accuracy, statistics.mean(elements), statistics.mean(sizes))
+
+
+def settings(n_trained: int, n_sent: int) -> dict[str, rfc.CodecConfig | None]:
+    """What is compared, by name. The state that is sent has ``n_sent`` parameters."""
+    found: dict[str, rfc.CodecConfig | None] = {}
+    if n_sent > n_trained:
+        share = n_sent / 100 / n_trained  # what a hundredth is if frozen layers count
+        found["a hundredth of all"] = rfc.CodecConfig(sparsity=1 - share)
+    found["0.99"] = rfc.CodecConfig(sparsity=0.99)
+    for n in ELEMENTS:
+        if n_trained / 100 < n < n_trained:
+            found[f"{1 - n / n_trained:.3f}"] = rfc.CodecConfig(sparsity=1 - n / n_trained)
+    return {
+        **found,
+        "default": rfc.CodecConfig(),
+        "0": rfc.CodecConfig(sparsity=0.0),
+        "no codec": None,
+    }
 
 
 def main() -> None:
@@ -145,29 +183,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = [Task(seed) for seed in args.seeds]
-    n_parameters = sum(value.size for value in tasks[0].first.values())
     rows = []
-    for sparsity in tqdm([*SPARSITIES, None]):
-        found = [run(task, args.rounds, sparsity) for task in tasks]
-        losses, accuracies, sizes = zip(*found, strict=True)
-        sent = "all" if sparsity is None else f"{round((1 - sparsity) * n_parameters):,}"
-        rows.append(
-            {
-                "sparsity": "no codec" if sparsity is None else f"{sparsity:g}",
-                "elements of an update": sent,
-                "bytes of an update": statistics.mean(sizes),
-                "loss": statistics.mean(losses),
-                "greatest loss": max(losses),
-                "accuracy": statistics.mean(accuracies),
-                "least accuracy": min(accuracies),
-            }
-        )
+    for rank in (*RANKS, None):
+        tasks = [Task(seed, rank) for seed in args.seeds]
+        n_trained = tasks[0].n_trained
+        n_sent = sum(value.size for value in tasks[0].first.values())
+        what = "head" if rank is None else f"LoRA, rank {rank}"
+        for name, config in tqdm(settings(n_trained, n_sent).items(), desc=what):
+            found = [run(task, args.rounds, config) for task in tasks]
+            rows.append(
+                {
+                    "trained": f"{what}: {n_trained:,}",
+                    "sparsity": name,
+                    "elements of an update": round(statistics.mean(r.n_elements for r in found)),
+                    "bytes of an update": round(statistics.mean(r.n_bytes for r in found)),
+                    "loss": statistics.mean(r.loss for r in found),
+                    "greatest loss": max(r.loss for r in found),
+                    "accuracy": statistics.mean(r.accuracy for r in found),
+                    "least accuracy": min(r.accuracy for r in found),
+                }
+            )
     note = (
-        f"An adapter of {n_parameters:,} parameters, {CLIENTS} clients, {args.rounds} rounds, seeds"
-        f" {args.seeds}. Loss (cross-entropy) and accuracy: means of the last five rounds."
+        f"{CLIENTS} clients, {args.rounds} rounds, seeds {args.seeds}. Loss (cross-entropy) and"
+        f" accuracy: means of the last five rounds. With the head a network of {n_sent:,}"
+        " parameters is sent, the rest of which is frozen."
     )
-    print(write_results("adapters", "A LoRA adapter, digits", rows, note))
+    print(write_results("adapters", "Adapters, and a head on a frozen network, digits", rows, note))
 
 
 if __name__ == "__main__":

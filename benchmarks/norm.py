@@ -50,7 +50,6 @@ def cases(seed: int) -> list[float | None]:
     specs = specs_of(views_of(held, "state"))
     overrides = role_overrides(specs, config)
     roles = roles_of(specs, overrides)
-    options = native_options(config, specs, roles, overrides)
     has_feedback = rng.random() < 0.5
     feedback = [
         np.zeros(array.shape, np.float32)
@@ -64,6 +63,7 @@ def cases(seed: int) -> list[float | None]:
         out = [np.empty_like(view) for view in views]
         current = [_bits(state[update]) for state in states]
         tensors = tensors_of(specs, roles, views, current=current, out=out, feedback=feedback)
+        options = native_options(config, specs, roles, overrides, tensors)
         try:
             _native.encode(tensors, options)
         except _native.NativeError as error:

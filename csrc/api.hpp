@@ -59,6 +59,9 @@ struct EncodeOptions {
   std::vector<uint64_t> blocks;  // of each tensor, elements that tend to be sent together; 0: none
 };
 
+// Of each tensor, whether it is a matrix or vector of which any residual differs from zero.
+std::vector<bool> changed(const std::vector<Tensor>& tensors);
+
 // Called with the finished payload before any output is written. If it throws, nothing is written
 // and the caller gets the exception.
 using BeforeWriting = std::function<void(const std::vector<uint8_t>& payload)>;

@@ -16,7 +16,7 @@ from benchmarks.peers.integers import top_k_levels
 from benchmarks.peers.ours import Ours
 from benchmarks.suite.timing import time_interleaved
 from benchmarks.updates import Source
-from resfed_codec.config import CodecConfig
+from resfed_codec.config import counts
 
 TITLE = "Identical integers"
 NOTE = """\
@@ -27,7 +27,7 @@ decode integers. "Ours / peer": bytes. Times in milliseconds, one thread, all co
 
 def levels_of(update: Update, sparsity: float) -> Levels:
     """The levels that ``rfc.encode`` codes for this update, by tensor, including zeros."""
-    k = CodecConfig(sparsity=sparsity).count(update.n_elems)
+    k = counts(sparsity, update.n_elems, 0, 1)[0]
     levels, _ = top_k_levels(flat_residual(update), k)
     return split_like(levels, update.state)
 

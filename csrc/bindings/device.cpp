@@ -156,6 +156,17 @@ void wait(int device, uintptr_t stream) {
   cuda::wait(device, stream_of(stream));
 }
 
+std::pair<uint64_t, uint64_t> count_changed_on_device(const TensorColumns& columns, int device,
+                                                      uintptr_t stream) {
+  ResizeGuard guard;
+  const std::vector<Tensor> tensors =
+      tensors_from(columns, {.current = true, .reference = true}, guard, device);
+  const bool other_stream = any_uses_other_stream(columns, stream);
+  const GilRelease no_gil;
+  const StreamWait wait(other_stream, device, stream);
+  return count_elems(tensors, cuda::changed(tensors, device, stream_of(stream)));
+}
+
 py::object encode_on_device(const TensorColumns& columns, const EncodeOptions& options, int device,
                             uintptr_t stream, const py::object& plan) {
   ResizeGuard guard;
@@ -245,6 +256,8 @@ void bind_device(py::module_& m) {
   m.def("copy_to_device", &to_device, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("copy_on_device", &on_device, py::arg("source"), py::arg("out"), py::arg("stream"));
   m.def("wait", &wait, py::arg("device"), py::arg("stream"));
+  m.def("count_changed_on_device", &count_changed_on_device, py::arg("tensors"), py::arg("device"),
+        py::arg("stream"));
   m.def("encode_on_device", &encode_on_device, py::arg("tensors"), py::arg("options"),
         py::arg("device"), py::arg("stream"), py::arg("commit") = py::none());
   m.def("decode_on_device", &decode_on_device, py::arg("payload"), py::arg("digest"),

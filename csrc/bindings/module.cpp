@@ -226,6 +226,16 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("payload"), py::arg("tensors"));
   m.def(
+      "count_changed",
+      [](const TensorColumns& columns) {
+        ResizeGuard guard;
+        const std::vector<Tensor> tensors =
+            tensors_from(columns, {.current = true, .reference = true}, guard);
+        const GilRelease no_gil;
+        return count_elems(tensors, changed(tensors));
+      },
+      py::arg("tensors"));
+  m.def(
       "moments",
       [](const TensorColumns& columns) {
         ResizeGuard guard;

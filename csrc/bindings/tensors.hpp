@@ -12,6 +12,7 @@
 #include <bit>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "api.hpp"
@@ -256,6 +257,16 @@ inline std::vector<Tensor> tensors_from(const TensorColumns& columns, CallNeeds 
         "feedback: some matrices and vectors have feedback and some have none");
   }
   return tensors;
+}
+
+// How many elements the matrices and the vectors of which `wanted` is true have.
+inline std::pair<uint64_t, uint64_t> count_elems(const std::vector<Tensor>& tensors,
+                                                 const std::vector<bool>& wanted) {
+  uint64_t n_matrix = 0, n_vector = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (wanted[i]) (tensors[i].role == Role::kMatrix ? n_matrix : n_vector) += tensors[i].n_elems;
+  }
+  return {n_matrix, n_vector};
 }
 
 inline void bind_tensors(pybind11::module_& m) {

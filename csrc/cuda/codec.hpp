@@ -20,6 +20,9 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
                             int device, Stream stream,
                             const BeforeWriting& before_writing = nullptr);
 
+// changed() of api.hpp. Waits for the stream once. Throws Failure.
+std::vector<bool> changed(const std::vector<Tensor>& tensors, int device, Stream stream);
+
 // All or nothing. Waits for the stream once, and once more for lossless tensors. Throws Failure.
 void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors, int device,
             Stream stream, const std::function<void()>& before_writing = nullptr);

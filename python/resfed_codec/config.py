@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -19,6 +20,9 @@ AUTO_STEP_RATIO = 0.55
 """Threshold over step of ``step="auto"``; docs/design.md has the measurement behind it."""
 
 DEFAULT_SPARSITY = 0.99
+
+MIN_ELEMENTS = 1024
+"""The least that the default sparsity sends; benchmarks/results/adapters.md has the measurement."""
 
 DEFAULT_DENSE_BITS = 3
 """docs/design.md has the measurement behind it."""
@@ -44,13 +48,16 @@ class ConfigOptions(TypedDict, total=False):
 class CodecConfig:
     """Options of an encoder. Immutable and checked when it is made.
 
-    At most one of the three targets is given; none means ``sparsity=0.99``.
+    At most one of the three targets is given: ``sparsity``, ``max_bytes`` or ``max_error``.
 
     Attributes:
         sparsity: Fraction of parameters sent as zero, in [0, 1] (the term of Song et al., ResFed,
             arXiv:2212.05602). It holds for the tensors of two or more dimensions together;
             vectors (biases, norms) are scaled per tensor and share a selection of their own, see
-            ``docs/design.md``. Dense and excluded tensors are not counted.
+            ``docs/design.md``. Not counted are tensors without any residual, such as those of
+            frozen layers, and dense and excluded ones. Default (None), without another target:
+            0.99, but at least 1,024 elements are sent, which fit into one packet: a hundredth of a
+            small model, such as an adapter, is too little. A number holds as it is given.
         max_bytes: Hard upper bound of the payload's length in bytes; the encoder sends as much as
             fits beside the dense and excluded tensors.
         max_error: Bound of the relative L2 error, in (0, 1]: for matrices together and for vectors
@@ -119,8 +126,6 @@ class CodecConfig:
         ]
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(targets)} exclude each other: give one")
-        if not targets:
-            object.__setattr__(self, "sparsity", DEFAULT_SPARSITY)
         if self.sparsity is not None:
             _check_real("sparsity", self.sparsity, 0.0, 1.0)
         if self.max_bytes is not None:
@@ -153,18 +158,33 @@ class CodecConfig:
         if self.error_feedback is not None and not isinstance(self.error_feedback, bool):
             raise TypeError(f"error_feedback={self.error_feedback!r}: must be True, False or None")
 
-    def count(self, n_elems: int, share: int = 1) -> int:
-        """How many of ``n_elems`` elements ``sparsity`` sends, at ``share`` times its density.
+    @property
+    def aimed_sparsity(self) -> float | None:
+        """``sparsity``, or its default; None with another target."""
+        is_default = self.sparsity is None and self.max_bytes is None and self.max_error is None
+        return DEFAULT_SPARSITY if is_default else self.sparsity
 
-        Rounded up, and computed from the decimal number as written: 0.99 of 100 leaves exactly 1.
 
-        Args:
-            n_elems: Elements of a group, matrices or vectors.
-            share: How many times as densely as matrices the group is sent.
-        """
-        assert self.sparsity is not None
-        density = min(Fraction(1), share * (1 - Fraction(repr(float(self.sparsity)))))
-        return math.ceil(n_elems * density)
+@lru_cache(maxsize=64)
+def counts(sparsity: float | None, n_matrix: int, n_vector: int, share: int) -> tuple[int, int]:
+    """How many elements of matrices and of vectors a sparsity sends.
+
+    Rounded up, and computed from the decimal number as written: 0.99 of 100 leaves exactly 1.
+
+    Args:
+        sparsity: As of :class:`CodecConfig`. None: the default, which sends at least
+            ``MIN_ELEMENTS`` elements, or all.
+        n_matrix, n_vector: Elements of the tensors with anything to send.
+        share: How many times as densely as matrices vectors are sent.
+    """
+    given = DEFAULT_SPARSITY if sparsity is None else float(sparsity)
+    density = 1 - Fraction(repr(given))
+    if sparsity is None and n_matrix + n_vector > 0:
+        density = max(density, Fraction(MIN_ELEMENTS, n_matrix + share * n_vector))
+        if n_matrix > 0:  # if all of the vectors are too few
+            density = max(density, Fraction(MIN_ELEMENTS - n_vector, n_matrix))
+    n_sent = (n_matrix * min(Fraction(1), density), n_vector * min(Fraction(1), share * density))
+    return math.ceil(n_sent[0]), math.ceil(n_sent[1])
 
 
 def _checked_patterns(name: str, value: Any) -> tuple[str, ...]:

@@ -162,6 +162,6 @@ def test_config_is_frozen_and_comparable() -> None:
     config = rfc.CodecConfig(sparsity=0.9, exclude=["a*"])  # type: ignore[arg-type]
     assert config == rfc.CodecConfig(sparsity=0.9, exclude=("a*",))
     assert hash(config) == hash(rfc.CodecConfig(sparsity=0.9, exclude="a*"))  # type: ignore[arg-type]
-    assert rfc.CodecConfig() == rfc.CodecConfig(sparsity=0.99)
+    assert rfc.CodecConfig() == rfc.CodecConfig(sparsity=None)
     with pytest.raises(AttributeError):
         config.sparsity = 0.5  # type: ignore[misc]

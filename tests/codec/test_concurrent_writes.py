@@ -123,9 +123,9 @@ def test_arrays_keep_their_memory_during_a_call() -> None:
 
     specs = specs_of(views_of(base, "state"))
     roles = roles_of(specs)
-    options = native_options(rfc.CodecConfig(), specs, roles, RoleOverrides())
     arrays = {"current": [new["w"]], "out": [sliced["w"][:30]]}
     tensors = tensors_of(specs, roles, [base["w"]], **arrays)
+    options = native_options(rfc.CodecConfig(), specs, roles, RoleOverrides(), tensors)
     payload = native_call.encode(tensors, options, None, resize)
     assert len(refused) == 3
     native_call.decode(_native.Payload(payload), options.digest, tensors, None, resize)

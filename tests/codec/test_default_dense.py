@@ -252,7 +252,7 @@ def test_network_with_spectral_norm(norm: Callable[..., Any]) -> None:
     def distance(dense: Any) -> float:
         """Mean squared difference between the outputs of the recovered and the original network."""
         recovered = make().eval()
-        payload = rfc.encode(state, reference, dense=dense)
+        payload = rfc.encode(state, reference, sparsity=0.99, dense=dense)
         recovered.load_state_dict(rfc.decode(payload, reference))
         with torch.no_grad():
             return float(((recovered(data) - net(data)) ** 2).mean())

@@ -51,12 +51,11 @@ def whole(state: State, reference: State, recovered: State) -> set[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_dense_by_default(name: str) -> None:
     state, reference = pair_of(name)
-    payload = rfc.encode(state, reference)
+    payload = rfc.encode(state, reference, sparsity=0.99)
     assert whole(state, reference, rfc.decode(payload, reference)) == {name}
-    assert payload == rfc.encode(state, reference, rfc.CodecConfig())
-    assert payload == rfc.encode(state, reference, dense=None)
-    assert payload == rfc.encode(state, reference, dense=name)
-    assert payload == slow.encode(state, reference, dense=name)
+    assert payload == rfc.encode(state, reference, sparsity=0.99, dense=None)
+    assert payload == rfc.encode(state, reference, sparsity=0.99, dense=name)
+    assert payload == slow.encode(state, reference, sparsity=0.99, dense=name)
     info = rfc.inspect(payload)
     assert info.dense_tensors == (sorted(state).index(name),)
     assert (info.n_dense, info.n_lossless, info.n_vector) == (30, 0, 30)
@@ -69,9 +68,9 @@ def test_dense_by_default(name: str) -> None:
 )
 def test_patterns_given_replace_the_default(dense: Any, expected: set[str]) -> None:
     state, reference = pair_of("bn.running_var")
-    payload = rfc.encode(state, reference, dense=dense)
+    payload = rfc.encode(state, reference, sparsity=0.99, dense=dense)
     assert whole(state, reference, rfc.decode(payload, reference)) == expected
-    assert payload == slow.encode(state, reference, dense=dense)
+    assert payload == slow.encode(state, reference, sparsity=0.99, dense=dense)
 
 
 def test_names_of_other_tensors() -> None:
@@ -180,9 +179,11 @@ def test_variances_stay_nonnegative_after_a_negative_prediction() -> None:
 def test_streams_and_sessions() -> None:
     name = "bn.running_mean"
     state, initial = pair_of(name)
-    encoder, decoder = rfc.Encoder(initial), rfc.Decoder(initial)
+    config = rfc.CodecConfig(sparsity=0.99)
+    encoder, decoder = rfc.Encoder(initial, config), rfc.Decoder(initial)
     assert whole(state, initial, decoder.decode(encoder.encode(state))) == {name}
-    server, client = rfc.ServerSession(initial), rfc.ClientSession(initial)
+    server = rfc.ServerSession(initial, config, config)
+    client = rfc.ClientSession(initial, config, config)
     assert whole(state, initial, server.receive(0, client.send(state))) == {name}
     held = server.state
     for seed in (1, 2):

@@ -30,9 +30,18 @@ pytestmark = [
 ]
 
 
+def assert_same_count(case: Case) -> tuple[int, int]:
+    """How many elements of matrices and vectors count towards the sparsity, on host and device."""
+    expected = _native.count_changed(case.tensors(on_device=False)[0])
+    tensors, _ = case.tensors(on_device=True)
+    assert _native.count_changed_on_device(tensors, 0, 0) == expected
+    return expected
+
+
 def assert_same_everywhere(case: Case) -> Result:
     """Encode and decode on host and device, into new arrays and in place."""
     expected = case.encode(on_device=False)
+    assert_same_count(case)
     for in_place in (False, True):
         result = case.encode(on_device=True, in_place=in_place)
         if expected.error and in_place:
@@ -211,6 +220,29 @@ def test_unaligned_tensors() -> None:
     tensors = tensors_of(case.specs, case.roles, moved[1:], current=moved[:1], out=[out])
     assert _native.encode_on_device(tensors, case.options, 0, 0) == expected.payload
     assert bytes_of([out]) == expected.model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_without_any_residual(dtype: Any) -> None:
+    """The only residual of a tensor is its first, one around the end of a chunk, or its last."""
+    sizes = (1, 4095, 4096, 4097, 12_289)
+    reference = {f"{n}": np.zeros((1, n), dtype) for n in sizes} | {"v": np.zeros(5, dtype)}
+    assert assert_same_count(Case(reference, reference)) == (0, 0)
+    assert assert_same_count(Case(reference, reference, feedback=True)) == (sum(sizes), 5)
+    for n in sizes:
+        for at in {0, min(4095, n - 1), min(4096, n - 1), n - 1}:
+            state = {name: value.copy() for name, value in reference.items()}
+            state[f"{n}"][0, at] = 1
+            case = Case(state, reference)
+            assert assert_same_count(case) == (n, 0)
+    assert_same_everywhere(case)
+
+
+def test_more_frozen_tensors_than_blocks() -> None:
+    shapes = {f"{i:04}": (1, 1 + i % 3) for i in range(1500)}
+    state, reference = random_pair(shapes)
+    state |= {name: reference[name] for i, name in enumerate(shapes) if i % 7}
+    assert_same_everywhere(Case(state, reference))
 
 
 def test_many_tensors() -> None:

@@ -89,7 +89,9 @@ def cases() -> dict[str, tuple[Any, Any, dict[str, Any]]]:
     far_changes["wide"] = np.ldexp(1.0, np.arange(200) * 7919 % 61)
     far_reference["wide"] = far_changes["wide"] * (1 + np.arange(200) * 7919 % 101 / 128)
     return {
-        "default": (state, reference, {}),
+        "default": (state, reference, {"sparsity": 0.99}),
+        "small_model": (state, reference, {}),
+        "frozen_layers": ({**state, "conv.weight": reference["conv.weight"]}, reference, {}),
         "nothing_changed": (reference, reference, {}),
         "empty_model": ({}, {}, {}),
         "sequence": ([*state.values()], [*reference.values()], {"sparsity": 0.9}),

@@ -64,8 +64,6 @@ class Case:
         parsed = CodecConfig(**config)
         overrides = role_overrides(self.specs, parsed)
         self.roles = roles_of(self.specs, overrides)
-        self.options = native_options(parsed, self.specs, self.roles, overrides)
-        self.options.digest = layout_digest(self.specs)
         self.terms = terms
         self.feedback_given = feedback
         rng = np.random.default_rng(3)
@@ -75,6 +73,9 @@ class Case:
             else None
             for array, role in zip(self.base, self.roles, strict=True)
         ]
+        tensors, _ = self.tensors(on_device=False)
+        self.options = native_options(parsed, self.specs, self.roles, overrides, tensors)
+        self.options.digest = layout_digest(self.specs)
 
     def tensors(self, *, on_device: bool, in_place: bool = False) -> tuple[Tensors, list[Any]]:
         """What the native encoder takes, with arrays of its own; outputs, then feedback."""

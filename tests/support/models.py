@@ -67,7 +67,7 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
         st.fixed_dictionaries({"step": st.floats(0.01, 100)}),
         st.fixed_dictionaries({"bits": st.integers(1, 16)}),
     )
-    sparsity = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]), st.floats(0, 1))
+    sparsity = st.one_of(st.sampled_from([None, 0.0, 0.5, 0.9, 0.99, 1.0]), st.floats(0, 1))
     return st.builds(lambda s, step: {"sparsity": s, **step}, sparsity, steps)
 
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import resfed_codec as rfc
 from resfed_codec.cli import bench, commands
-from resfed_codec.config import DEFAULT_DENSE_BITS
+from resfed_codec.config import DEFAULT_DENSE_BITS, DEFAULT_SPARSITY, MIN_ELEMENTS
 
 Command: TypeAlias = "Callable[[argparse.Namespace], str]"
 
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         type=float,
         help="fraction of the parameters that keep the reference's values, from 0 to 1"
-        f" (default: {rfc.CodecConfig().sparsity})",
+        f" (default: {DEFAULT_SPARSITY}, but at least {MIN_ELEMENTS:,} parameters are sent)",
     )
     target.add_argument("--max-bytes", metavar="N", type=int, help="limit the payload to N bytes")
     target.add_argument(
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sparsity",
         metavar="S",
         type=float,
-        default=rfc.CodecConfig().sparsity,
+        default=DEFAULT_SPARSITY,
         help="fraction of the parameters that keep the reference's values, from 0 to 1"
         " (default: %(default)s)",
     )

@@ -48,6 +48,18 @@ def _columns_of(specs: Specs) -> tuple[list[DType], list[int]]:
     return [spec.float_dtype for spec in specs], [spec.row_length for spec in specs]
 
 
+def count_changed(tensors: Tensors, on: int | None) -> tuple[int, int]:
+    """Elements of matrices and of vectors, of the tensors with a residual other than zero.
+
+    The arrays lie on the CUDA device ``on`` (None: the host).
+    """
+    if on is None:
+        return _native.count_changed(tensors)
+    from resfed_codec.tensors.device import current_stream
+
+    return _native.count_changed_on_device(tensors, on, current_stream(on))
+
+
 def encode(
     tensors: Tensors,
     options: _native.EncodeOptions,

@@ -7,11 +7,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from resfed_codec import _native
-from resfed_codec._native import DeviceArray, Role
+from resfed_codec._native import DeviceArray, Role, Tensors
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.payload import UPDATE, as_bytes, parse_payload
-from resfed_codec.config import AUTO_STEP_RATIO, CodecConfig, ConfigOptions, check_config
+from resfed_codec.config import (
+    AUTO_STEP_RATIO,
+    CodecConfig,
+    ConfigOptions,
+    check_config,
+    counts,
+)
 from resfed_codec.errors import StateMismatchError, native_errors
 from resfed_codec.notices import warn
 from resfed_codec.stream.link import link_from
@@ -143,11 +149,12 @@ def _encode(state: State, reference: State, config: CodecConfig, out: list[Memor
     if _is_new(digest):
         warn_of_suspects(specs, roles, arrays_of(current), arrays_of(base))
 
-    options = native_options(config, specs, roles, overrides)
-    options.digest = digest
+    on = device_of(base)
     tensors = tensors_of(specs, roles, arrays_of(base), current=arrays_of(current), out=out)
     with native_errors(specs):
-        return native_call.encode(tensors, options, device_of(base))
+        options = native_options(config, specs, roles, overrides, tensors, on)
+        options.digest = digest
+        return native_call.encode(tensors, options, on)
 
 
 _seen: dict[int, int] = {}
@@ -168,19 +175,25 @@ def native_options(
     specs: Specs,
     roles: tuple[Role, ...],
     overrides: RoleOverrides,
+    tensors: Tensors,
+    on: int | None = None,
 ) -> _native.EncodeOptions:
-    """What ``config`` asks for, for the native encoder; digest and link are the caller's to set."""
+    """What ``config`` asks for, for the native encoder; digest and link are the caller's to set.
+
+    ``tensors``, on the CUDA device ``on`` (None: the host), tell how much there is to send.
+    """
     options = _native.EncodeOptions()
     options.exclusions, options.dense = overrides
     options.dense_bits = config.dense_bits
+    options.blocks = _blocks(specs, roles)
     options.vector_share = VECTOR_SHARE
-    options.blocks, options.k_matrix, options.k_vector = _blocks_and_counts(
-        config, specs, roles, VECTOR_SHARE
-    )
     if config.max_bytes is not None:
         options.max_bytes = config.max_bytes
-    if config.max_error is not None:
+    elif config.max_error is not None:
         options.max_error = config.max_error
+    else:
+        changed = native_call.count_changed(tensors, on)
+        options.k_matrix, options.k_vector = counts(config.sparsity, *changed, VECTOR_SHARE)
     if config.max_norm is not None:
         options.max_norm = config.max_norm
     step = _native.StepRule()
@@ -192,19 +205,9 @@ def native_options(
 
 
 @lru_cache(maxsize=16)
-def _blocks_and_counts(
-    config: CodecConfig, specs: Specs, roles: tuple[Role, ...], vector_share: int
-) -> tuple[list[int], int, int]:
-    """Block sizes, and how many elements of matrices and of vectors a sparsity sends."""
+def _blocks(specs: Specs, roles: tuple[Role, ...]) -> list[int]:
     shapes = (s.shape if role == Role.MATRIX else () for s, role in zip(specs, roles, strict=True))
-    blocks = block_sizes(list(shapes))
-    if config.sparsity is None:
-        return blocks, 0, 0
-    n_matrix, n_vector = (
-        sum(spec.n_elems for spec, role in zip(specs, roles, strict=True) if role == wanted)
-        for wanted in (Role.MATRIX, Role.VECTOR)
-    )
-    return blocks, config.count(n_matrix), config.count(n_vector, vector_share)
+    return block_sizes(list(shapes))
 
 
 Payload: TypeAlias = "bytes | bytearray | memoryview"

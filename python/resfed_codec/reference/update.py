@@ -47,6 +47,7 @@ from resfed_codec.reference.values import (
 )
 
 VECTOR_SHARE = 10
+DEFAULT_SPARSITY, MIN_ELEMENTS = 0.99, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Options:
     default.
     """
 
-    sparsity: float = 0.99
+    sparsity: float | None = None
     max_bytes: int | None = None
     max_error: float | None = None
     step: float | str = "auto"
@@ -67,10 +68,22 @@ class Options:
     dense_bits: int = 3
     lane_log2: int = LANE_LOG2
 
-    def count(self, n_elems: int, share: int) -> int:
-        """How many of ``n_elems`` elements are sent, at ``share`` times the density."""
-        density = share * (1 - Fraction(repr(float(self.sparsity))))
-        return math.ceil(n_elems * min(Fraction(1), density))
+    def counts(self, matrices: list[Tensor], vectors: list[Tensor]) -> tuple[int, int]:
+        """How many elements of matrices and of vectors are sent. Tensors without any residual are
+        not counted."""
+        n_m, n_v = (
+            sum(t.reference.size for t in group if np.any(residuals([t], scaled=False)))
+            for group in (matrices, vectors)
+        )
+        sparsity = DEFAULT_SPARSITY if self.sparsity is None else float(self.sparsity)
+        density = 1 - Fraction(repr(sparsity))
+        if self.sparsity is None and n_m + n_v:
+            density = max(density, Fraction(MIN_ELEMENTS, n_m + VECTOR_SHARE * n_v))
+            if n_m:
+                density = max(density, Fraction(MIN_ELEMENTS - n_v, n_m))
+        k_m = n_m * min(Fraction(1), density)
+        k_v = n_v * min(Fraction(1), VECTOR_SHARE * density)
+        return math.ceil(k_m), math.ceil(k_v)
 
     def special(self, tensors: list[Tensor]) -> tuple[list[int], list[int]]:
         """Ordinals of the floats that are excluded, and of those that are dense."""
@@ -355,9 +368,8 @@ def encode_tensors(
     if options.max_error is not None:
         return payload(within_error(matrices, options), within_error(vectors, options))
     if options.max_bytes is None:
-        matrix = code_group(matrices, options.count(size_of(matrices), 1), options)
-        vector = code_group(vectors, options.count(size_of(vectors), VECTOR_SHARE), options)
-        return payload(matrix, vector)
+        k_m, k_v = options.counts(matrices, vectors)
+        return payload(code_group(matrices, k_m, options), code_group(vectors, k_v, options))
 
     n_m, n_v, budget = size_of(matrices), size_of(vectors), options.max_bytes
     total = n_m + n_v

@@ -107,7 +107,7 @@ class ServerSession(ServerBase[StateT]):
     ) -> None:
         super().__init__(initial_state, uplink, downlink, run, history)
         encoder = self._downlink_encoder
-        sparsity = encoder.config.sparsity
+        sparsity = encoder.config.aimed_sparsity
         if encoder.predictor == PREDICTORS["res2"] and sparsity is not None and sparsity >= 0.99:
             warn(
                 f'downlink: predictor "res2" at sparsity={sparsity}: trainings collapsed with it'

@@ -33,7 +33,7 @@ from resfed_codec.stream.versions import (
     new_feedback,
     prediction_tensors,
 )
-from resfed_codec.tensors.layout import NO_OVERRIDES, Layout, named, role_overrides, roles_of
+from resfed_codec.tensors.layout import Layout, named, role_overrides, roles_of
 from resfed_codec.tensors.memory import on_host
 from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 
@@ -128,31 +128,19 @@ class UpdateEncoder:
             terms=terms,
             per_tensor=per_tensor,
         )
-        options = self._options(absent)
-        options.digest = link_digest(tag, base.digest if base else 0, other.digest if other else 0)
-        options.link = write_link(link)
         if absent and feedback is not None:
             feedback = self._without(feedback, absent)
         tensors = prediction_tensors(
             self.layout, self.roles, link, own, others, current, out, feedback
         )
-        with native_errors(self.layout.specs):
-            return native_call.encode(tensors, options, self.layout.device, commit)
-
-    def _options(self, absent: Sequence[int]) -> _native.EncodeOptions:
-        """A sparsity counts the elements of the tensors that are there."""
-        specs, roles = self.layout.specs, self.roles
-        options = native_options(self.config, specs, roles, self.overrides)
-        if absent:
-            held = [i for i in range(len(specs)) if i not in absent]
-            of_held = native_options(
-                self.config,
-                tuple(specs[i] for i in held),
-                tuple(roles[i] for i in held),
-                NO_OVERRIDES,
+        specs, on = self.layout.specs, self.layout.device
+        with native_errors(specs):
+            options = native_options(self.config, specs, self.roles, self.overrides, tensors, on)
+            options.digest = link_digest(
+                tag, base.digest if base else 0, other.digest if other else 0
             )
-            options.k_matrix, options.k_vector = of_held.k_matrix, of_held.k_vector
-        return options
+            options.link = write_link(link)
+            return native_call.encode(tensors, options, on, commit)
 
     def _without(self, feedback: Feedback, absent: Sequence[int]) -> Feedback:
         """The feedback, with zeros that are thrown away for the tensors that are absent."""
@@ -228,7 +216,9 @@ class UpdateEncoder:
     def _expected_nonzeros(self, ordinal: int) -> float:
         if self.roles[ordinal] == Role.DENSE:
             return self.layout.specs[ordinal].n_elems
-        sparsity = DEFAULT_SPARSITY if self.config.sparsity is None else self.config.sparsity
+        sparsity = self.config.aimed_sparsity
+        if sparsity is None:
+            sparsity = DEFAULT_SPARSITY
         share = VECTOR_SHARE if self.roles[ordinal] == Role.VECTOR else 1
         return self.layout.specs[ordinal].n_elems * min(1.0, (1 - sparsity) * share)
 

@@ -1,0 +1,83 @@
+// Which tensors have any residual that differs from zero.
+#include <algorithm>
+
+#include "cuda/codec.hpp"
+#include "cuda/pipeline.cuh"
+#include "cuda/workspace.hpp"
+
+namespace resfed::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;
+
+// A block takes every gridDim.x-th chunk, and goes on to the next tensor once one is found.
+__global__ void __launch_bounds__(kThreads) find_changed(DeviceGroup group, uint32_t* flags) {
+  __shared__ uint32_t known;
+  uint64_t t = blockIdx.x;
+  while (t < group.n_chunks) {
+    const DeviceMember& member = group.member_of_chunk(t);
+    uint32_t* const flag = flags + (&member - group.members);
+    if (threadIdx.x == 0) known = atomicOr(flag, 0u);
+    __syncthreads();
+    if (known == 0) {
+      const uint64_t first = (t - member.first_chunk) * kChunkElems;
+      const uint64_t last = min_of<uint64_t>(first + kChunkElems, member.n_elems);
+      bool found = false;
+      with_type(member.dtype, [&]<class T>(T) {
+        for (uint64_t i = first + threadIdx.x; i < last && !found; i += blockDim.x) {
+          found = magnitude_key(residual_at<T>(member, i)) != 0;
+        }
+      });
+      if (found) atomicOr(flag, 1u);
+      t += gridDim.x;
+    } else {
+      const uint64_t left = member.first_chunk + n_chunks(member.n_elems) - t;
+      t += n_blocks_of(left, gridDim.x) * gridDim.x;
+    }
+    __syncthreads();  // the next chunk writes what this one shares
+  }
+}
+
+}  // namespace
+
+std::vector<bool> changed(const std::vector<Tensor>& tensors, int device, Stream stream) {
+  std::vector<DeviceMember> members;
+  std::vector<size_t> places;  // of the members among the tensors
+  DeviceGroup group{};
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& t = tensors[i];
+    if ((t.role != Role::kMatrix && t.role != Role::kVector) || t.n_elems == 0) continue;
+    DeviceMember& member = members.emplace_back();
+    member.current = t.current;
+    member.reference = t.reference;
+    member.feedback = t.feedback;
+    member.prediction = t.prediction;
+    member.n_elems = t.n_elems;
+    member.first_chunk = group.n_chunks;
+    member.dtype = t.dtype;
+    places.push_back(i);
+    group.n_chunks += n_chunks(t.n_elems);
+  }
+  std::vector<bool> result(tensors.size(), false);
+  if (members.empty()) return result;
+
+  WorkspaceLease lease(device, stream);
+  const size_t member_bytes = members.size() * sizeof(DeviceMember);
+  const size_t flag_bytes = members.size() * sizeof(uint32_t);
+  auto* const host = static_cast<uint8_t*>(lease.host_tables(member_bytes + flag_bytes));
+  auto* const tables = static_cast<uint8_t*>(lease.tables(member_bytes + flag_bytes));
+  std::copy(members.begin(), members.end(), reinterpret_cast<DeviceMember*>(host));
+  std::fill_n(host + member_bytes, flag_bytes, uint8_t{0});
+  lease.copy_in(tables, host, member_bytes + flag_bytes);
+  group.members = reinterpret_cast<const DeviceMember*>(tables);
+  group.n_members = members.size();
+  auto* const flags = reinterpret_cast<uint32_t*>(tables + member_bytes);
+  launch(find_changed, lease.n_blocks(), kThreads, stream, group, flags);
+  auto* const found = static_cast<uint32_t*>(lease.host_results(flag_bytes));
+  lease.copy_out(found, flags, flag_bytes);
+  lease.wait();
+  for (size_t i = 0; i < members.size(); ++i) result[places[i]] = found[i] != 0;
+  return result;
+}
+
+}  // namespace resfed::cuda
