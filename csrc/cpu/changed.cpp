@@ -15,8 +15,7 @@ bool any_changed(const Tensor& tensor, uint64_t first, uint64_t last) {
   const size_t size = tensor.elem_bytes;
   for (uint64_t at = first; at < last; at += kBatch) {
     const size_t n = std::min<uint64_t>(kBatch, last - at);
-    if (tensor.plain() &&
-        std::memcmp(current + at * size, reference + at * size, n * size) == 0) {
+    if (tensor.plain() && std::memcmp(current + at * size, reference + at * size, n * size) == 0) {
       continue;
     }
     float residuals[kBatch];
