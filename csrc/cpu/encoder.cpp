@@ -1,7 +1,4 @@
 // Encode: groups -> select -> quantize -> recover -> slices -> frame.
-//
-// With a byte budget or an error bound the first stages run several times; the candidates of the
-// largest selection tried so far serve all smaller ones.
 #include "cpu/encoder.hpp"
 
 #include <algorithm>
@@ -13,25 +10,10 @@
 #include "cpu/float_mode.hpp"
 #include "cpu/norm.hpp"
 #include "cpu/predict.hpp"
-#include "cpu/select.hpp"
+#include "cpu/search.hpp"
 
 namespace resfed {
 namespace {
-
-// All but what is recovered.
-EncodedGroup quantize_group(const Group& group, const CandidateChunks& selected,
-                            const StepRule& rule) {
-  EncodedGroup coded;
-  coded.k = selected.count();
-  if (coded.k == 0) return coded;
-  coded.quantizer = fit_quantizer(selected, rule);
-  coded.sent = quantize_all(group, selected, &coded.quantizer);
-  return coded;
-}
-
-void recover_group(const Group& group, EncodedGroup* coded, ExactSquares* error) {
-  if (coded->k > 0) coded->recovered = recover_all(group, coded->sent, coded->quantizer, error);
-}
 
 // Vectors and dense tensors live on very different scales (a norm beside a bias): each is divided
 // by the power of two below the root mean square of its residual, so they share one quantizer.
@@ -108,163 +90,18 @@ EncodedGroup code_dense(const Group& group, unsigned bits) {
   return coded;
 }
 
-// The group's best k elements for any k. Reads the model again only when k exceeds that of the
-// cached candidates.
-class CachedSelection {
- public:
-  explicit CachedSelection(const Group& group) : group_(group) {}
-
-  CandidateChunks top(uint64_t k) {
-    if (!cached_ || (k > k_cached_ && candidates_.count() >= k_cached_)) {
-      candidates_ = select_top(group_, k);
-      k_cached_ = k;
-      cached_ = true;
-    }
-    return keep_top(candidates_, k);
-  }
-
- private:
-  const Group& group_;
-  CandidateChunks candidates_{0};
-  uint64_t k_cached_ = 0;
-  bool cached_ = false;
-};
-
-// Smallest x in [low, high] for which holds(x), assuming it holds from some x on; `high` is known
-// to hold.
-template <class Holds>
-void first_that_holds(uint64_t low, uint64_t high, Holds holds) {
-  while (low < high) {
-    const uint64_t middle = low + (high - low) / 2;
-    if (holds(middle)) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-}
-
-// The squares that may remain of a group's residuals, whose sum is `all`. A float64 change below
-// float32's normal range is rounded by up to 2^-150, to nothing if it is small enough, and so is
-// what remains of one; the limit leaves room for that. Throws kTooSmallChange where there is none.
-double error_limit(const Group& group, double max_error, double all) {
-  const double limit = max_error * max_error * (1 - 1e-6) * all;
-  const auto [n_changed, first] = float64_changes(group);
-  if (n_changed == 0) return limit;
-  const double unseen = std::sqrt(static_cast<double>(n_changed)) * 0x1p-150;
-  const double root = std::sqrt(limit) - (1 + max_error) * unseen;
-  if (root <= 0) throw Failure{Code::kTooSmallChange, first};
-  return root * root;
-}
-
-// The smallest selection found whose relative error is within the bound.
-EncodedGroup code_within_error(const Group& group, StepRule rule, double max_error,
-                               double* reached) {
-  rule.automatic = false;  // the step must be free to follow the threshold down
-  const ExactSquares all = residual_squares(group);
-  const double limit = error_limit(group, max_error, all.value());
-  CachedSelection selector(group);
-  EncodedGroup best;
-  const auto holds = [&](uint64_t k) {
-    const CandidateChunks selected = selector.top(k);
-    ExactSquares error = all;
-    error.subtract(residual_squares(group, selected));
-    EncodedGroup coded = quantize_group(group, selected, rule);
-    recover_group(group, &coded, &error);
-    *reached = std::sqrt(error.value() / all.value());
-    if (error.value() > limit) return false;
-    best = std::move(coded);
-    return true;
-  };
-  if (all.value() == 0 || holds(0)) return best;
-  uint64_t low = 0, high = std::min<uint64_t>(group.n_elems, 1 + group.n_elems / 256);
-  while (!holds(high)) {
-    if (high == group.n_elems) throw Failure{Code::kErrorUnreachable, 0, double_bits(*reached)};
-    low = high + 1;
-    high = std::min(group.n_elems, 4 * high);
-  }
-  first_that_holds(low, high, holds);
-  return best;
-}
-
-__extension__ using WideUint = unsigned __int128;
-
-// How many of a group's elements are sent when `t` of `total` are, at `share` times that density.
-uint64_t proportional(uint64_t n_elems, uint64_t t, uint64_t total, uint64_t share) {
-  if (n_elems == 0) return 0;
-  const auto wanted = (static_cast<WideUint>(n_elems) * t * share + total - 1) / total;
-  return wanted < n_elems ? static_cast<uint64_t>(wanted) : n_elems;
-}
-
-// The search for the most elements that a budget holds; docs/format.md, section 8. Payloads grow
-// with t, nearly everywhere.
-class BudgetSearch {
- public:
-  BudgetSearch(uint64_t budget, uint64_t total)
-      : budget_(budget), total_(total), high_(std::min(total, 4 * budget)) {}
-
-  // Calls size_of(t) until the largest t that fits is known, or within a thousandth if it is
-  // large. Sizes beyond most_size() are all alike, and may be given as kBeyond.
-  static constexpr uint64_t kBeyond = std::numeric_limits<uint64_t>::max();
-  uint64_t most_size() const { return 2 * budget_; }
-  template <class SizeOf>
-  void run(SizeOf size_of) {
-    while (high_ > 0 && take(high_, size_of(high_))) {  // a nonzero takes about 2 bits
-      if (low_ > total_) return;
-      high_ = std::min(total_, 2 * high_);
-    }
-    while (low_ + low_ / kSlack < high_) {
-      const uint64_t middle = next();
-      if (!take(middle, size_of(middle))) high_ = middle;
-    }
-  }
-  void fits(uint64_t size) { low_size_ = size; }  // that of nothing sent
-
- private:
-  static constexpr uint64_t kSlack = 1024;
-  static constexpr uint64_t kLarge = 1 << 16;
-
-  bool take(uint64_t t, uint64_t size) {
-    fitted_ = size <= budget_;
-    (fitted_ ? low_size_ : high_size_) = size;
-    if (fitted_) low_ = t + 1;
-    return fitted_;
-  }
-  // Half way; or, where a try takes long, where a line between both ends meets the budget, and a
-  // little further, so that the other end comes near, too.
-  uint64_t next() const {
-    const uint64_t width = high_ - low_;
-    if (low_ <= kLarge || high_size_ > most_size()) return low_ + width / 2;
-    const auto step =
-        static_cast<WideUint>(width) * (budget_ - low_size_) / (high_size_ - low_size_);
-    const uint64_t met = static_cast<uint64_t>(step), slack = low_ / (2 * kSlack);
-    if (fitted_) return low_ + std::min(met + slack, width - 1);
-    return low_ + (met > slack ? met - slack : 0);
-  }
-
-  uint64_t budget_, total_;
-  uint64_t low_ = 1, high_;  // all below low_ are known to fit, high_ is known not to
-  uint64_t low_size_ = 0, high_size_ = kBeyond;
-  bool fitted_ = true;  // the last try
-};
-
 // Codes as many elements as fit into max_bytes.
 CodedLanes fill_budget(const EncodeOptions& options, EncodeState* state) {
   const Groups& groups = state->groups;
   CachedSelection matrices(groups.matrix), vectors(groups.vector);
-  const uint64_t n_matrix = groups.matrix.n_elems, n_vector = groups.vector.n_elems;
-  const uint64_t total = n_matrix + n_vector;
-  BudgetSearch search(options.max_bytes, total);
   EncodedGroup best_matrix, best_vector;
   CodedLanes best;
   // What is recovered stands in the payload as a check of fixed length, so it can wait.
-  const auto size_of = [&](uint64_t t) {
-    const uint64_t k_matrix = proportional(n_matrix, t, total, 1);
-    const uint64_t k_vector = proportional(n_vector, t, total, options.vector_share);
+  const auto size_of = [&](uint64_t k_matrix, uint64_t k_vector, uint64_t limit) {
     state->matrix = quantize_group(groups.matrix, matrices.top(k_matrix), options.step);
     state->vector = quantize_group(groups.vector, vectors.top(k_vector), options.step);
-    auto coded = code_nonzeros(*state, t > 0 ? search.most_size() : BudgetSearch::kBeyond);
-    if (!coded) return BudgetSearch::kBeyond;
+    auto coded = code_nonzeros(*state, limit);
+    if (!coded) return kBeyond;
     const uint64_t size = assemble(*state, *coded).size();
     if (size <= options.max_bytes) {
       best_matrix = std::move(state->matrix);
@@ -273,10 +110,7 @@ CodedLanes fill_budget(const EncodeOptions& options, EncodeState* state) {
     }
     return size;
   };
-  const uint64_t least = size_of(0);
-  if (least > options.max_bytes) throw Failure{Code::kBudgetTooSmall, 0, least};
-  search.fits(least);
-  search.run(size_of);
+  search_budget(options, groups.matrix.n_elems, groups.vector.n_elems, size_of);
   state->matrix = std::move(best_matrix);
   state->vector = std::move(best_vector);
   recover_group(groups.matrix, &state->matrix, nullptr);
@@ -285,6 +119,29 @@ CodedLanes fill_budget(const EncodeOptions& options, EncodeState* state) {
 }
 
 }  // namespace
+
+EncodedGroup quantize_group(const Group& group, const CandidateChunks& selected,
+                            const StepRule& rule) {
+  EncodedGroup coded;
+  coded.k = selected.count();
+  if (coded.k == 0) return coded;
+  coded.quantizer = fit_quantizer(selected, rule);
+  coded.sent = quantize_all(group, selected, &coded.quantizer);
+  return coded;
+}
+
+void recover_group(const Group& group, EncodedGroup* coded, ExactSquares* error) {
+  if (coded->k > 0) coded->recovered = recover_all(group, coded->sent, coded->quantizer, error);
+}
+
+CandidateChunks CachedSelection::top(uint64_t k) {
+  if (!cached_ || (k > k_cached_ && candidates_.count() >= k_cached_)) {
+    candidates_ = select_top(group_, k);
+    k_cached_ = k;
+    cached_ = true;
+  }
+  return keep_top(candidates_, k);
+}
 
 std::optional<CodedLanes> code_nonzeros(const EncodeState& state, uint64_t max_bytes) {
   return encode_nonzeros({state.matrix.sent, state.vector.sent, state.dense.sent}, state.matrices,
@@ -382,27 +239,45 @@ void write_results(const EncodeState& state) {
   write_changes(groups.lossless, state.changes, state.restored);
 }
 
+EncodedGroup code_within_error(const Group& group, StepRule rule, double max_error) {
+  rule.automatic = false;  // the step must be free to follow the threshold down
+  const ExactSquares all = residual_squares(group);
+  CachedSelection selector(group);
+  EncodedGroup tried, best;
+  const auto remaining = [&](uint64_t k) {
+    const CandidateChunks selected = selector.top(k);
+    ExactSquares error = all;
+    error.subtract(residual_squares(group, selected));
+    tried = quantize_group(group, selected, rule);
+    recover_group(group, &tried, &error);
+    return error;
+  };
+  search_error(max_error, group.n_elems, all, float64_changes(group), remaining,
+               [&] { best = std::move(tried); });
+  return best;
+}
+
+CodedLanes code_lossy(const EncodeOptions& options, EncodeState* state) {
+  const Groups& groups = state->groups;
+  if (options.max_bytes > 0) return fill_budget(options, state);
+  if (options.max_error >= 0) {
+    select_top(groups.matrix,
+               0);  // finds what is not finite, in the order of the tensors
+    state->matrix = code_within_error(groups.matrix, options.step, options.max_error);
+    state->vector = code_within_error(groups.vector, options.step, options.max_error);
+  } else {
+    state->matrix = code_top(groups.matrix, options.k_matrix, options.step);
+    state->vector = code_top(groups.vector, options.k_vector, options.step);
+  }
+  return *code_nonzeros(*state);
+}
+
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
                             const BeforeWriting& before_writing) {
   const DefaultFloatMode mode;
   EncodeState state = begin_encoding(tensors, options);
   code_lossless(&state);
-  const Groups& groups = state.groups;
-  CodedLanes coded;
-
-  if (options.max_error >= 0) {
-    double reached = 0;
-    select_top(groups.matrix, 0);  // finds what is not finite, in the order of the tensors
-    state.matrix = code_within_error(groups.matrix, options.step, options.max_error, &reached);
-    state.vector = code_within_error(groups.vector, options.step, options.max_error, &reached);
-    coded = *code_nonzeros(state);
-  } else if (options.max_bytes > 0) {
-    coded = fill_budget(options, &state);
-  } else {
-    state.matrix = code_top(groups.matrix, options.k_matrix, options.step);
-    state.vector = code_top(groups.vector, options.k_vector, options.step);
-    coded = *code_nonzeros(state);
-  }
+  CodedLanes coded = code_lossy(options, &state);
   if (options.max_norm > 0 && !limit_norm(&state, options.max_norm)) coded = *code_nonzeros(state);
   const std::vector<uint8_t> payload = assemble(state, coded);
   prepare_results(&state);

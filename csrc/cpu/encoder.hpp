@@ -6,6 +6,7 @@
 #include "cpu/lanes.hpp"
 #include "cpu/lossless.hpp"
 #include "cpu/quantize.hpp"
+#include "cpu/select.hpp"
 
 namespace resfed {
 
@@ -40,8 +41,30 @@ EncodeState begin_encoding(const std::vector<Tensor>& tensors, const EncodeOptio
 
 void code_lossless(EncodeState* state);
 
-// The group's best k elements, coded. Throws Failure.
+// The group's best k elements for any k. Reads the model again only when k exceeds that of the
+// cached candidates.
+class CachedSelection {
+ public:
+  explicit CachedSelection(const Group& group) : group_(group) {}
+  CandidateChunks top(uint64_t k);
+
+ private:
+  const Group& group_;
+  CandidateChunks candidates_{0};
+  uint64_t k_cached_ = 0;
+  bool cached_ = false;
+};
+
+// A selection, coded; but for what is recovered. Throws Failure.
+EncodedGroup quantize_group(const Group& group, const CandidateChunks& selected,
+                            const StepRule& rule);
+void recover_group(const Group& group, EncodedGroup* coded, ExactSquares* error);
+// Both, of the group's best k elements, and of the fewest within an error bound.
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
+EncodedGroup code_within_error(const Group& group, StepRule rule, double max_error);
+
+// Matrices and vectors as the options want them. Throws Failure.
+CodedLanes code_lossy(const EncodeOptions& options, EncodeState* state);
 
 // The nonzeros of all groups, coded; nothing if they take more than max_bytes.
 std::optional<CodedLanes> code_nonzeros(const EncodeState& state,

@@ -7,6 +7,7 @@
 
 #include "cpu/residual.hpp"
 #include "cpu/scan.hpp"
+#include "cpu/search.hpp"
 #include "numeric/check.hpp"
 #include "numeric/exact_sum.hpp"
 #include "numeric/quantize.hpp"
@@ -134,17 +135,7 @@ ExactSquares change_squares(const Group& group, SentSymbols sent, const Quantize
 ExactSquares residual_squares(const Group& group);
 ExactSquares residual_squares(const Group& group, const CandidateChunks& selected);
 
-// How many elements of float64 tensors changed, before the change is rounded to float32; and the
-// first tensor, among all of the call, that has one.
-struct Changes {
-  uint64_t count = 0;
-  uint64_t first = ~uint64_t{0};
-
-  void add(const Changes& other) {
-    count += other.count;
-    first = std::min(first, other.first);
-  }
-};
+// What search_error() wants to know of float64 tensors.
 Changes float64_changes(const Group& group);
 
 }  // namespace resfed

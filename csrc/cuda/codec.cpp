@@ -6,6 +6,7 @@
 #include "cpu/encoder.hpp"
 #include "cpu/float_mode.hpp"
 #include "cpu/predict.hpp"
+#include "cpu/search.hpp"
 #include "cuda/lossless.hpp"
 #include "cuda/pipeline.hpp"
 #include "cuda/staging.hpp"
@@ -27,9 +28,94 @@ struct OnDevice {
   }
 };
 
+bool searches(const EncodeOptions& options) {
+  return options.max_bytes > 0 || options.max_error >= 0;
+}
+
 // How many nonzeros the groups that the host selects can have.
 uint64_t most_others(const Groups& groups, const EncodeOptions& options) {
-  return std::min(options.k_vector, groups.vector.n_elems) + groups.dense.n_elems;
+  const uint64_t n_vector = groups.vector.n_elems;
+  return (searches(options) ? n_vector : std::min(options.k_vector, n_vector)) +
+         groups.dense.n_elems;
+}
+
+// What has been selected of the matrices; starts nothing.
+void take(const MatrixEncoder::Selected& selected, EncodeState* state) {
+  state->matrix.k = selected.k;
+  state->matrix.quantizer = selected.quantizer;
+  state->matrix.recovered.check = selected.check;
+}
+
+// A search's last selection but those that did not hold.
+void select_best(uint64_t k, uint64_t tried, MatrixEncoder& matrices, EncodeState* state) {
+  if (k != tried) {
+    matrices.start(k);
+    take(matrices.finish(), state);
+  }
+}
+
+void code_within_error(const EncodeOptions& options, MatrixEncoder& matrices, EncodeState* state) {
+  Changes float64_changes;
+  const ExactSquares all = matrices.residual_squares(&float64_changes);
+  uint64_t tried = 0, best = 0;
+  const auto remaining = [&](uint64_t k) {
+    tried = k;
+    matrices.start(k);
+    take(matrices.finish(), state);
+    return matrices.remaining(all);
+  };
+  search_error(options.max_error, state->groups.matrix.n_elems, all, float64_changes, remaining,
+               [&] { best = tried; });
+  select_best(best, tried, matrices, state);
+}
+
+std::vector<uint8_t> fill_budget(const EncodeOptions& options, MatrixEncoder& matrices,
+                                 EncodeState* state) {
+  const Groups& groups = state->groups;
+  CachedSelection vectors(groups.vector);
+  uint64_t tried = 0, best = 0;
+  EncodedGroup best_vector;
+  CodedLanes coded;
+  const auto size_of = [&](uint64_t k_matrix, uint64_t k_vector, uint64_t limit) {
+    tried = k_matrix;
+    matrices.start(k_matrix);
+    state->vector = quantize_group(groups.vector, vectors.top(k_vector), options.step);
+    take(matrices.finish(), state);
+    const auto now = matrices.code(state->vector.sent, state->dense.sent, state->matrices);
+    uint64_t n_bytes = now.tables.size();
+    for (const auto& slice : now.slices) n_bytes += slice.size();
+    if (n_bytes > limit) return kBeyond;
+    const uint64_t size = assemble(*state, now.tables, now.slices).size();
+    if (size <= options.max_bytes) {
+      best = tried;
+      best_vector = std::move(state->vector);
+      coded = {now.tables, {}};
+      for (const auto& slice : now.slices) coded.slices.emplace_back(slice.begin(), slice.end());
+    }
+    return size;
+  };
+  search_budget(options, groups.matrix.n_elems, groups.vector.n_elems, size_of);
+  select_best(best, tried, matrices, state);
+  state->vector = std::move(best_vector);
+  recover_group(groups.vector, &state->vector, nullptr);
+  return assemble(*state, coded);
+}
+
+// The payload.
+std::vector<uint8_t> code_with(const EncodeOptions& options, MatrixEncoder& matrices,
+                               EncodeState* state) {
+  if (searches(options)) take(matrices.finish(), state);  // finds what is not finite
+  if (options.max_bytes > 0) return fill_budget(options, matrices, state);
+  const Group& vectors = state->groups.vector;
+  if (options.max_error >= 0) {
+    code_within_error(options, matrices, state);
+    state->vector = resfed::code_within_error(vectors, options.step, options.max_error);
+  } else {
+    state->vector = code_top(vectors, options.k_vector, options.step);
+    take(matrices.finish(), state);
+  }
+  const auto coded = matrices.code(state->vector.sent, state->dense.sent, state->matrices);
+  return assemble(*state, coded.tables, coded.slices);
 }
 
 }  // namespace
@@ -39,7 +125,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const DefaultFloatMode mode;
   WorkspaceLease lease(device, stream);
   std::vector<Tensor> staged = tensors;
-  if (options.max_bytes > 0 || options.max_error >= 0 || options.max_norm > 0) {
+  if (options.max_norm > 0) {
     Staging staging(lease, &staged, any);
     staging.wait();
     std::vector<uint8_t> payload = resfed::encode(staged, options, before_writing);
@@ -57,8 +143,8 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
     changes = lossless->encode();
   }
   if (on_device.matrices) {
-    matrices.emplace(lease, groups.matrix, options);
-    matrices->start(most_others(groups, options));
+    matrices.emplace(lease, groups.matrix, options, most_others(groups, options));
+    matrices->start(searches(options) ? 0 : options.k_matrix);
   }
   staging.wait();
   EncodeState state = begin_encoding(staged, options);
@@ -68,17 +154,12 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   } else {
     code_lossless(&state);
   }
-  state.vector = code_top(state.groups.vector, options.k_vector, options.step);
   std::vector<uint8_t> payload;
   if (matrices) {
-    const auto coded = matrices->finish(state.vector.sent, state.dense.sent, state.matrices);
-    state.matrix.k = coded.k;
-    state.matrix.quantizer = coded.quantizer;
-    state.matrix.recovered.check = coded.check;
+    payload = code_with(options, *matrices, &state);
     state.groups.matrix = {};
-    payload = assemble(state, coded.tables, coded.slices);
   } else {
-    payload = assemble(state, *code_nonzeros(state));
+    payload = assemble(state, code_lossy(options, &state));
   }
   prepare_results(&state);
   if (before_writing) before_writing(payload);

@@ -2,15 +2,10 @@
 // CPU uses, and sizes the room for words. Kernels do the rest.
 #pragma once
 
-#include "cpu/encoder.hpp"
+#include "cuda/pipeline.hpp"
 #include "cuda/scan_coder.hpp"
 
 namespace resfed::cuda {
-
-struct CodedNonzeros {
-  std::vector<uint8_t> tables;
-  SliceViews slices;  // until the workspace is leased again
-};
 
 template <class Nonzero>
 class LaneCoder {

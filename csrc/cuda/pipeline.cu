@@ -18,12 +18,17 @@ struct MatrixPlan {
   Candidates candidates{};
   uint64_t* bits = nullptr;
   float* left = nullptr;
-  // Of an attempt.
-  uint64_t k = 0, most_others = 0;
+  AllSquares* squares = nullptr;
+  // Of a selection.
+  uint64_t k = 0, n_sent = 0;
   SamplePlan samples_plan;
   bool exactly = false;
-  bool wants_feedback = false, wants_bits = false;
   // Of an encoder.
+  bool wants_feedback = false, wants_bits = false;
+  uint64_t most_others = 0;
+  bool searches = false;        // candidates are kept for smaller selections
+  bool has_candidates = false;  // of the largest selection so far
+  uint64_t most_k = 0, n_candidates = 0;
   std::optional<ScanCoder> scans;
   std::optional<LaneCoder<SentSymbol>> lanes;
 };
@@ -87,29 +92,48 @@ void write(const MatrixPlan& plan, const Group& group) {
 }  // namespace
 
 MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
-                             const EncodeOptions& options)
-    : lease_(lease), group_(group), options_(options), plan_(new MatrixPlan) {
-  plan_->scans.emplace(lease, group);
-  plan_->lanes.emplace(lease, options.lane_log2);
+                             const EncodeOptions& options, uint64_t most_others)
+    : lease_(lease), group_(group), rule_(options.step), plan_(new MatrixPlan) {
+  MatrixPlan& plan = *plan_;
+  plan.searches = options.max_bytes > 0 || options.max_error >= 0;
+  if (options.max_error >= 0) rule_.automatic = false;  // it follows the threshold down
+  plan.most_others = most_others;
+  plan.wants_feedback = cuda::wants_feedback(group);
+  plan.wants_bits = cuda::wants_bits(group);
+  plan.scans.emplace(lease, group);
+  plan.lanes.emplace(lease, options.lane_log2);
+
+  DeviceMember* members = nullptr;
+  const size_t n_members = group.members.size();
+  const auto carve = [&](void* memory) {
+    BumpAllocator allocator(memory);
+    members = allocator.take<DeviceMember>(n_members);
+    plan.squares = allocator.take<AllSquares>(plan.searches ? 1 : 0);
+    return allocator.n_bytes();
+  };
+  const size_t n_bytes = n_members * sizeof(DeviceMember);
+  void* const host = lease.host_tables(n_bytes + sizeof(Progress));
+  carve(lease.tables(carve(nullptr)));
+  plan.stage.group = fill_in(group, kChunkElems, static_cast<DeviceMember*>(host), members);
+  lease.copy_in(members, host, n_bytes);
+  plan.stage.n_blocks = lease.n_blocks();
+  plan.stage.stream = lease.stream();
 }
 MatrixEncoder::~MatrixEncoder() = default;
 
-void MatrixEncoder::start(uint64_t most_others) {
+void MatrixEncoder::start(uint64_t k) {
   MatrixPlan& plan = *plan_;
-  plan.most_others = most_others;
-  plan.k = std::min(options_.k_matrix, group_.n_elems);
-  plan.samples_plan = sample_plan(group_.n_elems, plan.k);
-  plan.wants_feedback = cuda::wants_feedback(group_);
-  plan.wants_bits = cuda::wants_bits(group_);
-  const size_t n_bytes = group_.members.size() * sizeof(DeviceMember);
-  void* const host = lease_.host_tables(n_bytes + sizeof(Progress));
-  void* const tables = lease_.tables(n_bytes);
-  plan.stage.group = fill_in(group_, kChunkElems, static_cast<DeviceMember*>(host),
-                             static_cast<const DeviceMember*>(tables));
-  lease_.copy_in(tables, host, n_bytes);
-  plan.stage.n_blocks = lease_.n_blocks();
-  plan.stage.stream = lease_.stream();
-  select();
+  plan.k = std::min(k, group_.n_elems);
+  const bool has_all = plan.n_candidates < plan.most_k;  // that differ from zero
+  if (plan.has_candidates && (plan.k <= plan.most_k || has_all)) {
+    select_again();
+  } else {
+    plan.most_k = plan.k;
+    plan.samples_plan = sample_plan(group_.n_elems, plan.k);
+    plan.exactly = false;
+    select();
+  }
+  recover_symbols(plan.stage, plan.symbols, plan.bits, plan.left);
 }
 
 // Takes the memory of an attempt; what needs it has ended.
@@ -123,11 +147,11 @@ void MatrixEncoder::prepare() {
     plan.chunks = allocator.take<Chunk>(plan.stage.group.n_chunks);
     plan.sums = allocator.take<ChunkSums>(plan.stage.n_blocks);
     plan.symbols = allocator.take<SentSymbol>(plan.k);
-    const uint64_t mark = allocator.mark();  // what comes now is not needed at the same time
+    const uint64_t mark = allocator.mark();
     plan.samples = allocator.take<uint32_t>(plan.samples_plan.n_samples);
     plan.candidates = {allocator.take<uint16_t>(n_candidates), allocator.take<float>(n_candidates),
                        n_candidates};
-    allocator.rewind(mark);
+    if (!plan.searches) allocator.rewind(mark);  // what comes now is not needed at the same time
     plan.bits = plan.wants_bits ? allocator.take<uint64_t>(plan.k) : nullptr;
     plan.left = plan.wants_feedback ? allocator.take<float>(plan.k) : nullptr;
     plan.scans->take(allocator, plan.k + plan.most_others);
@@ -159,38 +183,81 @@ void MatrixEncoder::select() {
     estimate_threshold(plan.stage, plan.samples_plan, plan.samples);
   }
   collect(plan.stage, plan.candidates, {plan.k, all_nonzero, plan.exactly}, plan.chunks);
-  select_top(plan.stage, plan.candidates, options_.step, plan.chunks, plan.sums);
+  select_top(plan.stage, plan.candidates, rule_, plan.chunks, plan.sums);
   quantize_candidates(plan.stage, plan.candidates, plan.chunks, plan.sums, plan.symbols);
 }
 
-MatrixEncoder::Result MatrixEncoder::finish(SentSymbols vector, SentSymbols dense,
-                                            const MatrixShapes& matrices) {
+// Among the candidates of a larger selection.
+void MatrixEncoder::select_again() {
   MatrixPlan& plan = *plan_;
   Progress progress;
+  progress.n_found = plan.n_candidates;
+  progress.choose(plan.k);
+  begin(progress);
+  count_again(plan.stage, plan.candidates);
+  select_top(plan.stage, plan.candidates, rule_, plan.chunks, plan.sums);
+  quantize_candidates(plan.stage, plan.candidates, plan.chunks, plan.sums, plan.symbols);
+}
+
+MatrixEncoder::Selected MatrixEncoder::finish() {
+  MatrixPlan& plan = *plan_;
   for (;;) {
-    recover_symbols(plan.stage, plan.symbols, plan.bits, plan.left);
-    void* const host = lease_.host_results(sizeof(Progress));
-    lease_.copy_out(host, plan.progress, sizeof(Progress));
+    auto* const progress = static_cast<Progress*>(lease_.host_results(sizeof(Progress)));
+    lease_.copy_out(progress, plan.progress, sizeof(Progress));
     lease_.wait();
-    std::memcpy(&progress, host, sizeof progress);
-    if (progress.first_not_finite != kNone) {
-      const Member& member = member_at(group_, progress.first_not_finite);
-      throw Failure{Code::kNonFinite, member.ordinal, progress.first_not_finite - member.begin};
+    if (const uint64_t found = progress->first_not_finite; found != kNone) {
+      const Member& member = member_at(group_, found);
+      throw Failure{Code::kNonFinite, member.ordinal, found - member.begin};
     }
-    if (progress.lacks_room == 0) break;
+    if (progress->lacks_room == 0) {
+      plan.n_sent = progress->n_sent;
+      plan.n_candidates = progress->n_found;
+      plan.has_candidates = plan.searches;
+      return {progress->n_sent, progress->quantizer, progress->check};
+    }
     plan.exactly = true;
     select();
+    recover_symbols(plan.stage, plan.symbols, plan.bits, plan.left);
   }
-  const uint64_t n = progress.n_sent + vector.size() + dense.size();
-  CodedNonzeros coded;
-  if (n > 0) {
-    static_assert(sizeof(SentSymbol) == sizeof(uint64_t));
-    plan.scans->order(plan.stage, plan.symbols, progress.n_sent, vector, dense, matrices,
-                      static_cast<SentSymbol*>(plan.lanes->room()));
-    coded = plan.lanes->encode(plan.stage, plan.scans->sent(), n, &*plan.scans);
+}
+
+ExactSquares MatrixEncoder::residual_squares(Changes* float64_changes) {
+  const MatrixPlan& plan = *plan_;
+  const AllSquares none;
+  void* const host = lease_.host_tables(sizeof none);
+  std::memcpy(host, &none, sizeof none);
+  lease_.copy_in(plan.squares, host, sizeof none);
+  sum_squares(plan.stage, plan.squares);
+  auto* const sums = static_cast<AllSquares*>(lease_.host_results(sizeof(AllSquares)));
+  lease_.copy_out(sums, plan.squares, sizeof(AllSquares));
+  lease_.wait();
+  if (sums->n_float64 > 0) {
+    *float64_changes = {sums->n_float64, member_at(group_, sums->first_float64).ordinal};
   }
-  return {progress.n_sent, progress.quantizer, progress.check, std::move(coded.tables),
-          std::move(coded.slices)};
+  return sums->squares;
+}
+
+ExactSquares MatrixEncoder::remaining(const ExactSquares& all) {
+  const MatrixPlan& plan = *plan_;
+  void* const host = lease_.host_tables(sizeof all);
+  std::memcpy(host, &all, sizeof all);
+  lease_.copy_in(&plan.squares->squares, host, sizeof all);
+  add_remaining(plan.stage, plan.symbols, &plan.squares->squares);
+  auto* const sums = static_cast<ExactSquares*>(lease_.host_results(sizeof(ExactSquares)));
+  lease_.copy_out(sums, &plan.squares->squares, sizeof(ExactSquares));
+  lease_.wait();
+  return *sums;
+}
+
+CodedNonzeros MatrixEncoder::code(SentSymbols vector, SentSymbols dense,
+                                  const MatrixShapes& matrices) {
+  MatrixPlan& plan = *plan_;
+  const uint64_t n = plan.n_sent + vector.size() + dense.size();
+  if (n == 0) return {};
+  static_assert(sizeof(SentSymbol) == sizeof(uint64_t));
+  plan.scans->order(plan.stage, plan.symbols, plan.n_sent, vector, dense, matrices,
+                    static_cast<SentSymbol*>(plan.lanes->room()));
+  return plan.lanes->encode(plan.stage, plan.scans->sent(), n, &*plan.scans);
 }
 
 void MatrixEncoder::write() { cuda::write(*plan_, group_); }

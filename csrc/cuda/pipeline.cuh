@@ -60,6 +60,13 @@ struct Progress {
   uint32_t lacks_room = 0;     // 1: candidates are too many, or too few
   uint32_t unsteady = 0;       // 1: the model was written to while it was read
 
+  // Of k candidates, or all that there are.
+  RESFED_HD void choose(uint64_t k) {
+    key = k == 0 ? kAllBits : 0;
+    known_bits = k == 0 || n_found <= k ? kAllBits : 0;
+    ties = k;
+  }
+
   // Whether there is a slice that could not be decoded: nobody has written its symbols.
   __device__ bool is_damaged() const { return bad_slice != kNone; }
 };
@@ -134,6 +141,8 @@ void estimate_threshold(const Stage& stage, const SamplePlan& plan, uint32_t* sa
 // The exact threshold of the k among all elements, k <= n_elems, for a collection of just these.
 void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks);
 void collect(const Stage& stage, Candidates candidates, const Wanted& wanted, Chunk* chunks);
+// Chooses again, among the candidates of a larger selection: the first digit is counted, too.
+void count_again(const Stage& stage, Candidates candidates);
 // `sums`: one for each of the n_blocks.
 void select_top(const Stage& stage, Candidates candidates, const StepRule& rule, Chunk* chunks,
                 ChunkSums* sums);
@@ -147,6 +156,16 @@ void write_elements(const Stage& stage);
 // And over them those of the sent ones.
 void write_sent(const Stage& stage, const SentSymbol* symbols, const uint64_t* bits,
                 const float* left);
+
+// Squares of the residuals of all elements, and how many of float64 changed.
+struct AllSquares {
+  ExactSquares squares;
+  uint64_t n_float64 = 0;
+  uint64_t first_float64 = kNone;  // of these
+};
+void sum_squares(const Stage& stage, AllSquares* sums);
+// Adds what sending the symbols makes of these squares, modulo 2^64.
+void add_remaining(const Stage& stage, const SentSymbol* symbols, ExactSquares* sums);
 
 // The lanes of a payload.
 struct LaneTables {

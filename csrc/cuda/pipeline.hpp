@@ -1,7 +1,6 @@
 // The matrices of a model, coded on the device. No CUDA headers.
 //
-// Calls of one object come in the order in which they stand here. What start() begins goes on while
-// the host codes the other groups.
+// What start() begins goes on while the host codes the other groups.
 #pragma once
 
 #include "cpu/encoder.hpp"
@@ -12,34 +11,45 @@ namespace resfed::cuda {
 struct MatrixPlan;  // addresses in the workspace, and what launches need
 struct Progress;
 
+struct CodedNonzeros {
+  std::vector<uint8_t> tables;
+  SliceViews slices;  // until the next call
+};
+
 class MatrixEncoder {
  public:
-  // `group` has device addresses and at least one element.
-  MatrixEncoder(WorkspaceLease& lease, const Group& group, const EncodeOptions& options);
+  // `group` has device addresses and at least one element. `others`: how many nonzeros of other
+  // groups there may be. With max_bytes or max_error elements may be selected several times.
+  MatrixEncoder(WorkspaceLease& lease, const Group& group, const EncodeOptions& options,
+                uint64_t most_others);
   ~MatrixEncoder();
 
-  void start(uint64_t most_others);  // nonzeros of other groups there may be at most
-
-  struct Result {
-    uint64_t k = 0;
+  void start(uint64_t k);  // to select the best k elements
+  struct Selected {
+    uint64_t k = 0;  // really sent
     Quantizer quantizer;
     uint32_t check = 0;
-    std::vector<uint8_t> tables;
-    SliceViews slices;  // until the workspace is leased again
   };
-  // With the nonzeros of the other groups behind the matrices'. Throws kNonFinite.
-  Result finish(SentSymbols vector, SentSymbols dense, const MatrixShapes& matrices);
+  Selected finish();  // throws kNonFinite
+
+  // Squares of all residuals, and of what remains of these behind a selection.
+  ExactSquares residual_squares(Changes* float64_changes);
+  ExactSquares remaining(const ExactSquares& all);
+
+  // With the nonzeros of the other groups behind the matrices'.
+  CodedNonzeros code(SentSymbols vector, SentSymbols dense, const MatrixShapes& matrices);
 
   void write();  // recovered tensors and feedback
 
  private:
   void prepare();
   void select();
+  void select_again();
   void begin(const Progress& progress);
 
   WorkspaceLease& lease_;
   const Group& group_;
-  const EncodeOptions& options_;
+  StepRule rule_;
   std::unique_ptr<MatrixPlan> plan_;
 };
 

@@ -174,10 +174,7 @@ __device__ void look_at_candidates(Candidates candidates, const Wanted& wanted,
     p.lacks_room = 1;
     p.n_found = 0;
   }
-  const bool none = wanted.k == 0 || p.lacks_room != 0;
-  p.key = none ? kAllBits : 0;
-  p.known_bits = none || wanted.exactly || n <= wanted.k ? kAllBits : 0;
-  p.ties = wanted.k;
+  p.choose(p.lacks_room != 0 ? 0 : wanted.k);
 }
 
 // The block that ends last also chooses the threshold's first digit.

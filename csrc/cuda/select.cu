@@ -204,6 +204,10 @@ void find_threshold(const Stage& stage, uint64_t k, Chunk* chunks) {
   launch(deal_all_ties, 1, kScanThreads, stream, chunks, group.n_chunks, k, progress);
 }
 
+void count_again(const Stage& stage, Candidates candidates) {
+  launch(count_digits, stage.n_blocks, kThreads, stage.stream, candidates, 0u, stage.progress);
+}
+
 void select_top(const Stage& stage, Candidates candidates, const StepRule& rule, Chunk* chunks,
                 ChunkSums* sums) {
   const auto& [group, progress, n_blocks, stream] = stage;

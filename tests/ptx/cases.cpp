@@ -340,6 +340,19 @@ void no_matrices() {
   model.options.k_vector = 20;
   check(model);
 }
+// Several selections, one after the other, among the same candidates and among more.
+void within_a_budget() {
+  Model model = all_roles();
+  model.options.k_matrix = model.options.k_vector = 0;
+  model.options.max_bytes = 600;
+  check(model);
+}
+void within_an_error() {
+  Model model = mixed({}, 100);
+  model.options.k_matrix = 0;
+  model.options.max_error = 0.7;
+  check(model);
+}
 // Few rows and columns with signs of their own, and blocks whose elements are sent together: scan
 // orders that leave out, turn around and flip, and lanes with blocks.
 void scans_and_blocks() {
@@ -584,6 +597,8 @@ constexpr Case kCases[] = {
     CASE(escapes),
     CASE(large_levels),
     CASE(lossless),
+    CASE(within_a_budget),
+    CASE(within_an_error),
     CASE(not_finite),
     CASE(no_memory),
     CASE(forged_over_zeros),
