@@ -1,10 +1,14 @@
 """What the codec costs Flower's strategies: accuracy with and without it.
 
     python -m benchmarks.integrations_flower_strategies [--seeds 0 1 2] [--only FedAvgM]
+    python -m benchmarks.integrations_flower_strategies --robust
 
 The training is that of the suite "servers": digits, a CNN of 9k parameters, ten clients with four
 classes each, 30 rounds. The strategies are Flower's own. All clients run in this process, behind a
 Grid that does to models what CodecGrid and CodecMod do.
+
+A strategy that compares clients element by element (a median) loses what few clients send. With
+``--robust`` clients of such strategies send every element, in about two bits.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ class Case(NamedTuple):
     Attributes:
         sparsity: Of both directions; None: no codec.
         up, down: Error feedback.
+        all_up: Whether clients send every element, in two bits.
         on_exact: Whether the strategy gets replies on its own model: that model plus the client's
             change of the one that it recovered. Otherwise it gets local models as decoded.
     """
@@ -68,6 +73,7 @@ class Case(NamedTuple):
     up: bool | None = None
     down: bool | None = None
     on_exact: bool = False
+    all_up: bool = False
 
 
 CASES = {
@@ -76,6 +82,12 @@ CASES = {
     "feedback up off": Case(up=False),
     "sparsity 0.9": Case(0.9),
     "on the exact model": Case(down=False, on_exact=True),
+}
+ROBUST = ("FedTrimmedAvg", "FedMedian", "Krum")
+ROBUST_CASES = {
+    "no codec": Case(None),
+    "every element up": Case(all_up=True),
+    "every element up, sparsity 0.9 down": Case(0.9, all_up=True),
 }
 
 
@@ -104,6 +116,8 @@ class Training(Grid):
         self.result: Any = None
         if case.sparsity is not None:
             up = rfc.CodecConfig(sparsity=case.sparsity, error_feedback=case.up)
+            if case.all_up:
+                up = rfc.CodecConfig(sparsity=0.0, bits=2)
             down = rfc.CodecConfig(sparsity=case.sparsity, error_feedback=case.down)
             self._server = rfc.ServerSession(self.first, up, down)
             self._clients = [rfc.ClientSession(self.first, up, down) for _ in self._shards]
@@ -203,13 +217,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=DIGITS.rounds)
     parser.add_argument("--only", nargs="+", choices=STRATEGIES, default=[*STRATEGIES])
+    parser.add_argument("--robust", action="store_true", help="robust strategies, all elements up")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    cases = ROBUST_CASES if args.robust else CASES
     rows = []
-    for name in args.only:
+    for name in ROBUST if args.robust else args.only:
         plain: list[float] = []
-        for label, case in CASES.items():
+        for label, case in cases.items():
             found = [train(name, case, seed, args.rounds) for seed in args.seeds]
             held = [statistics.mean(t.held[-5:]) for t in found]
             own = [statistics.mean(t.own[-5:]) for t in found]
@@ -244,7 +260,8 @@ def main() -> None:
         + ". On the exact model: the strategy gets its own model plus what clients changed of the"
         " one that they recovered, and downlinks have no feedback. CodecGrid does not do that."
     )
-    print(write_results("integrations_flower_strategies", "Flower's strategies", rows, note))
+    name = "integrations_flower_robust" if args.robust else "integrations_flower_strategies"
+    print(write_results(name, "Flower's strategies", rows, note))
 
 
 def _spread(values: list[float]) -> str:
