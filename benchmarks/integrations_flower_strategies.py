@@ -64,7 +64,7 @@ class Case(NamedTuple):
     Attributes:
         sparsity: Of both directions; None: no codec.
         up, down: Error feedback.
-        all_up: Whether clients send every element, in two bits.
+        all_up: Whether clients send every element, in two bits. With sparsity 0 all are sent anyway.
         on_exact: Whether the strategy gets replies on its own model: that model plus the client's
             change of the one that it recovered. Otherwise it gets local models as decoded.
     """
@@ -88,6 +88,7 @@ ROBUST_CASES = {
     "no codec": Case(None),
     "every element up": Case(all_up=True),
     "every element up, sparsity 0.9 down": Case(0.9, all_up=True),
+    "every element both ways, no feedback": Case(0.0, up=False, down=False),
 }
 
 
@@ -247,7 +248,7 @@ def main() -> None:
             )
             print(*rows[-1].values(), sep=" | ", flush=True)
     note = (
-        f"{args.rounds} rounds, seeds {args.seeds}; sparsity 0.99 but for the row with 0.9."
+        f"{args.rounds} rounds, seeds {args.seeds}; sparsity 0.99 where the row names none."
         " Accuracy: of the model that clients recover, mean of the last five rounds; mean and"
         " standard deviation over seeds. Cost: points less than without codec, seed by seed."
         " Strategy's own model: the accuracy of what it gives to send. Feedback down: with how many"
