@@ -64,7 +64,7 @@ class Case(NamedTuple):
     Attributes:
         sparsity: Of both directions; None: no codec.
         up, down: Error feedback.
-        all_up: Whether clients send every element, in two bits. With sparsity 0 all are sent anyway.
+        all_up: Whether clients send every element, in two bits.
         on_exact: Whether the strategy gets replies on its own model: that model plus the client's
             change of the one that it recovered. Otherwise it gets local models as decoded.
     """
@@ -260,6 +260,7 @@ def main() -> None:
         )
         + ". On the exact model: the strategy gets its own model plus what clients changed of the"
         " one that they recovered, and downlinks have no feedback. CodecGrid does not do that."
+        " Every element up: in two bits."
     )
     name = "integrations_flower_robust" if args.robust else "integrations_flower_strategies"
     print(write_results(name, "Flower's strategies", rows, note))
