@@ -49,8 +49,9 @@ build/emulated/installed: $(SOURCES) $(wildcard tests/emulator/*)
 		--config-settings=cmake.define.RESFED_WERROR=$(WERROR) .
 	touch $@
 
-# Runs the integrations in Flower's and NVFLARE's own engines, over loopback. The frameworks install
-# many packages, so they have their own environment. `make test` skips these tests.
+# Runs the integrations in Flower's and NVFLARE's own engines, over loopback, and on models of JAX and
+# Keras. The frameworks install many packages, so they have their own environment. `make test` skips
+# these tests.
 test-integration: .venv-integration/installed
 	.venv-integration/bin/python -m pytest tests/integration $(PYTEST_FLAGS)
 
@@ -100,7 +101,7 @@ format: .venv-test/installed
 .venv-integration/installed: $(SOURCES)
 	@test -d .venv-integration || $(PYTHON) -m venv .venv-integration
 	@.venv-integration/bin/python $(PIP_INSTALL) $(BUILD_SETTINGS) \
-		'.[flower,nvflare]' 'flwr[simulation]' hypothesis pytest scikit-learn
+		'.[flower,nvflare]' 'flwr[simulation]' flax hypothesis jax keras pytest scikit-learn
 	@touch $@
 
 # Builds the release: an sdist and, from it, a wheel without CUDA. Tests the wheel in an environment
