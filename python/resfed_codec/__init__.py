@@ -8,8 +8,8 @@ sparsified by top-k, quantized, and entropy coded with adaptive binary rANS::
     payload = rfc.encode(state, reference, sparsity=0.99)  # bytes
     recovered = rfc.decode(payload, reference)             # bitwise what the encoder recovers
 
-States are mappings from names to arrays, or sequences of arrays: NumPy, torch, or on a CUDA device
-any that speak DLPack, such as CuPy's and JAX's.
+States are mappings from names to arrays, sequences of arrays, or nested ones of both: of NumPy,
+torch, JAX or Keras, or on a CUDA device of any library that speaks DLPack, such as CuPy.
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ def test_layouts_that_differ(case: str) -> None:
     ids=str,
 )
 def test_tensors_of_the_wrong_type(value: Any) -> None:
-    with pytest.raises(TypeError, match="state: tensor 'w'"):
+    with pytest.raises(TypeError, match=r"state: tensor 'w(/0)?'"):
         rfc.encode({"w": value}, {"w": np.zeros(2, np.float32)})
-    with pytest.raises(TypeError, match="reference: tensor '0'"):
+    with pytest.raises(TypeError, match=r"reference: tensor '0(/0)?'"):
         rfc.encode([np.zeros(2, np.float32)], [value])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,28 +109,6 @@ STRANGE: dict[str, tuple[Callable[[], Any], str]] = {
 def test_torch(kind: str) -> None:
     make, advice = STRANGE[kind]
     refused(make(), advice)
-
-
-@pytest.fixture
-def mesh() -> Iterator[Any]:
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available():
-        pytest.skip("torch without distributed")
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        yield distributed.device_mesh.init_device_mesh("cpu", (1,))
-    finally:
-        distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("n_rows", [0, 4])
-def test_distributed(mesh: Any, n_rows: int) -> None:
-    tensor = pytest.importorskip("torch.distributed.tensor")
-    value = tensor.distribute_tensor(torch.ones(n_rows, 2), mesh, [tensor.Shard(0)])
-    refused(value, "is a DTensor, a part of which lies here; call full_tensor()")
-    full = {"w": value.full_tensor()}
-    assert torch.equal(rfc.decode(rfc.encode(full, full), full)["w"], full["w"])
 
 
 def test_subclasses_with_memory() -> None:

@@ -72,10 +72,11 @@ def encode(
     mapping.
 
     Args:
-        state: The model to send: a mapping from names to arrays, or a sequence of arrays. NumPy
-            arrays, torch tensors, or arrays on a CUDA device that speak DLPack, of any shape;
-            float16, bfloat16, float32, float64 (lossy); integers, bool, complex numbers, floats of
-            8 bits and fewer (lossless; docs/format.md has the list).
+        state: The model to send: a mapping from names to arrays, a sequence of arrays, or a nested
+            state (docs/integrations.md). NumPy or JAX arrays, torch tensors, Keras variables, or
+            arrays on a CUDA device that speak DLPack, of any shape; float16, bfloat16, float32,
+            float64 (lossy); integers, bool, complex numbers, floats of 8 bits and fewer (lossless;
+            docs/format.md has the list).
         reference: A model of the same names, shapes and dtypes that the receiver holds too, on the
             same device. If that is a CUDA device, the work is done there (docs/gpu.md).
         config: What to aim at; default ``CodecConfig()``.
@@ -233,9 +234,10 @@ def decode(payload: Payload, reference: State, *, out: Any = None) -> Any:
             arrays.
 
     Returns:
-        ``out`` if given, else a new state of ``reference``'s kind: a dict or a list, with the same
-        names in the same order, shapes, dtypes, device; torch where it was torch. On a CUDA device,
-        a :class:`DeviceArray` where it was neither torch nor CuPy. The caller owns it.
+        ``out`` if given, else a new state of ``reference``'s kind: a dict or a list, or nested as
+        it is, with the same names in the same order, shapes, dtypes, device; torch where it was
+        torch, JAX where it was JAX. On a CUDA device, a :class:`DeviceArray` where it was neither
+        torch nor CuPy. The caller owns it.
 
     Raises:
         PayloadError: The payload is damaged, truncated, or not of this codec.

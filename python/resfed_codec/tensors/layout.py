@@ -5,6 +5,7 @@ its digest is in every payload. Mappings are taken in the order of their sorted 
 ends that built their dictionaries in different orders still agree; sequences have the names "0",
 "1", ... in their own order, and a mapping with exactly these names is taken in that order too. So
 models of equal names always have one order, and what is paired by position is paired by name.
+Nested states have names with "/", see nesting.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ from resfed_codec.tensors.dtypes import (
     pattern_dtype,
     pattern_shape,
 )
+from resfed_codec.tensors.jax_arrays import (
+    JaxKind,
+    check_jax,
+    is_jax,
+    keras_value,
+    on_cuda,
+    read_jax,
+)
 from resfed_codec.tensors.memory import (
+    TORCH,
     Memory,
     Origin,
     SupportsDLPack,
@@ -42,10 +52,13 @@ from resfed_codec.tensors.memory import (
     publish,
     size_kept,
 )
+from resfed_codec.tensors.nesting import Flat, flattened, rebuilt, registered
 from resfed_codec.tensors.replaced import replaced_tensors
 from resfed_codec.tensors.torch_tensors import (
+    Shards,
     check_readable,
     is_torch,
+    local_shard,
     memory_of,
     plain_array,
     plain_torch,
@@ -120,11 +133,15 @@ def block_sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     return [size(shape) for shape in shapes]
 
 
+Kind: TypeAlias = "str | Shards | JaxKind | None"
+
+
 class View(NamedTuple):
     """One tensor of a state: what it is, its memory in C order, and where that came from.
 
     ``array`` shares memory with the tensor unless ``copied``. On the host it is a NumPy array, held
-    as dtypes.py says; ``origin`` is None there.
+    as dtypes.py says; ``origin`` is None there. ``kind`` is TORCH, or what makes a DTensor or a
+    JAX array; None for arrays of NumPy or of a device.
     """
 
     spec: TensorSpec
@@ -132,6 +149,7 @@ class View(NamedTuple):
     copied: bool
     origin: Origin | None
     writable: bool
+    kind: Kind = None
 
 
 def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
@@ -141,22 +159,34 @@ def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
     tensors lazily, or another thread changes it. A call that needs it twice works on this.
 
     Raises:
-        TypeError: ``state`` is neither a mapping from str to arrays nor a sequence of arrays.
+        TypeError: ``state`` is no mapping or sequence of arrays, nor a nested one.
+        ValueError: Two tensors of a nested state have one name.
     """
+    if type(state) is Flat:
+        return state
     if isinstance(state, Mapping):
         items = list(state.items())
+        tensors = dict(items)
+        flat = flattened(state, tensors, argument)
+        if flat is not None:
+            return flat
         if {type(name) for name, _ in items} == {str}:  # nearly always
-            return dict(items)
+            return tensors
         for name, _ in items:
             if not isinstance(name, str):
                 raise TypeError(f"{argument}: the name {name!r} must be a str")
         return {plain_text(name): value for name, value in items}
     if isinstance(state, Sequence) and not isinstance(state, (str, bytes, bytearray)):
-        return list(state)
-    raise TypeError(
-        f"{argument}: must be a mapping from names to arrays or a sequence of arrays,"
-        f" not {type(state).__name__}"
-    )
+        values = list(state)
+        flat = flattened(state, values, argument)
+        return values if flat is None else flat
+    flat = registered(state, argument)
+    if flat is None:
+        raise TypeError(
+            f"{argument}: must be a mapping from names to arrays, a sequence of arrays or a nested"
+            f" state, not {type(state).__name__}"
+        )
+    return flat
 
 
 def plain_text(text: str) -> str:
@@ -188,12 +218,12 @@ def view_of(name: str, value: Array, argument: str) -> View:
     """
     if not isinstance(value, (np.ndarray, np.generic)):
         if not is_torch(value):
-            return _view_on_device(name, value, f"{argument}: tensor {name!r}")
+            return _view_of_other(name, value, argument)
         found = plain_array(value)
         if found is None:
             return _view_of_torch(name, value, f"{argument}: tensor {name!r}")
         array, dtype = found
-        return View(TensorSpec(name, array.shape, dtype), array, False, None, True)
+        return View(TensorSpec(name, array.shape, dtype), array, False, None, True, TORCH)
     plain_type = type(value) is np.ndarray
     if not plain_type and isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -237,13 +267,26 @@ def _advice(dtype: np.dtype[Any]) -> str:
     return "convert to numbers first, or leave the tensor out"
 
 
-def _view_on_device(name: str, value: Any, where: str) -> View:
+def _view_of_other(name: str, value: Any, argument: str) -> View:
+    where = f"{argument}: tensor {name!r}"
+    if is_jax(value):
+        check_jax(value, where)
+        if not on_cuda(value):
+            values, kind = read_jax(value)
+            return view_of(name, values, argument)._replace(writable=False, kind=kind)
+    held = keras_value(value)
+    if held is not None:
+        return view_of(name, held, argument)
     origin = origin_of(value)
     if origin is None:
         raise TypeError(
-            f"{where}: must be a numpy.ndarray, a torch.Tensor or an array on a CUDA device that"
-            f" speaks DLPack, not {type(value).__name__}"
+            f"{where}: must be a numpy.ndarray, a torch.Tensor, a jax.Array, a keras.Variable or an"
+            f" array on a CUDA device that speaks DLPack, not {type(value).__name__}"
         )
+    return _view_on_device(name, value, origin, where)
+
+
+def _view_on_device(name: str, value: Any, origin: Origin, where: str) -> View:
     from resfed_codec.tensors import device
 
     array = device.array_of(value, origin, "", where)
@@ -254,6 +297,8 @@ def _view_on_device(name: str, value: Any, where: str) -> View:
 
 
 def _view_of_torch(name: str, value: Any, where: str) -> View:
+    value, shards = local_shard(value, where)
+    kind = shards or TORCH
     check_readable(value, where)
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in SUPPORTED:
@@ -267,8 +312,8 @@ def _view_of_torch(name: str, value: Any, where: str) -> View:
     if origin is not None:
         from resfed_codec.tensors import device
 
-        return View(spec, device.array_of(value, origin, dtype, where), copied, origin, True)
-    return View(spec, memory_of(value, dtype), copied, None, True)
+        return View(spec, device.array_of(value, origin, dtype, where), copied, origin, True, kind)
+    return View(spec, memory_of(value, dtype), copied, None, True, kind)
 
 
 def views_of(state: State, argument: str) -> list[View]:
@@ -359,17 +404,18 @@ class Layout:
         state = read_once(state, argument)
         views = views_of(state, argument) if views is None else views
         self.names = list(state) if isinstance(state, dict) else None
+        self.template = state.template if isinstance(state, Flat) else None
         self.specs = specs_of(views)
         self.digest = layout_digest(self.specs)
         self.device = device_of(views)
         self.origins = [view.origin for view in views]
+        self.kinds = [view.kind for view in views]
+        self.uses_torch = any(kind == TORCH or isinstance(kind, Shards) for kind in self.kinds)
         if isinstance(state, dict):
             state = [state[view.spec.name] for view in views]
-        self._torch = [is_torch(value) for value in state]
-        self.uses_torch = any(self._torch)
         self._dtypes: list[Any] = [
-            view.array.dtype if torch or view.origin else np.asarray(value).dtype
-            for view, torch, value in zip(views, self._torch, state, strict=True)
+            view.array.dtype if view.kind or view.origin else np.asarray(value).dtype
+            for view, value in zip(views, state, strict=True)
         ]
         self.n_bytes = sum(view.array.nbytes for view in views)
 
@@ -408,20 +454,27 @@ class Layout:
                 spec.name: self._array_of(i, model[i], read_only)
                 for i, spec in enumerate(self.specs)
             }
+        if self.template is not None:
+            return rebuilt(self.template, values)
         if self.names is None:
             return [values[spec.name] for spec in self.specs]
         return {name: values[name] for name in self.names}
 
     def _array_of(self, i: int, array: Memory, read_only: bool) -> Any:
-        origin, dtype = self.origins[i], self.specs[i].dtype
+        origin, kind, dtype = self.origins[i], self.kinds[i], self.specs[i].dtype
         if origin is not None:
             from resfed_codec.tensors import device
 
             assert isinstance(array, DeviceArray)
-            return device.value_of(array, origin, dtype)
+            value = device.value_of(array, origin, dtype)
+            return kind.tensor_of(value) if isinstance(kind, Shards) else value
         assert isinstance(array, np.ndarray)
-        if self._torch[i]:
+        if kind == TORCH:
             return tensor_over(array, dtype)
+        if isinstance(kind, Shards):
+            return kind.tensor_of(tensor_over(array, dtype))
+        if isinstance(kind, JaxKind):
+            return kind.array_of(from_patterns(array, kind.dtype, self.specs[i].shape))
         if array.dtype == self._dtypes[i] and not read_only:
             return array
         view = from_patterns(array, self._dtypes[i], self.specs[i].shape)

@@ -7,6 +7,7 @@ names tell, as frameworks give them. The encoder alone decides; payloads list wh
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,19 +108,27 @@ def buffer_names(module: Any) -> tuple[str, ...]:
     Buffers that never change, such as masks, cost nothing.
 
     Args:
-        module: A ``torch.nn.Module``. Its parameters and buffers are not read.
+        module: A ``torch.nn.Module``. Its parameters and buffers are not read. Or a Keras model of
+            which ``model.weights`` are sent.
 
     Returns:
         The names as in ``module.state_dict()``, in its order: those of persistent buffers of
         float16, bfloat16, float32 and float64. A name that a wrapper adds to (``module.``,
         ``_orig_mod.``) is as the wrapper gives it: ask the module whose ``state_dict()`` is sent.
+        Of a Keras model, the positions in ``model.weights`` of what is not trained.
 
     Raises:
-        TypeError: ``module`` is not a ``torch.nn.Module``.
+        TypeError: ``module`` is neither.
     """
+    keras_model = getattr(sys.modules.get("keras"), "Model", None)
+    if keras_model is not None and isinstance(module, keras_model):
+        weights = enumerate(module.weights)
+        return tuple(str(i) for i, w in weights if not w.trainable and w.dtype in LOSSY_DTYPES)
     torch = torch_module()
     if torch is None or not isinstance(module, torch.nn.Module):
-        raise TypeError(f"module: must be a torch.nn.Module, not {type(module).__name__}")
+        raise TypeError(
+            f"module: must be a torch.nn.Module or a Keras model, not {type(module).__name__}"
+        )
     buffers = dict(module.named_buffers(remove_duplicate=False))
     names = {_WRAPPER.sub(r"\1", name) for name in buffers}  # some hooks copy what is in buffers,
     same = {id(buffer) for buffer in buffers.values()}  # others rename it

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
 
@@ -158,6 +158,43 @@ def _numpy_dtypes(torch: Any) -> dict[Any, str]:
     return {getattr(torch, name): name for name in names if hasattr(torch, name)}
 
 
+class Shards(NamedTuple):
+    """Of which DTensor the tensor here is a part."""
+
+    mesh: Any
+    placements: tuple[Any, ...]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def tensor_of(self, local: Any) -> Any:
+        """The DTensor with this part here. In plain_torch()."""
+        kind = sys.modules["torch.distributed.tensor"].DTensor
+        size = torch_module().Size(self.shape)
+        return kind.from_local(
+            *(local, self.mesh, self.placements), run_check=False, shape=size, stride=self.stride
+        )
+
+
+def local_shard(value: Any, where: str) -> tuple[Any, Shards | None]:
+    """The part of a DTensor that lies here, and what it is a part of; None for other tensors.
+
+    Raises TypeError for one whose values are sums that have not been made yet. In plain_torch().
+    """
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if kind is None or not isinstance(value, kind):
+        return value, None
+    if any(placement.is_partial() for placement in value.placements):
+        raise TypeError(
+            f"{where}: is a DTensor of partial sums; call redistribute() first, with Replicate() or"
+            " Shard()"
+        )
+    local = value.to_local()
+    if hasattr(local, "wait"):  # of a collective that may be under way
+        local = local.wait()
+    shape, stride = tuple(value.shape), tuple(value.stride())
+    return local, Shards(value.device_mesh, tuple(value.placements), shape, stride)
+
+
 def check_readable(value: Any, where: str) -> None:
     """Raise TypeError, saying what to do, unless the tensor is values in memory. In plain_torch().
 
@@ -222,7 +259,6 @@ def _problem_of_memory(value: Any) -> str:
 
 
 _WRAPPERS = {
-    "DTensor": "is a DTensor, a part of which lies here; call full_tensor() first, on all ranks",
     "FakeTensor": "is a FakeTensor, which has no values; pass the real tensor",
     "NestedTensor": "is nested; pass its parts (unbind()) or call to_padded_tensor() first",
     "MaskedTensor": "is a MaskedTensor, and its mask would be lost; call to_tensor() first",
