@@ -43,6 +43,8 @@ from resfed_codec.integrations.nvflare import (
     ServerEncoder,
 )
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
 pytestmark = pytest.mark.integration
 
 Model = dict[str, np.ndarray]
@@ -106,9 +108,14 @@ def over_the_wire(shareable: Shareable) -> Shareable:
 
 
 class Job:
-    """A server and clients; the steps of an NVFLARE task."""
+    """A server and clients; the steps of an NVFLARE task.
 
-    def __init__(self, n_clients: int, **options: Any) -> None:
+    With ``differences``, results are of kind WEIGHT_DIFF; callers give and get models all the same.
+    """
+
+    def __init__(self, n_clients: int, *, differences: bool = False, **options: Any) -> None:
+        self.kind = DataKind.WEIGHT_DIFF if differences else DataKind.WEIGHTS
+        self.taken: dict[str, Model] = {}
         self.server = Site("server", ServerEncoder(**options), ServerDecoder())
         self.clients: dict[str, Site] = {}
         for i in range(1, n_clients + 1):
@@ -129,20 +136,27 @@ class Job:
         dxo = from_shareable(self.clients[name].task_data.process(over_the_wire(task), context))
         assert dxo.data_kind == DataKind.WEIGHTS
         model: Model = dxo.data
+        self.taken[name] = {key: array.copy() for key, array in model.items()}
         return model
 
     def reply(self, name: str, result: Shareable, task_id: str) -> Shareable:
         """The result as the client sends it to the server."""
         context = self.clients[name].context("server", task_id)
+        if self.kind == DataKind.WEIGHT_DIFF:
+            dxo, start = from_shareable(result), self.taken[name]
+            data = {key: array - start[key] for key, array in dxo.data.items()}
+            result = DXO(self.kind, data, dxo.meta).to_shareable()
         return make_copy(self.clients[name].task_result.process(make_copy(result), context))
 
     def accept(self, name: str, result: Shareable, task_id: str) -> Model:
         """The result as the controller receives it."""
         context = self.server.context(name, task_id)
         dxo = from_shareable(self.server.task_result.process(over_the_wire(result), context))
-        assert dxo.data_kind == DataKind.WEIGHTS
+        assert dxo.data_kind == self.kind
         assert dxo.meta["loss"] == 0.5
         model: Model = dxo.data
+        if self.kind == DataKind.WEIGHT_DIFF:
+            return {key: np.asarray(array + self.taken[name][key]) for key, array in model.items()}
         return model
 
 
@@ -157,8 +171,9 @@ def n_bytes(shareable: Shareable) -> int:
 FINE = {"sparsity": 0.0, "bits": 16}
 
 
-def test_models_arrive_in_both_directions() -> None:
-    job = Job(2, uplink=FINE, downlink=FINE)
+@pytest.mark.parametrize("differences", [False, True])
+def test_models_arrive_in_both_directions(differences: bool) -> None:
+    job = Job(2, differences=differences, uplink=FINE, downlink=FINE)
     model = first_model()
     for number in (1, 2, 3):
         task = shareable_of(model)
@@ -192,10 +207,13 @@ def test_rounds_after_the_keyframe_are_small() -> None:
     assert max(up for _, up in sizes) < whole / 20
 
 
-def test_repeated_tasks_and_results() -> None:
+@pytest.mark.parametrize("differences", [False, True])
+def test_repeated_tasks_and_results(differences: bool) -> None:
     """With error feedback, which must not count a result twice."""
     options = {"error_feedback": True}
-    job, twice = Job(1, uplink=options, downlink=options), Job(1, uplink=options, downlink=options)
+    job, twice = (
+        Job(1, differences=differences, uplink=options, downlink=options) for _ in range(2)
+    )
     model = first_model()
     for number in (1, 2, 3):
         task_id, task = str(number), shareable_of(model)
@@ -211,6 +229,80 @@ def test_repeated_tasks_and_results() -> None:
             for _ in range(2):
                 assert same(twice.accept("site-1", reply, task_id), recovered)
         model = recovered
+
+
+def test_a_difference_is_that_of_the_recovered_model() -> None:
+    """With error feedback, over several rounds: bit for bit what a WEIGHTS result recovers."""
+    whole, parts = Job(1), Job(1, differences=True)
+    for number in (1, 2, 3):
+        task, task_id = shareable_of(local_model(first_model(), number)), str(number)
+        held = [
+            j.take("site-1", j.assign("site-1", task, task_id), task_id) for j in (whole, parts)
+        ]
+        assert same(*held)
+        local = local_model(held[0], number)
+        moved = {name: array - held[0][name] for name, array in local.items()}
+        summed = {name: np.asarray(held[0][name] + array) for name, array in moved.items()}
+        reply = whole.reply("site-1", shareable_of(summed), task_id)
+        size = n_bytes(reply)
+        recovered = whole.accept("site-1", reply, task_id)
+        sent = parts.reply("site-1", shareable_of(local), task_id)
+        assert n_bytes(sent) == size
+        dxo = from_shareable(parts.server.task_result.process(sent, parts.server.context("site-1")))
+        assert same(dxo.data, {name: recovered[name] - held[0][name] for name in recovered})
+        weights = dxo.data["z.weight"]
+        assert (weights == 0).mean() > 0.95, "what was not sent is exactly zero"
+
+
+@pytest.mark.parametrize("kind", [DataKind.WEIGHTS, DataKind.WEIGHT_DIFF])
+def test_torch_tensors(kind: str) -> None:
+    """Of bfloat16, too, which NumPy does not know."""
+    torch = pytest.importorskip("torch")
+    job = Job(1, uplink=FINE, downlink=FINE)
+    first = {
+        "w": torch.randn(40, 30).bfloat16(),
+        "b": torch.zeros(30),
+        "n": torch.tensor(3),
+    }
+    for number in (1, 2):
+        task_id = str(number)
+        task = DXO(DataKind.WEIGHTS, first, {"loss": 0.5}).to_shareable()
+        job.taken.clear()
+        client, server = job.clients["site-1"], job.server
+        sent = over_the_wire(job.assign("site-1", task, task_id))
+        held = from_shareable(
+            client.task_data.process(sent, client.context("server", task_id))
+        ).data
+        local = {name: tensor + 1 for name, tensor in held.items()}
+        start = held if kind == DataKind.WEIGHT_DIFF else dict.fromkeys(held, 0)
+        data = {name: tensor - start[name] for name, tensor in local.items()}
+        reply = client.task_result.process(
+            DXO(kind, data).to_shareable(), client.context("server", task_id)
+        )
+        context = server.context("site-1", task_id)
+        dxo = from_shareable(server.task_result.process(over_the_wire(reply), context))
+        assert dxo.data_kind == kind
+        for name, tensor in first.items():
+            assert held[name].dtype == dxo.data[name].dtype == tensor.dtype
+            assert torch.allclose(held[name].float(), tensor.float(), atol=0.02)
+            assert torch.allclose(dxo.data[name].float(), data[name].float(), atol=0.05)
+        first = {
+            name: tensor + 0.5 if tensor.is_floating_point() else tensor + 1
+            for name, tensor in local.items()
+        }
+
+
+def test_numpy_arrays_of_bfloat16() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    job = Job(1, differences=True, uplink=FINE, downlink=FINE)
+    model = {"w": np.arange(12).reshape(3, 4).astype(ml_dtypes.bfloat16)}
+    held = job.take("site-1", job.assign("site-1", shareable_of(model), "1"), "1")
+    assert same(held, model)
+    reply = job.reply("site-1", shareable_of({"w": held["w"] + held["w"]}), "1")
+    recovered = job.accept("site-1", reply, "1")
+    np.testing.assert_allclose(
+        recovered["w"].astype(float), 2 * model["w"].astype(float), rtol=0.02
+    )
 
 
 def test_nothing_is_changed_in_place() -> None:
@@ -236,10 +328,12 @@ def test_nothing_is_changed_in_place() -> None:
 EVENTS = ["", "task lost", "task twice", "result lost", "result twice", "restarted", "old result"]
 
 
-@pytest.mark.parametrize("rule", ["global", "res1"])
+@pytest.mark.parametrize(
+    ("rule", "differences"), [("global", False), ("res1", False), ("global", True)]
+)
 @given(plan=st.lists(st.tuples(*[st.sampled_from(EVENTS)] * 2), max_size=6))
-def test_every_task_is_decoded_despite_faults(rule: str, plan: Any) -> None:
-    job = Job(2, uplink={"predictor": rule})
+def test_every_task_is_decoded_despite_faults(rule: str, differences: bool, plan: Any) -> None:
+    job = Job(2, differences=differences, uplink={"predictor": rule})
     model = first_model()
     old: dict[str, tuple[str, Shareable]] = {}
     for number, events in enumerate([*plan, ("", ""), ("", "")], 1):
@@ -314,7 +408,7 @@ def test_other_data_is_unchanged() -> None:
         (DataKind.WEIGHTS, other),
         (DataKind.WEIGHTS, {"text": "no array"}),
         (DataKind.METRICS, {"accuracy": 0.5}),
-        (DataKind.WEIGHT_DIFF, first_model()),
+        (DataKind.WEIGHT_DIFF, {"gradient": np.ones(3, np.float32)}),
         (DataKind.APP_DEFINED, {"anything": 1}),
     ]:
         task = DXO(kind, data).to_shareable()
@@ -346,16 +440,10 @@ def repeated(component: Any, site: Site, kind: str, data: Any) -> None:
 
 
 UNCOMPRESSED = {
-    "kind": (
-        DataKind.WEIGHT_DIFF,
-        first_model(),
-        "its kind is WEIGHT_DIFF; the codec encodes WEIGHTS, which clients with"
-        " params_transfer_type=FULL send",
-    ),
     "no array": (
         DataKind.WEIGHTS,
         {**first_model(), "a.bias": [0.0] * 30},
-        "'a.bias' is a list; the codec encodes NumPy arrays",
+        "'a.bias' is a list; the codec encodes NumPy arrays and torch tensors",
     ),
     "layout": (
         DataKind.WEIGHTS,
@@ -374,6 +462,19 @@ def test_models_that_travel_uncompressed(kind: str, data: Any, why: str, warned:
     assert warned() == [f"a task is sent uncompressed: {why}"]
     repeated(client.task_result, client, kind, data)
     assert warned()[1:] == [f"a result is sent uncompressed: {why}"]
+
+
+def test_differences_that_travel_uncompressed(warned: Any) -> None:
+    job, model = Job(1), {"mask": np.ones(3, bool)}
+    client = job.clients["site-1"]
+    job.take("site-1", job.assign("site-1", shareable_of(model), "1"), "1")
+    repeated(job.server.task_data, job.server, DataKind.WEIGHT_DIFF, first_model())
+    repeated(client.task_result, client, DataKind.WEIGHT_DIFF, {"mask": np.zeros(3, bool)})
+    assert warned() == [
+        "a task is sent uncompressed: its kind is WEIGHT_DIFF; the codec encodes only WEIGHTS"
+        " there",
+        "a result is sent uncompressed: tensor 'mask' is bool, of which there are no differences",
+    ]
 
 
 def test_missing_filters(warned: Any) -> None:
@@ -461,22 +562,27 @@ def in_one_process(n_rounds: int) -> Model:
     return model
 
 
-def test_simulator(tmp_path: Path) -> None:
-    """The example equals one process bit for bit, although its clients lose their state once."""
-    job = Path(__file__).parent / "restarting_clients.py"
+def simulated(job: Path, folder: Path, *options: str) -> None:
+    """Run a job's script, which has to succeed."""
     process = subprocess.Popen(
-        [sys.executable, job, tmp_path, "--rounds", "3"],
+        [sys.executable, job, folder, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         start_new_session=True,
     )
     try:
-        assert process.wait(200) == 0
+        assert process.wait(400) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
+
+
+def test_simulator(tmp_path: Path) -> None:
+    """The example equals one process bit for bit, although its clients lose their state once."""
+    job = Path(__file__).parent / "restarting_clients.py"
+    simulated(job, tmp_path, "--rounds", "3")
     with np.load(tmp_path / "server" / "simulate_job" / "model.npz") as saved:
         final = {name: saved[name] for name in saved.files}
     with threadpool_limits(1, "blas"):
@@ -498,3 +604,58 @@ def test_simulator(tmp_path: Path) -> None:
     lines = re.findall(r"resfed_codec: global model (\d): .*, (\d) keyframes, feedback up", server)
     assert lines == [("1", "2"), ("2", "2"), ("3", "0")]
     assert not any("uncompressed" in log for log in (server, *clients))
+
+
+def differences_in_one_process(dtype: str, orders: list[list[int]]) -> Any:
+    """The recipe's job in one process, with NVFLARE's averaging.
+
+    The mean of torch tensors depends on the order of results, ``orders`` of clients by round.
+    """
+    import torch
+
+    import net as recipe_task
+
+    net = recipe_task.Net(dtype)
+    model = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    server, clients = rfc.ServerSession(model), [rfc.ClientSession(model) for _ in range(2)]
+    for number, order in enumerate(orders, 1):
+        server.update(model)
+        total = WeightedAggregationHelper()
+        for i in order:
+            client = clients[i]
+            images, labels, _, _ = recipe_task.load_data(i, 2)
+            held = client.receive(server.send(i))
+            net.load_state_dict(held)
+            recipe_task.train(net, images, labels, 1000 * number + i)
+            trained = net.state_dict()
+            local = {name: held[name] + (trained[name] - held[name]) for name in held}
+            recovered = server.receive(i, client.send(local))
+            moved = {name: recovered[name] - held[name] for name in held}
+            total.add(moved, len(labels), f"site-{i + 1}", number)
+        moves = total.get_result()
+        model = {name: tensor + moves[name] for name, tensor in model.items()}
+    assert {tensor.dtype for tensor in model.values()} == {getattr(torch, dtype)}
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_simulator_with_a_recipe(tmp_path: Path, dtype: str) -> None:
+    """Torch tensors and differences: the model is that of one process, bit for bit."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    simulated(EXAMPLES / "nvflare_recipe" / "job.py", tmp_path, "--rounds", "4", "--dtype", dtype)
+    server = tmp_path / "digits" / "server" / "simulate_job"
+    logs = [path.read_text() for path in (tmp_path / "digits").rglob("log.txt")]
+    lines = [line for log in logs for line in log.splitlines() if "resfed_codec: " in line]
+    sizes = [int(n) for n in re.findall(r"sent (\d+) bytes instead of", "\n".join(lines))]
+    assert len(sizes) == 8
+    assert max(sizes) * 100 < 4 * 22510
+    assert not any("uncompressed" in log for log in logs)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    firsts = re.findall(r"peer=site-(\d).* - Aggregated 1/2 results", "\n".join(logs))
+    assert len(firsts) == 4
+    orders = [[0, 1] if first == "1" else [1, 0] for first in firsts]
+    expected = differences_in_one_process(dtype, orders)
+    torch.set_num_threads(n_threads)
+    final = torch.load(server / "app_server" / "FL_global_model.pt")["model"]
+    assert {n: t.tolist() for n, t in final.items()} == {n: t.tolist() for n, t in expected.items()}

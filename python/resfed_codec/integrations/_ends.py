@@ -23,6 +23,7 @@ from resfed_codec._native import MAX_MANTISSA_BITS
 from resfed_codec.codec.keyframe import decode_keyframe, encode_keyframe
 from resfed_codec.codec.numbers import checked_integer
 from resfed_codec.config import CodecConfig, check_config
+from resfed_codec.integrations._arrays import empty_like
 from resfed_codec.integrations._setup import (
     Model,
     Setup,
@@ -179,7 +180,7 @@ class ServerEnd:
         """Whether a model has a tensor of the same name as the first model."""
         return any(map(self.is_tensor, model))
 
-    def difference(self, model: Mapping[str, NDArray[Any]]) -> str:
+    def difference(self, model: Mapping[str, Any]) -> str:
         """The first tensor in which a model differs from the first one; empty if in none."""
         return difference(model, self._setup.like)
 
@@ -194,7 +195,7 @@ class ServerEnd:
             raise RuntimeError("session: there is none before the first model is sent")
         return self._session
 
-    def update(self, model: Mapping[str, NDArray[Any]], *, partial: bool = False) -> bool:
+    def update(self, model: Mapping[str, Any], *, partial: bool = False) -> bool:
         """Set the global model; False if its names or shapes differ from the first one's.
 
         With ``partial`` it may lack tensors; they stay as they are.
@@ -214,14 +215,14 @@ class ServerEnd:
             self._tensors = write_names(fitted, like)
         return True
 
-    def _begin(self, model: Mapping[str, NDArray[Any]]) -> None:
+    def _begin(self, model: Mapping[str, Any]) -> None:
         if self._initial_bits is not None:
             rounded = encode_keyframe(model, mantissa_bits=self._initial_bits)
             model = decode_keyframe(rounded, model)
         run = secrets.token_hex(8)
         session = self._new_session(model, self._uplink, run)
         session.update(model)  # a keyframe must be newer than a client's zeros
-        like = {name: np.empty_like(array) for name, array in model.items()}
+        like = {name: empty_like(array) for name, array in model.items()}
         self._session, self._setup = session, self._setup._replace(like=like, run=run)
 
     def _new_session(

@@ -12,14 +12,16 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import PayloadError
+from resfed_codec.integrations._arrays import cast, described, is_array, zeros
 from resfed_codec.session.client import ClientSession
 from resfed_codec.stream.predictor import AdaptivePredictor, LinearPredictor
 
-Model: TypeAlias = "dict[str, NDArray[Any]]"
+Model: TypeAlias = "dict[str, Any]"
+"""NumPy arrays or torch tensors by name."""
+
 Initial: TypeAlias = "Callable[[], Mapping[str, Any]]"
 
 _DEFAULT = asdict(CodecConfig())
@@ -44,7 +46,7 @@ class Setup(NamedTuple):
     def written(self) -> bytes:
         return json.dumps(
             {
-                "tensors": [[n, a.dtype.name, a.shape] for n, a in self.like.items()],
+                "tensors": [described(name, array) for name, array in self.like.items()],
                 "uplink": _plain(self.uplink),
                 "downlink": _plain(self.downlink),
                 "run": self.run,
@@ -58,7 +60,7 @@ class Setup(NamedTuple):
         """The setup in what :meth:`written` returned; raises some exception for anything else."""
         saved = json.loads(setup)
         return cls(
-            {name: np.zeros(shape, dtype) for name, dtype, shape in saved["tensors"]},
+            {tensor[0]: zeros(tensor) for tensor in saved["tensors"]},
             _config(saved["uplink"]),
             _config(saved["downlink"]),
             saved["run"],
@@ -83,7 +85,7 @@ class Setup(NamedTuple):
         """
         model = self.like
         if initial is not None and self.shares_initial:
-            given = {name: np.asarray(value) for name, value in initial().items()}
+            given = {n: v if is_array(v) else np.asarray(v) for n, v in initial().items()}
             fitted = fit(given, model)
             if fitted is None:
                 where = difference(given, model)
@@ -119,7 +121,7 @@ def check_fixed(config: CodecConfig, first: CodecConfig) -> None:
             )
 
 
-def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]]) -> str:
+def difference(model: Mapping[str, Any], like: Mapping[str, Any]) -> str:
     """The first tensor in which names or shapes differ; empty if in none."""
     for name, array in like.items():
         if name not in model:
@@ -132,7 +134,7 @@ def difference(model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any
 
 
 def fit(
-    model: Mapping[str, NDArray[Any]], like: Mapping[str, NDArray[Any]], *, partial: bool = False
+    model: Mapping[str, Any], like: Mapping[str, Any], *, partial: bool = False
 ) -> Model | None:
     """``model`` with the dtypes of ``like``; None if names or shapes differ.
 
@@ -143,7 +145,7 @@ def fit(
         like = {name: array for name, array in like.items() if name in model}
     if not like or difference(model, like):
         return None
-    return {name: _cast(model[name], like[name].dtype) for name in like}
+    return {name: cast(model[name], like[name]) for name in like}
 
 
 def write_names(names: Collection[str], like: Mapping[str, Any]) -> bytes:
@@ -166,12 +168,6 @@ def part_of(model: Model, names: bytes) -> Model:
         for (name, array), is_held in zip(model.items(), bits[:n], strict=True)
         if is_held
     }
-
-
-def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if array.dtype.kind == "f" and dtype.kind in "iu":
-        array = np.rint(array)
-    return array.astype(dtype, copy=False)
 
 
 def _plain(config: CodecConfig) -> dict[str, Any]:

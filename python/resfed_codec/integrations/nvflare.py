@@ -5,9 +5,13 @@
     job.to_clients(ClientEncoder(), filter_type=FilterType.TASK_RESULT, tasks=["train"])
     job.to_server(ServerDecoder(), filter_type=FilterType.TASK_RESULT, tasks=["train"])
 
-Models are DXOs of kind WEIGHTS with NumPy arrays; everything else is sent unchanged. A task or a
-result that is sent twice gives the same output twice, and no filter changes its input. If a client
-refuses a message, it asks the server for what it lacks by an auxiliary message, so no task is lost.
+Tasks are DXOs of kind WEIGHTS, results of kind WEIGHTS or WEIGHT_DIFF, with NumPy arrays or torch
+tensors; everything else is sent unchanged. A task or a result that is sent twice gives the same
+output twice, and no filter changes its input. If a client refuses a message, it asks the server for
+what it lacks by an auxiliary message, so no task is lost.
+
+Of a WEIGHT_DIFF, the client encodes the model that it was made from, which is the one received plus
+the difference, and the server makes the difference between that and the same received model.
 """
 
 from __future__ import annotations
@@ -15,9 +19,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 try:
     from nvflare.apis.dxo import DXO, DataKind, MetaKey
@@ -33,6 +34,7 @@ except ImportError as error:
 
 from resfed_codec.config import CodecConfig
 from resfed_codec.errors import StateMismatchError
+from resfed_codec.integrations._arrays import copied, empty_like, is_array, same
 from resfed_codec.integrations._ends import MESSAGE, NOTHING_HELD, REQUEST, SETUP, Parcel, ServerEnd
 from resfed_codec.integrations._setup import Model, difference, fit, read_setup
 from resfed_codec.session.client import ClientSession
@@ -44,6 +46,9 @@ TOPIC = "resfed_codec.request"
 REQUEST_SECONDS = 60.0
 MAX_REQUESTS = 3
 PARCEL = "parcel"
+
+DIFFERENCE = "resfed.difference"
+"""In a result's parcel if the result was a WEIGHT_DIFF."""
 
 _making_an_end = threading.Lock()
 
@@ -115,7 +120,7 @@ class ServerEncoder(_Filter):
         Raises:
             TypeError, ValueError: As :meth:`~resfed_codec.ServerSession.update`.
         """
-        why, cause = _obstacle(dxo), dxo.data_kind
+        why, cause = _obstacle(dxo, DataKind.WEIGHTS), dxo.data_kind
         if not why:
             server = _end_of(fl_ctx, self._new_end)
             sent, line = server.send(_peer_of(fl_ctx), dxo.data)
@@ -160,10 +165,11 @@ class ClientEncoder(_Filter):
         Raises:
             TypeError, ValueError: As :meth:`~resfed_codec.ClientSession.send`.
         """
-        why, cause = _obstacle(dxo), dxo.data_kind
+        why, cause = _obstacle(dxo, DataKind.WEIGHTS, DataKind.WEIGHT_DIFF), dxo.data_kind
         if not why:
             task_id = fl_ctx.get_prop(FLContextKey.TASK_ID)
-            sent = _end_of(fl_ctx, _Client).send(task_id, dxo.data)
+            is_diff = dxo.data_kind == DataKind.WEIGHT_DIFF
+            sent = _end_of(fl_ctx, _Client).send(task_id, dxo.data, is_diff=is_diff)
             if isinstance(sent, dict):
                 self._log(fl_ctx, f"sent {_sizes(_size(sent), dxo.data)}")
                 return _like(dxo, DataKind.APP_DEFINED, sent)
@@ -176,7 +182,7 @@ class ServerDecoder(_Filter):
     """Server, task results: decodes the local model."""
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
-        """The DXO with the recovered model.
+        """The DXO with the recovered model, or difference.
 
         Raises:
             CodecError: As :meth:`~resfed_codec.ServerSession.receive`, for a result older than the
@@ -191,7 +197,8 @@ class ServerDecoder(_Filter):
             )
             return None
         model = _end_of(fl_ctx, _no_encoder).receive(_peer_of(fl_ctx), dxo.data)
-        return _like(dxo, DataKind.WEIGHTS, model)
+        kind = DataKind.WEIGHT_DIFF if DIFFERENCE in dxo.data else DataKind.WEIGHTS
+        return _like(dxo, kind, model)
 
 
 class _Server:
@@ -209,7 +216,7 @@ class _Server:
                 line = self._end.end_round()
                 if not self._end.update(model):
                     return self._end.difference(model), line
-                self._current = {name: array.copy() for name, array in model.items()}
+                self._current = {name: copied(array) for name, array in model.items()}
             return self._end.send(client), line
 
     def end_round(self) -> str:
@@ -217,8 +224,13 @@ class _Server:
             return self._end.end_round()
 
     def receive(self, client: str, parcel: Parcel) -> Model | None:
+        """The local model, or what was added to the received one."""
         with self._lock:
-            return self._end.receive(client, parcel)
+            if DIFFERENCE not in parcel:
+                return self._end.receive(client, parcel)
+            start = self._end.session._trained_from(client, parcel[MESSAGE])
+            model = self._end.receive(client, parcel)
+            return model and {name: model[name] - start[name] for name in model}
 
     def answer(self, client: str, request: bytes) -> Parcel:
         with self._lock:
@@ -257,21 +269,34 @@ class _Client:
         model: Model = session.receive(parcel[MESSAGE])
         if session is not self._session:
             self._session, self._setup, self._sent = session, setup, None
-        self._like = {name: np.empty_like(array) for name, array in model.items()}
+        self._like = {name: empty_like(array) for name, array in model.items()}
         return model
 
-    def send(self, task_id: str, model: Model) -> Parcel | str:
-        """The parcel, or why there is none."""
+    def send(self, task_id: str, model: Model, *, is_diff: bool = False) -> Parcel | str:
+        """The parcel of a model, or of what is to be added to the received one; or why there is
+        none."""
         with self._lock:
             if self._session is None:
                 return "no ClientDecoder has decoded a task before"
             if self._sent is not None and self._sent[0] == task_id:
                 return self._sent[1]
+            why = difference(model, self._like)
+            if why:
+                return why
+            if is_diff:
+                truths = [name for name, array in self._like.items() if "bool" in str(array.dtype)]
+                if truths:
+                    return f"tensor {truths[0]!r} is bool, of which there are no differences"
+                start = self._session.state
+                model = {name: start[name] + model[name] for name in start}
             fitted = fit(model, self._like)
             if fitted is None:
-                return difference(model, self._like)
-            self._sent = task_id, {MESSAGE: self._session.send(fitted)}
-            return self._sent[1]
+                return "it has no tensors"
+            parcel = {MESSAGE: self._session.send(fitted)}
+            if is_diff:
+                parcel[DIFFERENCE] = b""
+            self._sent = task_id, parcel
+            return parcel
 
 
 def _end_of(fl_ctx: FLContext, make: Callable[[], Any]) -> Any:
@@ -312,31 +337,21 @@ def _config(name: str, fields: dict[str, Any] | None) -> CodecConfig:
     return CodecConfig(**fields or {})
 
 
-def _obstacle(dxo: DXO) -> str:
+def _obstacle(dxo: DXO, *kinds: Any) -> str:
     """Why the codec does not encode a DXO; empty if it does."""
-    if dxo.data_kind != DataKind.WEIGHTS:
-        return (
-            "its kind is WEIGHT_DIFF; the codec encodes WEIGHTS, which clients with"
-            " params_transfer_type=FULL send"
-        )
+    if dxo.data_kind not in kinds:
+        kind = getattr(dxo.data_kind, "value", dxo.data_kind)  # an enum's, or a str
+        return f"its kind is {kind}; the codec encodes only {kinds[0].value} there"
     for name, value in dxo.data.items():
-        if not isinstance(value, (np.ndarray, np.generic)):
-            return f"{name!r} is a {type(value).__name__}; the codec encodes NumPy arrays"
+        if not is_array(value):
+            kind = type(value).__name__
+            return f"{name!r} is a {kind}; the codec encodes NumPy arrays and torch tensors"
     return ""
 
 
 def _same(a: Model, b: Model) -> bool:
     """Whether two models are bitwise equal."""
-    return a.keys() == b.keys() and all(
-        a[name].dtype == b[name].dtype
-        and a[name].shape == b[name].shape
-        and np.array_equal(_bytes_of(a[name]), _bytes_of(b[name]))
-        for name in a
-    )
-
-
-def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
 
 
 def _size(parcel: Parcel) -> int:

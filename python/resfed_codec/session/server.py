@@ -417,6 +417,23 @@ class ServerSession(ServerBase[StateT]):
         versions = self._downlink.versions(self._state, client)
         return open_uplink(uplink, content, client, versions)
 
+    @synchronized
+    def _trained_from(self, client_id: ClientId, payload: Payload) -> StateT:
+        """The global model that the client held when it sent ``payload``, for the integrations.
+
+        Raises as :meth:`receive`.
+        """
+        uplink = parse_uplink(as_bytes(payload, UPDATE, MESSAGE), self._identity)
+        client = self._client(client_id)
+        known = self._open(client, uplink, content_of(uplink, self._layout)).known
+        held = self._downlink.versions(self._state, client).get(known.version)
+        if held is None or held.digest != known.digest:
+            raise StateMismatchError(
+                f"payload: trained from global model {known.version}, which is not held here"
+            )
+        model: StateT = self._layout.state_of(self._layout.copy_of(model_of(held)))
+        return model
+
     def _request(self, client: ClientRecord, refused: bytes) -> bytes:
         newest = self._downlink.newest(self._state, client)
         request = self._message(client)._replace(
