@@ -122,6 +122,17 @@ def test_values_that_are_not_finite_are_only_an_error(rng: np.random.Generator) 
     rfc.encode(*pair(rng, x=(np.float64(3e38), np.float64(-3e37))))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_tied_tensors(way: Callable[..., None], rng: np.random.Generator) -> None:
+    state, reference = pair(rng)
+    way({**state, "head": state["w1"] + np.float32(0)}, {**reference, "head": reference["w1"]})
+    with pytest.warns(UserWarning, match="tensors 'head' and 'w1' are one memory") as found:
+        way({**state, "head": state["w1"]}, {**reference, "head": reference["w1"]})
+    assert len(found) == 1
+    rows = {"a": state["w0"][:10], "b": state["w0"][:20], "c": state["w0"][:10, 0]}
+    way(rows, {name: array - np.float32(0.01) for name, array in rows.items()})
+
+
 def test_a_line_of_a_program_is_told_once(rng: np.random.Generator) -> None:
     """Sessions look at their first payloads only."""
     models = pair(rng, n=(np.float32(0), np.float32(78)))

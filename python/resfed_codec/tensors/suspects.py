@@ -1,4 +1,4 @@
-"""A warning of tensors that look replaced in each round, or an optimizer's, and are not named so.
+"""Warnings: of tensors that look replaced in each round, or an optimizer's; of tied ones.
 
 By default the codec adds a few large residuals to a tensor in each round. A tensor that a round
 replaces has by far the largest ones, so nearly all that is sent goes to it.
@@ -47,7 +47,11 @@ def warn_of_suspects(
     state: Sequence[Memory],
     reference: Sequence[Memory],
 ) -> None:
-    """Warn of tensors in the common budget that do not look like parameters; on the host only."""
+    """Warn of tensors in the common budget that do not look like parameters; on the host only.
+
+    And of tensors that are one memory, for each is sent.
+    """
+    warn_of_tied(specs, state)
     budget = [i for i, role in enumerate(roles) if role in (Role.MATRIX, Role.VECTOR)]
     names = [specs[i].name for i in budget if _OPTIMIZER.search(specs[i].name)]
     if names:
@@ -78,6 +82,22 @@ def warn_of_suspects(
             " will be sent. Name it: in dense, what each round replaces; in exclude, what must be"
             " exact"
         )
+
+
+def warn_of_tied(specs: Sequence[TensorSpec], state: Sequence[Memory]) -> None:
+    """Warn of a tensor of several rows that another one is, too."""
+    first: dict[tuple[int, int], str] = {}
+    for spec, memory in zip(specs, state, strict=True):
+        if not isinstance(memory, np.ndarray) or len(spec.shape) < 2 or memory.size == 0:
+            continue
+        where = memory.__array_interface__["data"][0], memory.nbytes
+        other = first.setdefault(where, spec.name)
+        if other != spec.name:
+            warn(
+                f"tensors {other!r} and {spec.name!r} are one memory, and each is sent. Leave one"
+                " out at both ends (docs/guide.md, tied weights)"
+            )
+            return
 
 
 def _sizes(base: NDArray[Any], new: NDArray[Any]) -> tuple[float, float]:
