@@ -40,6 +40,14 @@ def one_update(arrays: Arrays, tensors: Tensors, listed: list[torch.Tensor]) -> 
     assert_type(rfc.decode(payload, arrays, out=tensors), Tensors)
 
 
+def nested(layers: dict[str, Arrays], listed: list[Tensors]) -> None:
+    assert_type(rfc.decode(b"", layers), dict[str, Arrays])
+    assert_type(rfc.Encoder(listed, sparsity=0.5).state, list[Tensors])
+    assert_type(rfc.ServerSession(layers).receive("ada", b""), dict[str, Arrays])
+    rfc.encode(layers, (layers, listed))
+    rfc.encode([3.5], layers)  # type: ignore[list-item]
+
+
 def streams(arrays: Arrays, listed: list[torch.Tensor]) -> None:
     encoder, decoder = rfc.Encoder(arrays), rfc.Decoder(listed, run="a")
     assert_type(encoder.state, Arrays)

@@ -69,9 +69,12 @@ if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = "NDArray[Any] | torch.Tensor | SupportsDLPack"
-State: TypeAlias = "Mapping[str, Array] | Sequence[Array]"
+Branch: TypeAlias = "Mapping[Any, Any] | list[Any] | tuple[Any, ...]"
+"""A part of a nested state."""
 
-ArrayT = TypeVar("ArrayT", bound="Array")
+State: TypeAlias = "Mapping[str, Array | Branch] | Sequence[Array | Branch]"
+
+ArrayT = TypeVar("ArrayT", bound="Array | Branch")
 Out: TypeAlias = "MutableMapping[str, Any] | Sequence[Any]"
 OutT = TypeVar("OutT", bound=Out)
 if TYPE_CHECKING:
@@ -165,7 +168,7 @@ def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
     if type(state) is Flat:
         return state
     if isinstance(state, Mapping):
-        items = list(state.items())
+        items: list[tuple[str, Any]] = list(state.items())
         tensors = dict(items)
         flat = flattened(state, tensors, argument)
         if flat is not None:
@@ -177,7 +180,7 @@ def read_once(state: State, argument: str) -> dict[str, Array] | list[Array]:
                 raise TypeError(f"{argument}: the name {name!r} must be a str")
         return {plain_text(name): value for name, value in items}
     if isinstance(state, Sequence) and not isinstance(state, (str, bytes, bytearray)):
-        values = list(state)
+        values: list[Any] = list(state)
         flat = flattened(state, values, argument)
         return values if flat is None else flat
     flat = registered(state, argument)
