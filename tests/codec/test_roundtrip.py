@@ -116,6 +116,7 @@ def test_out_is_written_and_returned(rng: np.random.Generator) -> None:
     assert_same(reference, expected)
 
 
+@pytest.mark.filterwarnings("ignore:tensors .* are one memory:UserWarning")
 def test_tied_tensors_in_place(rng: np.random.Generator) -> None:
     weight = rng.standard_normal((50, 60)).astype(np.float32)
     moved = weight + clustered(weight.shape, rng)
