@@ -169,6 +169,7 @@ def n_bytes(shareable: Shareable) -> int:
 
 
 FINE = {"sparsity": 0.0, "bits": 16}
+SPARSE = {"sparsity": 0.99}  # the default sends more of a small model
 
 
 @pytest.mark.parametrize("differences", [False, True])
@@ -192,7 +193,7 @@ def test_models_arrive_in_both_directions(differences: bool) -> None:
 
 
 def test_rounds_after_the_keyframe_are_small() -> None:
-    job = Job(1)
+    job = Job(1, uplink=SPARSE, downlink=SPARSE)
     model = first_model()
     sizes = []
     for number in (1, 2, 3):
@@ -233,7 +234,7 @@ def test_repeated_tasks_and_results(differences: bool) -> None:
 
 def test_a_difference_is_that_of_the_recovered_model() -> None:
     """With error feedback, over several rounds: bit for bit what a WEIGHTS result recovers."""
-    whole, parts = Job(1), Job(1, differences=True)
+    whole, parts = (Job(1, differences=d, uplink=SPARSE, downlink=SPARSE) for d in (False, True))
     for number in (1, 2, 3):
         task, task_id = shareable_of(local_model(first_model(), number)), str(number)
         held = [
