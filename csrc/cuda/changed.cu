@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) find_changed(DeviceGroup group, uint
       t += gridDim.x;
     } else {
       const uint64_t left = member.first_chunk + n_chunks(member.n_elems) - t;
-      t += n_blocks_of(left, gridDim.x) * gridDim.x;
+      t += (left + gridDim.x - 1) / gridDim.x * gridDim.x;
     }
     __syncthreads();  // the next chunk writes what this one shares
   }
