@@ -97,7 +97,7 @@ class LocalGrid(Grid):
             self._replies[id_] = reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        ids = list(message_ids)
+        ids = sorted(message_ids, reverse=True)  # replies may arrive in any order
         replies = [self._replies.pop(id_) for id_ in ids if id_ in self._replies]
         self._replies |= {id_: self._late.pop(id_) for id_ in ids if id_ in self._late}
         return replies

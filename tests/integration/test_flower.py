@@ -61,7 +61,7 @@ def test_clients_get_the_aggregate_and_the_server_their_models() -> None:
     model = first_model()
     for number in (1, 2):
         replies = list(grid.send_and_receive(messages_for(nodes, model, number)))
-        assert sorted(r.metadata.src_node_id for r in replies) == list(nodes.get_node_ids())
+        assert [r.metadata.src_node_id for r in replies] == list(nodes.get_node_ids())
         for reply in replies:
             node = reply.metadata.src_node_id
             partition = int(nodes.contexts[node].node_config["partition-id"])

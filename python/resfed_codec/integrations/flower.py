@@ -220,9 +220,14 @@ class CodecGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and wait at most ``timeout`` seconds for the replies."""
+        """Send messages and wait at most ``timeout`` seconds for the replies.
+
+        Replies are in the order of the messages, whenever they arrive: a strategy that sums floats
+        gets the same sum in every run.
+        """
         end = None if timeout is None else time.monotonic() + timeout
-        missing = {message_id for message_id in self.push_messages(messages) if message_id}
+        places = {message_id: i for i, message_id in enumerate(self.push_messages(messages))}
+        missing = {message_id for message_id in places if message_id}
         replies: list[Message] = []
         while missing and (end is None or time.monotonic() < end):
             arrived = list(self.pull_messages(missing))
@@ -233,7 +238,7 @@ class CodecGrid(Grid):
         for message_id in missing:
             self._waiting.pop(self._asked_as.pop(message_id, message_id), None)
         self._notices.log_round()
-        return replies
+        return sorted(replies, key=lambda reply: places[reply.metadata.reply_to_message_id])
 
     def _encoded(self, message: Message) -> tuple[Message, _Waiting | None]:
         """What to send, and what waits for the reply; None if there is no model for the codec."""
