@@ -117,10 +117,22 @@ ctypes.string_at(array.pointer, 4)
 # ---- failing calls of the CUDA runtime
 
 
-@pytest.mark.parametrize("config", [{}, {"max_bytes": 3000}], ids=str)
-def test_every_call_fails_once(config: dict[str, Any]) -> None:
+LARGE, SMALL = {"a": (70, 100), "b": (9,)}, {"a": (4, 5), "b": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config"),
+    [
+        (LARGE, {}),
+        (LARGE, {"exclude": "a"}),
+        (SMALL, {"max_bytes": 70}),
+        (SMALL, {"max_error": 0.5}),
+    ],
+    ids=str,
+)
+def test_every_call_fails_once(shapes: dict[str, Any], config: dict[str, Any]) -> None:
     """The call raises, changes nothing before its final writes, and the next call succeeds."""
-    case = Case(*random_pair({"a": (70, 100), "b": (9,)}), feedback=True, **config)
+    case = Case(*random_pair(shapes), feedback=True, **config)
     expected = case.encode(on_device=False)
     _native.release_workspace()
     before = Case.encode(case, on_device=True, in_place=True)
