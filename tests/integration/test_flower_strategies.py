@@ -59,7 +59,8 @@ def test_the_benchmark_does_what_the_grid_and_the_mod_do(name: str) -> None:
         return Message(content, reply_to=message)
 
     nodes = LocalGrid(app, 10)
-    grid = InOrder(nodes, rfc.CodecConfig(sparsity=0.99), shared_initial=True)
+    config = rfc.CodecConfig(sparsity=0.99)
+    grid = InOrder(nodes, config, config, shared_initial=True)
     random.seed(0)
     options: dict[str, Any] = {"initial_arrays": record_of(training.first), "num_rounds": 4}
     result = strategy_of(name).start(grid=grid, **options)
