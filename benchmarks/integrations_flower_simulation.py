@@ -1,4 +1,4 @@
-"""Memory of the clients' sessions in Flower's simulation engine.
+"""Memory of the clients' sessions in Flower's simulation engine, messages and their time.
 
 One process, the engine's, holds the contexts of all nodes; the apps run in others. Here the apps
 run in the same process, and messages and contexts are pickled on both ways, as Ray does. The model
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import statistics
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -99,20 +101,21 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict(content), reply_to=message)
 
 
-def measure(n_nodes: int) -> tuple[float, float]:
-    """Megabytes of arrays in all contexts, after two rounds in which all nodes take part.
-
-    The first number counts all arrays; the second one, once those that are the same object.
-    """
+def measure(n_nodes: int) -> dict[str, float]:
+    """A row of the table, after two rounds in which all nodes take part."""
     engine = Engine(n_nodes)
     grid = CodecGrid(engine)
     rng = np.random.default_rng(0)
     model = {n: rng.standard_normal(s, np.float32) * np.float32(0.05) for n, s in layout().items()}
     for number in range(ROUNDS):
+        grid.reset_stats()
+        times = []
         record = record_of({n: a + np.float32(number * 1e-3) for n, a in model.items()})
         for node in engine.get_node_ids():
             content = RecordDict({"arrays": record})
+            start = time.perf_counter()
             (reply,) = grid.send_and_receive([Message(content, node, "train")])
+            times.append(time.perf_counter() - start)
             assert reply.has_content(), reply.error
     data = [
         array.data
@@ -121,23 +124,28 @@ def measure(n_nodes: int) -> tuple[float, float]:
         for array in record.values()
     ]
     distinct = {id(held): len(held) for held in data}
-    return sum(map(len, data)) / 1e6, sum(distinct.values()) / 1e6
+    return {
+        "nodes": n_nodes,
+        "arrays, MB": round(sum(map(len, data)) / 1e6),
+        "memory, MB": round(sum(distinct.values()) / 1e6),
+        "kB down": round(grid.stats["bytes_down"] / grid.stats["messages_down"] / 1e3, 1),
+        "kB up": round(grid.stats["bytes_up"] / grid.stats["messages_up"] / 1e3, 1),
+        "s a node": round(statistics.median(times), 2),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[4, 16, 100])
     parser.add_argument("--print", action="store_true", help="write no results")
     args = parser.parse_args()
     n_bytes = 4 * sum(int(np.prod(shape)) for shape in layout().values())
-    rows = []
-    for n in args.nodes:
-        all_arrays, held = measure(n)
-        rows.append({"nodes": n, "arrays, MB": round(all_arrays), "memory, MB": round(held)})
+    rows = [measure(n) for n in args.nodes]
     note = (
         f"The model takes {n_bytes / 1e6:.1f} MB. Arrays are those in all contexts, after two"
         " rounds with all nodes; memory counts those once that are the same object in the engine's"
-        " process."
+        " process. Messages and times are of the second round: a node's time is that of"
+        " encoding, decoding, its noise and all pickling, the median."
     )
     if args.print:
         print(rows, note)
