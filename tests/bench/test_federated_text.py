@@ -205,7 +205,7 @@ def test_a_run_learns_and_resumes(method: str, python: Text, tmp_path: Path) -> 
     lines = found.lines
     assert found.header["text"] == python.subset(60_000, 4_000).digest
     losses = [line["loss"] for line in lines]
-    assert min(losses) < np.log(256) - 0.7
+    assert min(losses) < np.log(256) - 0.5
     model = 4 * 3 * sum(p.numel() for p in build_gpt("gpt_tiny", 0).parameters())
     assert (lines[0]["up"] == model) == (method == "diloco")
     assert all(line["up"] < model / 50 for line in lines) or method == "diloco"

@@ -64,9 +64,10 @@ def number_of(n: int, what: str) -> str:
 
 def ratio_text(counts: dict[str, int]) -> list[str]:
     """How much less than whole models was sent; empty if nothing was."""
-    if not counts["uncompressed_bytes"]:
+    n_bytes = counts["bytes_down"] + counts["bytes_up"]
+    if not counts["uncompressed_bytes"] or not n_bytes:  # not yet counted by an interrupted call
         return []
-    ratio = counts["uncompressed_bytes"] / (counts["bytes_down"] + counts["bytes_up"])
+    ratio = counts["uncompressed_bytes"] / n_bytes
     return [f"{ratio:.3g}x less than models" if ratio < 100 else f"{ratio:,.0f}x less than models"]
 
 
