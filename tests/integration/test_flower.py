@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resfed_codec as rfc
+from resfed_codec import _native
 
 pytest.importorskip("flwr", reason="needs Flower: pip install 'resfed-codec[flower]'")
 
@@ -194,7 +195,8 @@ def test_a_node_that_never_recovers_fails() -> None:
     assert len(nodes.sent[2**63]) == 1 + flower.MAX_MESSAGES
 
 
-def raw(data: bytes, stype: str = PARCEL_STYPE) -> ArrayRecord:
+def raw(entries: bytes, stype: str = PARCEL_STYPE) -> ArrayRecord:
+    data = entries + _native.crc32c(entries).to_bytes(4, "little")
     return ArrayRecord({"x": Array("uint8", (len(data),), stype, data)})
 
 

@@ -128,3 +128,46 @@ def test_what_cannot_be_loaded() -> None:
     train(grid, nodes, model, (3,))
     assert len(nodes.sent[2**63]) == 3
     assert grid.stats["keyframes_down"] == 1
+
+
+@pytest.mark.parametrize(
+    "uplink",
+    [
+        rfc.CodecConfig(exclude=("*.bias",)),
+        rfc.CodecConfig(dense=("*.bias",)),
+        rfc.CodecConfig(error_feedback=False),
+    ],
+)
+def test_other_settings_are_refused_when_the_state_is_loaded(uplink: rfc.CodecConfig) -> None:
+    nodes = LocalGrid(App(codec_mod).app, 2)
+    grid = CodecGrid(nodes)
+    train(grid, nodes, first_model(), [1])
+    restarted = CodecGrid(nodes, uplink)
+    with pytest.raises(ValueError, match="must stay as in the first message"):
+        restarted.load_state_dict(grid.state_dict())
+    with pytest.raises(RuntimeError):
+        restarted.state_dict()
+
+
+def test_an_uplink_that_cannot_be_used_changes_nothing() -> None:
+    def uplink(message: Any) -> Any:
+        return settings[message.metadata.dst_node_id]
+
+    nodes = LocalGrid(App(codec_mod).app, 2)
+    first, second = nodes.get_node_ids()
+    settings: dict[int, Any] = dict.fromkeys((first, second), rfc.CodecConfig(sparsity=0.9))
+    grid = CodecGrid(nodes, uplink)
+    model = train(grid, nodes, first_model(), [1])
+    before, stats = grid.state_dict(), grid.stats
+    for bad in (
+        {second: None},
+        {first: rfc.CodecConfig(dense=("*.bias",)), second: rfc.CodecConfig(dense=("*.bias",))},
+    ):
+        good = dict(settings)
+        settings |= bad
+        with pytest.raises((TypeError, ValueError), match="uplink"):
+            grid.push_messages(messages_for(nodes, model, 2))
+        settings |= good
+        assert same(grid.state_dict(), before)
+        assert grid.stats == stats
+    train(grid, nodes, model, [2, 3])

@@ -152,6 +152,7 @@ class ServerEnd:
             session = self._new_session(session._layout.state_of(model), uplink, setup.run)
         require(len(saved["names"]) == len(saved["arrays"]), "names")
         session.load_state_dict(dict(zip(saved["names"], saved["arrays"], strict=True)))
+        check_fixed(uplink, setup.uplink)
         if saved["tensors"]:
             part_of(setup.like, saved["tensors"])
         self._session, self._setup, self._uplink = session, setup, uplink
@@ -195,10 +196,20 @@ class ServerEnd:
             raise RuntimeError("session: there is none before the first model is sent")
         return self._session
 
-    def update(self, model: Mapping[str, Any], *, partial: bool = False) -> bool:
+    def update(
+        self,
+        model: Mapping[str, Any],
+        *,
+        partial: bool = False,
+        uplink: CodecConfig | None = None,
+    ) -> bool:
         """Set the global model; False if its names or shapes differ from the first one's.
 
-        With ``partial`` it may lack tensors; they stay as they are.
+        With ``partial`` it may lack tensors; they stay as they are. ``uplink`` is that of the
+        message which brings the model.
+
+        Raises:
+            ValueError: As :meth:`send`; nothing has changed then.
         """
         if self._session is None:
             self._begin(model)
@@ -207,6 +218,7 @@ class ServerEnd:
         fitted = fit(model, like, partial=partial)
         if fitted is None:
             return False
+        check_fixed(uplink or self._uplink, self._setup.uplink)
         if len(fitted) == len(like):
             self._session.update(fitted)
             self._tensors = b""

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
+from resfed_codec import _native
 from resfed_codec.errors import PayloadError
 from resfed_codec.integrations._ends import HELD, MESSAGE, REQUEST, SETUP, TENSORS, UPLINK, Parcel
 from resfed_codec.integrations._setup import Model
@@ -24,6 +25,8 @@ PARCEL_STYPE = f"{_STYPE}1"
 
 _KEY = "resfed_codec"
 _KINDS = {MESSAGE: 1, SETUP: 2, REQUEST: 3, HELD: 4, TENSORS: 5, UPLINK: 6}
+
+_CHECKSUM_BYTES = 4
 
 _CLIPPING_NORM = "clipping_norm"
 """Key under which Flower's strategies send clients a norm, to which their updates are clipped."""
@@ -105,11 +108,15 @@ def record_of(parcel: Parcel) -> ArrayRecord:
         for kind, content in parcel.items()
         for part in (bytes([_KINDS[kind]]), varint(len(content)), content)
     )
+    data += _native.crc32c(data).to_bytes(_CHECKSUM_BYTES, "little")
     return ArrayRecord({_KEY: Array("uint8", (len(data),), PARCEL_STYPE, data)})
 
 
 def _parcel_from(data: bytes) -> Parcel:
     parcel: Parcel = {}
+    data, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if _native.crc32c(data) != int.from_bytes(checksum, "little"):
+        raise PayloadError("record: damaged: its checksum does not match")
     reader = WireReader(data, "record")
     while not reader.at_end:
         number = reader.byte()

@@ -106,6 +106,8 @@ class CodecGrid(Grid):
                 f"grid: must be the ServerApp's Grid, not {kind(grid)}; as in"
                 " strategy.start(grid=CodecGrid(grid), ...)"
             )
+        if isinstance(uplink, type):
+            raise TypeError(f"uplink: must be a CodecConfig or a function, not {kind(uplink)}")
         self._uplink, self._downlink, self._history = uplink, downlink, history
         self._first: dict[str, Any] = {
             "shared_initial": shared_initial,
@@ -202,7 +204,11 @@ class CodecGrid(Grid):
                 :meth:`~resfed_codec.ServerSession.update`; nothing has been sent then.
         """
         given = list(messages)
-        sent = [self._encoded(message) for message in given]
+        uplinks = [  # all, before the first message changes anything
+            self._uplink_for(message) if name_of_model(message.content) else None
+            for message in given
+        ]
+        sent = [self._encoded(*each) for each in zip(given, uplinks, strict=True)]
         ids = list(self._grid.push_messages([message for message, _ in sent]))
         for original, (message, waiting) in zip(given, sent, strict=True):
             message_id = message.metadata.message_id
@@ -240,10 +246,11 @@ class CodecGrid(Grid):
         self._notices.log_round()
         return sorted(replies, key=lambda reply: places[reply.metadata.reply_to_message_id])
 
-    def _encoded(self, message: Message) -> tuple[Message, _Waiting | None]:
+    def _encoded(
+        self, message: Message, uplink: CodecConfig | None
+    ) -> tuple[Message, _Waiting | None]:
         """What to send, and what waits for the reply; None if there is no model for the codec."""
         name = self._notices.name_of_model(message.content, "a message")
-        uplink = self._uplink_for(message) if name else None
         if not name or not self._update(message.content.array_records[name], uplink):
             self._notices.count_plain(message.content)
             return message, None
@@ -274,7 +281,7 @@ class CodecGrid(Grid):
         model, end = model_of(arrays), self._end
         if not end.has_session:
             end = self._new_end(uplink, **self._first)
-        if not end.update(model, partial=True):
+        if not end.update(model, partial=True, uplink=uplink):
             if not end.resembles(model):
                 self._notices.warn_of_layout("a message", model)
                 return False
