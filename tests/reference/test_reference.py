@@ -54,6 +54,30 @@ def test_max_error(pair: tuple[State, State], max_error: float) -> None:
     assert_agree(*pair, {"max_error": max_error})
 
 
+@given(
+    pairs(("float16", "float32", "float64")),
+    st.sampled_from([1e-25, 0.01, 1.0, 30.0]),
+    st.sampled_from([{}, {"max_bytes": 200}, {"dense": "*"}]),
+)
+def test_max_norm(pair: tuple[State, State], max_norm: float, more: dict[str, Any]) -> None:
+    config = {"max_norm": max_norm, **(more if pair[0] else {})}
+    try:
+        rfc.encode(*pair, **config)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"max_(bytes|norm)"), np.errstate(all="ignore"):
+            slow.encode(*pair, **config)
+        return
+    assert_agree(*pair, config)
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1.0])
+def test_max_norm_of_a_network(max_norm: float, rng: np.random.Generator) -> None:
+    state, reference = (
+        {n: v for n, v in model.items() if v.dtype.kind == "f"} for model in cnn_pair(rng)
+    )
+    assert_agree(state, reference, {"sparsity": 0.9, "max_norm": max_norm})
+
+
 @pytest.mark.parametrize(
     "config",
     [

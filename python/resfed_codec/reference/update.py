@@ -48,6 +48,7 @@ from resfed_codec.reference.values import (
 
 VECTOR_SHARE = 10
 DEFAULT_SPARSITY, MIN_ELEMENTS = 0.99, 1024
+NORM_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Options:
     sparsity: float | None = None
     max_bytes: int | None = None
     max_error: float | None = None
+    max_norm: float | None = None
     step: float | str = "auto"
     bits: int | None = None
     exclude: str | Sequence[str] = ()
@@ -283,6 +285,44 @@ def within_error(group: list[Tensor], options: Options) -> Sent:
     return best
 
 
+def bounds_of_changes(sent: Sent) -> NDArray[np.float32]:
+    """D of section 8: for each element that changes, a bound above its change."""
+    changes = [
+        abs(
+            float(widen(np.array([new]), t.dtype)[0])
+            - float(widen(t.reference[i : i + 1], t.dtype)[0])
+        )
+        for t, i, new in sent.writes
+    ]
+    rounded = np.array([c for c in changes if c > 0]).astype(F32)
+    above: NDArray[np.float32] = (rounded.view(np.uint32) + np.uint32(1)).view(F32)
+    return above
+
+
+def within_norm(groups: list[tuple[list[Tensor], Sent]], max_norm: float) -> list[Sent]:
+    """The same nonzeros with thresholds and steps that keep the norm of all changes, or nothing."""
+    limit, factor = max_norm * max_norm * (1 - 2.0**-39), 1.0
+    limited = [sent for _, sent in groups]
+    for attempt in range(NORM_ATTEMPTS):
+        squares = exact_squares(np.concatenate([bounds_of_changes(sent) for sent in limited]))
+        if squares <= limit:
+            return limited
+        factor *= math.sqrt(limit / squares) * (1 - 2.0 ** (attempt - 20))
+        limited = [scaled(group, sent, factor) for group, sent in groups]
+    return [Sent(None, [], [], 0) for _ in groups]
+
+
+def scaled(group: list[Tensor], sent: Sent, factor: float) -> Sent:
+    if sent.quantizer is None:
+        return sent
+    threshold, step = (
+        max(F32(float(value) * factor), F32(2.0**-149))
+        for value in (sent.quantizer.threshold, sent.quantizer.step)
+    )
+    quantizer = Quantizer(threshold, step, sent.quantizer.offsets)
+    return Sent(quantizer, sent.nonzeros, *recover_group(group, sent.nonzeros, quantizer))
+
+
 # ---- The payload
 
 
@@ -317,9 +357,9 @@ def encode(state: State, reference: State, **options: Any) -> bytes:
         state: The model to be sent: a mapping from names to arrays, or a sequence of arrays. Every
             number is finite.
         reference: What the receiver has, of the same layout.
-        **options: ``sparsity``, ``max_bytes``, ``max_error``, ``step``, ``bits``, ``exclude``,
-            ``dense`` and ``dense_bits``, as of :class:`resfed_codec.CodecConfig`, but not checked;
-            and ``dense`` has no default that goes by names.
+        **options: ``sparsity``, ``max_bytes``, ``max_error``, ``max_norm``, ``step``, ``bits``,
+            ``exclude``, ``dense`` and ``dense_bits``, as of :class:`resfed_codec.CodecConfig`, but
+            not checked; and ``dense`` has no default that goes by names.
 
     Raises:
         ValueError: The layouts differ, or the target cannot be reached.
@@ -342,7 +382,7 @@ def encode_tensors(
     _, changes_check = restore_group(lossless, changes)
     change_tables, lossless_slices = encode_changes(changes, options.lane_log2)
 
-    def payload(matrix: Sent, vector: Sent) -> bytes:
+    def payload(matrix: Sent, vector: Sent, dense: Sent = dense) -> bytes:
         n_m, n_v = size_of(matrices), size_of(vectors)
         nonzeros = matrix.nonzeros + [(n_m + i, level) for i, level in vector.nonzeros]
         nonzeros += [(n_m + n_v + i, level) for i, level in dense.nonzeros]
@@ -365,24 +405,31 @@ def encode_tensors(
         )
         return write_frame(frame)
 
+    def counts(t: int) -> tuple[int, int]:
+        n_m, n_v = size_of(matrices), size_of(vectors)
+        k_m = -(-n_m * t // (n_m + n_v)) if t else 0
+        return k_m, min(n_v, -(-VECTOR_SHARE * n_v * t // (n_m + n_v))) if t else 0
+
+    def of_counts(k_m: int, k_v: int) -> tuple[Sent, Sent]:
+        return code_group(matrices, k_m, options), code_group(vectors, k_v, options)
+
     if options.max_error is not None:
-        return payload(within_error(matrices, options), within_error(vectors, options))
-    if options.max_bytes is None:
-        k_m, k_v = options.counts(matrices, vectors)
-        return payload(code_group(matrices, k_m, options), code_group(vectors, k_v, options))
-
-    n_m, n_v, budget = size_of(matrices), size_of(vectors), options.max_bytes
-    total = n_m + n_v
-
-    def at(t: int) -> bytes:
-        k_m = -(-n_m * t // total) if total else 0
-        k_v = min(n_v, -(-VECTOR_SHARE * n_v * t // total)) if total else 0
-        return payload(code_group(matrices, k_m, options), code_group(vectors, k_v, options))
-
-    least = len(at(0))
-    if least > budget:
-        raise ValueError(f"max_bytes: too small; the smallest payload takes {least} bytes")
-    return at(most_within(budget, total, least, lambda t: len(at(t))))
+        matrix, vector = within_error(matrices, options), within_error(vectors, options)
+    elif options.max_bytes is not None:
+        budget, least = options.max_bytes, len(payload(*of_counts(0, 0)))
+        if least > budget:
+            raise ValueError(f"max_bytes: too small; the smallest payload takes {least} bytes")
+        total = size_of(matrices) + size_of(vectors)
+        t = most_within(budget, total, least, lambda t: len(payload(*of_counts(*counts(t)))))
+        matrix, vector = of_counts(*counts(t))
+    else:
+        matrix, vector = of_counts(*options.counts(matrices, vectors))
+    if options.max_norm is None:
+        return payload(matrix, vector)
+    if changes:
+        raise ValueError("max_norm: a lossless tensor has changed")
+    sent = [(matrices, matrix), (vectors, vector), (denses, dense)]
+    return payload(*within_norm(sent, options.max_norm))
 
 
 def most_within(budget: int, total: int, least: int, size_of: Callable[[int], int]) -> int:
