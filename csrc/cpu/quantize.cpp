@@ -189,8 +189,7 @@ Changes float64_changes(const Group& group) {
       const Elements<double> elements{*member.tensor, first};
       uint64_t count = 0;
       for (uint64_t i = 0; i < n; ++i) {
-        const double now = elements.current(i), before = elements.predicted(i);
-        count += now != before && double_bits(now) != double_bits(before) ? 1 : 0;
+        count += has_changed(elements.current(i), elements.predicted(i)) ? 1 : 0;
       }
       if (count > 0) own.add({count, member.ordinal});
     });

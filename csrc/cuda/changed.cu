@@ -41,42 +41,33 @@ __global__ void __launch_bounds__(kThreads) find_changed(DeviceGroup group, uint
 }  // namespace
 
 std::vector<bool> changed(const std::vector<Tensor>& tensors, int device, Stream stream) {
-  std::vector<DeviceMember> members;
-  std::vector<size_t> places;  // of the members among the tensors
-  DeviceGroup group{};
+  Group group;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& t = tensors[i];
     if ((t.role != Role::kMatrix && t.role != Role::kVector) || t.n_elems == 0) continue;
-    DeviceMember& member = members.emplace_back();
-    member.current = t.current;
-    member.reference = t.reference;
-    member.feedback = t.feedback;
-    member.prediction = t.prediction;
-    member.n_elems = t.n_elems;
-    member.first_chunk = group.n_chunks;
-    member.dtype = t.dtype;
-    places.push_back(i);
-    group.n_chunks += n_chunks(t.n_elems);
+    group.members.push_back({&t, i, group.n_elems});
+    group.n_elems += t.n_elems;
   }
   std::vector<bool> result(tensors.size(), false);
-  if (members.empty()) return result;
+  const size_t n_members = group.members.size();
+  if (n_members == 0) return result;
 
   WorkspaceLease lease(device, stream);
-  const size_t member_bytes = members.size() * sizeof(DeviceMember);
-  const size_t flag_bytes = members.size() * sizeof(uint32_t);
+  const size_t member_bytes = n_members * sizeof(DeviceMember);
+  const size_t flag_bytes = n_members * sizeof(uint32_t);
   auto* const host = static_cast<uint8_t*>(lease.host_tables(member_bytes + flag_bytes));
   auto* const tables = static_cast<uint8_t*>(lease.tables(member_bytes + flag_bytes));
-  std::copy(members.begin(), members.end(), reinterpret_cast<DeviceMember*>(host));
+  const DeviceGroup device_group =
+      fill_in(group, kChunkElems, reinterpret_cast<DeviceMember*>(host),
+              reinterpret_cast<const DeviceMember*>(tables));
   std::fill_n(host + member_bytes, flag_bytes, uint8_t{0});
   lease.copy_in(tables, host, member_bytes + flag_bytes);
-  group.members = reinterpret_cast<const DeviceMember*>(tables);
-  group.n_members = members.size();
   auto* const flags = reinterpret_cast<uint32_t*>(tables + member_bytes);
-  launch(find_changed, lease.n_blocks(), kThreads, stream, group, flags);
+  launch(find_changed, lease.n_blocks(), kThreads, stream, device_group, flags);
   auto* const found = static_cast<uint32_t*>(lease.host_results(flag_bytes));
   lease.copy_out(found, flags, flag_bytes);
   lease.wait();
-  for (size_t i = 0; i < members.size(); ++i) result[places[i]] = found[i] != 0;
+  for (size_t i = 0; i < n_members; ++i) result[group.members[i].ordinal] = found[i] != 0;
   return result;
 }
 

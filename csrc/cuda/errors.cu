@@ -34,10 +34,6 @@ struct BlockSquares {
   }
 };
 
-__device__ bool changes(double current, double predicted) {
-  return current != predicted && double_bits(current) != double_bits(predicted);
-}
-
 __global__ void __launch_bounds__(kThreads) sum_all(DeviceGroup group, AllSquares* sums) {
   __shared__ BlockSquares of_block;
   of_block.clear();
@@ -51,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) sum_all(DeviceGroup group, AllSquare
         const T predicted = predicted_at<T>(member, i);
         of_block.add(residual_to(member, i, predicted));
         if constexpr (std::is_same_v<T, double>) {
-          if (!changes(static_cast<const double*>(member.current)[i], predicted)) continue;
+          if (!has_changed(static_cast<const double*>(member.current)[i], predicted)) continue;
           ++n_float64;
           lower_atomically(&sums->first_float64, member.begin + i);
         }
@@ -72,9 +68,7 @@ __global__ void __launch_bounds__(kThreads)
        i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
     const DeviceMember& member = group.member_at(symbols[i].index());
     const uint64_t element = symbols[i].index() - member.begin;
-    const int32_t level = symbols[i].level();
-    const float size = dequantize_magnitude(progress->quantizer, magnitude(level));
-    const float value = level < 0 ? -size : size;
+    const float value = value_of(progress->quantizer, symbols[i].level());
     with_type(member.dtype, [&]<class T>(T) {
       const T before = predicted_at<T>(member, element);
       of_block.subtract(residual_to(member, element, before));

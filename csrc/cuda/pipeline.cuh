@@ -90,6 +90,12 @@ __device__ float residual_at(const DeviceMember& member, uint64_t i) {
   return residual_to(member, i, predicted_at<T>(member, i));
 }
 
+// What a level stands for.
+__device__ inline float value_of(const Quantizer& quantizer, int32_t level) {
+  const float size = dequantize_magnitude(quantizer, magnitude(level));
+  return level < 0 ? -size : size;
+}
+
 // Calls visit(T{}) for the type of a member's elements.
 template <class Visit>
 __device__ void with_type(DType dtype, Visit visit) {

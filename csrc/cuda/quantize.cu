@@ -123,12 +123,11 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
     const DeviceMember& member = group.member_at(index);
-    const uint32_t magnitude = static_cast<uint32_t>(level < 0 ? -level : level);
-    const float value = dequantize_magnitude(progress->quantizer, magnitude);
+    const float value = value_of(progress->quantizer, level);
     const uint64_t element = index - member.begin;
     with_type(member.dtype, [&]<class T>(T) {
       const T before = predicted_at<T>(member, element);
-      const T after = recover(before, level < 0 ? -value : value);
+      const T after = recover(before, value);
       check += check_term(index, element_bits(before), element_bits(after));
       if (bits != nullptr) bits[i] = element_bits(after);
       if (left != nullptr) left[i] = residual_to(member, element, after);

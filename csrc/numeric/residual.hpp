@@ -103,6 +103,11 @@ RESFED_HD float residual(T current, T reference) {
   return element_bits(current) == element_bits(reference) ? 0.0f : difference(current, reference);
 }
 
+// Whether a float64 element changed, before the change is rounded to float32.
+RESFED_HD bool has_changed(double current, double reference) {
+  return current != reference && element_bits(current) != element_bits(reference);
+}
+
 RESFED_HD float saturating_sum(float a, float b) {
   const uint32_t bits = float_bits(a + b);
   if ((bits & 0x7fffffffu) != kFloatInfinityBits) return float_from_bits(bits);
