@@ -211,8 +211,12 @@ void code_lossless(EncodeState* state) {
   state->changes = find_changes(group);
   state->restored = restore_changes(group, state->changes);
   const ChangedElements levels = in_exponent_order(group, levels_of(group, state->changes));
-  state->lossless = {levels.size(), state->restored.check,
-                     encode_changes(levels, state->frame.lane_log2)};
+  state->lossless.n = levels.size();
+  state->lossless.check = state->restored.check;
+  state->lossless.coded = encode_changes(levels, state->frame.lane_log2);
+  if (state->lossless.n > 0) {
+    state->lossless.first_tensor = member_at(group, state->changes.front().index()).ordinal;
+  }
 }
 
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule) {
@@ -259,17 +263,19 @@ EncodedGroup code_within_error(const Group& group, StepRule rule, double max_err
 
 CodedLanes code_lossy(const EncodeOptions& options, EncodeState* state) {
   const Groups& groups = state->groups;
-  if (options.max_bytes > 0) return fill_budget(options, state);
-  if (options.max_error >= 0) {
-    select_top(groups.matrix,
-               0);  // finds what is not finite, in the order of the tensors
+  std::optional<CodedLanes> coded;
+  if (options.max_bytes > 0) {
+    coded = fill_budget(options, state);
+  } else if (options.max_error >= 0) {
+    select_top(groups.matrix, 0);  // finds what is not finite, in the order of the tensors
     state->matrix = code_within_error(groups.matrix, options.step, options.max_error);
     state->vector = code_within_error(groups.vector, options.step, options.max_error);
   } else {
     state->matrix = code_top(groups.matrix, options.k_matrix, options.step);
     state->vector = code_top(groups.vector, options.k_vector, options.step);
   }
-  return *code_nonzeros(*state);
+  if (options.max_norm > 0 && !limit_norm(state, options.max_norm)) return {};
+  return coded ? *std::move(coded) : *code_nonzeros(*state);
 }
 
 std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOptions& options,
@@ -277,9 +283,7 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const DefaultFloatMode mode;
   EncodeState state = begin_encoding(tensors, options);
   code_lossless(&state);
-  CodedLanes coded = code_lossy(options, &state);
-  if (options.max_norm > 0 && !limit_norm(&state, options.max_norm)) coded = *code_nonzeros(state);
-  const std::vector<uint8_t> payload = assemble(state, coded);
+  const std::vector<uint8_t> payload = assemble(state, code_lossy(options, &state));
   prepare_results(&state);
   if (before_writing) before_writing(payload);
   write_results(state);

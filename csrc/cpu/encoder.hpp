@@ -22,6 +22,7 @@ struct EncodedGroup {
 // The lossless group likewise.
 struct EncodedChanges {
   uint64_t n = 0;
+  uint64_t first_tensor = 0;  // that has one, among all of the call
   uint32_t check = 0;
   CodedLanes coded;
 };
@@ -63,7 +64,7 @@ void recover_group(const Group& group, EncodedGroup* coded, ExactSquares* error)
 EncodedGroup code_top(const Group& group, uint64_t k, const StepRule& rule);
 EncodedGroup code_within_error(const Group& group, StepRule rule, double max_error);
 
-// Matrices and vectors as the options want them. Throws Failure.
+// Matrices and vectors as the options want them, after the other groups. Throws Failure.
 CodedLanes code_lossy(const EncodeOptions& options, EncodeState* state);
 
 // The nonzeros of all groups, coded; nothing if they take more than max_bytes.

@@ -21,47 +21,44 @@ void lower(Quantizer* quantizer, const Quantizer& whole, double factor) {
   quantizer->step = std::max(static_cast<float>(whole.step * factor), kSmallest);
 }
 
+SentGroup sent_on_host(const Group& group, EncodedGroup* coded) {
+  return {coded, [&group, coded] { return change_squares(group, coded->sent, coded->quantizer); },
+          [&group, coded] { recover_group(group, coded, nullptr); }};
+}
+
 }  // namespace
 
-bool limit_norm(EncodeState* state, double max_norm) {
-  const Groups& groups = state->groups;
-  if (!state->changes.empty()) {
-    const uint64_t element = state->changes.front().index();
-    throw Failure{Code::kLosslessChange, member_at(groups.lossless, element).ordinal};
-  }
-  struct Limited {
-    const Group& group;
-    EncodedGroup* coded;
-    Quantizer whole;
-  };
-  std::vector<Limited> groups_sent;
-  for (const auto& [group, coded] :
-       {std::pair(&groups.matrix, &state->matrix), std::pair(&groups.vector, &state->vector),
-        std::pair(&groups.dense, &state->dense)}) {
-    if (coded->k > 0) groups_sent.push_back({*group, coded, coded->quantizer});
+bool limit_norm(EncodeState* state, double max_norm, const SentGroup& matrices) {
+  if (state->lossless.n > 0) throw Failure{Code::kLosslessChange, state->lossless.first_tensor};
+  std::vector<SentGroup> groups;
+  std::vector<Quantizer> whole;
+  for (const SentGroup& group : {matrices, sent_on_host(state->groups.vector, &state->vector),
+                                 sent_on_host(state->groups.dense, &state->dense)}) {
+    if (group.coded->k == 0) continue;
+    groups.push_back(group);
+    whole.push_back(group.coded->quantizer);
   }
   const double limit = max_norm * max_norm * (1 - kRounding);
   double factor = 1;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     ExactSquares squares;
-    for (const Limited& limited : groups_sent) {
-      squares.add(change_squares(limited.group, limited.coded->sent, limited.coded->quantizer));
-    }
+    for (const SentGroup& group : groups) squares.add(group.change_squares());
     const double sum = squares.value();
     if (sum <= limit) {
-      if (attempt == 0) return true;
-      for (const Limited& limited : groups_sent) {
-        limited.coded->recovered =
-            recover_all(limited.group, limited.coded->sent, limited.coded->quantizer, nullptr);
-      }
+      for (size_t i = 0; i < groups.size() && attempt > 0; ++i) groups[i].recover();
       return true;
     }
     factor *= std::sqrt(limit / sum) * (1 - std::ldexp(kRoom, attempt));
-    for (const Limited& limited : groups_sent)
-      lower(&limited.coded->quantizer, limited.whole, factor);
+    for (size_t i = 0; i < groups.size(); ++i) {
+      lower(&groups[i].coded->quantizer, whole[i], factor);
+    }
   }
-  for (const Limited& limited : groups_sent) *limited.coded = {};
+  for (const SentGroup& group : groups) *group.coded = {};
   return false;
+}
+
+bool limit_norm(EncodeState* state, double max_norm) {
+  return limit_norm(state, max_norm, sent_on_host(state->groups.matrix, &state->matrix));
 }
 
 }  // namespace resfed

@@ -150,9 +150,7 @@ ExactSquares change_squares(const Group& group, SentSymbols sent, const Quantize
   return sum_over<ExactSquares>(n_tasks(sent), [&](size_t task, ExactSquares& own) {
     for_each_symbol_range(group, sent, task, [&](const SymbolRange& range) {
       recover_range(range, sent, quantizer, [&](size_t, uint64_t, auto before, auto after) {
-        const double change = static_cast<double>(wide(after)) - static_cast<double>(wide(before));
-        const uint32_t key = magnitude_key(static_cast<float>(change));
-        if (change != 0) own.add(float_from_bits(key + 1));
+        own.add(change_rounded_up(before, after));
       });
     });
   });

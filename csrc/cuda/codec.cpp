@@ -5,6 +5,7 @@
 #include "cpu/decoder.hpp"
 #include "cpu/encoder.hpp"
 #include "cpu/float_mode.hpp"
+#include "cpu/norm.hpp"
 #include "cpu/predict.hpp"
 #include "cpu/search.hpp"
 #include "cuda/lossless.hpp"
@@ -13,8 +14,6 @@
 
 namespace resfed::cuda {
 namespace {
-
-bool any(const Tensor&) { return true; }
 
 // Which tensors the device codes.
 struct OnDevice {
@@ -69,8 +68,7 @@ void code_within_error(const EncodeOptions& options, MatrixEncoder& matrices, En
   select_best(best, tried, matrices, state);
 }
 
-std::vector<uint8_t> fill_budget(const EncodeOptions& options, MatrixEncoder& matrices,
-                                 EncodeState* state) {
+CodedLanes fill_budget(const EncodeOptions& options, MatrixEncoder& matrices, EncodeState* state) {
   const Groups& groups = state->groups;
   CachedSelection vectors(groups.vector);
   uint64_t tried = 0, best = 0;
@@ -98,14 +96,30 @@ std::vector<uint8_t> fill_budget(const EncodeOptions& options, MatrixEncoder& ma
   select_best(best, tried, matrices, state);
   state->vector = std::move(best_vector);
   recover_group(groups.vector, &state->vector, nullptr);
-  return assemble(*state, coded);
+  return coded;
+}
+
+// Returns false if nothing is sent any more.
+bool keep_to_norm(const EncodeOptions& options, MatrixEncoder& matrices, EncodeState* state) {
+  if (options.max_norm <= 0) return true;
+  EncodedGroup& coded = state->matrix;
+  const SentGroup sent{&coded, [&] { return matrices.change_squares(coded.quantizer); },
+                       [&] { coded.recovered.check = matrices.recover(coded.quantizer); }};
+  if (limit_norm(state, options.max_norm, sent)) return true;
+  matrices.start(0);
+  take(matrices.finish(), state);
+  return false;
 }
 
 // The payload.
 std::vector<uint8_t> code_with(const EncodeOptions& options, MatrixEncoder& matrices,
                                EncodeState* state) {
   if (searches(options)) take(matrices.finish(), state);  // finds what is not finite
-  if (options.max_bytes > 0) return fill_budget(options, matrices, state);
+  if (options.max_bytes > 0) {
+    CodedLanes coded = fill_budget(options, matrices, state);
+    if (!keep_to_norm(options, matrices, state)) coded = {};
+    return assemble(*state, coded);
+  }
   const Group& vectors = state->groups.vector;
   if (options.max_error >= 0) {
     code_within_error(options, matrices, state);
@@ -114,6 +128,7 @@ std::vector<uint8_t> code_with(const EncodeOptions& options, MatrixEncoder& matr
     state->vector = code_top(vectors, options.k_vector, options.step);
     take(matrices.finish(), state);
   }
+  keep_to_norm(options, matrices, state);
   const auto coded = matrices.code(state->vector.sent, state->dense.sent, state->matrices);
   return assemble(*state, coded.tables, coded.slices);
 }
@@ -125,13 +140,6 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
   const DefaultFloatMode mode;
   WorkspaceLease lease(device, stream);
   std::vector<Tensor> staged = tensors;
-  if (options.max_norm > 0) {
-    Staging staging(lease, &staged, any);
-    staging.wait();
-    std::vector<uint8_t> payload = resfed::encode(staged, options, before_writing);
-    staging.flush();
-    return payload;
-  }
   const Groups groups = make_groups(staged);
   const OnDevice on_device(groups);
   Staging staging(lease, &staged, [&](const Tensor& t) { return !on_device(t); });

@@ -1,4 +1,4 @@
-// Exact sums of squares on the device, for max_error. A block sums in shared memory.
+// Exact sums of squares on the device, for max_error and max_norm. A block sums in shared memory.
 #include <type_traits>
 
 #include "cuda/pipeline.cuh"
@@ -78,6 +78,24 @@ __global__ void __launch_bounds__(kThreads)
   of_block.add_to(sums);
 }
 
+__global__ void __launch_bounds__(kThreads)
+    sum_changes(DeviceGroup group, const SentSymbol* symbols, uint64_t n, Quantizer quantizer,
+                ExactSquares* sums) {
+  __shared__ BlockSquares of_block;
+  of_block.clear();
+  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+    const DeviceMember& member = group.member_at(symbols[i].index());
+    const uint64_t element = symbols[i].index() - member.begin;
+    with_type(member.dtype, [&]<class T>(T) {
+      const T before = predicted_at<T>(member, element);
+      const T after = recover(before, value_of(quantizer, symbols[i].level()));
+      of_block.add(change_rounded_up(before, after));
+    });
+  }
+  of_block.add_to(sums);
+}
+
 }  // namespace
 
 void sum_squares(const Stage& stage, AllSquares* sums) {
@@ -87,6 +105,12 @@ void sum_squares(const Stage& stage, AllSquares* sums) {
 void add_remaining(const Stage& stage, const SentSymbol* symbols, ExactSquares* sums) {
   launch(sum_remaining, stage.n_blocks, kThreads, stage.stream, stage.group, symbols,
          static_cast<const Progress*>(stage.progress), sums);
+}
+
+void add_changes(const Stage& stage, const SentSymbol* symbols, uint64_t n,
+                 const Quantizer& quantizer, ExactSquares* sums) {
+  launch(sum_changes, stage.n_blocks, kThreads, stage.stream, stage.group, symbols, n, quantizer,
+         sums);
 }
 
 }  // namespace resfed::cuda

@@ -143,7 +143,7 @@ __device__ void for_each_wanted(const Tile<UInt>& tile, TileCounts* counts, Visi
 }
 
 __global__ void __launch_bounds__(kThreads)
-    place_changes(DeviceGroup group, ExponentOrder order, ChangeList changes) {
+    place_changes(DeviceGroup group, ExponentOrder order, ChangeList changes, Progress* progress) {
   __shared__ TileCounts counts;
   __shared__ uint64_t elements_before[kClasses], changes_before[kClasses];
   __shared__ bool any;
@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kThreads)
     with_tile(group, t, true, [&]<class UInt>(const Tile<UInt>& tile) {
       count(tile, &counts);
       const DeviceMember& m = tile.member;
+      if (threadIdx.x == 0) lower_atomically(&progress->first_changed, m.begin);
       for_each_wanted(tile, &counts, [&](uint32_t i, uint32_t c, uint32_t before, uint32_t which) {
         const uint64_t place = changes_before[c] + which, e = tile.first + i;
         if (place >= changes.n) return;  // the model is being written to
@@ -235,7 +236,8 @@ void count_changes(const Stage& stage, const ExponentOrder& order) {
 }
 
 void order_changes(const Stage& stage, const ExponentOrder& order, ChangeList changes) {
-  launch(place_changes, blocks_of(stage), kThreads, stage.stream, stage.group, order, changes);
+  launch(place_changes, blocks_of(stage), kThreads, stage.stream, stage.group, order, changes,
+         stage.progress);
 }
 
 void find_elements(const Stage& stage, const ExponentOrder& order, ChangeList changes) {

@@ -46,7 +46,8 @@ struct ChangeList {
 void count_elements(const Stage& stage, const ExponentOrder& order);
 // The changes too; `changes.of_class` has their number then.
 void count_changes(const Stage& stage, const ExponentOrder& order);
-// Changes in the order of exponents. Where the model was written to since, some are missing.
+// Changes in the order of exponents, and the first tensor that has one. Where the model was written
+// to since, some are missing.
 void order_changes(const Stage& stage, const ExponentOrder& order, ChangeList changes);
 // The elements of such changes.
 void find_elements(const Stage& stage, const ExponentOrder& order, ChangeList changes);

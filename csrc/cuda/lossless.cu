@@ -115,7 +115,9 @@ EncodedChanges LosslessEncoder::encode() {
   order_changes(plan.stage, plan.order, plan.changes);
   restore_elements(plan.stage, plan.changes, {}, false, plan.bits);
   change_integers(plan.stage, plan.order, plan.changes, plan.runs, false);
-  encoded.check = wait(lease_, plan).check;
+  const Progress& progress = wait(lease_, plan);
+  encoded.check = progress.check;
+  encoded.first_tensor = member_at(group_, progress.first_changed).ordinal;
   const CodedNonzeros coded = lanes.encode(plan.stage, plan.changes.of, encoded.n, nullptr);
   encoded.coded.tables = coded.tables;
   for (const auto& slice : coded.slices)

@@ -26,6 +26,7 @@ struct MatrixPlan {
   // Of an encoder.
   bool wants_feedback = false, wants_bits = false;
   uint64_t most_others = 0;
+  bool sums_squares = false;
   bool searches = false;        // candidates are kept for smaller selections
   bool has_candidates = false;  // of the largest selection so far
   uint64_t most_k = 0, n_candidates = 0;
@@ -96,6 +97,7 @@ MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
     : lease_(lease), group_(group), rule_(options.step), plan_(new MatrixPlan) {
   MatrixPlan& plan = *plan_;
   plan.searches = options.max_bytes > 0 || options.max_error >= 0;
+  plan.sums_squares = options.max_error >= 0 || options.max_norm > 0;
   if (options.max_error >= 0) rule_.automatic = false;  // it follows the threshold down
   plan.most_others = most_others;
   plan.wants_feedback = cuda::wants_feedback(group);
@@ -108,7 +110,7 @@ MatrixEncoder::MatrixEncoder(WorkspaceLease& lease, const Group& group,
   const auto carve = [&](void* memory) {
     BumpAllocator allocator(memory);
     members = allocator.take<DeviceMember>(n_members);
-    plan.squares = allocator.take<AllSquares>(plan.searches ? 1 : 0);
+    plan.squares = allocator.take<AllSquares>(plan.sums_squares ? 1 : 0);
     return allocator.n_bytes();
   };
   const size_t n_bytes = n_members * sizeof(DeviceMember);
@@ -237,16 +239,42 @@ ExactSquares MatrixEncoder::residual_squares(Changes* float64_changes) {
   return sums->squares;
 }
 
-ExactSquares MatrixEncoder::remaining(const ExactSquares& all) {
-  const MatrixPlan& plan = *plan_;
-  void* const host = lease_.host_tables(sizeof all);
-  std::memcpy(host, &all, sizeof all);
-  lease_.copy_in(&plan.squares->squares, host, sizeof all);
-  add_remaining(plan.stage, plan.symbols, &plan.squares->squares);
-  auto* const sums = static_cast<ExactSquares*>(lease_.host_results(sizeof(ExactSquares)));
-  lease_.copy_out(sums, &plan.squares->squares, sizeof(ExactSquares));
+// `from`, and what `add` adds to it on the device.
+template <class Add>
+ExactSquares MatrixEncoder::sum_from(const ExactSquares& from, Add add) {
+  ExactSquares* const squares = &plan_->squares->squares;
+  void* const host = lease_.host_tables(sizeof from);
+  std::memcpy(host, &from, sizeof from);
+  lease_.copy_in(squares, host, sizeof from);
+  add(squares);
+  auto* const sums = static_cast<ExactSquares*>(lease_.host_results(sizeof from));
+  lease_.copy_out(sums, squares, sizeof from);
   lease_.wait();
   return *sums;
+}
+
+ExactSquares MatrixEncoder::remaining(const ExactSquares& all) {
+  return sum_from(
+      all, [this](ExactSquares* squares) { add_remaining(plan_->stage, plan_->symbols, squares); });
+}
+
+ExactSquares MatrixEncoder::change_squares(const Quantizer& quantizer) {
+  return sum_from({}, [&](ExactSquares* squares) {
+    add_changes(plan_->stage, plan_->symbols, plan_->n_sent, quantizer, squares);
+  });
+}
+
+uint32_t MatrixEncoder::recover(const Quantizer& quantizer) {
+  const MatrixPlan& plan = *plan_;
+  Progress progress;
+  progress.n_sent = plan.n_sent;
+  progress.quantizer = quantizer;
+  begin(progress);
+  recover_symbols(plan.stage, plan.symbols, plan.bits, plan.left);
+  auto* const check = static_cast<uint32_t*>(lease_.host_results(sizeof(uint32_t)));
+  lease_.copy_out(check, &plan.progress->check, sizeof(uint32_t));
+  lease_.wait();
+  return *check;
 }
 
 CodedNonzeros MatrixEncoder::code(SentSymbols vector, SentSymbols dense,

@@ -40,6 +40,7 @@ constexpr uint32_t kAllBits = ~0u;
 struct Progress {
   uint64_t n_found = 0;  // candidates
   uint64_t first_not_finite = kNone;
+  uint64_t first_changed = kNone;  // of lossless tensors that changed, the first one's beginning
   uint32_t min_key = kFirstNonFiniteKey;  // of candidates
   // Selection: the key of the last that is sent, and how many of its equals are.
   uint32_t key = 0;
@@ -172,6 +173,9 @@ struct AllSquares {
 void sum_squares(const Stage& stage, AllSquares* sums);
 // Adds what sending the symbols makes of these squares, modulo 2^64.
 void add_remaining(const Stage& stage, const SentSymbol* symbols, ExactSquares* sums);
+// Adds the squares of what the symbols change with this quantizer, each rounded up.
+void add_changes(const Stage& stage, const SentSymbol* symbols, uint64_t n,
+                 const Quantizer& quantizer, ExactSquares* sums);
 
 // The lanes of a payload.
 struct LaneTables {

@@ -32,9 +32,14 @@ class MatrixEncoder {
   };
   Selected finish();  // throws kNonFinite
 
-  // Squares of all residuals, and of what remains of these behind a selection.
+  // For max_error: squares of all residuals, and of what remains of these behind a selection.
   ExactSquares residual_squares(Changes* float64_changes);
   ExactSquares remaining(const ExactSquares& all);
+
+  // For max_norm: squares of what a selection changes with another quantizer, each rounded up; and
+  // recovers it with that quantizer. Returns the reference check.
+  ExactSquares change_squares(const Quantizer& quantizer);
+  uint32_t recover(const Quantizer& quantizer);
 
   // With the nonzeros of the other groups behind the matrices'.
   CodedNonzeros code(SentSymbols vector, SentSymbols dense, const MatrixShapes& matrices);
@@ -46,6 +51,8 @@ class MatrixEncoder {
   void select();
   void select_again();
   void begin(const Progress& progress);
+  template <class Add>
+  ExactSquares sum_from(const ExactSquares& from, Add add);
 
   WorkspaceLease& lease_;
   const Group& group_;

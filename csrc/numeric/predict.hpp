@@ -31,6 +31,14 @@ RESFED_HD void narrow(float value, Half* out) { *out = narrow_to_half(value); }
 RESFED_HD void narrow(float value, BFloat16* out) { *out = narrow_to_bfloat16(value); }
 RESFED_HD void narrow(double value, double* out) { *out = value; }
 
+// The magnitude of an element's change, rounded up to the next float32; 0: no change.
+template <class T>
+RESFED_HD float change_rounded_up(T before, T after) {
+  const double change = static_cast<double>(wide(after)) - static_cast<double>(wide(before));
+  const uint32_t bits = float_bits(static_cast<float>(change)) & 0x7fffffffu;
+  return change == 0 ? 0.0f : float_from_bits(bits + 1);
+}
+
 RESFED_HD bool is_finite(float value) { return (float_bits(value) << 1) < (0xffu << 24); }
 RESFED_HD bool is_finite(double value) { return (double_bits(value) << 1) < (0x7ffull << 53); }
 
