@@ -32,8 +32,10 @@ TIMED = re.compile(r"^kernel_name = (\w+).*?^gpu_sim_cycle = (\d+).*?^gpu_sim_in
                    re.MULTILINE | re.DOTALL)  # fmt: skip
 
 TIMINGS = {
-    "timing": "200 nonzeros, in one lane: 200 steps.",
-    "timing_of_slice": "2,048 nonzeros, in the 32 lanes of a slice: 64 steps.",
+    "timing": "A float32 tensor of 20,000 elements: 200 nonzeros, in one lane: 200 steps.",
+    "timing_of_slice": "The same, 2,048 nonzeros, in the 32 lanes of a slice: 64 steps.",
+    "timing_of_changes": "A lossless bfloat16 tensor of 32,768 elements, 2,048 of them changed, in"
+    " the 32 lanes of a slice: 64 steps.",
 }
 
 
@@ -83,7 +85,6 @@ def print_cycles(program: Program, limit: float) -> bool:
     print("- command: `python tests/ptx CHECKOUT --cycles`")
     print(f"- commit: `{commit}{' with changes' if changed else ''}`")
     print(f"- date: `{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC`\n")
-    print("One float32 tensor of 20,000 elements.\n")
     done = True
     for case, what in TIMINGS.items():
         text = program.run(case, timing=True, limit=limit)

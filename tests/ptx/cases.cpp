@@ -301,6 +301,17 @@ void timing_of_slice() {
   check(model);
 }
 
+// One tile of bfloat16, of which one in 16 moves to a neighbor.
+void timing_of_changes() {
+  Model model;
+  model.add({32768, DType::kBFloat16, Role::kLossless}, [](size_t) { return 0.0f; });
+  Memory& weights = model.memory.back();
+  for (size_t i = 0; i < 32768; i += 16) weights.current[2 * (i + generator() % 16)] ^= 1;
+  model.options.exclusions.push_back(0);
+  model.options.lane_log2 = 6;
+  check(model);
+}
+
 // The memory check detects an invalid access.
 void account() {
   const ptx::Block memory(100);
@@ -352,6 +363,7 @@ constexpr Case kCases[] = {
     CASE(forged_counts),
     CASE(timing),
     CASE(timing_of_slice),
+    CASE(timing_of_changes),
 #undef CASE
 };
 
