@@ -1,6 +1,5 @@
 #include "cpu/aggregate.hpp"
 
-#include <cmath>
 #include <stdexcept>
 #include <type_traits>
 
@@ -28,17 +27,6 @@ Group group_of(const std::vector<Tensor>& tensors, const std::vector<bool>& is_f
     group.n_elems += tensors[i].n_elems;
   }
   return group;
-}
-
-int128 integer_weight_of(double weight) {
-  return static_cast<int128>(std::nearbyint(weight * kWeightUnits));
-}
-
-template <class T>
-T from_bits(uint64_t bits) {
-  T value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // Calls visit(reference) with the float elements by their type.
@@ -82,11 +70,12 @@ void for_lossless(const Update& u, Visit visit) {
 }  // namespace
 
 std::unique_ptr<Contribution> Aggregator::prepare(const Payload& payload, uint64_t digest,
-                                                  double weight) const {
+                                                  double model_weight) const {
   const DefaultFloatMode mode;
+  const Weight weight(model_weight);
   auto c = std::make_unique<Contribution>();
   c->owner = this;
-  c->weight = weight;
+  c->weight = model_weight;
   read_update(payload, digest, tensors_, &c->update);
   const Frame& frame = payload.frame;
   const Update& u = c->update;
@@ -105,11 +94,12 @@ std::unique_ptr<Contribution> Aggregator::prepare(const Payload& payload, uint64
 
 // Another thread may write to the caller's arrays, so all that follows reads a copy.
 std::unique_ptr<Contribution> Aggregator::prepare(const std::vector<const void*>& model,
-                                                  double weight) const {
+                                                  double model_weight) const {
   const DefaultFloatMode mode;
+  const Weight weight(model_weight);
   auto c = std::make_unique<Contribution>();
   c->owner = this;
-  c->weight = weight;
+  c->weight = model_weight;
   c->is_model = true;
   c->model.resize(bytes_.back());
   std::mutex mutex;
@@ -183,26 +173,25 @@ void Aggregator::touch(const Contribution& c) {
 
 // Refuses what is too large by itself; sums that might overflow by it are carried over.
 void Aggregator::make_room(const Bounds& bounds) {
-  const auto room = [](const MaxMagnitude& largest, double limit, Sums& sums, double& bound) {
-    // Negated: a NaN is refused.
-    if (!(largest.value() < limit)) throw Failure{Code::kSumTooLarge, largest.ordinal};
-    if (bound + largest.value() < 2 * limit) return;
+  const auto room = [](const MaxMagnitude& largest, Sums& sums, SumBound& bound) {
+    if (!bound.lacks_room(largest)) return;
     sums.carry_over();
-    bound = limit / 2;  // and more than what is left
+    bound.carried_over();
   };
-  room(bounds.floats, kFloatLimit, float_sums_, float_bound_);
-  room(bounds.integers, kIntegerLimit, integer_sums_, integer_bound_);
+  room(bounds.floats, float_sums_, float_bound_);
+  room(bounds.integers, integer_sums_, integer_bound_);
 }
 
 void Aggregator::apply(const Contribution& c, int sign) {
   if (c.weight == 0) return;
   if (sign > 0) {
-    float_bound_ += c.bounds.floats.value();
-    integer_bound_ += c.bounds.integers.value();
+    float_bound_.add(c.bounds.floats);
+    integer_bound_.add(c.bounds.integers);
   }
-  integer_weight_ += sign * integer_weight_of(c.weight);
+  const Weight weight(sign * c.weight);
+  integer_weight_ += weight.units;
   const auto one = [&](uint64_t ordinal, uint64_t element, uint64_t after) {
-    add_element(ordinal, element, after, c.weight, sign);
+    add_element(ordinal, element, after, weight);
   };
   if (c.is_model) {
     for (const Group* group : {&floats_, &integers_}) {
@@ -221,7 +210,7 @@ void Aggregator::apply(const Contribution& c, int sign) {
 
 // What the sent elements add; returns their part of the reference check.
 uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer,
-                           double weight, Bounds& bounds, double* values) const {
+                           const Weight& weight, Bounds& bounds, double* values) const {
   uint32_t check = 0;
   std::mutex mutex;
   parallel_for(n_tasks(sent), [&](size_t task) {
@@ -231,7 +220,7 @@ uint32_t Aggregator::weigh(const Group& group, SentSymbols sent, const Quantizer
       uint64_t most = 0;
       own_check +=
           recover_range(range, sent, quantizer, [&](size_t i, uint64_t, auto before, auto after) {
-            values[i] = weight * (as_double(after) - as_double(before));
+            values[i] = resfed::float_change(weight, before, after);
             most = std::max(most, magnitude_bits(values[i]));
           });
       own.floats.see(most, range.member.ordinal);
@@ -268,11 +257,13 @@ void Aggregator::sum_up(const Group& group, SentSymbols sent, const double* valu
   });
 }
 
-double Aggregator::float_change(uint64_t ordinal, uint64_t element, uint64_t after) const {
+double Aggregator::float_change(const Weight& weight, uint64_t ordinal, uint64_t element,
+                                uint64_t after) const {
   double change = 0.0;
-  with_reference(tensors_[ordinal], [&](const auto* reference) {
-    using T = std::remove_cvref_t<decltype(*reference)>;
-    change = as_double(from_bits<T>(after)) - as_double(reference[element]);
+  with_reference(tensors_[ordinal], [&]<class T>(const T* reference) {
+    T value;
+    from_bits(after, &value);
+    change = resfed::float_change(weight, reference[element], value);
   });
   return change;
 }
@@ -285,26 +276,24 @@ int128 Aggregator::integer_change(uint64_t ordinal, uint64_t element, uint64_t a
 }
 
 // One changed element of any kind.
-void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
+void Aggregator::look_at(uint64_t ordinal, uint64_t element, uint64_t after, const Weight& weight,
                          Bounds& bounds) const {
   if (is_float_[ordinal]) {
-    const double contribution = weight * float_change(ordinal, element, after);
-    bounds.floats.see(magnitude_bits(contribution), ordinal);
+    const double change = float_change(weight, ordinal, element, after);
+    bounds.floats.see(magnitude_bits(change), ordinal);
   } else {
-    const double weighed = static_cast<double>(integer_weight_of(weight)) *
-                           static_cast<double>(integer_change(ordinal, element, after));
-    bounds.integers.see(magnitude_bits(weighed), ordinal);
+    const int128 change = integer_change(ordinal, element, after);
+    bounds.integers.see(integer_magnitude(weight, change), ordinal);
   }
 }
 
-void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
-                             int sign) {
+void Aggregator::add_element(uint64_t ordinal, uint64_t element, uint64_t after,
+                             const Weight& weight) {
   const uint64_t place = begin_[ordinal] + element;
   if (is_float_[ordinal]) {
-    float_sums_.at(place) += to_units(sign * (weight * float_change(ordinal, element, after)));
+    float_sums_.at(place) += to_units(float_change(weight, ordinal, element, after));
   } else {
-    integer_sums_.at(place) +=
-        sign * integer_weight_of(weight) * integer_change(ordinal, element, after);
+    integer_sums_.at(place) += weight.units * integer_change(ordinal, element, after);
   }
 }
 
@@ -330,15 +319,15 @@ void Aggregator::write_floats(const Member& member, uint64_t first, uint64_t n, 
   with_reference(*member.tensor, [&](const auto* reference) {
     using T = std::remove_cvref_t<decltype(*reference)>;
     T* const mean = static_cast<T*>(out) + first;
-    std::memcpy(mean, reference + first, n * sizeof(T));
-    if (sums == nullptr) return;
+    if (sums == nullptr) {
+      std::memcpy(mean, reference + first, n * sizeof(T));
+      return;
+    }
     sums += place % kChunkElems;
     const int64_t* const carries = float_sums_.carries(place);
     for (uint64_t i = 0; i < n; ++i) {
       const int64_t carry = carries != nullptr ? carries[place % kChunkElems + i] : 0;
-      if (sums[i] == 0 && carry == 0) continue;
-      const double change = nearest_double(carry, sums[i]) * kFloatUnit / total_weight;
-      round_to(as_double(reference[first + i]) + change, mean + i);
+      mean[i] = float_mean(reference[first + i], carry, sums[i], total_weight);
     }
   });
 }
@@ -353,8 +342,7 @@ void Aggregator::write_integers(const Member& member, uint64_t first, uint64_t n
     const int128 base = integer_value(before, t.elem_bytes, is_signed_[member.ordinal]);
     const int128 sum = sums != nullptr ? sums[place % kChunkElems + i] : 0;
     const int64_t carry = carries != nullptr ? carries[place % kChunkElems + i] : 0;
-    const auto mean =
-        static_cast<uint64_t>(base + rounded_quotient(carry, sum, integer_weight_, base));
+    const uint64_t mean = integer_mean(base, carry, sum, integer_weight_);
     std::memcpy(static_cast<uint8_t*>(out) + (first + i) * t.elem_bytes, &mean, t.elem_bytes);
   }
 }

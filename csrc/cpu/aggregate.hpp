@@ -7,7 +7,7 @@
 
 #include "api.hpp"
 #include "cpu/decoder.hpp"
-#include "cpu/exact_mean.hpp"
+#include "cpu/sums.hpp"
 
 namespace resfed {
 
@@ -32,6 +32,25 @@ struct Bounds {
     floats.see(other.floats.magnitude, other.floats.ordinal);
     integers.see(other.integers.magnitude, other.integers.ordinal);
   }
+};
+
+// What sums hold at most, but for their carries.
+class SumBound {
+ public:
+  explicit SumBound(double limit) : limit_(limit) {}
+
+  // Whether the sums must be carried over before so much is added. Throws kSumTooLarge for what is
+  // too large by itself.
+  bool lacks_room(const MaxMagnitude& largest) const {
+    // Negated: a NaN is refused.
+    if (!(largest.value() < limit_)) throw Failure{Code::kSumTooLarge, largest.ordinal};
+    return !(bound_ + largest.value() < 2 * limit_);
+  }
+  void carried_over() { bound_ = limit_ / 2; }  // and more than what is left
+  void add(const MaxMagnitude& largest) { bound_ += largest.value(); }
+
+ private:
+  double limit_, bound_ = 0.0;
 };
 
 class Aggregator;
@@ -77,14 +96,14 @@ class Aggregator {
   const std::vector<Tensor>& tensors() const { return tensors_; }
 
  private:
-  uint32_t weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer, double weight,
-                 Bounds& bounds, double* values) const;
+  uint32_t weigh(const Group& group, SentSymbols sent, const Quantizer& quantizer,
+                 const Weight& weight, Bounds& bounds, double* values) const;
   void touch(const Group& group, SentSymbols sent);
   void sum_up(const Group& group, SentSymbols sent, const double* values, int sign);
-  void look_at(uint64_t ordinal, uint64_t element, uint64_t after, double weight,
+  void look_at(uint64_t ordinal, uint64_t element, uint64_t after, const Weight& weight,
                Bounds& bounds) const;
   void touch(uint64_t ordinal, uint64_t element);
-  void add_element(uint64_t ordinal, uint64_t element, uint64_t after, double weight, int sign);
+  void add_element(uint64_t ordinal, uint64_t element, uint64_t after, const Weight& weight);
   void touch(const Contribution& contribution);
   void make_room(const Bounds& bounds);
   void apply(const Contribution& contribution, int sign);
@@ -92,7 +111,8 @@ class Aggregator {
   template <class Visit>
   void for_changed(const Contribution& contribution, const Group& group, size_t chunk,
                    const Visit& visit) const;
-  double float_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
+  double float_change(const Weight& weight, uint64_t ordinal, uint64_t element,
+                      uint64_t after) const;
   int128 integer_change(uint64_t ordinal, uint64_t element, uint64_t after) const;
   void write_floats(const Member& member, uint64_t first, uint64_t n, void* out,
                     double total_weight) const;
@@ -104,8 +124,8 @@ class Aggregator {
   std::vector<uint64_t> begin_;  // of each tensor in its group
   std::vector<uint64_t> bytes_;  // of each tensor's first byte in a model's copy, and the end
   Sums float_sums_, integer_sums_;
-  double float_bound_ = 0.0, integer_bound_ = 0.0;  // of any sum but for its carry
-  int128 integer_weight_ = 0;                       // sum of the integer weights
+  SumBound float_bound_{kFloatLimit}, integer_bound_{kIntegerLimit};
+  int128 integer_weight_ = 0;  // sum of the integer weights
 };
 
 }  // namespace resfed

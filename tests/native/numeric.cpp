@@ -7,6 +7,7 @@
 
 #include "expect.hpp"
 #include "numeric/check.hpp"
+#include "numeric/exact_mean.hpp"
 #include "numeric/exact_sum.hpp"
 #include "numeric/quantize.hpp"
 #include "numeric/residual.hpp"
@@ -112,6 +113,32 @@ static void exact_sums() {
   EXPECT(sum({1e19f, 1e-19f, 1e19f}).value() == 2 * (double(1e19f) * double(1e19f)));
 }
 
+// The compiler's own conversion of 128 bits rounds to the nearest, too.
+static void exact_means() {
+  std::mt19937_64 random(4);
+  for (int i = 0; i < 100'000; ++i) {
+    int128 value = static_cast<int128>(random()) << 64 | random();
+    value >>= random() % 128;
+    if (i % 4 == 1) value &= ~((int128{1} << random() % 127) - 1);  // ties
+    if (i % 4 == 2) value |= 1;
+    EXPECT(nearest_double(value) == static_cast<double>(value));
+    int128 sum = value;
+    int64_t carry = 0;
+    carry_over(&sum, &carry);
+    EXPECT(sum >= 0 && sum >> kCarryLog2 == 0);
+    EXPECT(nearest_double(carry, sum) == nearest_double(value));
+    const int128 weight = 1 + static_cast<int128>(random() >> random() % 64);
+    EXPECT(rounded_quotient(carry, sum, weight, 0) == rounded_quotient(0, value, weight, 0));
+  }
+  const int128 least = int128{1} << 126, most = 2 * (least - 1) + 1;
+  EXPECT(nearest_double(0) == 0 && nearest_double(most) == 0x1p127);
+  EXPECT(nearest_double(-2 * least) == -0x1p127);
+  EXPECT(to_units(0x1p-80) == 1 && to_units(-1.5) == -(int128{3} << 79));
+  EXPECT(magnitude_bits(-NAN) > magnitude_bits(INFINITY));
+  EXPECT(magnitude_bits(double_from_bits(~uint64_t{0})) == magnitude_bits(NAN));
+  EXPECT(float_bits(float_mean(-0.0f, 1, -(int128{1} << kCarryLog2), 3)) == float_bits(-0.0f));
+}
+
 static void selection() {
   const float ascending[] = {0.0f, 0x1p-149f, 1e-40f, 1e-38f, 1.0f, after(1.0f), 3e38f};
   for (size_t i = 0; i + 1 < std::size(ascending); ++i) {
@@ -140,5 +167,6 @@ int main() {
   recovery();
   quantization();
   exact_sums();
+  exact_means();
   selection();
 }
