@@ -36,7 +36,8 @@ test-emulated: .venv-test/installed build/emulated/installed
 	set -e; for device in $(EMULATED_DEVICES); do \
 		echo "RESFED_EMULATOR=$$device"; \
 		RESFED_EMULATOR=$$device PYTHONPATH=build/emulated/package .venv-test/bin/python -m pytest \
-			-m cuda tests/cuda/test_device_codec.py tests/cuda/test_device_levels.py \
+			-m cuda tests/cuda/test_device_aggregate.py \
+			tests/cuda/test_device_codec.py tests/cuda/test_device_levels.py \
 			tests/cuda/test_device_lossless.py tests/cuda/test_device_norm.py \
 			tests/cuda/test_device_search.py \
 			tests/cuda/test_cuda_errors.py $(PYTEST_FLAGS); \

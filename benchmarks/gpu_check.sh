@@ -96,8 +96,8 @@ if [ $cuda = EMULATED ]; then
     -k "$few or test_cuda_errors"
   speed=(--device cpu --elements 400000 --turns 3)
 else
-  step tests 110 "${pytest[@]}" tests/cuda/test_device_{codec,levels}.py tests/cuda/test_cuda_errors.py \
-    tests/cuda/test_cuda.py tests/cuda/test_cuda_sessions.py
+  step tests 110 "${pytest[@]}" tests/cuda/test_device_{aggregate,codec,levels}.py \
+    tests/cuda/test_cuda_errors.py tests/cuda/test_cuda.py tests/cuda/test_cuda_sessions.py
   speed=()
 fi
 [ -n "$snapshots" ] && speed+=(--snapshots "$snapshots")

@@ -9,6 +9,7 @@
 #include "bindings/commit.hpp"
 #include "bindings/payload.hpp"
 #include "bindings/tensors.hpp"
+#include "cuda/aggregate.hpp"
 #include "cuda/codec.hpp"
 #include "cuda/workspace.hpp"
 #endif
@@ -199,6 +200,72 @@ void decode_on_device(const PythonPayload& payload, uint64_t digest, const Tenso
   });
 }
 
+// The calls of an aggregator: each waits for the stream, whatever happens, so that arrays and
+// contributions may be freed afterwards.
+void bind_aggregator(py::module_& m) {
+  using cuda::Aggregator, cuda::Contribution;
+  py::class_<Contribution>(m, "DeviceContribution");
+  py::class_<Aggregator>(m, "DeviceAggregator")
+      .def(py::init([](const TensorColumns& columns, std::vector<bool> is_signed, int device,
+                       uintptr_t stream) {
+             if (is_signed.size() != columns.size())
+               throw py::value_error("is_signed: one per tensor");
+             ResizeGuard guard;
+             std::vector<Tensor> tensors =
+                 tensors_from(columns, {.reference = true}, guard, device);
+             const GilRelease no_gil;
+             return std::make_unique<Aggregator>(std::move(tensors), std::move(is_signed), device,
+                                                 stream_of(stream));
+           }),
+           py::arg("tensors"), py::arg("is_signed"), py::arg("device"), py::arg("stream"),
+           py::keep_alive<1, 2>())
+      .def(
+          "prepare",
+          [](const Aggregator& a, const PythonPayload& payload, uint64_t digest, double weight,
+             uintptr_t stream) {
+            const GilRelease no_gil;
+            const StreamWait wait(true, a.device(), stream);
+            return a.prepare(*payload, digest, weight, stream_of(stream));
+          },
+          py::arg("payload"), py::arg("digest"), py::arg("weight"), py::arg("stream"))
+      .def(
+          "prepare_state",
+          [](const Aggregator& a, const py::sequence& arrays, double weight, uintptr_t stream) {
+            ResizeGuard guard;
+            const std::vector<void*> state =
+                arrays_like(a.tensors(), arrays, false, guard, a.device());
+            const GilRelease no_gil;
+            const StreamWait wait(true, a.device(), stream);
+            return a.prepare({state.begin(), state.end()}, weight, stream_of(stream));
+          },
+          py::arg("arrays"), py::arg("weight"), py::arg("stream"))
+      .def(
+          "add",
+          [](Aggregator& a, Contribution& contribution, Contribution* replaced,
+             const py::object& plan, uintptr_t stream) {
+            Commit commit(plan);
+            const GilRelease no_gil;
+            const StreamWait wait(true, a.device(), stream);
+            a.add(&contribution, replaced, stream_of(stream), [&] {
+              const GilAcquire gil;
+              commit();
+            });
+          },
+          py::arg("contribution"), py::arg("replaced"), py::arg("commit"), py::arg("stream"))
+      .def(
+          "result",
+          [](const Aggregator& a, const py::sequence& arrays, double total_weight,
+             uintptr_t stream) {
+            ResizeGuard guard;
+            const std::vector<void*> out =
+                arrays_like(a.tensors(), arrays, true, guard, a.device());
+            const GilRelease no_gil;
+            const StreamWait wait(true, a.device(), stream);
+            a.result(out, total_weight, stream_of(stream));
+          },
+          py::arg("arrays"), py::arg("total_weight"), py::arg("stream"));
+}
+
 }  // namespace
 #endif
 
@@ -262,6 +329,7 @@ void bind_device(py::module_& m) {
         py::arg("device"), py::arg("stream"), py::arg("commit") = py::none());
   m.def("decode_on_device", &decode_on_device, py::arg("payload"), py::arg("digest"),
         py::arg("tensors"), py::arg("device"), py::arg("stream"), py::arg("commit") = py::none());
+  bind_aggregator(m);
 #else
   m.def("cuda_unavailable_reason", [] { return "it was built without CUDA"; });
 #endif

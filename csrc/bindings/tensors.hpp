@@ -299,10 +299,11 @@ inline void bind_tensors(pybind11::module_& m) {
       .def_property_readonly("dtypes", [](const TensorColumns& t) { return numbers(t.dtypes); });
 }
 
-// One array for each of the tensors, of its size, as add_state() and result() take them.
+// One array for each of the tensors, of its size and on `device`, as add_state() and result() take
+// them.
 inline std::vector<void*> arrays_like(const std::vector<Tensor>& tensors,
                                       const pybind11::sequence& arrays, bool to_write,
-                                      ResizeGuard& guard) {
+                                      ResizeGuard& guard, int device = kOnHost) {
   if (arrays.size() != tensors.size()) {
     throw pybind11::value_error(std::to_string(arrays.size()) + " arrays for " +
                                 std::to_string(tensors.size()) + " tensors");
@@ -315,7 +316,7 @@ inline std::vector<void*> arrays_like(const std::vector<Tensor>& tensors,
     const detail::ArrayError error(result.size(), "array");
     if (array.is_none()) error.value("is missing");
     result.push_back(
-        detail::memory_of(array, t.n_elems, &elem_bytes, to_write, kOnHost, error, guard));
+        detail::memory_of(array, t.n_elems, &elem_bytes, to_write, device, error, guard));
   }
   return result;
 }

@@ -2,30 +2,14 @@
 
 #include <optional>
 
-#include "cpu/decoder.hpp"
 #include "cpu/encoder.hpp"
 #include "cpu/float_mode.hpp"
 #include "cpu/norm.hpp"
-#include "cpu/predict.hpp"
 #include "cpu/search.hpp"
-#include "cuda/lossless.hpp"
-#include "cuda/pipeline.hpp"
-#include "cuda/staging.hpp"
+#include "cuda/decoder.hpp"
 
 namespace resfed::cuda {
 namespace {
-
-// Which tensors the device codes.
-struct OnDevice {
-  bool matrices, lossless;
-
-  explicit OnDevice(const Groups& groups)
-      : matrices(groups.matrix.n_elems > 0),
-        lossless(groups.lossless.n_elems >= kLeastLosslessElems) {}
-  bool operator()(const Tensor& t) const {
-    return (matrices && t.role == Role::kMatrix) || (lossless && t.role == Role::kLossless);
-  }
-};
 
 bool searches(const EncodeOptions& options) {
   return options.max_bytes > 0 || options.max_error >= 0;
@@ -181,47 +165,10 @@ std::vector<uint8_t> encode(const std::vector<Tensor>& tensors, const EncodeOpti
 void decode(const Payload& payload, uint64_t digest, const std::vector<Tensor>& tensors, int device,
             Stream stream, const std::function<void()>& before_writing) {
   const DefaultFloatMode mode;
-  const Frame& frame = payload.frame;
-  Update u;
-  open_update(payload, digest, tensors, &u);
   WorkspaceLease lease(device, stream);
-  const OnDevice on_device(u.groups);
-  Staging staging(lease, &u.tensors, [&](const Tensor& t) { return !on_device(t); });
-  std::optional<MatrixDecoder> matrices;
-  std::optional<LosslessDecoder> lossless;
-  uint32_t check = 0;
-  if (on_device.matrices) {
-    matrices.emplace(lease, u.groups.matrix, payload);
-    matrices->start();
-    const auto decoded = matrices->finish();
-    check = decoded.check;
-    u.symbols.assign(decoded.others.begin(), decoded.others.end());
-    u.sent_vector = SentSymbols(u.symbols).first(frame.k_vector);
-    u.sent_dense = SentSymbols(u.symbols).last(frame.k_dense);
-  } else {
-    read_nonzeros(&u);
-  }
-  check_nonzeros(u);
-  staging.wait();
-  if (on_device.lossless) {
-    lossless.emplace(lease, u.groups.lossless, payload);
-    u.restored.check = lossless->decode();
-  } else {
-    read_changes(&u);
-  }
-  const Recovered vector = recover_all(u.groups.vector, u.sent_vector, frame.vector, nullptr);
-  const Recovered dense = recover_all(u.groups.dense, u.sent_dense, frame.dense, nullptr);
-  u.verify(check + vector.check + dense.check);
+  DecodedUpdate decoded(lease, payload, digest, tensors);
   if (before_writing) before_writing();
-  if (matrices) matrices->write();
-  if (lossless) lossless->write();
-  if (matrices) u.groups.matrix = {};  // done
-  if (lossless) u.groups.lossless = {};
-  write_predictions(u.groups);
-  write_recovered(u.groups.vector, u.sent_vector, vector);
-  write_recovered(u.groups.dense, u.sent_dense, dense);
-  write_changes(u.groups.lossless, u.changes, u.restored);
-  staging.flush();
+  decoded.write();
 }
 
 }  // namespace resfed::cuda

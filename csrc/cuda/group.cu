@@ -34,7 +34,8 @@ DeviceGroup fill_in(const Group& group, uint32_t chunk_elems, DeviceMember* memb
                     t.dtype,
                     t.plain(),
                     is_aligned(t.current, t.elem_bytes) && is_aligned(t.reference, t.elem_bytes),
-                    writes_prediction(t)};
+                    writes_prediction(t),
+                    member.ordinal};
     chunk += n_blocks_of(t.n_elems, chunk_elems);
   }
   return {device, n, group.n_elems, chunk};

@@ -22,6 +22,7 @@ struct DeviceMember {
   bool plain;    // neither terms nor feedback
   bool aligned;  // four elements together can be loaded
   bool writes_prediction;
+  uint64_t ordinal;  // among all tensors of the call
 };
 struct DeviceGroup {
   const DeviceMember* members;
@@ -36,6 +37,19 @@ struct DeviceGroup {
   __device__ const DeviceMember& member_at(uint64_t index) const {
     const DeviceMember* const p = members;
     return p[last_at_most(n_members, index, [=](uint64_t i) { return p[i].begin; })];
+  }
+};
+
+// Elements that a payload changes, none twice, and their new bits.
+struct NewElements {
+  DeviceGroup group{};
+  const SentSymbol* symbols = nullptr;  // with their indices in the group; or
+  const uint64_t* elements = nullptr;   // the indices themselves
+  const uint64_t* bits = nullptr;
+  uint64_t n = 0;
+
+  __device__ uint64_t index(uint64_t i) const {
+    return symbols != nullptr ? symbols[i].index() : elements[i];
   }
 };
 

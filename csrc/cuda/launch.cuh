@@ -56,6 +56,9 @@ __device__ inline uint64_t add_atomically(uint64_t* place, uint64_t value) {
 __device__ inline void lower_atomically(uint64_t* place, uint64_t value) {
   atomicMin(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(value));
 }
+__device__ inline void raise_atomically(uint64_t* place, uint64_t value) {
+  atomicMax(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(value));
+}
 
 // Sum over the lanes, for all of them; only of types in which order does not matter.
 template <class Integer>

@@ -160,6 +160,11 @@ uint32_t LosslessDecoder::decode() {
   return progress.check;
 }
 
+NewElements LosslessDecoder::restored() const {
+  const LosslessPlan& plan = *plan_;
+  return {plan.stage.group, nullptr, plan.changes.elements, plan.bits, plan.changes.n};
+}
+
 void LosslessDecoder::write() { cuda::write(*plan_, group_); }
 
 }  // namespace resfed::cuda

@@ -12,6 +12,7 @@ namespace resfed::cuda {
 // for them.
 constexpr uint64_t kLeastLosslessElems = 4096;
 
+struct NewElements;
 struct LosslessPlan;  // addresses in the workspace, and what launches need
 
 class LosslessEncoder {
@@ -41,6 +42,8 @@ class LosslessDecoder {
   // Returns the group's part of the reference check. What uses the lease's pinned memory must have
   // ended. Throws kBadTables, kBadSlice, kChangedDuringCall.
   uint32_t decode();
+
+  NewElements restored() const;  // until the workspace is leased again
 
   void write();
 

@@ -382,6 +382,11 @@ MatrixDecoder::Result MatrixDecoder::finish() {
   return {progress->check, {others, n_others}};
 }
 
+NewElements MatrixDecoder::recovered() const {
+  const MatrixPlan& plan = *plan_;
+  return {plan.stage.group, plan.symbols, nullptr, plan.bits, payload_.frame.k_matrix};
+}
+
 void MatrixDecoder::write() { cuda::write(*plan_, group_); }
 
 }  // namespace resfed::cuda

@@ -10,6 +10,7 @@ namespace resfed::cuda {
 
 struct MatrixPlan;  // addresses in the workspace, and what launches need
 struct Progress;
+struct NewElements;
 
 struct CodedNonzeros {
   std::vector<uint8_t> tables;
@@ -73,6 +74,9 @@ class MatrixDecoder {
     SentSymbols others;  // of the other groups, until the workspace is leased again
   };
   Result finish();  // throws kBadSlice
+
+  // Of tensors that have an output; until the workspace is leased again.
+  NewElements recovered() const;
 
   void write();
 

@@ -32,21 +32,28 @@ Allocator& allocator() {
   return *set;
 }
 
+}  // namespace
+
+void set_allocator(Allocator set) { allocator() = std::move(set); }
+
+std::shared_ptr<void> take_memory(int device, size_t n_bytes) {
+  std::shared_ptr<void> memory;
+  if (allocator()) memory = allocator()(device, n_bytes);
+  return memory != nullptr ? memory : allocate(device, n_bytes);
+}
+
+namespace {
+
 // Memory that calls keep.
 struct CachedAllocation {
   std::shared_ptr<void> data;
   size_t n_bytes = 0;
 
   CachedAllocation() = default;
-  CachedAllocation(int device, size_t n) : n_bytes(n) {
-    if (allocator()) data = allocator()(device, n);
-    if (data == nullptr) data = allocate(device, n);
-  }
+  CachedAllocation(int device, size_t n) : data(take_memory(device, n)), n_bytes(n) {}
 };
 
 }  // namespace
-
-void set_allocator(Allocator set) { allocator() = std::move(set); }
 
 struct Workspace {
   Workspace(int device, Stream stream) {

@@ -32,6 +32,9 @@ class PinnedMemory {
 using Allocator = std::function<std::shared_ptr<void>(int device, size_t n_bytes)>;
 void set_allocator(Allocator allocator);
 
+// New memory of it, or of the run time's; null for no bytes. Throws kDeviceMemory.
+std::shared_ptr<void> take_memory(int device, size_t n_bytes);
+
 struct Workspace;
 
 // One call's use of a device's workspace. Waits until the calls before are through with it, on

@@ -135,6 +135,28 @@ def test_mean_of_uplinks(gpu: Gpu, rules: str) -> None:
     assert fed.server.memory()["global"] > 0
 
 
+@one_gpu
+@pytest.mark.parametrize("rules", ["default", "own history"])
+def test_a_clients_newest_uplink_replaces_those_before(gpu: Gpu, rules: str) -> None:
+    fed = Twins(gpu, RULES[rules])
+    clients = {name: fed.new_client() for name in ("a", "b")}
+    fed.update()
+    mean = fed.server.aggregator()
+    for name, client in clients.items():
+        fed.down(client, name)
+    for weight in (300.0, 2, 0.5):
+        for name, client in clients.items():
+            payload = client.send(moved(client.state, fed.rng))
+            assert fed.server.receive_into(name, payload, mean, weight) is True
+            assert mean.total_weight >= weight
+            mean.result()
+    assert mean.count == 2
+    payload = clients["a"].send(moved(clients["a"].state, fed.rng))
+    fed.server.receive_into("a", payload, mean, 0)
+    assert mean.count == 1
+    fed.server.update(mean.result())
+
+
 def test_into_the_callers_arrays(gpu: Gpu) -> None:
     fed = Twins(gpu, RULES["default"])
     client = fed.new_client()

@@ -77,7 +77,7 @@ class Program:
         self._ptx.mkdir(exist_ok=True)
         library = Library(folder / "cpu", "g++", ("-O2",))
         sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), FOLDER / "arithmetic.cu"]
-        sources += [FOLDER / "runtime.cpp", ROOT / "csrc/cuda/codec.cpp"]
+        sources += [FOLDER / "runtime.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cpp"))]
         inputs = [*(ROOT / "csrc").rglob("*.*"), *sources, FOLDER / "runtime.hpp"]
         newest = max(path.stat().st_mtime for path in inputs)
         with ThreadPoolExecutor(2) as pool:

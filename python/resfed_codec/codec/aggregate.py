@@ -11,7 +11,8 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias, overload
 import numpy as np
 
 from resfed_codec import _native
-from resfed_codec.codec.native_call import Assignments, Plan, tensors_of
+from resfed_codec.codec.native_call import Aggregator as NativeAggregator
+from resfed_codec.codec.native_call import Assignments, Plan, aggregator, tensors_of
 from resfed_codec.codec.numbers import as_float
 from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
@@ -26,11 +27,10 @@ from resfed_codec.tensors.layout import (
     read_model,
     roles_of,
 )
-from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
 from resfed_codec.tensors.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40
-"""Between these, no weight is lost in the units of csrc/cpu/exact_mean.hpp."""
+"""Between these, no weight is lost in the units of csrc/numeric/exact_mean.hpp."""
 
 _WEIGHT_UNITS = 2.0**92  # a float64 of at least 2^-40 is a multiple of 2^-92
 
@@ -65,9 +65,9 @@ class Aggregator(Generic[StateT]):
     Memory: a private copy of the reference, and 16 bytes for each element of the pages touched: at
     most four times a float32 model. Where a client sends changes above 2^20, 8 bytes more for each
     of the 65,536 elements around. :meth:`ServerSession.receive_into` keeps the payloads that it may
-    have to take back. :meth:`reset` gives back all but the reference. All of it is memory of the
-    host, also where the reference is on a CUDA device. There the reference, states that are added
-    and results are copied between device and host.
+    have to take back. :meth:`reset` gives back all but the reference. Where the reference is on a
+    CUDA device, all of it but the payloads is there, too, with 16 bytes for each element of the
+    tensors touched.
 
     Several threads may call at once: they read payloads side by side and take turns at adding up.
     An instance can be neither copied nor pickled.
@@ -152,9 +152,9 @@ class Aggregator(Generic[StateT]):
                 raise ValueError("result: nothing was added")
             sums = self._state.sums
             model = sums.layout.empty()
-            arrays = [staging(memory) for memory in model]
-            sums.native.result(arrays, self.total_weight)
-        state: StateT = sums.layout.state_of(filled(model, arrays))
+            with native_errors(self._specs):
+                sums.native.result(model, self.total_weight)
+        state: StateT = sums.layout.state_of(model)
         return state
 
     @untraced
@@ -255,8 +255,11 @@ def add_from(
                 return
 
 
-Source: TypeAlias = "Callable[[_Sums, float], _native.Contribution]"
-"""Prepares the contribution of one model with a weight; may raise CodecError or NativeError."""
+Source: TypeAlias = "Callable[[_Sums, float], Any]"
+"""Prepares the contribution of one model with a weight, to be added to these sums.
+
+May raise CodecError or NativeError.
+"""
 
 
 def payload_source(payload: _native.Payload) -> Source:
@@ -267,9 +270,8 @@ def payload_source(payload: _native.Payload) -> Source:
 def model_source(state: State) -> Source:
     """The source of a model that is not encoded."""
 
-    def prepare(sums: _Sums, weight: float) -> _native.Contribution:
-        arrays = [on_host(memory) for memory in sums.layout.model_of(state, "state")]
-        return sums.native.prepare_state(arrays, weight)
+    def prepare(sums: _Sums, weight: float) -> Any:
+        return sums.native.prepare_state(sums.layout.model_of(state, "state"), weight)
 
     return prepare
 
@@ -279,7 +281,7 @@ class _Sums:
 
     def __init__(self, reference: State) -> None:
         self.layout, model = read_model(reference, "reference")
-        self.reference = filled([empty_on_host(memory) for memory in model], model)
+        self.reference = self.layout.copy_of(model)
         for spec in self.layout.specs:
             if spec.dtype in PATTERNS and not spec.is_float and spec.dtype not in PARTS:
                 raise TypeError(
@@ -294,11 +296,13 @@ class _Sums:
         new.native = self._new_sums()
         return new
 
-    def _new_sums(self) -> _native.Aggregator:
+    def _new_sums(self) -> NativeAggregator:
         specs = self.layout.specs
         tensors = tensors_of(specs, roles_of(specs), self.reference)
         is_signed = [spec.dtype.startswith("int") for spec in specs]
-        return _native.Aggregator(tensors, is_signed, [spec.dtype in PARTS for spec in specs])
+        is_complex = [spec.dtype in PARTS for spec in specs]
+        with native_errors(specs):
+            return aggregator(tensors, is_signed, is_complex, self.layout.device)
 
 
 class _Replaceable(NamedTuple):

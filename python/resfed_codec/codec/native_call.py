@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from resfed_codec import _native
 from resfed_codec._native import DType, Payload, Role, Tensors
@@ -83,3 +83,53 @@ def decode(
     from resfed_codec.tensors.device import current_stream
 
     return _native.decode_on_device(payload, digest, tensors, on, current_stream(on), commit)
+
+
+class Aggregator(Protocol):
+    """The native aggregator of the host, or of a device; each takes its own contributions."""
+
+    def prepare(self, payload: Payload, digest: int, weight: float) -> Any: ...
+    def prepare_state(self, arrays: Any, weight: float) -> Any: ...
+    def add(self, contribution: Any, replaced: Any, commit: Plan) -> None: ...
+    def result(self, arrays: Any, total_weight: float) -> None: ...
+
+
+def aggregator(
+    tensors: Tensors, is_signed: Sequence[bool], is_complex: Sequence[bool], on: int | None
+) -> Aggregator:
+    """A native aggregator of tensors on the CUDA device ``on`` (None: the host)."""
+    if on is None:
+        return _native.Aggregator(tensors, is_signed, is_complex)
+    return _DeviceAggregator(tensors, is_signed, on)
+
+
+class _DeviceAggregator:
+    """Calls go to the current stream. They raise NativeError."""
+
+    def __init__(self, tensors: Tensors, is_signed: Sequence[bool], device: int) -> None:
+        self._device = device
+        self._native = _native.DeviceAggregator(tensors, is_signed, device, self._stream())
+
+    def _stream(self) -> int:
+        from resfed_codec.tensors.device import current_stream
+
+        return current_stream(self._device)
+
+    def prepare(self, payload: Payload, digest: int, weight: float) -> _native.DeviceContribution:
+        return self._native.prepare(payload, digest, weight, self._stream())
+
+    def prepare_state(
+        self, arrays: Sequence[_native.DeviceArray], weight: float
+    ) -> _native.DeviceContribution:
+        return self._native.prepare_state(arrays, weight, self._stream())
+
+    def add(
+        self,
+        contribution: _native.DeviceContribution,
+        replaced: _native.DeviceContribution | None,
+        commit: Plan,
+    ) -> None:
+        self._native.add(contribution, replaced, commit, self._stream())
+
+    def result(self, arrays: Sequence[_native.DeviceArray], total_weight: float) -> None:
+        self._native.result(arrays, total_weight, self._stream())
