@@ -47,14 +47,22 @@ void find_classes(const void* elements, uint64_t first, uint64_t n, const Patter
     classes[i] = patterns.exponent_class(load<UInt>(elements, first + i));
 }
 
-// The classes of a chunk's elements in the reference.
-std::vector<uint8_t> classes_of(const Group& group, uint64_t chunk) {
-  std::vector<uint8_t> classes(std::min(kChunkElems, group.n_elems - chunk * kChunkElems));
+// The classes of a chunk's elements in the reference, and zeros to the end of a block.
+constexpr size_t kClassBlock = 64;
+struct Classes {
+  size_t n = 0;
+  std::vector<uint8_t> of_elements;
+};
+
+Classes classes_of(const Group& group, uint64_t chunk) {
+  Classes classes{std::min(kChunkElems, group.n_elems - chunk * kChunkElems), {}};
+  classes.of_elements.resize((classes.n + kClassBlock - 1) / kClassBlock * kClassBlock);
   for_each_member(group, chunk, [&](const Member& m, uint64_t first, uint64_t n, uint32_t at) {
     const Patterns patterns = patterns_of(*m.tensor);
     if (patterns.mantissa_bits == 0) return;  // all are 0
     with_width(m.tensor->elem_bytes, [&](auto width) {
-      find_classes<decltype(width)>(m.tensor->reference, first, n, patterns, classes.data() + at);
+      find_classes<decltype(width)>(m.tensor->reference, first, n, patterns,
+                                    classes.of_elements.data() + at);
     });
   });
   return classes;
@@ -69,26 +77,79 @@ std::vector<ClassCounts> begins_of(std::vector<ClassCounts> counts) {
   return counts;
 }
 
-// Counts classes in four parts, so that equal neighbours do not wait for each other.
+// Counts classes in parts, so that equal neighbours do not wait for each other.
 class Histogram {
  public:
-  void add(size_t i, uint8_t c) { ++parts_[i % 4][c]; }
+  void add(size_t i, uint8_t c) { ++parts_[i % kParts][c]; }
   uint32_t count(size_t c) const {
-    return parts_[0][c] + parts_[1][c] + parts_[2][c] + parts_[3][c];
+    uint32_t n = 0;
+    for (const auto& part : parts_) n += part[c];
+    return n;
   }
 
  private:
-  uint32_t parts_[4][kClasses] = {};
+  static constexpr size_t kParts = 8;
+
+  uint32_t parts_[kParts][kClasses] = {};
+};
+
+// Finds the elements of one class in a chunk by their ranks, which ascend.
+class ElementsOfClass {
+ public:
+  ElementsOfClass(const Classes& classes, uint8_t c) : classes_(classes), class_(c) {}
+
+  // Where the element with this rank is; the number of elements or more if there is none.
+  size_t find(uint64_t rank) {
+    while (rank >= n_before_ + n_inside_) {
+      n_before_ += n_inside_;
+      begin_ = end_;
+      if (begin_ >= classes_.n) return classes_.n;
+      end_ += kClassBlock;
+      n_inside_ = count(classes_.of_elements.data() + begin_);
+    }
+    uint64_t left = rank - n_before_;
+    for (size_t at = begin_;; at += 8) {
+      uint64_t same = equal_bytes(load<uint64_t>(classes_.of_elements.data(), at / 8));
+      const uint64_t n = same * kOnes >> 56;
+      if (left >= n) {
+        left -= n;
+        continue;
+      }
+      for (; left > 0; --left) same &= same - 1;
+      return at + static_cast<size_t>(std::countr_zero(same)) / 8;
+    }
+  }
+
+ private:
+  static constexpr uint64_t kOnes = 0x0101010101010101;
+
+  uint64_t count(const uint8_t* block) const {
+    uint8_t n = 0;
+    for (size_t i = 0; i < kClassBlock; ++i) n += block[i] == class_ ? 1 : 0;
+    return n;
+  }
+
+  // 1 in each byte that is the class, 0 in the others.
+  uint64_t equal_bytes(uint64_t bytes) const {
+    const uint64_t differ = bytes ^ class_ * kOnes;
+    const uint64_t low = (differ & 0x7f * kOnes) + 0x7f * kOnes;
+    return (~(low | differ) >> 7) & kOnes;
+  }
+
+  const Classes& classes_;
+  uint8_t class_;
+  size_t begin_ = 0, end_ = 0;  // of a block
+  uint64_t n_before_ = 0, n_inside_ = 0;
 };
 
 // Where the elements of each chunk and class begin in the order of exponents.
 std::vector<ClassCounts> exponent_order(const Group& group) {
   std::vector<ClassCounts> counts(n_chunks(group));
   parallel_for(counts.size(), [&](size_t chunk) {
-    const std::vector<uint8_t> classes = classes_of(group, chunk);
+    const Classes classes = classes_of(group, chunk);
     Histogram histogram;
-    const uint8_t* const of_chunk = classes.data();
-    for (size_t i = 0; i < classes.size(); ++i) histogram.add(i, of_chunk[i]);
+    const uint8_t* const of_chunk = classes.of_elements.data();
+    for (size_t i = 0; i < classes.n; ++i) histogram.add(i, of_chunk[i]);
     for (size_t c = 0; c < kClasses; ++c) counts[chunk][c] = histogram.count(c);
   });
   return begins_of(std::move(counts));
@@ -158,17 +219,17 @@ ChangedElements in_exponent_order(const Group& group, ChangedElements changes) {
   std::vector<uint8_t> classes(changes.size());
   // Indices become ranks among the elements of the chunk and class.
   parallel_for(counts.size(), [&](size_t chunk) {
-    const std::vector<uint8_t> of_chunk = classes_of(group, chunk);
+    const Classes of_chunk = classes_of(group, chunk);
     Histogram histogram;
     size_t at = 0;
     for (size_t i = firsts[chunk]; i < firsts[chunk + 1]; ++i) {
       const size_t offset = changes[i].index() - chunk * kChunkElems;
-      for (; at < offset; ++at) histogram.add(at, of_chunk[at]);
-      classes[i] = of_chunk[at];
+      for (; at < offset; ++at) histogram.add(at, of_chunk.of_elements[at]);
+      classes[i] = of_chunk.of_elements[at];
       changes[i] = {histogram.count(classes[i]), changes[i].level()};
       ++n_changes[chunk][classes[i]];
     }
-    for (; at < of_chunk.size(); ++at) histogram.add(at, of_chunk[at]);
+    for (; at < of_chunk.n; ++at) histogram.add(at, of_chunk.of_elements[at]);
     for (size_t c = 0; c < kClasses; ++c) counts[chunk][c] = histogram.count(c);
   });
   const std::vector<ClassCounts> begins = begins_of(std::move(counts));
@@ -216,23 +277,24 @@ ChangedElements in_element_order(const Group& group, ChangedElements changes) {
   ChangedElements ordered(changes.size());
   parallel_for(begins.size(), [&](size_t chunk) {
     if (ends[chunk] == ends[chunk + 1]) return;
-    const std::vector<uint8_t> classes = classes_of(group, chunk);
+    const Classes classes = classes_of(group, chunk);
+    std::array<uint64_t, kChunkElems / 64> changed{};  // a bit for each element
+    for (size_t c = 0; c < kClasses; ++c) {
+      ElementsOfClass elements(classes, static_cast<uint8_t>(c));
+      for (size_t i = firsts[chunk][c]; i < last_of(chunk, c); ++i) {
+        const size_t at = elements.find(changes[i].index() - begins[chunk][c]);
+        if (at >= classes.n) throw Failure{Code::kChangedDuringCall};  // it was read twice
+        changed[at / 64] |= 1ull << (at % 64);
+      }
+    }
     ClassCounts which = firsts[chunk];
-    std::array<uint32_t, kClasses> left;  // elements of the class before the next that changed
-    const auto find_next = [&](size_t c, uint64_t from) {
-      left[c] = ~0u;  // more than a chunk has
-      if (which[c] < last_of(chunk, c))
-        left[c] = static_cast<uint32_t>(changes[which[c]].index() - from);
-    };
-    for (size_t c = 0; c < kClasses; ++c) find_next(c, begins[chunk][c]);
     size_t out = ends[chunk];
-    for (size_t at = 0; out < ends[chunk + 1]; ++at) {
-      if (at == classes.size()) throw Failure{Code::kChangedDuringCall};  // it was read twice
-      const uint8_t c = classes[at];
-      if (left[c]-- > 0) continue;
-      const ChangedElement& changed = changes[which[c]++];
-      ordered[out++] = {chunk * kChunkElems + at, changed.level()};
-      find_next(c, changed.index() + 1);
+    for (size_t word = 0; word < changed.size(); ++word) {
+      for (uint64_t bits = changed[word]; bits != 0; bits &= bits - 1) {
+        const size_t at = 64 * word + static_cast<size_t>(std::countr_zero(bits));
+        ordered[out++] = {chunk * kChunkElems + at,
+                          changes[which[classes.of_elements[at]]++].level()};
+      }
     }
   });
   return ordered;
@@ -248,7 +310,7 @@ RestoredElements restore_changes(const Group& group, const ChangedElements& chan
     if (!patterns.is_change(change)) throw Failure{Code::kBadSlice, i};
     const uint64_t before = load_element(t.reference, element, t.elem_bytes);
     const uint64_t after = patterns.changed(before, change);
-    std::memcpy(restored.bits.at(i), &after, t.elem_bytes);
+    store_element(restored.bits.at(i), 0, t.elem_bytes, after);
     restored.check += check_term(changes[i].index(), before, after);
   });
   return restored;
@@ -259,8 +321,7 @@ void write_changes(const Group& group, const ChangedElements& changes,
   for_each_change(group, changes, [&](const Member& member, uint64_t element, size_t i) {
     const Tensor& t = *member.tensor;
     if (t.out == nullptr) return;
-    std::memcpy(static_cast<uint8_t*>(t.out) + element * t.elem_bytes, restored.bits.at(i),
-                t.elem_bytes);
+    store_element(t.out, element, t.elem_bytes, load_element(restored.bits.at(i), 0, t.elem_bytes));
   });
 }
 

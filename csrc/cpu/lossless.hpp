@@ -18,13 +18,6 @@ inline Patterns patterns_of(const Tensor& t) {
   return {8 * t.elem_bytes, t.dtype == DType::kOther ? 0 : mantissa_bits_of(t.dtype)};
 }
 
-// The element as it lies in memory, zero-extended.
-inline uint64_t load_element(const void* data, uint64_t element, uint32_t elem_bytes) {
-  uint64_t bits = 0;
-  std::memcpy(&bits, static_cast<const uint8_t*>(data) + element * elem_bytes, elem_bytes);
-  return bits;
-}
-
 // Calls use(UInt()) with the unsigned type of an element's width.
 template <class Use>
 void with_width(uint32_t elem_bytes, Use use) {
@@ -38,6 +31,24 @@ void with_width(uint32_t elem_bytes, Use use) {
     default:
       return use(uint64_t());
   }
+}
+
+// The element as it lies in memory, zero-extended.
+inline uint64_t load_element(const void* data, uint64_t element, uint32_t elem_bytes) {
+  uint64_t bits = 0;
+  with_width(elem_bytes, [&](auto narrow) {
+    std::memcpy(&narrow, static_cast<const uint8_t*>(data) + element * sizeof narrow,
+                sizeof narrow);
+    bits = narrow;
+  });
+  return bits;
+}
+
+inline void store_element(void* data, uint64_t element, uint32_t elem_bytes, uint64_t bits) {
+  with_width(elem_bytes, [&](auto narrow) {
+    narrow = static_cast<decltype(narrow)>(bits);
+    std::memcpy(static_cast<uint8_t*>(data) + element * sizeof narrow, &narrow, sizeof narrow);
+  });
 }
 
 // Walks changes and members together: visit(member, element, which).
