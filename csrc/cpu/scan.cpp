@@ -85,24 +85,58 @@ Lines transpose(Cells cells, const Lines& lines) {
   return transposed;
 }
 
-// Numbers the lines that have nonzeros anew, if leaving out the others pays; returns them.
-std::vector<uint32_t> leave_out_lines(Cells cells, Lines* lines) {
+// The lines that have nonzeros, if leaving out the others pays.
+std::vector<uint32_t> lines_to_keep(Cells cells, const Lines& lines) {
   uint64_t n_kept = 1;
   for (size_t i = 1; i < cells.size(); ++i) {
-    n_kept += uint64_t{lines->line(cells[i]) != lines->line(cells[i - 1])};
+    n_kept += uint64_t{lines.line(cells[i]) != lines.line(cells[i - 1])};
   }
-  if (!leaving_out_pays(lines->n, n_kept, cells.size())) return {};
-  std::vector<uint32_t> kept(n_kept);
-  uint64_t before = lines->line(cells[0]), now = 0;
-  for (uint64_t& cell : cells) {
-    const uint64_t line = lines->line(cell);
-    now += uint64_t{line != before};
-    before = line;
-    kept[now] = static_cast<uint32_t>(line);
-    cell = lines->cell(now, lines->place(cell), level_bits(cell));
+  if (!leaving_out_pays(lines.n, n_kept, cells.size())) return {};
+  std::vector<uint32_t> kept;
+  kept.reserve(n_kept);
+  for (const uint64_t cell : cells) {
+    const auto line = static_cast<uint32_t>(lines.line(cell));
+    if (kept.empty() || kept.back() != line) kept.push_back(line);
   }
-  lines->n = n_kept;
   return kept;
+}
+
+// Lines and places among those that are kept.
+std::vector<uint32_t> new_numbers(const std::vector<uint32_t>& kept, uint64_t n) {
+  std::vector<uint32_t> numbers(n);
+  for (size_t i = 0; i < kept.size(); ++i) numbers[kept[i]] = static_cast<uint32_t>(i);
+  return numbers;
+}
+Lines leave_out_lines(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept) {
+  if (kept.empty()) return lines;
+  const std::vector<uint32_t> numbers = new_numbers(kept, lines.n);
+  for (uint64_t& cell : cells) {
+    cell = lines.cell(numbers[lines.line(cell)], lines.place(cell), level_bits(cell));
+  }
+  return Lines(kept.size(), lines.length);
+}
+Lines leave_out_places(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept) {
+  if (kept.empty()) return lines;
+  const std::vector<uint32_t> numbers = new_numbers(kept, lines.length);
+  const Lines left(lines.n, kept.size());
+  for (uint64_t& cell : cells) {
+    cell = left.cell(lines.line(cell), numbers[lines.place(cell)], level_bits(cell));
+  }
+  return left;
+}
+
+// By how many bits gaps become shorter without the other places.
+uint64_t bits_saved(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept) {
+  if (kept.empty()) return 0;
+  const std::vector<uint32_t> numbers = new_numbers(kept, lines.length);
+  uint64_t n_bits = 0;
+  for (size_t i = 1; i < cells.size(); ++i) {
+    const uint64_t n_lines = lines.line(cells[i]) - lines.line(cells[i - 1]);
+    const uint64_t place = lines.place(cells[i]), before = lines.place(cells[i - 1]);
+    n_bits += bits_shorter(n_lines * lines.length + place - before,
+                           n_lines * kept.size() + numbers[place] - numbers[before]);
+  }
+  return n_bits;
 }
 
 // How many nonzeros follow one of their sign directly.
@@ -147,14 +181,14 @@ MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   if (sent.empty()) return scan;
   Lines rows(m.n_elems / m.row_length, m.row_length);
   const Cells by_row = to_cells(sent, m.begin, rows);
-  scan.rows = leave_out_lines(by_row, &rows);
+  scan.rows = lines_to_keep(by_row, rows);
+  rows = leave_out_lines(by_row, rows, scan.rows);
   Scratch<uint64_t> by_col(by_row.begin(), by_row.end());
   Lines cols = transpose(by_col, rows);
-  scan.cols = leave_out_lines(by_col, &cols);
-  if (!scan.cols.empty()) {
-    std::copy(by_col.begin(), by_col.end(), by_row.begin());
-    rows = transpose(by_row, cols);
-  }
+  scan.cols = lines_to_keep(by_col, cols);
+  if (!leaving_out_shortens_gaps(bits_saved(by_row, rows, scan.cols), rows.length)) scan.cols = {};
+  cols = leave_out_lines(by_col, cols, scan.cols);
+  rows = leave_out_places(by_row, rows, scan.cols);
   scan.columns = columns_pay(agreements(by_col, cols) - agreements(by_row, rows), sent.size());
   const Cells cells = scan.columns ? Cells(by_col) : by_row;
   const Lines& lines = scan.columns ? cols : rows;

@@ -26,17 +26,6 @@ __device__ void for_each_scanned(const SentSymbol* symbols, uint64_t n, const Sc
   }
 }
 
-struct Place {
-  uint64_t quotient, remainder;
-};
-__device__ Place divide(uint64_t n, uint64_t d) {  // shorter where both are short
-  if ((n | d) >> 32 == 0) {
-    const auto quotient = static_cast<uint32_t>(n) / static_cast<uint32_t>(d);
-    return {quotient, static_cast<uint32_t>(n) - quotient * static_cast<uint32_t>(d)};
-  }
-  return {n / d, n % d};
-}
-
 __global__ void __launch_bounds__(kThreads)
     begin_scan(const SentSymbol* symbols, uint64_t n, ScanBuffers b) {
   const uint64_t first = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
@@ -49,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     const auto index_of = [=](uint64_t which) { return symbols[which].index(); };
     const uint64_t begin = first_at_least(0, n, m.begin, index_of);
     const uint64_t end = first_at_least(begin, n, m.begin + m.n_elems, index_of);
-    b.choices[i] = {begin, end - begin, b.plans[i].n_rows, b.plans[i].n_cols, 0, false, false,
+    b.choices[i] = {begin, end - begin, b.plans[i].n_rows, b.plans[i].n_cols, 0, 0, false, false,
                     false, false};
   }
 }
@@ -108,23 +97,71 @@ __global__ void __launch_bounds__(kThreads)
   for (uint64_t i = threadIdx.x; i < b.n_matrices; i += blockDim.x) choose_lines(b, i);
 }
 
+// Adds to a number of a matrix; whole warps take part.
+__device__ void add_up(const ScanBuffers& b, uint64_t matrix, uint64_t mine,
+                       uint64_t ScanChoice::* number) {
+  // As a rule, all of a warp lie in one matrix.
+  const uint64_t of_first = __shfl_sync(kAllLanes, matrix, 0);
+  const bool together = __ballot_sync(kAllLanes, matrix != of_first) == 0;
+  if (together) mine = sum_of_warp(mine);
+  if (matrix != kNone && mine != 0 && (!together || lane_of_thread() == 0)) {
+    add_atomically(&(b.choices[matrix].*number), mine);
+  }
+}
+
+// The row among those that are kept, and the column among all.
+__device__ Place place_in_kept_row(const ScanBuffers& b, uint64_t matrix, SentSymbol symbol) {
+  const MatrixShape& m = b.matrices[matrix];
+  Place place = divide(symbol.index() - m.begin, m.row_length);
+  if (b.choices[matrix].keeps_rows) {
+    const uint64_t first = b.plans[matrix].first_row;
+    place.quotient = kept_before(b, first, first + place.quotient);
+  }
+  return place;
+}
+__device__ uint64_t kept_column(const ScanBuffers& b, uint64_t matrix, uint64_t column) {
+  const uint64_t first = b.plans[matrix].first_col;
+  return kept_before(b, first, first + column);
+}
+
+// Whether gaps become shorter without columns. The block that ends last keeps all columns where
+// they do not.
+__global__ void __launch_bounds__(kThreads)
+    compare_gaps(const SentSymbol* symbols, uint64_t n, ScanBuffers b, Progress* progress) {
+  for_each_scanned(symbols, n, b, [&](uint64_t i, SentSymbol symbol, uint64_t matrix) {
+    uint64_t n_bits = 0;
+    if (matrix != kNone && b.choices[matrix].keeps_cols && i > b.choices[matrix].first) {
+      const Place here = place_in_kept_row(b, matrix, symbol);
+      const Place before = place_in_kept_row(b, matrix, symbols[i - 1]);
+      const uint64_t n_rows = here.quotient - before.quotient;
+      const uint64_t n_cols = b.matrices[matrix].row_length, n_kept = b.choices[matrix].n_cols;
+      n_bits = bits_shorter(n_rows * n_cols + here.remainder - before.remainder,
+                            n_rows * n_kept + kept_column(b, matrix, here.remainder) -
+                                kept_column(b, matrix, before.remainder));
+    }
+    add_up(b, matrix, n_bits, &ScanChoice::bits_saved);
+  });
+  if (!is_last_block(progress)) return;
+  for (uint64_t i = threadIdx.x; i < b.n_matrices; i += blockDim.x) {
+    ScanChoice& choice = b.choices[i];
+    const uint64_t n_cols = b.plans[i].n_cols;
+    if (!choice.keeps_cols || leaving_out_shortens_gaps(choice.bits_saved, n_cols)) continue;
+    choice.keeps_cols = false;
+    choice.n_cols = n_cols;
+  }
+}
+
 // To the rows and columns that are kept; the order stays.
 __global__ void __launch_bounds__(kThreads)
     compact(const SentSymbol* symbols, uint64_t n, ScanBuffers b, SentSymbol* sent) {
   for_each_scanned(symbols, n, b, [&](uint64_t i, SentSymbol symbol, uint64_t matrix) {
     if (i >= n) return;
     if (matrix != kNone && (b.choices[matrix].keeps_rows || b.choices[matrix].keeps_cols)) {
-      const MatrixShape& m = b.matrices[matrix];
-      const LinePlan& plan = b.plans[matrix];
       const ScanChoice& choice = b.choices[matrix];
-      Place place = divide(symbol.index() - m.begin, m.row_length);
-      if (choice.keeps_rows) {
-        place.quotient = kept_before(b, plan.first_row, plan.first_row + place.quotient);
-      }
-      if (choice.keeps_cols) {
-        place.remainder = kept_before(b, plan.first_col, plan.first_col + place.remainder);
-      }
-      symbol = {m.begin + place.quotient * choice.n_cols + place.remainder, symbol.level()};
+      Place place = place_in_kept_row(b, matrix, symbol);
+      if (choice.keeps_cols) place.remainder = kept_column(b, matrix, place.remainder);
+      symbol = {b.matrices[matrix].begin + place.quotient * choice.n_cols + place.remainder,
+                symbol.level()};
     }
     sent[i] = symbol;
   });
@@ -163,157 +200,11 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    // As a rule, all of a warp lie in one matrix.
-    const uint64_t of_first = __shfl_sync(kAllLanes, matrix, 0);
-    auto sum = static_cast<uint64_t>(votes);
-    const bool together = __ballot_sync(kAllLanes, matrix != of_first) == 0;
-    if (together) sum = sum_of_warp(sum);
-    if (matrix != kNone && sum != 0 && (!together || lane_of_thread() == 0)) {
-      add_atomically(&b.choices[matrix].votes, sum);
-    }
+    add_up(b, matrix, static_cast<uint64_t>(votes), &ScanChoice::votes);
   });
   if (!is_last_block(progress)) return;
   for (uint64_t i = threadIdx.x; i < b.n_matrices; i += blockDim.x) choose_columns(b, i);
 }
-
-// To an index in the transposed matrix, where the matrix is one.
-__device__ SentSymbol transposed(SentSymbol symbol, const ScanBuffers& b) {
-  const MatrixShape* const m = matrix_at(b.matrices, b.n_matrices, symbol.index());
-  if (m == nullptr || !b.choices[m - b.matrices].columns) return symbol;
-  const ScanChoice& choice = b.choices[m - b.matrices];
-  const Place place = divide(symbol.index() - m->begin, choice.n_cols);
-  return {m->begin + place.remainder * choice.n_rows + place.quotient, symbol.level()};
-}
-
-// ---- a radix sort by index; each pass by a digit, and stable. A block takes a tile, each of its
-// warps consecutive symbols of it.
-
-constexpr unsigned kSortWarps = kSortThreads / kWarp;
-constexpr uint64_t kPerSortWarp = kSortTile / kSortWarps;
-struct Digits {
-  unsigned shift, n_bits;
-  __device__ uint32_t of(SentSymbol symbol) const {
-    return static_cast<uint32_t>(symbol.index() >> shift) & ((1u << n_bits) - 1);
-  }
-};
-
-// `transposes`: takes the symbols to the transposed matrices before.
-__global__ void __launch_bounds__(kSortThreads)
-    count_by_digit(SentSymbol* from, uint64_t n, Digits digits, bool transposes, ScanBuffers b) {
-  __shared__ uint32_t counts[1u << kMostDigitBits];
-  if (*b.any_columns == 0) return;
-  const uint64_t n_tiles = n_sort_tiles(n);
-  for (uint64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-    for (unsigned d = threadIdx.x; d < 1u << digits.n_bits; d += blockDim.x) counts[d] = 0;
-    __syncthreads();
-    const uint64_t end = min_of(n, (tile + 1) * kSortTile);
-    for (uint64_t i = tile * kSortTile + threadIdx.x; i < end; i += blockDim.x) {
-      SentSymbol symbol = from[i];
-      if (transposes) symbol = from[i] = transposed(symbol, b);
-      atomicAdd(&counts[digits.of(symbol)], 1u);
-    }
-    __syncthreads();
-    for (unsigned d = threadIdx.x; d < 1u << digits.n_bits; d += blockDim.x) {
-      b.histograms[d * n_tiles + tile] = counts[d];
-    }
-    __syncthreads();
-  }
-}
-
-// A warp takes a digit: how many symbols with it lie in the tiles before, and in all.
-__global__ void __launch_bounds__(kSortThreads)
-    sum_over_tiles(uint64_t n_tiles, Digits digits, ScanBuffers b) {
-  if (*b.any_columns == 0) return;
-  const unsigned digit = blockIdx.x * kSortWarps + threadIdx.x / kWarp;
-  if (digit >= 1u << digits.n_bits) return;
-  uint32_t* const counts = b.histograms + digit * n_tiles;
-  uint64_t before = 0;
-  for (uint64_t first = 0; first < n_tiles; first += kWarp) {
-    const uint64_t tile = first + lane_of_thread();
-    const uint64_t count = tile < n_tiles ? counts[tile] : 0;
-    const uint64_t below = sum_of_lanes_below(count);
-    if (tile < n_tiles) counts[tile] = static_cast<uint32_t>(before + below);
-    before += __shfl_sync(kAllLanes, below + count, kWarp - 1);
-  }
-  if (lane_of_thread() == 0) b.digit_counts[digit] = static_cast<uint32_t>(before);
-}
-
-__global__ void __launch_bounds__(kSortThreads)
-    move_by_digit(const SentSymbol* from, uint64_t n, Digits digits, ScanBuffers b,
-                  SentSymbol* to) {
-  __shared__ uint32_t places[kSortWarps][1u << kMostDigitBits];  // of the warp's next symbol
-  __shared__ uint32_t begins[1u << kMostDigitBits];              // of the digits
-  if (*b.any_columns == 0) return;
-  const uint64_t n_tiles = n_sort_tiles(n);
-  const unsigned warp = threadIdx.x / kWarp, n_digits = 1u << digits.n_bits;
-  const auto [first_digit, last_digit] = range_of_thread(n_digits);
-  uint64_t mine = 0, total = 0;
-  for (uint64_t d = first_digit; d < last_digit; ++d) mine += b.digit_counts[d];
-  uint64_t before = sum_of_threads_below(mine, &total);
-  for (uint64_t d = first_digit; d < last_digit; ++d) {
-    begins[d] = static_cast<uint32_t>(before);
-    before += b.digit_counts[d];
-  }
-  __syncthreads();
-  for (uint64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-    for (unsigned d = lane_of_thread(); d < n_digits; d += kWarp) places[warp][d] = 0;
-    __syncwarp();
-    const uint64_t begin = min_of(n, tile * kSortTile + warp * kPerSortWarp);
-    const uint64_t end = min_of(n, begin + kPerSortWarp);
-    for (uint64_t i = begin + lane_of_thread(); i < end; i += kWarp) {
-      atomicAdd(&places[warp][digits.of(from[i])], 1u);
-    }
-    __syncthreads();
-    for (unsigned d = threadIdx.x; d < n_digits; d += blockDim.x) {
-      uint32_t place = begins[d] + b.histograms[d * n_tiles + tile];
-      for (unsigned w = 0; w < kSortWarps; ++w) {
-        const uint32_t count = places[w][d];
-        places[w][d] = place;
-        place += count;
-      }
-    }
-    __syncthreads();
-    for (uint64_t i = begin + lane_of_thread(); i - lane_of_thread() < end; i += kWarp) {
-      const bool there = i < end;
-      const SentSymbol symbol = there ? from[i] : SentSymbol(0, 1);
-      const uint32_t digit = digits.of(symbol);
-      unsigned same = __ballot_sync(kAllLanes, there);
-      for (unsigned bit = 0; bit < digits.n_bits; ++bit) {
-        const unsigned ones = __ballot_sync(kAllLanes, digit >> bit & 1u);
-        same &= (digit >> bit & 1u) != 0 ? ones : ~ones;
-      }
-      uint32_t place = 0;
-      if (there) place = places[warp][digit] + static_cast<uint32_t>(__popc(same & lanes_below()));
-      __syncwarp();
-      if (there && (same & lanes_below()) == 0) {
-        places[warp][digit] += static_cast<uint32_t>(__popc(same));
-      }
-      __syncwarp();
-      if (there) to[place] = symbol;
-    }
-    __syncthreads();
-  }
-}
-
-void sort(const Stage& stage, uint64_t n, const ScanBuffers& b, SentSymbol* sent,
-          SentSymbol* other) {
-  const unsigned n_bits = floor_log2(stage.group.n_elems) + 1;
-  const unsigned n_passes = n_bits <= 2 * kMostDigitBits ? 2 : 4;  // even: ends where it began
-  static_assert(4 * kMostDigitBits >= 39 + 1);
-  const unsigned n_digit_bits = (n_bits + n_passes - 1) / n_passes;
-  const uint64_t n_tiles = n_sort_tiles(n);
-  const auto n_blocks = static_cast<unsigned>(min_of<uint64_t>(n_tiles, stage.n_blocks));
-  for (unsigned pass = 0; pass < n_passes; ++pass) {
-    const Digits digits{pass * n_digit_bits, n_digit_bits};
-    launch(count_by_digit, n_blocks, kSortThreads, stage.stream, sent, n, digits, pass == 0, b);
-    launch(sum_over_tiles, static_cast<unsigned>(n_blocks_of(1u << n_digit_bits, kSortWarps)),
-           kSortThreads, stage.stream, n_tiles, digits, b);
-    launch(move_by_digit, n_blocks, kSortThreads, stage.stream, sent, n, digits, b, other);
-    std::swap(sent, other);
-  }
-}
-
-// ---- signs
 
 // Pairs of neighbours by their place in a line: those that agree in sign, and in the low half those
 // that do not. There are fewer than 2^32 of each, for so many lines there are at most.
@@ -386,9 +277,10 @@ void scan_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t n, con
       static_cast<unsigned>(min_of<uint64_t>((n + kThreads - 1) / kThreads, n_blocks));
   launch(begin_scan, n_blocks, kThreads, stream, symbols, n, b);
   launch(mark_lines, each, kThreads, stream, symbols, n, b, progress);
+  launch(compare_gaps, each, kThreads, stream, symbols, n, b, progress);
   launch(compact, each, kThreads, stream, symbols, n, b, sent);
   launch(vote, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b, progress);
-  sort(stage, n, b, sent, other);
+  sort_transposed(stage, n, b, sent, other);
   launch(compare_neighbors, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b);
   launch(choose_flips, static_cast<unsigned>(min_of<uint64_t>(b.n_matrices, n_blocks)),
          kScanThreads, stream, b);

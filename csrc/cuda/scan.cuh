@@ -18,6 +18,7 @@ struct LinePlan {
 struct ScanChoice {
   uint64_t first, n;        // of its nonzeros
   uint64_t n_rows, n_cols;  // that are kept
+  uint64_t bits_saved;      // of gaps, by leaving out columns
   uint64_t votes;           // for columns over rows, modulo 2^64
   bool keeps_rows, keeps_cols, columns, flips;
 };
@@ -41,6 +42,21 @@ struct ScanBuffers {
   uint32_t* histograms;    // of the sort: a count for each digit and tile
   uint32_t* digit_counts;  // and for each digit
 };
+
+struct Place {
+  uint64_t quotient, remainder;
+};
+inline __device__ Place divide(uint64_t n, uint64_t d) {  // shorter where both are short
+  if ((n | d) >> 32 == 0) {
+    const auto quotient = static_cast<uint32_t>(n) / static_cast<uint32_t>(d);
+    return {quotient, static_cast<uint32_t>(n) - quotient * static_cast<uint32_t>(d)};
+  }
+  return {n / d, n % d};
+}
+
+// Takes symbols to the transposed matrices, where lines are columns, and sorts all.
+void sort_transposed(const Stage& stage, uint64_t n, const ScanBuffers& buffers, SentSymbol* sent,
+                     SentSymbol* other);
 
 // Writes n symbols, which are ascending, to `sent` in scan order. Takes the blocks away from
 // matrices where they do not lie along a line any more. `other` has room for n symbols, too.

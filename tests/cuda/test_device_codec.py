@@ -129,7 +129,9 @@ def structured(rng: np.random.Generator) -> tuple[State, State]:
     for i in range(rng.integers(1, 5)):
         n_rows, n_cols = (int(n) for n in np.exp(rng.uniform(0, 5, 2)) + 1)
         share = rng.random(3)
-        rows, cols = rng.random((n_rows, 1)) < share[0], rng.random((1, n_cols)) < share[1]
+        width = rng.choice([1, 8])  # columns that lie together
+        rows = rng.random((n_rows, 1)) < share[0]
+        cols = np.repeat(rng.random((1, n_cols // width + 1)) < share[1], width, axis=1)[:, :n_cols]
         if i == 3:
             state["conv"] = rng.standard_normal((n_rows, 4, 3, 3)) * rows[..., None, None]
             continue

@@ -120,6 +120,18 @@ def test_outer_products(
     assert_agree(*pair_of(update, rng), {"sparsity": sparsity}, 8)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_columns_are_left_out_if_gaps_become_shorter(
+    together: bool, rng: np.random.Generator
+) -> None:
+    """Columns of kernels lie together, and so most gaps are 1 with all columns, too."""
+    sent = np.repeat(rng.random(128) < 0.4, 16) if together else rng.random(2048) < 0.4
+    state, reference = pair_of({"w": rng.standard_normal((5, 2048)) * sent}, rng)
+    payload = assert_agree(state, reference, {"sparsity": 1 - sent.mean()})
+    (found,) = tables_in(payload, reference).scans
+    assert (found.cols is None) == together
+
+
 def test_scans_save_bytes(rng: np.random.Generator) -> None:
     update = {"w": outer((300, 90), rng, spread=(1, 3))}
     state, reference = pair_of(update, rng)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from resfed_codec.errors import PayloadError
 from resfed_codec.reference.bits import BitReader, BitWriter
-from resfed_codec.reference.symbols import Nonzeros
+from resfed_codec.reference.symbols import Nonzeros, log2
 from resfed_codec.reference.tables import log2_in_32nds as lg
 
 
@@ -95,6 +96,17 @@ def kept_numbers(numbers: set[int], n: int, n_nonzeros: int) -> list[int] | None
     return sorted(numbers) if saved > 32 * n and n <= 2**32 else None
 
 
+def shortens_gaps(cells: Cells, scan: Scan) -> bool:
+    """Whether leaving out the scan's columns saves more bits of gaps than it costs."""
+    bits = []
+    for cols in (None, scan.cols):
+        order = Scan(scan.shape, rows=scan.rows, cols=cols)
+        length = order.lines[1]
+        indices = sorted(line * length + place for line, place in order.apply(cells))
+        bits.append(sum(log2(after - before) for before, after in pairwise(indices)))
+    return bits[0] - bits[1] > scan.shape[1]
+
+
 def agreement(cells: Cells) -> dict[int, list[int]]:
     """By place in a line, how many nonzeros have the sign of the one before and how many not."""
     out: dict[int, list[int]] = {}
@@ -135,6 +147,8 @@ def choose_scan(cells: Cells, shape: tuple[int, int]) -> Scan:
         return scan
     scan.rows = kept_numbers({row for row, _ in cells}, shape[0], len(cells))
     scan.cols = kept_numbers({col for _, col in cells}, shape[1], len(cells))
+    if scan.cols is not None and not shortens_gaps(cells, scan):
+        scan.cols = None
     left = same_sign(scan.apply(cells), 0, 1)
     above = same_sign(scan.apply(cells), 1, 0)
     scan.columns = 16 * (above - left) > len(cells)
