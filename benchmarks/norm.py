@@ -25,7 +25,8 @@ from benchmarks.common import write_results
 from resfed_codec import _native
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
-from resfed_codec.tensors.layout import role_overrides, roles_of, specs_of, views_of
+from resfed_codec.tensors.layout import specs_of, views_of
+from resfed_codec.tensors.roles import role_overrides, roles_of
 
 DTYPES: list[Any] = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
 UPDATES = 20

@@ -18,7 +18,8 @@ from resfed_codec import _native
 from resfed_codec.codec import native_call
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
-from resfed_codec.tensors.layout import RoleOverrides, roles_of, specs_of, views_of
+from resfed_codec.tensors.layout import specs_of, views_of
+from resfed_codec.tensors.roles import RoleOverrides, roles_of
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import resfed_codec as rfc
-from resfed_codec.tensors.layout import TensorSpec, role_overrides, specs_of, views_of
+from resfed_codec.tensors.layout import TensorSpec, specs_of, views_of
+from resfed_codec.tensors.roles import role_overrides
 
 REPLACED = [
     # each line is a model; the names before "|" are dense by default

@@ -8,7 +8,8 @@ import pytest
 import resfed_codec as rfc
 from models import assert_same
 from resfed_codec import reference as slow
-from resfed_codec.tensors.layout import TensorSpec, role_overrides
+from resfed_codec.tensors.layout import TensorSpec
+from resfed_codec.tensors.roles import role_overrides
 
 NAMES = [
     "",

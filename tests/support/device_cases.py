@@ -13,7 +13,8 @@ from resfed_codec._native import Role, Tensors
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.codec.update import native_options
 from resfed_codec.config import CodecConfig
-from resfed_codec.tensors.layout import layout_digest, role_overrides, roles_of, specs_of, views_of
+from resfed_codec.tensors.layout import layout_digest, specs_of, views_of
+from resfed_codec.tensors.roles import role_overrides, roles_of
 
 Arrays = list[np.ndarray]
 

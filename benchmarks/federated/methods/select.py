@@ -17,14 +17,8 @@ from resfed_codec import _native
 from resfed_codec.codec import update as codec
 from resfed_codec.codec.native_call import tensors_of
 from resfed_codec.config import AUTO_STEP_RATIO
-from resfed_codec.tensors.layout import (
-    NO_OVERRIDES,
-    arrays_of,
-    layout_digest,
-    roles_of,
-    specs_of,
-    views_of,
-)
+from resfed_codec.tensors.layout import arrays_of, layout_digest, specs_of, views_of
+from resfed_codec.tensors.roles import NO_OVERRIDES, roles_of
 
 Index = NDArray[np.int64]
 

@@ -18,15 +18,8 @@ from resfed_codec.codec.payload import UPDATE, as_bytes
 from resfed_codec.codec.update import Payload, parse_unlinked
 from resfed_codec.errors import native_errors
 from resfed_codec.tensors.dtypes import PARTS, PATTERNS
-from resfed_codec.tensors.layout import (
-    ArrayT,
-    Specs,
-    State,
-    StateT,
-    check_same_layout,
-    read_model,
-    roles_of,
-)
+from resfed_codec.tensors.layout import ArrayT, Specs, State, StateT, check_same_layout, read_model
+from resfed_codec.tensors.roles import roles_of
 from resfed_codec.tensors.torch_tensors import untraced
 
 MIN_WEIGHT, MAX_WEIGHT = 2.0**-40, 2.0**40

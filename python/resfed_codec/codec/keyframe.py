@@ -18,11 +18,11 @@ from resfed_codec.tensors.layout import (
     State,
     layout_digest,
     read_model,
-    roles_of,
     specs_of,
     views_of,
 )
 from resfed_codec.tensors.memory import empty_on_host, filled, on_host, staging
+from resfed_codec.tensors.roles import roles_of
 from resfed_codec.tensors.torch_tensors import untraced
 
 

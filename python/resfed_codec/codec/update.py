@@ -25,7 +25,6 @@ from resfed_codec.tensors.layout import (
     ArrayT,
     Layout,
     OutT,
-    RoleOverrides,
     Specs,
     State,
     View,
@@ -37,12 +36,11 @@ from resfed_codec.tensors.layout import (
     layout_digest,
     read_model,
     read_once,
-    role_overrides,
-    roles_of,
     specs_of,
     views_of,
 )
 from resfed_codec.tensors.memory import Memory, filled, on_host, publish
+from resfed_codec.tensors.roles import RoleOverrides, role_overrides, roles_of
 from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 from resfed_codec.tensors.torch_tensors import untraced
 

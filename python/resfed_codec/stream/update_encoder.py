@@ -33,8 +33,9 @@ from resfed_codec.stream.versions import (
     new_feedback,
     prediction_tensors,
 )
-from resfed_codec.tensors.layout import Layout, named, role_overrides, roles_of
+from resfed_codec.tensors.layout import Layout
 from resfed_codec.tensors.memory import on_host
+from resfed_codec.tensors.roles import named, role_overrides, roles_of
 from resfed_codec.tensors.suspects import CHECKED, warn_of_suspects
 
 ADAPTIVE_LOG2 = 5

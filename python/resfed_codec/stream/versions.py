@@ -30,8 +30,9 @@ from resfed_codec.stream.link import (
     unit_terms,
     version_digest,
 )
-from resfed_codec.tensors.layout import Layout, RoleOverrides, TensorSpec, plain_text, roles_of
+from resfed_codec.tensors.layout import Layout, TensorSpec, plain_text
 from resfed_codec.tensors.memory import Memory, device_of, on_host, placed
+from resfed_codec.tensors.roles import RoleOverrides, roles_of
 
 Model = list[Memory]
 Part = Sequence["Memory | None"]
