@@ -178,6 +178,9 @@ def apply(root: Path) -> None:
     for function in ("u2f", "s2f"):
         source.insert_after(f"ptx_reg_t {function}(", "} else {", text="\n    y = x;")
     source.replace_function("void bfi_impl(", INSERTION)
+    # Of a register with a shift distance the upper half has no meaning.
+    for function in ("shr", "shl"):
+        source.insert_after(f"void {function}_impl(", "b = ", ";", text="\n  b.u64 = b.u32;")
     # Global addresses have 64 bits, so that addresses 4 GiB apart differ.
     for function, address in (("ld_exec", "src1_data"), ("st_impl", "addr_reg")):
         source.insert_after(
