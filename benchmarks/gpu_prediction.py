@@ -23,7 +23,7 @@ LAUNCH = 3e-6
 WAIT = 12e-6  # a copy to the host, the wait, and the host's next launch
 SIMULATED_LAUNCH = 5000  # cycles in each figure of the simulator
 STEPS = 64  # of its slices
-PROCESSORS = 132
+PROCESSORS, SIMULATED_PROCESSORS = 132, 2
 CORES = 128  # of a processor: instructions of threads in a cycle
 TILE = 32768  # elements
 TILES = 4  # that a processor works on at a time
@@ -53,6 +53,7 @@ class Kernel:
     of_nonzero: float = 0
     is_chain: bool = False
     is_tiled: bool = False
+    is_spread: bool = False  # over all processors, also in the simulator
     times: int = 1
 
 
@@ -94,7 +95,7 @@ DECODE = {
 ENCODE_LOSSLESS = {
     "counts by exponent": [
         Kernel("count_tiles", 4, is_tiled=True),
-        Kernel("sum_classes", 256 * 16 / TILE, times=2),
+        Kernel("sum_classes", 256 * 16 / TILE, is_spread=True, times=2),
     ],
     "changes in order": [
         Kernel("place_changes", 4, 24, is_tiled=True),
@@ -109,7 +110,7 @@ DECODE_LOSSLESS = {
     "places": [Kernel("place_lanes"), Kernel("place_symbols", 0, 32)],
     "elements": [
         Kernel("count_tiles", 2, is_tiled=True),
-        Kernel("sum_classes", 256 * 16 / TILE),
+        Kernel("sum_classes", 256 * 16 / TILE, is_spread=True),
         Kernel("place_elements", 2, 24, is_tiled=True),
     ],
     "new values, in place": [
@@ -151,6 +152,8 @@ class Call:
         floor: float = cycles
         if kernel.is_chain:
             floor *= min(LANE, nonzeros) / STEPS
+        if kernel.is_spread:
+            floor *= SIMULATED_PROCESSORS / PROCESSORS
         if kernel.is_tiled:
             floor *= ceil(n / TILE / (TILES * PROCESSORS))
             floor = max(floor, instructions * n / TILE / (CORES * PROCESSORS))
