@@ -115,6 +115,13 @@ Lines leave_out_lines(Cells cells, const Lines& lines, const std::vector<uint32_
   }
   return Lines(kept.size(), lines.length);
 }
+Lines take_back_lines(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept,
+                      uint64_t n) {
+  for (uint64_t& cell : cells) {
+    cell = lines.cell(kept[lines.line(cell)], lines.place(cell), level_bits(cell));
+  }
+  return Lines(n, lines.length);
+}
 Lines leave_out_places(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept) {
   if (kept.empty()) return lines;
   const std::vector<uint32_t> numbers = new_numbers(kept, lines.length);
@@ -125,16 +132,14 @@ Lines leave_out_places(Cells cells, const Lines& lines, const std::vector<uint32
   return left;
 }
 
-// By how many bits gaps become shorter without the other places.
-uint64_t bits_saved(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept) {
-  if (kept.empty()) return 0;
-  const std::vector<uint32_t> numbers = new_numbers(kept, lines.length);
+// The sum of log2 of the gaps along lines.
+uint64_t gap_bits(Cells cells, const Lines& lines) {
+  const auto index_of = [&](uint64_t cell) {
+    return lines.line(cell) * lines.length + lines.place(cell);
+  };
   uint64_t n_bits = 0;
   for (size_t i = 1; i < cells.size(); ++i) {
-    const uint64_t n_lines = lines.line(cells[i]) - lines.line(cells[i - 1]);
-    const uint64_t place = lines.place(cells[i]), before = lines.place(cells[i - 1]);
-    n_bits += bits_shorter(n_lines * lines.length + place - before,
-                           n_lines * kept.size() + numbers[place] - numbers[before]);
+    n_bits += floor_log2(index_of(cells[i]) - index_of(cells[i - 1]));
   }
   return n_bits;
 }
@@ -181,15 +186,30 @@ MatrixScan choose_scan(std::span<SentSymbol> sent, const MatrixShape& m) {
   if (sent.empty()) return scan;
   Lines rows(m.n_elems / m.row_length, m.row_length);
   const Cells by_row = to_cells(sent, m.begin, rows);
+  const uint64_t n_rows = rows.n, bits_of_all = gap_bits(by_row, rows);
   scan.rows = lines_to_keep(by_row, rows);
   rows = leave_out_lines(by_row, rows, scan.rows);
+  const uint64_t bits_of_rows = gap_bits(by_row, rows);
   Scratch<uint64_t> by_col(by_row.begin(), by_row.end());
   Lines cols = transpose(by_col, rows);
   scan.cols = lines_to_keep(by_col, cols);
-  if (!leaving_out_shortens_gaps(bits_saved(by_row, rows, scan.cols), rows.length)) scan.cols = {};
-  cols = leave_out_lines(by_col, cols, scan.cols);
-  rows = leave_out_places(by_row, rows, scan.cols);
+  if (!scan.cols.empty()) {
+    Scratch<uint64_t> left(by_row.begin(), by_row.end());
+    const Lines lines_left = leave_out_places(left, rows, scan.cols);
+    if (leaving_out_shortens_gaps(bits_of_rows, gap_bits(left, lines_left), cols.n)) {
+      cols = leave_out_lines(by_col, cols, scan.cols);
+      rows = lines_left;
+      std::copy(left.begin(), left.end(), by_row.begin());
+    } else {
+      scan.cols = {};
+    }
+  }
   scan.columns = columns_pay(agreements(by_col, cols) - agreements(by_row, rows), sent.size());
+  if (!scan.rows.empty() && !scan.columns &&
+      !leaving_out_shortens_gaps(bits_of_all, bits_of_rows, n_rows)) {
+    rows = take_back_lines(by_row, rows, scan.rows, n_rows);
+    scan.rows = {};
+  }
   const Cells cells = scan.columns ? Cells(by_col) : by_row;
   const Lines& lines = scan.columns ? cols : rows;
   scan.flips = choose_flips(cells, lines);

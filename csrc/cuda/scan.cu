@@ -38,8 +38,9 @@ __global__ void __launch_bounds__(kThreads)
     const auto index_of = [=](uint64_t which) { return symbols[which].index(); };
     const uint64_t begin = first_at_least(0, n, m.begin, index_of);
     const uint64_t end = first_at_least(begin, n, m.begin + m.n_elems, index_of);
-    b.choices[i] = {begin, end - begin, b.plans[i].n_rows, b.plans[i].n_cols, 0, 0, false, false,
-                    false, false};
+    b.choices[i] = {
+        begin, end - begin, b.plans[i].n_rows, b.plans[i].n_cols, 0, 0, 0, 0, false, false,
+        false, false};
   }
 }
 
@@ -124,28 +125,37 @@ __device__ uint64_t kept_column(const ScanBuffers& b, uint64_t matrix, uint64_t 
   return kept_before(b, first, first + column);
 }
 
-// Whether gaps become shorter without columns. The block that ends last keeps all columns where
-// they do not.
+// What gaps take. The block that ends last keeps all columns where that is better.
 __global__ void __launch_bounds__(kThreads)
-    compare_gaps(const SentSymbol* symbols, uint64_t n, ScanBuffers b, Progress* progress) {
+    measure_gaps(const SentSymbol* symbols, uint64_t n, ScanBuffers b, Progress* progress) {
   for_each_scanned(symbols, n, b, [&](uint64_t i, SentSymbol symbol, uint64_t matrix) {
-    uint64_t n_bits = 0;
-    if (matrix != kNone && b.choices[matrix].keeps_cols && i > b.choices[matrix].first) {
+    uint64_t of_all = 0, of_rows = 0, of_cols = 0;
+    if (matrix != kNone && i > b.choices[matrix].first &&
+        (b.choices[matrix].keeps_rows || b.choices[matrix].keeps_cols)) {
+      const ScanChoice& choice = b.choices[matrix];
       const Place here = place_in_kept_row(b, matrix, symbol);
       const Place before = place_in_kept_row(b, matrix, symbols[i - 1]);
       const uint64_t n_rows = here.quotient - before.quotient;
-      const uint64_t n_cols = b.matrices[matrix].row_length, n_kept = b.choices[matrix].n_cols;
-      n_bits = bits_shorter(n_rows * n_cols + here.remainder - before.remainder,
-                            n_rows * n_kept + kept_column(b, matrix, here.remainder) -
-                                kept_column(b, matrix, before.remainder));
+      of_all = floor_log2(symbol.index() - symbols[i - 1].index());
+      of_rows =
+          floor_log2(n_rows * b.matrices[matrix].row_length + here.remainder - before.remainder);
+      if (choice.keeps_cols) {
+        of_cols = floor_log2(n_rows * choice.n_cols + kept_column(b, matrix, here.remainder) -
+                             kept_column(b, matrix, before.remainder));
+      }
     }
-    add_up(b, matrix, n_bits, &ScanChoice::bits_saved);
+    add_up(b, matrix, of_all, &ScanChoice::bits_of_all);
+    add_up(b, matrix, of_rows, &ScanChoice::bits_of_rows);
+    add_up(b, matrix, of_cols, &ScanChoice::bits_of_cols);
   });
   if (!is_last_block(progress)) return;
   for (uint64_t i = threadIdx.x; i < b.n_matrices; i += blockDim.x) {
     ScanChoice& choice = b.choices[i];
     const uint64_t n_cols = b.plans[i].n_cols;
-    if (!choice.keeps_cols || leaving_out_shortens_gaps(choice.bits_saved, n_cols)) continue;
+    if (!choice.keeps_cols ||
+        leaving_out_shortens_gaps(choice.bits_of_rows, choice.bits_of_cols, n_cols)) {
+      continue;
+    }
     choice.keeps_cols = false;
     choice.n_cols = n_cols;
   }
@@ -174,6 +184,11 @@ __device__ void choose_columns(const ScanBuffers& b, uint64_t matrix) {
   if (b.plans[matrix].n_rows == 0) return;
   choice.columns = columns_pay(static_cast<int64_t>(choice.votes), choice.n);
   if (choice.columns) *b.any_columns = 1;
+  if (choice.keeps_rows && !choice.columns &&
+      !leaving_out_shortens_gaps(choice.bits_of_all, choice.bits_of_rows, b.plans[matrix].n_rows)) {
+    choice.keeps_rows = false;
+    choice.n_rows = b.plans[matrix].n_rows;
+  }
   if (choice.columns || choice.keeps_cols) b.matrices[matrix].block = 0;
 }
 
@@ -277,9 +292,10 @@ void scan_symbols(const Stage& stage, const SentSymbol* symbols, uint64_t n, con
       static_cast<unsigned>(min_of<uint64_t>((n + kThreads - 1) / kThreads, n_blocks));
   launch(begin_scan, n_blocks, kThreads, stream, symbols, n, b);
   launch(mark_lines, each, kThreads, stream, symbols, n, b, progress);
-  launch(compare_gaps, each, kThreads, stream, symbols, n, b, progress);
+  launch(measure_gaps, each, kThreads, stream, symbols, n, b, progress);
   launch(compact, each, kThreads, stream, symbols, n, b, sent);
   launch(vote, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b, progress);
+  launch(compact, each, kThreads, stream, symbols, n, b, sent);  // with the rows chosen since
   sort_transposed(stage, n, b, sent, other);
   launch(compare_neighbors, each, kThreads, stream, static_cast<const SentSymbol*>(sent), n, b);
   launch(choose_flips, static_cast<unsigned>(min_of<uint64_t>(b.n_matrices, n_blocks)),

@@ -16,10 +16,10 @@ struct LinePlan {
 
 // What was chosen for a matrix.
 struct ScanChoice {
-  uint64_t first, n;        // of its nonzeros
-  uint64_t n_rows, n_cols;  // that are kept
-  uint64_t bits_saved;      // of gaps, by leaving out columns
-  uint64_t votes;           // for columns over rows, modulo 2^64
+  uint64_t first, n;                                 // of its nonzeros
+  uint64_t n_rows, n_cols;                           // that are kept
+  uint64_t bits_of_all, bits_of_rows, bits_of_cols;  // of gaps; without some rows; and columns
+  uint64_t votes;                                    // for columns over rows, modulo 2^64
   bool keeps_rows, keeps_cols, columns, flips;
 };
 

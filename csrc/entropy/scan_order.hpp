@@ -15,14 +15,12 @@ RESFED_HD bool leaving_out_pays(uint64_t n_lines, uint64_t n_kept, uint64_t n) {
   return n_lines <= kMostLines &&
          n * (log2_in_32nds(n_lines) - log2_in_32nds(n_kept)) > 32 * n_lines;
 }
-// To leave out columns where gaps become shorter by so many bits. Where the columns that are kept
-// lie together, as those of a kernel do, most gaps are short already.
-RESFED_HD bool leaving_out_shortens_gaps(uint64_t n_bits, uint64_t n_cols) {
-  return n_bits > n_cols;
-}
-// What a gap of n_before becomes shorter by, in bits.
-RESFED_HD uint64_t bits_shorter(uint64_t before, uint64_t after) {
-  return before == after ? 0 : floor_log2(before) - floor_log2(after);
+// To leave out some of n_lines rows or columns where gaps along rows take fewer bits then: sums of
+// log2. Where those that are kept lie together, as the columns of a kernel do, most gaps are short
+// already.
+RESFED_HD bool leaving_out_shortens_gaps(uint64_t bits_before, uint64_t bits_after,
+                                         uint64_t n_lines) {
+  return bits_before - bits_after > n_lines;
 }
 // To scan columns: so much more often a nonzero has the sign of the one above it than of the one to
 // its left.

@@ -96,15 +96,23 @@ def kept_numbers(numbers: set[int], n: int, n_nonzeros: int) -> list[int] | None
     return sorted(numbers) if saved > 32 * n and n <= 2**32 else None
 
 
-def shortens_gaps(cells: Cells, scan: Scan) -> bool:
-    """Whether leaving out the scan's columns saves more bits of gaps than it costs."""
-    bits = []
-    for cols in (None, scan.cols):
-        order = Scan(scan.shape, rows=scan.rows, cols=cols)
-        length = order.lines[1]
-        indices = sorted(line * length + place for line, place in order.apply(cells))
-        bits.append(sum(log2(after - before) for before, after in pairwise(indices)))
-    return bits[0] - bits[1] > scan.shape[1]
+def gap_bits(cells: Cells, order: Scan) -> int:
+    """The sum of log2 of the gaps between nonzeros."""
+    length = order.lines[1]
+    indices = sorted(line * length + place for line, place in order.apply(cells))
+    return sum(log2(after - before) for before, after in pairwise(indices))
+
+
+def rows_shorten_gaps(cells: Cells, scan: Scan) -> bool:
+    """Whether leaving out the scan's rows saves more bits of gaps along rows than it costs."""
+    plain, left = Scan(scan.shape), Scan(scan.shape, rows=scan.rows)
+    return gap_bits(cells, plain) - gap_bits(cells, left) > scan.shape[0]
+
+
+def cols_shorten_gaps(cells: Cells, scan: Scan) -> bool:
+    """The same of its columns, among its rows."""
+    plain, left = (Scan(scan.shape, rows=scan.rows, cols=cols) for cols in (None, scan.cols))
+    return gap_bits(cells, plain) - gap_bits(cells, left) > scan.shape[1]
 
 
 def agreement(cells: Cells) -> dict[int, list[int]]:
@@ -147,11 +155,13 @@ def choose_scan(cells: Cells, shape: tuple[int, int]) -> Scan:
         return scan
     scan.rows = kept_numbers({row for row, _ in cells}, shape[0], len(cells))
     scan.cols = kept_numbers({col for _, col in cells}, shape[1], len(cells))
-    if scan.cols is not None and not shortens_gaps(cells, scan):
+    if scan.cols is not None and not cols_shorten_gaps(cells, scan):
         scan.cols = None
     left = same_sign(scan.apply(cells), 0, 1)
     above = same_sign(scan.apply(cells), 1, 0)
     scan.columns = 16 * (above - left) > len(cells)
+    if scan.rows is not None and not scan.columns and not rows_shorten_gaps(cells, scan):
+        scan.rows = None
     scan.flips = choose_flips(scan.apply(cells), scan.lines[1])
     return scan
 
