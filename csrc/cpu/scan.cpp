@@ -123,7 +123,6 @@ Lines take_back_lines(Cells cells, const Lines& lines, const std::vector<uint32_
   return Lines(n, lines.length);
 }
 Lines leave_out_places(Cells cells, const Lines& lines, const std::vector<uint32_t>& kept) {
-  if (kept.empty()) return lines;
   const std::vector<uint32_t> numbers = new_numbers(kept, lines.length);
   const Lines left(lines.n, kept.size());
   for (uint64_t& cell : cells) {

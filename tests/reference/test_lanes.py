@@ -132,6 +132,15 @@ def test_columns_are_left_out_if_gaps_become_shorter(
     assert (found.cols is None) == together
 
 
+def test_rows_stay_where_lines_are_rows(rng: np.random.Generator) -> None:
+    """Leaving out all but a few rows makes only the gaps between rows shorter."""
+    update = np.zeros((800, 64))
+    update[::200] = rng.standard_normal((4, 64))
+    state, reference = pair_of({"w": update}, rng)
+    (found,) = tables_in(assert_agree(state, reference, {"sparsity": 0.995}), reference).scans
+    assert found == Scan((800, 64))
+
+
 def test_scans_save_bytes(rng: np.random.Generator) -> None:
     update = {"w": outer((300, 90), rng, spread=(1, 3))}
     state, reference = pair_of(update, rng)
