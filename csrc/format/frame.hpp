@@ -178,6 +178,7 @@ inline std::vector<uint32_t> read_ordinals(ByteReader& in, uint64_t n_tensors) {
   uint64_t next = 0;
   for (uint32_t& ordinal : ordinals) {
     next += in.varint(kMostTensors);
+    if (next >= kMostTensors) throw Failure{Code::kBadField, in.offset() - 1, next};
     if (next >= n_tensors) throw Failure{Code::kNoSuchTensor, next, n_tensors};
     ordinal = static_cast<uint32_t>(next++);
   }

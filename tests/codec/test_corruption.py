@@ -15,6 +15,7 @@ import resfed_codec as rfc
 from checksums import sealed, with_flipped_bits
 from models import LAYOUT_CHANGES, State, assert_same, cnn_pair, with_another_layout
 from resfed_codec import reference as slow
+from resfed_codec.reference.frame import read_frame, write_frame
 from resfed_codec.stream.wire import varint
 
 REFUSED = (rfc.PayloadError, rfc.StateMismatchError)
@@ -69,6 +70,14 @@ def test_every_bit_flipped_with_a_valid_checksum(payload: bytes, pair: tuple[Sta
         except REFUSED:
             refuse(forged, pair[1])
     assert survivors < 48
+
+
+@pytest.mark.parametrize("read", [rfc.inspect, read_frame])
+def test_a_tensor_that_no_model_has(read: Any, payload: bytes) -> None:
+    frame = read_frame(payload)
+    frame.exclusions = [2**32 - 1, 2**32]
+    with pytest.raises(rfc.PayloadError, match=r"^payload: "):
+        read(write_frame(frame))
 
 
 def test_truncated_or_extended_with_a_valid_checksum(

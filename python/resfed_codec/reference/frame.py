@@ -189,6 +189,8 @@ class Reader:
         ordinals: list[int] = []
         for _ in range(self.varint(len(self.data))):
             ordinals.append(self.varint(2**32) + (ordinals[-1] + 1 if ordinals else 0))
+            if ordinals[-1] >= 2**32:
+                raise PayloadError("payload: a tensor that no model has")
             if ordinals[-1] >= n_tensors:
                 raise StateMismatchError("payload: made for another layout")
         if not ordinals:
