@@ -6,15 +6,6 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-// Calls visit(i) for the thread's part of n.
-template <class Visit>
-__device__ void for_each_of_grid(uint64_t n, Visit visit) {
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < n;
-       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    visit(i);
-  }
-}
-
 // Calls visit(i, change) for the changes of integers in a run. All of these are of class 0.
 template <class Visit>
 __device__ void for_each_integer(const DeviceGroup& group, const ExponentOrder& order,

@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kThreads)
                   ExactSquares* sums) {
   __shared__ BlockSquares of_block;
   of_block.clear();
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x;
-       i < progress->n_sent; i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+  for_each_of_grid(progress->n_sent, [&](uint64_t i) {
     const DeviceMember& member = group.member_at(symbols[i].index());
     const uint64_t element = symbols[i].index() - member.begin;
     const float value = value_of(progress->quantizer, symbols[i].level());
@@ -74,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
       of_block.subtract(residual_to(member, element, before));
       of_block.add(residual_to(member, element, recover(before, value)));
     });
-  }
+  });
   of_block.add_to(sums);
 }
 
@@ -83,8 +82,7 @@ __global__ void __launch_bounds__(kThreads)
                 ExactSquares* sums) {
   __shared__ BlockSquares of_block;
   of_block.clear();
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < n;
-       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+  for_each_of_grid(n, [&](uint64_t i) {
     const DeviceMember& member = group.member_at(symbols[i].index());
     const uint64_t element = symbols[i].index() - member.begin;
     with_type(member.dtype, [&]<class T>(T) {
@@ -92,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
       const T after = recover(before, value_of(quantizer, symbols[i].level()));
       of_block.add(change_rounded_up(before, after));
     });
-  }
+  });
   of_block.add_to(sums);
 }
 

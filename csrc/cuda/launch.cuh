@@ -79,6 +79,15 @@ __device__ inline uint64_t sum_of_lanes_below(uint64_t value) {
   return sum - value;
 }
 
+// Calls visit(i) for the thread's part of n, of which the grid takes neighbors together.
+template <class Visit>
+__device__ void for_each_of_grid(uint64_t n, Visit visit) {
+  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < n;
+       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
+    visit(i);
+  }
+}
+
 // What one thread of a block that deals with all of n takes: consecutive ones.
 struct OwnRange {
   uint64_t begin, end;

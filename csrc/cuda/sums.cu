@@ -17,14 +17,6 @@ __device__ void for_each_element(const ElementChanges& c, Visit visit) {
   }
 }
 
-template <class Visit>
-__device__ void for_each_of_grid(uint64_t n, Visit visit) {
-  for (uint64_t i = blockIdx.x * static_cast<uint64_t>(blockDim.x) + threadIdx.x; i < n;
-       i += static_cast<uint64_t>(gridDim.x) * blockDim.x) {
-    visit(i);
-  }
-}
-
 __device__ uint64_t load(const void* array, uint64_t element, uint32_t elem_bytes) {
   uint64_t bits = 0;
   with_bits(8 * elem_bytes,
