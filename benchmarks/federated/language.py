@@ -73,7 +73,7 @@ class TextClients:
         if name == config.model:
             model = build_gpt(name, config.seed)
         else:
-            model = base_model(name)
+            model = base_model(name, config.precision)
             self._about["base"] = _digest(model)
             add_adapters(model, config.seed)
         self._context = SIZES[name].context
@@ -215,12 +215,13 @@ def _adamw(
     return {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()}
 
 
-def base_model(name: str) -> Gpt:
+def base_model(name: str, precision: str) -> Gpt:
     """The GPT below the adapters; trained once and stored in the user's cache."""
     text = load_text("python")
     steps = BASE_STEPS[name]
     model = build_gpt(name, seed=0)
-    settings = (SIZES[name], steps, BASE_BATCH, BASE_RATE, BETAS, text.digest, torch.__version__)
+    hyperparameters = (SIZES[name], steps, BASE_BATCH, BASE_RATE, BETAS, precision)
+    settings = (*hyperparameters, text.digest, torch.__version__)
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
     cache = Path(root) / "resfed_benchmarks" / f"{name}_{key}.npz"
@@ -229,7 +230,7 @@ def base_model(name: str) -> Gpt:
         context = SIZES[name].context
         rates = [BASE_RATE * rate_at(i, steps) for i in range(steps)]
         batches = (draw(text.train, BASE_BATCH, context, rng) for _ in rates)
-        _adamw(model, batches, rates, bf16=True)
+        _adamw(model, batches, rates, bf16=precision == "bf16")
         cache.parent.mkdir(parents=True, exist_ok=True)
         unfinished = cache.with_suffix(f".{os.getpid()}.npz")
         np.savez(unfinished, **_numbers(model, list(model.state_dict())))  # type: ignore[arg-type]
