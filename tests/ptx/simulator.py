@@ -73,12 +73,13 @@ def make_toolkit(folder: Path) -> None:
 
 
 class Simulator:
-    """The simulator in ``folder``; built if missing."""
+    """The simulator in ``folder``; built if missing, or older than the edits."""
 
     def __init__(self, checkout: Path, folder: Path) -> None:
         self.root, self.toolkit = folder / "source", folder / "toolkit"
         self.library = self.root / "lib" / "libcudart.so"
-        if self.library.exists():
+        edited = Path(edits.__file__).stat().st_mtime
+        if self.library.exists() and self.library.stat().st_mtime > edited:
             return
         shutil.rmtree(folder, ignore_errors=True)
         make_toolkit(self.toolkit)
