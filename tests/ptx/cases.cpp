@@ -1,6 +1,6 @@
 // Compares cuda::encode and cuda::decode with simulated kernels to the CPU codec, bit for bit.
 // `cases NAME` runs one case.
-#include "check.hpp"
+#include "mean.hpp"
 #include "numeric/select.hpp"
 
 using namespace resfed;
@@ -284,6 +284,34 @@ void forged_counts() {
   }
 }
 
+// A payload, a model, and a payload that replaces the model, with weights that divide nothing.
+void mean_of(const Model& model) {
+  const Bytes payload = check(model);
+  Means means(model);
+  means.add(payload, 0.7);
+  means.add_model(3.0);
+  means.check();
+  means.add(payload, 0x1p-30, true);
+  means.check();
+}
+void mean() { mean_of(all_roles()); }
+void mean_of_lossless() { mean_of(lossless_model()); }
+// Sums of which a part is carried over to further 64 bits, and a weight that is refused.
+void mean_beyond_128_bits() {
+  Model floats, integers;
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat64}) {
+    floats.add({40, dtype}, [](size_t i) { return i % 2 == 0 ? 0x1p44f : -0x1p43f * uniform(); });
+  }
+  integers.add_integers(30, 8, [](size_t i) { return static_cast<int64_t>(i) << 57; });
+  for (const auto& [model, unit] : {std::pair(&floats, 1.0), std::pair(&integers, 0x1p22)}) {
+    Means means(*model);
+    for (const double weight : {1.9, 1.0, 1.5, 1.7}) means.add_model(unit * weight);
+    means.check();
+    means.add_model(0x1p39);
+    means.check();
+  }
+}
+
 void arithmetic() { expect(ptx::arithmetic_differences() == 0, "arithmetic: host and device"); }
 
 // For --cycles: one float32 tensor, nonzeros of one lane, and of 32.
@@ -352,6 +380,9 @@ constexpr Case kCases[] = {
     CASE(large_levels),
     CASE(lossless),
     CASE(lossless_alone),
+    CASE(mean),
+    CASE(mean_of_lossless),
+    CASE(mean_beyond_128_bits),
     CASE(within_a_budget),
     CASE(within_an_error),
     CASE(within_a_norm),

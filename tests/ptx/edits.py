@@ -41,6 +41,10 @@ class Source:
         end = self._find(*places)[1]
         self._put(end, end, text)
 
+    def insert_before(self, *places: str, text: str) -> None:
+        begin = self._find(*places)[0]
+        self._put(begin, begin, text)
+
     def replace(self, *places: str, text: str) -> None:
         self._put(*self._find(*places), text)
 
@@ -111,6 +115,49 @@ void bfi_impl(const ptx_instruction *pI, ptx_thread_info *thread) {
 }
 """
 
+CARRY = """\
+// Each thread's carry flag: instructions with .cc write it; addc, subc and madc read it. After a
+// subtraction it is set if nothing was borrowed: nvcc reads that with addc.
+static std::map<const ptx_thread_info *, bool> carries;
+
+// Executes integer add, sub, mul and mad that use the flag or, of 32 and 64 bits, give the upper
+// half of a product; returns false for others.
+static bool execute_wide(const ptx_instruction *pI, ptx_thread_info *thread, bool reads) {
+  typedef unsigned __int128 wide;
+  const std::list<int> options = pI->get_options();
+  const bool writes = std::find(options.begin(), options.end(), EXTP_OPTION) != options.end();
+  const unsigned type = pI->get_type();
+  const bool is_signed = type == S32_TYPE || type == S64_TYPE;
+  const int n_bits = type == S64_TYPE || type == U64_TYPE ? 64 : 32;
+  const bool fits = is_signed || type == U32_TYPE || type == U64_TYPE;
+  if (!reads && !writes && !(fits && pI->is_hi())) return false;
+  if (!fits) abort();
+  const operand_info &to = pI->dst();
+  const auto value = [&](const operand_info &from) -> wide {
+    const ptx_reg_t read = thread->get_operand_value(from, to, type, thread, 1);
+    if (n_bits == 64) return is_signed ? (wide)(__int128)read.s64 : (wide)read.u64;
+    return is_signed ? (wide)(__int128)read.s32 : (wide)read.u32;
+  };
+  const wide mask = ((wide)1 << n_bits) - 1;
+  const wide a = value(pI->src1()), b = value(pI->src2()), carry = reads && carries[thread];
+  const wide product = a * b >> (pI->is_hi() ? n_bits : 0) & mask;
+  wide result;
+  switch (pI->get_opcode()) {
+    case ADD_OP: case ADDC_OP: result = (a & mask) + (b & mask) + carry; break;
+    case SUB_OP: case SUBC_OP: result = (a & mask) + (~b & mask) + (reads ? carry : 1); break;
+    case MUL_OP: result = product; break;
+    case MAD_OP: case MADC_OP: result = product + (value(pI->src3()) & mask) + carry; break;
+    default: abort();
+  }
+  if (writes) carries[thread] = result >> n_bits & 1;
+  ptx_reg_t data;
+  data.u64 = (unsigned long long)(result & mask);
+  thread->set_operand_value(to, data, type, thread, pI);
+  return true;
+}
+
+"""
+
 ACCESS = """
 // Told of all accesses to global memory, those of copies included.
 extern "C" {
@@ -178,6 +225,22 @@ def apply(root: Path) -> None:
     for function in ("u2f", "s2f"):
         source.insert_after(f"ptx_reg_t {function}(", "} else {", text="\n    y = x;")
     source.replace_function("void bfi_impl(", INSERTION)
+    # Carries and upper halves, of which 128-bit integers consist.
+    source.insert_before("void add_impl(", text=CARRY)
+    for function in ("add", "sub", "mul", "mad"):
+        source.insert_after(
+            f"void {function}_impl(", "{", text="\n  if (execute_wide(pI, thread, false)) return;"
+        )
+    for function in ("addc", "subc", "madc"):
+        head = f"void {function}_impl("
+        whole = f"{head}const ptx_instruction *pI, ptx_thread_info *thread) {{\n"
+        source.replace_function(head, whole + "  execute_wide(pI, thread, true);\n}\n")
+    # A funnel shift by 0 is none.
+    for shifted, text in (
+        ("(b.u32 << n) | (a.u32 >> (32 - n))", "(b.u64 << 32 | a.u32) << n >> 32"),
+        ("(b.u32 << (32 - n)) | (a.u32 >> n)", "(b.u64 << 32 | a.u32) >> n"),
+    ):
+        source.replace("void shf_impl(", shifted, text=text)
     # Of a register with a shift distance the upper half has no meaning.
     for function in ("shr", "shl"):
         source.insert_after(f"void {function}_impl(", "b = ", ";", text="\n  b.u64 = b.u32;")
