@@ -72,7 +72,8 @@ ENCODE = {
     "scan orders, without columns": [
         Kernel("begin_scan"),
         Kernel("mark_lines", 0, 8 + 8),
-        Kernel("compact", 0, 16),
+        Kernel("measure_gaps", 0, 8),
+        Kernel("compact", 0, 16, times=2),
         Kernel("vote", 0, 8 + 32),
         Kernel("a sort that returns", times=6),
         Kernel("compare_neighbors", 0, 16),
