@@ -216,12 +216,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        base_model("gpt_tiny")
+        base_model("gpt_tiny", "bf16")
         yield folder
 
 
 @pytest.mark.slow
-def test_the_base_is_trained_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_trained_once_in_each_precision(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (cached,) = base.glob("resfed_benchmarks/*.npz")
     before = cached.stat().st_mtime_ns
 
@@ -229,12 +231,14 @@ def test_the_base_is_trained_once(base: Path, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("trained again")
 
     monkeypatch.setattr(language, "_adamw", never)
-    first, second = base_model("gpt_tiny"), base_model("gpt_tiny")
+    first, second = (base_model("gpt_tiny", "bf16") for _ in range(2))
     assert cached.stat().st_mtime_ns == before
     untrained = build_gpt("gpt_tiny", 0).state_dict()
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
         assert not torch.equal(value, untrained[name]) or "norm" in name
+    with pytest.raises(AssertionError, match="trained again"):
+        base_model("gpt_tiny", "float32")
 
 
 @pytest.mark.parametrize("spec", slow_except(["flasc"], SUITES["lora"][1]))
