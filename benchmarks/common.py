@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import resfed_codec as rfc
+from resfed_codec import _native
 
 Model = dict[str, NDArray[Any]]
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +66,7 @@ def stamp() -> dict[str, str]:
     if cpuinfo.exists():
         lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         cpu = f"{lines[0].split(': ')[1]}, {len(lines)} cores" if lines else cpu
+    cpu += f", {_native.kernels()}"  # the instructions that the codec uses
     versions = [f"Python {platform.python_version()}", f"NumPy {np.__version__}"]
     if "torch" in sys.modules:
         versions.append(f"torch {sys.modules['torch'].__version__}")
