@@ -281,7 +281,7 @@ class CodecSelect(UpdateMethod):
         exponents = dict(zip(matrices, choice.exponents or [], strict=bool(choice.exponents)))
         chosen = {**state, **like(matrices, choice.values)}
         scaled = {n: np.ldexp(v, -exponents.get(n, 0)) for n, v in chosen.items()}
-        return _encode(scaled, self._zeros, self._sparsity, self._matrices), exponents
+        return encode_nonzeros(scaled, self._zeros, self._sparsity, self._matrices), exponents
 
     def notes(self) -> dict[str, float]:
         """Squared errors relative to the residual: of all clients, and down."""
@@ -291,7 +291,7 @@ class CodecSelect(UpdateMethod):
         return {"error_up": float(error / energy), "error_down": down[0] / down[1]}
 
 
-def _encode(state: State, zeros: State, sparsity: float, matrices: list[str]) -> bytes:
+def encode_nonzeros(state: State, zeros: State, sparsity: float, matrices: list[str]) -> bytes:
     """Encode with all nonzeros of matrices."""
     current, base = views_of(state, "state"), views_of(zeros, "reference")
     specs = specs_of(base)
