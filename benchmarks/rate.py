@@ -27,8 +27,9 @@ DENSITIES = (0.7, 0.9, 1.1, 1.4)  # of candidates for "rate", relative to top-k'
 PASSES = 3  # until its costs are those of what it selects
 NOTE = """\
 Float32 matrices as one model, without error feedback. The error is relative squared error, that of
-top-k; bytes of "rate" are interpolated between those of four densities, in logarithms. "Rate" is
-the search that docs/benchmarks.md describes; its price of a bit is its gain at the threshold."""
+top-k; bytes of "rate" are interpolated between those of four densities, in logarithms (nan: not
+between them). "Rate" is the search that docs/benchmarks.md describes; its price of a bit is its
+gain at the threshold."""
 
 
 def measure(source: Source, sparsity: float) -> dict[str, Any]:
