@@ -48,12 +48,12 @@ def measure(source: Source, sparsity: float) -> dict[str, Any]:
     energy = float(np.square(flat(residual), dtype=np.float64).sum())
     by_magnitude = rfc.encode(residual, zeros, config=rfc.CodecConfig(sparsity=sparsity))
     error = error_of(by_magnitude)
+    matrices = Matrices(flat(residual), [residual[name].shape for name in names])
     curve = []
     for density in DENSITIES:
         costs = Costs()
         wanted = 1 - density * (1 - sparsity)
         for _ in range(PASSES):
-            matrices = Matrices(flat(residual), [residual[name].shape for name in names])
             chosen = like(residual, by_rate(matrices, wanted, costs).values)
         payload = encode_nonzeros(chosen, zeros, wanted, names)
         curve.append((error_of(payload), len(payload)))
