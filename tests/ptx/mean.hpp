@@ -61,7 +61,12 @@ class Means {
     }
     return tensors;
   }
-  std::vector<bool> are_signed() const { return std::vector<bool>(model_.specs.size(), true); }
+  // Every other tensor; only integers have a sign to tell apart.
+  std::vector<bool> are_signed() const {
+    std::vector<bool> are;
+    for (size_t i = 0; i < model_.specs.size(); ++i) are.push_back(i % 2 == 0);
+    return are;
+  }
 
   // One after the other, prepared twice if they replace: an aggregator uses up what it adds.
   template <class OnHost, class There>
